@@ -1,0 +1,227 @@
+"""The array-level program: values, nodes, graphs, and the builder that makes them.
+
+A `Graph` is frozen, ordered and in single-assignment form. It knows no particular op: what a node means is in its
+`Op` record. Attributes may hold Graphs (a fused region, the body of a foreach, a checkpointed block).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jitgrad.dtypes import DType
+from jitgrad.ir.interpreter import interpret
+from jitgrad.ir.op import Op
+from jitgrad.ir.types import TensorType
+
+Where = tuple[str, int] | None
+
+
+class Value:
+    """The result of a node or an input of a graph. Compared by identity; `id` only names it in print."""
+
+    __slots__ = ("id", "type")
+
+    def __init__(self, id: int, type: TensorType):
+        self.id = id
+        self.type = type
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.type.shape
+
+    @property
+    def dtype(self) -> DType:
+        return self.type.dtype
+
+    def __repr__(self) -> str:
+        return f"%{self.id}: {self.type}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Node:
+    """One application of an op. `where` is the user's file and line."""
+
+    op: Op
+    inputs: tuple[Value, ...]
+    attrs: Mapping[str, Any]
+    outputs: tuple[Value, ...]
+    where: Where = None
+
+    @property
+    def output(self) -> Value:
+        """The only output."""
+        (value,) = self.outputs
+        return value
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Graph:
+    """inputs -> nodes -> outputs. `writes` says which inputs are overwritten, and with what, when the graph has run:
+    pairs (position of the input, value)."""
+
+    inputs: tuple[Value, ...]
+    nodes: tuple[Node, ...]
+    outputs: tuple[Value, ...]
+    name: str = "graph"
+    writes: tuple[tuple[int, Value], ...] = ()
+
+    @property
+    def results(self) -> tuple[Value, ...]:
+        """Everything that must be computed: outputs, then written values."""
+        return self.outputs + tuple(v for _, v in self.writes)
+
+    def producers(self) -> dict[Value, Node]:
+        return {v: node for node in self.nodes for v in node.outputs}
+
+    def uses(self) -> dict[Value, list[Node]]:
+        """For every value the nodes that read it, in order (a node that reads it twice stands there twice)."""
+        found: dict[Value, list[Node]] = {v: [] for v in self.inputs}
+        for node in self.nodes:
+            for v in node.inputs:
+                found[v].append(node)
+            for v in node.outputs:
+                found[v] = []
+        return found
+
+    def replace(self, **changes: Any) -> Graph:
+        fields = {k: getattr(self, k) for k in ("inputs", "nodes", "outputs", "name", "writes")}
+        return Graph(**{**fields, **changes})
+
+    def __str__(self) -> str:
+        from jitgrad.ir.printer import print_graph
+        return print_graph(self)
+
+    def _repr_html_(self) -> str:
+        from jitgrad.ir.printer import graph_html
+        return graph_html(self)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Hashable; equal for graphs that compute the same from the same types (names and lines do not count).
+        It is also the identity of a graph that stands in an attribute."""
+        return graph_key(self.inputs, self.nodes, self.outputs, self.writes)
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Graph) and (self is other or self.key == other.key)
+
+
+def graph_key(inputs: Iterable[Value], nodes: Iterable[Node], outputs: Iterable[Value],
+              writes: Iterable[tuple[int, Value]]) -> tuple[Any, ...]:
+    """See `Graph.key`."""
+    number: dict[Value, int] = {}
+    types = []
+    for v in inputs:
+        number[v] = len(number)
+        types.append((v.type.dtype.short, v.type.shape, v.type.device))
+    body = []
+    for node in nodes:
+        body.append((node.op.name, tuple([number[v] for v in node.inputs]), attrs_key(node.attrs)))
+        for v in node.outputs:
+            number[v] = len(number)
+    return (tuple(types), tuple(body), tuple([number[v] for v in outputs]),
+            tuple([(i, number[v]) for i, v in writes]))
+
+
+def attrs_key(attrs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Attributes as a hashable tuple; floats by their bits, so that 0.0, -0.0 and nan are told apart; no bool is equal
+    to an int."""
+    return tuple([(k, _attr_key(v)) for k, v in sorted(attrs.items())]) if attrs else ()
+
+
+def _attr_key(value: Any) -> Any:
+    if isinstance(value, float):
+        return "float", value.hex()
+    if isinstance(value, bool):
+        return "bool", value
+    if isinstance(value, complex):
+        return "complex", value.real.hex(), value.imag.hex()
+    if isinstance(value, DType):
+        return value.short
+    if isinstance(value, Graph):
+        return value.key
+    if isinstance(value, tuple):
+        return tuple([_attr_key(v) for v in value])
+    return value
+
+
+class GraphBuilder:
+    """The interpreter that appends nodes; also the tool of every transform.
+
+        builder = GraphBuilder()
+        x = builder.input(TensorType(float32, (3,)))
+        with builder:                      # primitives called in here append nodes
+            y = ops.exp(x)
+        graph = builder.build([y])
+    """
+
+    def __init__(self, name: str = "graph"):
+        self.name = name
+        self.inputs: list[Value] = []
+        self.nodes: list[Node] = []
+        self.count = 0
+        self.where: Where = None            # given to nodes appended from now on
+
+    def value(self, type: TensorType) -> Value:
+        self.count += 1
+        return Value(self.count - 1, type)
+
+    def input(self, type: TensorType) -> Value:
+        v = self.value(type)
+        self.inputs.append(v)
+        return v
+
+    def run(self, op: Op, inputs: tuple[Value, ...], attrs: dict[str, Any]) -> Any:
+        """Append one node; its output, or the tuple of its outputs for ops with several."""
+        types = op.result_types(tuple([v.type for v in inputs]), attrs)
+        outputs = tuple([self.value(t) for t in types])
+        self.nodes.append(Node(op, tuple(inputs), attrs, outputs, self.where))
+        return outputs[0] if op.outputs == 1 else outputs
+
+    def build(self, outputs: Iterable[Value], writes: Iterable[tuple[int, Value]] = ()) -> Graph:
+        return Graph(tuple(self.inputs), tuple(self.nodes), tuple(outputs), self.name, tuple(writes))
+
+    def __enter__(self) -> GraphBuilder:
+        self._context = interpret(self)
+        self._context.__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._context.__exit__(*exc)
+
+
+def inner_graphs(node: Node) -> Iterator[tuple[str, Graph]]:
+    """The attributes of a node that are graphs."""
+    for name, value in node.attrs.items():
+        if isinstance(value, Graph):
+            yield name, value
+
+
+def run_node(node: Node, environment: dict[Value, Any]) -> None:
+    """Carry out one node with the current interpreter, on the values that `environment` holds for its inputs."""
+    result = node.op(*[environment[v] for v in node.inputs], **node.attrs)
+    for v, r in zip(node.outputs, result if len(node.outputs) > 1 or node.op.outputs != 1 else (result,), strict=True):
+        environment[v] = r
+
+
+def rebuild(graph: Graph, visit: Any = None) -> Graph:
+    """Copy `graph` node by node. `visit(node, inputs, builder)` may return the outputs to use instead (one value, or
+    a tuple for ops with several outputs), or None for a plain copy; it runs with the builder current. The shape of
+    every local rewrite."""
+    builder = GraphBuilder(graph.name)
+    mapped: dict[Value, Value] = {v: builder.input(v.type) for v in graph.inputs}
+    with builder:
+        for node in graph.nodes:
+            builder.where = node.where
+            inputs = tuple([mapped[v] for v in node.inputs])
+            result = visit(node, inputs, builder) if visit else None
+            if result is None:
+                result = builder.run(node.op, inputs, dict(node.attrs))
+            results = result if isinstance(result, tuple) else (result,)
+            for v, r in zip(node.outputs, results, strict=True):
+                mapped[v] = r
+    return builder.build([mapped[v] for v in graph.outputs], [(i, mapped[v]) for i, v in graph.writes])
