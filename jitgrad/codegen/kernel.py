@@ -1,0 +1,113 @@
+"""The loop-level program. A fused region becomes one or more `Kernel`s; an emitter per target spells a Kernel as text.
+
+    kernel    ::= Kernel(name, operands, sizes, body)
+    operand   ::= Operand(name, dtype, type)                  a pointer argument, disjoint from all others
+    statement ::= Loop(index, start, stop, body)              for index in range(start, stop)
+                | Let(name, dtype, value, where, note)        name = dtype(value); dtype None: an index (int64)
+                | Load(name, operand, index)                  name = operand[index]
+                | Store(operand, index, value)                operand[index] = value
+                | Accumulate(name, how, value)                name = how(name, value); how "add": may reassociate
+                | When(condition, body)                       if condition
+    name, start, stop, index, value, condition                expressions of plain Python over names, as text
+
+`sizes` are int64 arguments: the text holds no number of the user's. Work items ``begin … end`` are names that every
+kernel knows. Then what lowering hands to the pipeline: `Launch`es (text and arguments) over `Buffer`s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Union
+
+from jitgrad.dtypes import DType
+from jitgrad.ir.graph import Where
+
+Statement = Union["Loop", "Let", "Load", "Store", "Accumulate", "When"]
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A pointer argument. `type` says, in the text's comment, what it points to."""
+
+    name: str
+    dtype: DType
+    type: str = ""
+
+
+@dataclass(slots=True)
+class Loop:
+    index: str
+    start: str
+    stop: str
+    body: list[Statement] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Let:
+    name: str
+    dtype: DType | None
+    value: str
+    where: Where = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    name: str
+    operand: str
+    index: str
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    operand: str
+    index: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accumulate:
+    name: str
+    how: str
+    value: str
+
+
+@dataclass(slots=True)
+class When:
+    condition: str
+    body: list[Statement] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Kernel:
+    """One function of the ABI ``kernel(args, begin, end, thread)``; arguments: operands, then sizes."""
+
+    name: str
+    operands: tuple[Operand, ...]
+    sizes: tuple[str, ...]
+    body: list[Statement]
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """The argument that points to memory number `index`: inputs first, then outputs, then scratch."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One entry of the tape: `items` work items of the kernel with this text. `arguments` become ``args[1:]``."""
+
+    name: str
+    source: str
+    items: int
+    arguments: tuple[Buffer | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """What a node becomes: launches in order, and the sizes in bytes of the scratch memory that they share."""
+
+    launches: tuple[Launch, ...]
+    scratch: tuple[int, ...] = ()
