@@ -1,0 +1,135 @@
+"""Teaches Numba what `kernels.cpu.scalar` and the scalar functions built on it mean in machine code.
+
+Importing this module is all there is to do; it is the only one here that needs Numba, and it is imported when a kernel is
+compiled, never before. Every function object keeps its plain Python meaning; Numba gets
+
+* one LLVM instruction or intrinsic for each name of `scalar` that stands for one,
+* `forceinline` for every function marked with `scalar`: inlined with its own flags, which are none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import lower_builtin, overload, register_jitable, type_callable
+
+from jitgrad.kernels.cpu import math, scalar
+
+INLINE = {"forceinline": True, "error_model": "numpy", "no_cpython_wrapper": True}
+CONTRACT = ("contract",)
+
+Emit = Callable[[Any, ir.IRBuilder, Any, Any], ir.Value]
+
+
+def instruction(function: Callable[..., Any], arity: int, result: Callable[..., Any], emit: Emit) -> None:
+    """`function` of `arity` arguments has the type ``result(*argument types)``, and `emit` writes its code."""
+    names = ", ".join("abc"[:arity])
+    namespace: dict[str, Any] = {"result": result}
+    exec(f"def typing(context):\n def typer({names}):\n  return result({names})\n return typer", namespace)
+    type_callable(function)(namespace["typing"])
+    lower_builtin(function, *[types.Any] * arity)(emit)
+
+
+def llvm_intrinsic(name: str) -> Emit:
+    """Code that calls ``llvm.<name>`` on floats of any width; integers pass unchanged."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+        if isinstance(signature.return_type, types.Integer):
+            return values[0]
+        kind = values[0].type
+        function = builder.module.declare_intrinsic(f"llvm.{name}", [kind], ir.FunctionType(kind, [kind] * len(values)))
+        return builder.call(function, values)
+
+    return emit
+
+
+def first(*arguments: Any) -> Any:
+    """The result has the type of the first argument."""
+    return types.unliteral(arguments[0])
+
+
+def _cast_all(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> list[ir.Value]:
+    return [context.cast(builder, value, kind, signature.return_type) for value, kind in zip(values, signature.args)]
+
+
+def _flagged(operation: str, *flags: str) -> Emit:
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+        x, y = _cast_all(context, builder, signature, values)
+        if isinstance(signature.return_type, types.Float):
+            return getattr(builder, "f" + operation)(x, y, flags=flags)
+        return getattr(builder, operation)(x, y)
+
+    return emit
+
+
+def _select(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    condition = context.cast(builder, values[0], signature.args[0], types.boolean)
+    x, y = [context.cast(builder, v, t, signature.return_type) for v, t in zip(values[1:], signature.args[1:])]
+    return builder.select(condition, x, y)
+
+
+def _like(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    return context.cast(builder, values[1], signature.args[1], signature.return_type)
+
+
+def _multiply_add(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    x, y, z = _cast_all(context, builder, signature, values)
+    return builder.fadd(builder.fmul(x, y, flags=CONTRACT), z, flags=CONTRACT)
+
+
+def _horner(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    x, table = values
+    coefficients = [context.cast(builder, builder.extract_value(table, i), types.float64, signature.return_type)
+                    for i in range(len(signature.args[1]))]
+    total = coefficients[0]
+    for c in coefficients[1:]:
+        total = builder.fadd(builder.fmul(total, x, flags=CONTRACT), c, flags=CONTRACT)
+    return total
+
+
+def _bitcast(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    return builder.bitcast(values[0], context.get_value_type(signature.return_type))
+
+
+def _to_int(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    return builder.fptosi(values[0], context.get_value_type(signature.return_type))
+
+
+def _teach_instructions() -> None:
+    as_int = {types.float32: types.int32, types.float64: types.int64}
+    as_float = {types.int32: types.float32, types.int64: types.float64}
+    instruction(scalar.select, 3, lambda c, x, y: types.unliteral(x), _select)
+    instruction(scalar.like, 2, first, _like)
+    instruction(scalar.multiply_add, 3, first, _multiply_add)
+    instruction(scalar.horner, 2, first, _horner)
+    instruction(scalar.bits, 1, as_int.get, _bitcast)
+    instruction(scalar.from_bits, 1, as_float.get, _bitcast)
+    instruction(scalar.to_int, 1, as_int.get, _to_int)
+    for name, llvm in {"sqrt": "sqrt", "floor": "floor", "ceil": "ceil", "round": "rint", "trunc": "trunc",
+                       "absolute": "fabs"}.items():
+        instruction(getattr(scalar, name), 1, first, llvm_intrinsic(llvm))
+    instruction(scalar.copysign, 2, first, llvm_intrinsic("copysign"))
+    instruction(scalar.reassociate_add, 2, first, _flagged("add", "reassoc"))
+    instruction(scalar.reassociate_mul, 2, first, _flagged("mul", "reassoc"))
+
+
+def _teach_functions() -> None:
+    for function in scalar.SCALARS.values():
+        register_jitable(**INLINE)(function)
+    for function, single, double in scalar.DISPATCHERS.values():
+        overload(function, jit_options=INLINE, strict=False)(_chooser(single, double))
+
+
+def _chooser(single: Callable[..., Any], double: Callable[..., Any]) -> Callable[..., Any]:
+    def choose(*arguments: Any) -> Callable[..., Any]:
+        return single if arguments[0] == types.float32 else double
+
+    return choose
+
+
+assert math.NAMES, "the scalar functions must be defined before Numba learns them"
+_teach_instructions()
+_teach_functions()

@@ -1,0 +1,138 @@
+"""What scalar functions of kernels are made of, as ordinary Python functions of NumPy scalars.
+
+Each name in here is one machine instruction or a few of them: a cast, a bit pattern, a select, a rounding, a multiply
+and add. As plain Python they make every scalar function runnable without Numba; `kernels.cpu.native` teaches Numba
+what the very same function objects mean in machine code. There is one text of each function and no second one.
+
+`scalar` marks a function as inlinable in kernels, `by_type` joins a float32 and a float64 body under one name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Scalar = Any                                    # a NumPy scalar; natively a value of the same type
+
+f64, f32 = np.float64, np.float32
+i64, i32, i16, i8 = np.int64, np.int32, np.int16, np.int8
+u64, u32, u8 = np.uint64, np.uint32, np.uint8
+boolean = np.bool_
+
+SCALARS: dict[str, Callable[..., Scalar]] = {}
+"""Every function marked with `scalar`, by name."""
+
+DISPATCHERS: dict[str, tuple[Callable[..., Scalar], Callable[..., Scalar], Callable[..., Scalar]]] = {}
+"""Every function made by `by_type`: (the function itself, its float32 body, its float64 body)."""
+
+
+def scalar(function: Callable[..., Scalar]) -> Callable[..., Scalar]:
+    """Mark `function` as part of kernel text: natively it is always inlined, with no flags on its arithmetic."""
+    SCALARS[function.__name__] = function
+    return function
+
+
+def by_type(name: str, single: Callable[..., Scalar], double: Callable[..., Scalar],
+            doc: str = "") -> Callable[..., Scalar]:
+    """A function that runs `single` when its first argument is a float32 and `double` otherwise.
+
+    Natively the choice is made while compiling."""
+
+    def choose(*arguments: Scalar) -> Scalar:
+        return (single if isinstance(arguments[0], f32) else double)(*arguments)
+
+    choose.__name__ = choose.__qualname__ = name
+    choose.__doc__ = doc
+    DISPATCHERS[name] = (choose, single, double)
+    return choose
+
+
+# --- one instruction each: plain meanings -------------------------------------------------------------------------
+
+
+def select(condition: Scalar, x: Scalar, y: Scalar) -> Scalar:
+    """x where `condition` holds, else y; both are computed. The result has the type of x."""
+    return x if condition else type(x)(y)
+
+
+def like(x: Scalar, constant: Scalar) -> Scalar:
+    """`constant` in the type of x."""
+    return type(x)(constant)
+
+
+def multiply_add(x: Scalar, y: Scalar, z: Scalar) -> Scalar:
+    """x * y + z, rounded once or twice as the machine likes: the only arithmetic that may contract."""
+    return x * y + z
+
+
+def horner(x: Scalar, coefficients: tuple[float, ...]) -> Scalar:
+    """The polynomial with these coefficients, highest power first, in the type of x; may contract."""
+    kind = type(x)
+    total = kind(coefficients[0])
+    for c in coefficients[1:]:
+        total = total * x + kind(c)
+    return total
+
+
+def bits(x: Scalar) -> Scalar:
+    """The bit pattern of a float32 as int32, of a float64 as int64."""
+    return x.view(i32 if isinstance(x, f32) else i64)
+
+
+def from_bits(pattern: Scalar) -> Scalar:
+    """The float32 (float64) with the bit pattern of an int32 (int64)."""
+    return pattern.view(f32 if isinstance(pattern, i32) else f64)
+
+
+def sqrt(x: Scalar) -> Scalar:
+    """Square root, correctly rounded."""
+    return np.sqrt(x)
+
+
+def floor(x: Scalar) -> Scalar:
+    """The largest integer that is not above x, in the type of x."""
+    return x if isinstance(x, np.integer) else np.floor(x)
+
+
+def ceil(x: Scalar) -> Scalar:
+    """The smallest integer that is not below x, in the type of x."""
+    return x if isinstance(x, np.integer) else np.ceil(x)
+
+
+def round(x: Scalar) -> Scalar:
+    """The nearest integer, halves to even, in the type of x."""
+    return x if isinstance(x, np.integer) else np.rint(x)
+
+
+def trunc(x: Scalar) -> Scalar:
+    """x without its fraction, in the type of x."""
+    return x if isinstance(x, np.integer) else np.trunc(x)
+
+
+def absolute(x: Scalar) -> Scalar:
+    """Absolute value of a float."""
+    return np.abs(x)
+
+
+def copysign(x: Scalar, y: Scalar) -> Scalar:
+    """The magnitude of x with the sign of y (floats)."""
+    return np.copysign(x, y)
+
+
+def to_int(x: Scalar) -> Scalar:
+    """A float32 as int32, a float64 as int64. Exact for values in range; otherwise anything."""
+    kind = i32 if isinstance(x, f32) else i64
+    limit = np.iinfo(kind)
+    return kind(x) if limit.min <= x <= limit.max - 512 else kind(limit.min)
+
+
+def reassociate_add(accumulator: Scalar, x: Scalar) -> Scalar:
+    """accumulator + x, where sums may be taken in another order: what lets a reduction vectorize."""
+    return accumulator + x
+
+
+def reassociate_mul(accumulator: Scalar, x: Scalar) -> Scalar:
+    """accumulator * x, where products may be taken in another order."""
+    return accumulator * x
