@@ -13,6 +13,9 @@ from jitgrad.errors import DTypeError, ShapeError, complain
 from jitgrad.ir.op import Op, register
 from jitgrad.ir.types import TensorType, Typed
 
+NARROW = (dtypes.bfloat16.numpy, dtypes.float16.numpy)
+MAY_FAIL = frozenset({"may-fail"})
+
 
 def same_type(name: str, categories: str = "buifc") -> Callable[..., TensorType]:
     """Type rule: all operands have one type, which is the result's; its category is one of `categories`."""
@@ -56,7 +59,7 @@ def require_category(name: str, dtype: DType, categories: str) -> None:
 def unary(name: str, eager: Callable[..., Any], *, spell: str | None = None, vjp: Callable[..., Any] | None = None,
           categories: str = "fc", doc: str = "") -> Op:
     """An elementwise op of one operand ``x`` whose result has its type."""
-    return register(Op(name, ("x",), same_type(name, categories), keep_dtype(eager), "elementwise",
+    return register(Op(name, ("x",), same_type(name, categories), eager, "elementwise",
                        vjp=None if vjp is None else (vjp,), spell=spell or name, doc=doc))
 
 
@@ -65,7 +68,7 @@ def binary(name: str, eager: Callable[..., Any], *, spell: str | None = None,
            categories: str = "uifc", commutative: bool = False, effects: frozenset[str] = frozenset(),
            doc: str = "") -> Op:
     """An elementwise op of two operands ``x``, ``y`` of one type, which is the result's."""
-    return register(Op(name, ("x", "y"), same_type(name, categories), keep_dtype(eager), "elementwise", vjp=vjp,
+    return register(Op(name, ("x", "y"), same_type(name, categories), eager, "elementwise", vjp=vjp,
                        spell=spell or name, commutative=commutative, effects=effects, doc=doc))
 
 
@@ -77,7 +80,7 @@ def predicate(name: str, operands: tuple[str, ...], eager: Callable[..., Any], *
 
 
 def keep_dtype(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, with its result cast back to the first operand's dtype where NumPy widened it (bfloat16, bool)."""
+    """`function`, with its result cast back to the first operand's dtype where NumPy widened it."""
 
     def eager(x: np.ndarray, *others: Any, **attrs: Any) -> np.ndarray:
         out = function(x, *others, **attrs)
@@ -86,14 +89,33 @@ def keep_dtype(function: Callable[..., Any]) -> Callable[..., Any]:
     return eager
 
 
-def normalize_axes(name: str, axes: tuple[int, ...], ndim: int) -> tuple[int, ...]:
-    """`axes` counted from the front; ShapeError when one is out of range or given twice."""
-    result = tuple(a + ndim if a < 0 else a for a in axes)
-    if any(a < 0 or a >= ndim for a in result) or len(set(result)) != len(result):
-        raise complain(ShapeError, name, f"axes {axes} of a value with {ndim} dimensions")
-    return result
+def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with 16-bit floats widened to float32 on the way in and rounded once on the way out: for ops that
+    accumulate, where NumPy would round after every step."""
+
+    def eager(x: np.ndarray, *others: Any, **attrs: Any) -> np.ndarray:
+        if x.dtype not in NARROW:
+            return function(x, *others, **attrs)
+        wide = [y.astype(np.float32) if y.dtype in NARROW else y for y in (x, *others)]
+        return function(*wide, **attrs).astype(x.dtype)
+
+    return eager
+
+
+def require_axes(name: str, axes: tuple[int, ...], x: TensorType) -> None:
+    """ShapeError unless `axes` are distinct dimensions of `x`, counted from the front."""
+    ndim = len(x.shape)
+    if any(not 0 <= a < ndim for a in axes) or len(set(axes)) != len(axes):
+        which = f"axis {axes[0]} is" if len(axes) == 1 else f"axes {axes} are"
+        raise complain(ShapeError, name, f"{which} not among the {ndim} dimensions of {x}")
 
 
 def type_of(x: Typed) -> TensorType:
     """The TensorType of an operand of any kind."""
     return x if isinstance(x, TensorType) else TensorType(x.dtype, tuple(x.shape), getattr(x, "device_name", "cpu"))
+
+
+def silence_numpy() -> None:
+    """Floating-point operations of this thread give inf and nan without a warning, as in PyTorch. NumPy keeps this
+    setting per thread: eager execution calls this once on each."""
+    np.seterr(all="ignore")

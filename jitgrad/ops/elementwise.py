@@ -1,0 +1,238 @@
+"""Ops that compute every element of the result from the elements at the same place of the operands.
+
+Operands have one shape and (but for `where`) one dtype. `eager` is a NumPy ufunc wherever one has the right meaning,
+so eager mode pays nothing on top of it; for 0-d operands it may give a NumPy scalar. Derivatives that are zero almost
+everywhere (sign, floor, …) are zero gradients, as in PyTorch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from jitgrad import dtypes, ops
+from jitgrad.dtypes import DType
+from jitgrad.errors import DivisionByZeroError, complain
+from jitgrad.ir.op import Op, register
+from jitgrad.ir.types import TensorType
+from jitgrad.ops.builders import conjugate, full_like, ones_like, times, zeros_like
+from jitgrad.ops.record import MAY_FAIL, binary, keep_dtype, predicate, require_category, require_same, unary
+
+# ---- one operand -----------------------------------------------------------------------------------------------
+
+neg = unary("neg", np.negative, spell="-{0}", categories="uifc", vjp=lambda g: ops.neg(g), doc="-x")
+sign = unary("sign", np.sign, categories="uif", vjp=lambda g: zeros_like(g), doc="-1, 0 or 1; nan for nan")
+floor = unary("floor", np.floor, categories="uif", vjp=lambda g: zeros_like(g), doc="Largest integer <= x.")
+ceil = unary("ceil", np.ceil, categories="uif", vjp=lambda g: zeros_like(g), doc="Smallest integer >= x.")
+round = unary("round", keep_dtype(np.rint), categories="uif", vjp=lambda g: zeros_like(g),
+              doc="Nearest integer, halves to even.")
+trunc = unary("trunc", np.trunc, categories="uif", vjp=lambda g: zeros_like(g), doc="x without its fraction.")
+
+exp = unary("exp", np.exp, vjp=lambda g, out: times(g, out), doc="e ** x")
+exp2 = unary("exp2", np.exp2, categories="f", doc="2 ** x",
+             vjp=lambda g, out: ops.mul(g, ops.mul(out, full_like(out, math.log(2.0)))))
+expm1 = unary("expm1", np.expm1, vjp=lambda g, out: ops.add(g, times(g, out)) if not out.dtype.is_complex
+              else times(g, ops.add(out, ones_like(out))), doc="e ** x - 1, accurate near 0")
+log = unary("log", np.log, vjp=lambda g, x: ops.div(g, conjugate(x)), doc="Natural logarithm.")
+log2 = unary("log2", np.log2, categories="f", doc="Logarithm to base 2.",
+             vjp=lambda g, x: ops.div(g, ops.mul(x, full_like(x, math.log(2.0)))))
+log10 = unary("log10", np.log10, categories="f", doc="Logarithm to base 10.",
+              vjp=lambda g, x: ops.div(g, ops.mul(x, full_like(x, math.log(10.0)))))
+log1p = unary("log1p", np.log1p, doc="log(1 + x), accurate near 0",
+              vjp=lambda g, x: ops.div(g, conjugate(ops.add(x, ones_like(x)))))
+sqrt = unary("sqrt", np.sqrt, vjp=lambda g, out: ops.div(g, conjugate(ops.add(out, out))), doc="Square root.")
+rsqrt = unary("rsqrt", lambda x: np.reciprocal(np.sqrt(x)), doc="1 / sqrt(x)",
+              vjp=lambda g, out: times(ops.mul(g, full_like(g, -0.5)), ops.mul(out, ops.mul(out, out))))
+reciprocal = unary("reciprocal", np.reciprocal, vjp=lambda g, out: ops.neg(times(g, ops.mul(out, out))), doc="1 / x")
+
+sin = unary("sin", np.sin, vjp=lambda g, x: times(g, ops.cos(x)), doc="Sine of radians.")
+cos = unary("cos", np.cos, vjp=lambda g, x: ops.neg(times(g, ops.sin(x))), doc="Cosine of radians.")
+tan = unary("tan", np.tan, vjp=lambda g, out: times(g, ops.add(ops.mul(out, out), ones_like(out))),
+            doc="Tangent of radians.")
+asin = unary("asin", np.arcsin, vjp=lambda g, x: times(g, ops.rsqrt(_one_minus_square(x))), doc="Inverse of sin.")
+acos = unary("acos", np.arccos, vjp=lambda g, x: ops.neg(times(g, ops.rsqrt(_one_minus_square(x)))),
+             doc="Inverse of cos.")
+atan = unary("atan", np.arctan, vjp=lambda g, x: ops.div(g, conjugate(ops.add(ops.mul(x, x), ones_like(x)))),
+             doc="Inverse of tan.")
+sinh = unary("sinh", np.sinh, vjp=lambda g, x: times(g, ops.cosh(x)), doc="Hyperbolic sine.")
+cosh = unary("cosh", np.cosh, vjp=lambda g, x: times(g, ops.sinh(x)), doc="Hyperbolic cosine.")
+tanh = unary("tanh", np.tanh, vjp=lambda g, out: ops.sub(g, times(g, ops.mul(out, out))), doc="Hyperbolic tangent.")
+asinh = unary("asinh", np.arcsinh, doc="Inverse of sinh.",
+              vjp=lambda g, x: times(g, ops.rsqrt(ops.add(ops.mul(x, x), ones_like(x)))))
+acosh = unary("acosh", np.arccosh, doc="Inverse of cosh.",
+              vjp=lambda g, x: times(g, ops.mul(ops.rsqrt(ops.sub(x, ones_like(x))),
+                                                ops.rsqrt(ops.add(x, ones_like(x))))))
+atanh = unary("atanh", np.arctanh, vjp=lambda g, x: ops.div(g, conjugate(_one_minus_square(x))),
+              doc="Inverse of tanh.")
+
+sigmoid = unary("sigmoid", keep_dtype(lambda x: 1 / (1 + np.exp(-x))), doc="1 / (1 + e ** -x)",
+                vjp=lambda g, out: times(g, ops.sub(out, ops.mul(out, out))))
+relu = unary("relu", keep_dtype(lambda x: np.maximum(x, 0)), categories="uif", doc="max(x, 0); nan stays nan",
+             vjp=lambda g, out: _where_positive(out, g))
+
+
+def _one_minus_square(x: Any) -> Any:
+    """1 - x², as a product: exact near x = ±1, where the derivatives that use it are large."""
+    one = ones_like(x)
+    return ops.mul(ops.sub(one, x), ops.add(one, x))
+
+
+def _where_positive(out: Any, g: Any) -> Any:
+    """g where out > 0 or out is nan, else 0."""
+    zero = zeros_like(g)
+    return ops.where(ops.le(out, zero), zero, g)
+
+
+def _infer_abs(x: TensorType) -> TensorType:
+    require_category("abs", x.dtype, "uifc")
+    return x.with_dtype(real_counterpart(x.dtype))
+
+
+def real_counterpart(dtype: DType) -> DType:
+    """The dtype of the real part of values of `dtype`."""
+    return {dtypes.complex64: dtypes.float32, dtypes.complex128: dtypes.float64}.get(dtype, dtype)
+
+
+def _abs_gradient(g: Any, x: Any) -> Any:
+    if not x.dtype.is_complex:
+        return ops.mul(g, ops.sign(x))
+    size = ops.abs(x)
+    safe = ops.where(ops.eq(size, zeros_like(size)), ones_like(size), size)
+    return ops.mul(ops.cast(ops.div(g, safe), dtype=x.dtype), x)
+
+
+abs = register(Op("abs", ("x",), _infer_abs, np.absolute, "elementwise", vjp=(_abs_gradient,), spell="abs",
+                  doc="Absolute value; of a complex operand its real magnitude."))
+
+isnan = predicate("isnan", ("x",), np.isnan, categories="fc", doc="True where x is nan.")
+isinf = predicate("isinf", ("x",), np.isinf, categories="fc", doc="True where x is infinite.")
+isfinite = predicate("isfinite", ("x",), np.isfinite, categories="fc", doc="True where x is neither inf nor nan.")
+logical_not = unary("logical_not", np.logical_not, spell="not {0}", categories="b", doc="not x, of bool")
+bitwise_not = unary("bitwise_not", np.invert, categories="bui", doc="All bits flipped; of bool: not x.")
+
+
+def _infer_cast(x: TensorType, *, dtype: DType) -> TensorType:
+    return x.with_dtype(dtype)
+
+
+def _cast(x: np.ndarray, *, dtype: DType) -> np.ndarray:
+    if x.dtype.kind == "c" and dtype.category in "uif":
+        x = x.real
+    return x.astype(dtype.numpy)
+
+
+cast = register(Op("cast", ("x",), _infer_cast, _cast, "elementwise", spell="{0}",
+                   vjp=(lambda g, x_type: ops.cast(g, dtype=x_type.dtype),),
+                   doc="x as `dtype`; to bool: x != 0; complex to real: the real part. Every kernel statement casts "
+                       "its result to the value's type, so the spelling is the operand itself."))
+
+# ---- two operands ----------------------------------------------------------------------------------------------
+
+add = binary("add", np.add, spell="{0} + {1}", categories="buifc", commutative=True, doc="x + y; of bool: or",
+             vjp=(lambda g: g, lambda g: g))
+sub = binary("sub", np.subtract, spell="{0} - {1}", doc="x - y", vjp=(lambda g: g, lambda g: ops.neg(g)))
+mul = binary("mul", np.multiply, spell="{0} * {1}", categories="buifc", commutative=True, doc="x * y; of bool: and",
+             vjp=(lambda g, y: times(g, y), lambda g, x: times(g, x)))
+div = binary("div", np.divide, spell="{0} / {1}", categories="fc", doc="x / y",
+             vjp=(lambda g, y: ops.div(g, conjugate(y)),
+                  lambda g, out, y: ops.neg(ops.mul(g, conjugate(ops.div(out, y))))))
+
+
+def _checked(name: str, function: Any) -> Any:
+    """`function`, but integer division by zero is an error rather than zero."""
+
+    def eager(x: np.ndarray, y: np.ndarray) -> Any:
+        if y.dtype.kind in "iu" and not y.all():
+            raise complain(DivisionByZeroError, name, "integer division by zero")
+        return function(x, y)
+
+    return eager
+
+
+def _power(x: np.ndarray, y: np.ndarray) -> Any:
+    if x.dtype.kind != "i":
+        return np.power(x, y)
+    # An integer to a negative power is the integer part of the fraction: ±1 for ±1, otherwise 0.
+    sign = np.where(y % 2 == 0, x * x, x)
+    return np.where(y < 0, np.where(np.absolute(x) == 1, sign, 0), np.power(x, np.maximum(y, 0))).astype(x.dtype)
+
+
+def _power_base_gradient(g: Any, x: Any, y: Any) -> Any:
+    zero = zeros_like(x)
+    slope = ops.mul(y, ops.pow(x, ops.sub(y, ones_like(y))))
+    return times(g, ops.where(ops.eq(y, zero), zero, slope))
+
+
+def _power_exponent_gradient(g: Any, out: Any, x: Any, y: Any) -> Any:
+    zero = zeros_like(x)
+    at_zero = ops.eq(x, zero)
+    if not x.dtype.is_complex:
+        at_zero = ops.bitwise_and(at_zero, ops.ge(y, zero))
+    return times(g, ops.where(at_zero, zero, ops.mul(out, ops.log(x))))
+
+
+floor_divide = binary("floor_divide", _checked("floor_divide", np.floor_divide), categories="uif", effects=MAY_FAIL,
+                      doc="Largest integer <= x / y; integers: DivisionByZeroError where y is 0.")
+remainder = binary("remainder", _checked("remainder", np.remainder), categories="uif", effects=MAY_FAIL,
+                   vjp=(lambda g: g, lambda g, x, y: ops.neg(ops.mul(g, ops.floor_divide(x, y)))),
+                   doc="x - y * floor(x / y), the sign of y; integers: DivisionByZeroError where y is 0.")
+fmod = binary("fmod", _checked("fmod", np.fmod), categories="uif", effects=MAY_FAIL,
+              vjp=(lambda g: g, lambda g, x, y: ops.neg(ops.mul(g, ops.trunc(ops.div(x, y))))),
+              doc="x - y * trunc(x / y), the sign of x; integers: DivisionByZeroError where y is 0.")
+pow = binary("pow", _power, vjp=(_power_base_gradient, _power_exponent_gradient), doc="x ** y")
+
+
+def _share_of_extreme(g: Any, chosen: Any, other: Any, compare: Any) -> Any:
+    """The gradient of maximum or minimum in `chosen`: all where it wins, half where both are equal."""
+    tie = ops.where(ops.eq(chosen, other), ops.mul(g, full_like(g, 0.5)), g)
+    return ops.where(compare(chosen, other), zeros_like(g), tie)
+
+
+maximum = binary("maximum", np.maximum, categories="buif", commutative=True, doc="The larger one; nan if one is.",
+                 vjp=(lambda g, x, y: _share_of_extreme(g, x, y, ops.lt),
+                      lambda g, x, y: _share_of_extreme(g, y, x, ops.lt)))
+minimum = binary("minimum", np.minimum, categories="buif", commutative=True, doc="The smaller one; nan if one is.",
+                 vjp=(lambda g, x, y: _share_of_extreme(g, x, y, ops.gt),
+                      lambda g, x, y: _share_of_extreme(g, y, x, ops.gt)))
+
+
+def _over_square_radius(g: Any, x: Any, y: Any) -> Any:
+    return ops.div(g, ops.add(ops.mul(x, x), ops.mul(y, y)))
+
+
+atan2 = binary("atan2", np.arctan2, categories="f", doc="Angle of the point (y, x): x is the height.",
+               vjp=(lambda g, x, y: ops.mul(y, _over_square_radius(g, x, y)),
+                    lambda g, x, y: ops.neg(ops.mul(x, _over_square_radius(g, x, y)))))
+copysign = binary("copysign", np.copysign, categories="f", doc="|x| with the sign of y",
+                  vjp=(lambda g, x, out: ops.mul(g, ops.mul(ops.sign(x), ops.sign(out))), lambda g: zeros_like(g)))
+
+bitwise_and = binary("bitwise_and", np.bitwise_and, spell="{0} & {1}", categories="bui", commutative=True, doc="x & y")
+bitwise_or = binary("bitwise_or", np.bitwise_or, spell="{0} | {1}", categories="bui", commutative=True, doc="x | y")
+bitwise_xor = binary("bitwise_xor", np.bitwise_xor, spell="{0} ^ {1}", categories="bui", commutative=True, doc="x ^ y")
+shift_left = binary("shift_left", np.left_shift, categories="ui", doc="x << y; 0 when y is beyond the width")
+shift_right = binary("shift_right", np.right_shift, categories="ui", doc="x >> y, keeping the sign")
+
+eq = predicate("eq", ("x", "y"), np.equal, spell="{0} == {1}", categories="buifc", commutative=True, doc="x == y")
+ne = predicate("ne", ("x", "y"), np.not_equal, spell="{0} != {1}", categories="buifc", commutative=True, doc="x != y")
+lt = predicate("lt", ("x", "y"), np.less, spell="{0} < {1}", doc="x < y")
+le = predicate("le", ("x", "y"), np.less_equal, spell="{0} <= {1}", doc="x <= y")
+gt = predicate("gt", ("x", "y"), np.greater, spell="{0} > {1}", doc="x > y")
+ge = predicate("ge", ("x", "y"), np.greater_equal, spell="{0} >= {1}", doc="x >= y")
+
+# ---- three operands --------------------------------------------------------------------------------------------
+
+
+def _infer_where(condition: TensorType, x: TensorType, y: TensorType) -> TensorType:
+    require_category("where", condition.dtype, "b")
+    require_same("where", x, y)
+    require_same("where", x.with_dtype(dtypes.bool_), condition)
+    return x
+
+
+where = register(Op(
+    "where", ("condition", "x", "y"), _infer_where, np.where, "elementwise", spell="({1} if {0} else {2})",
+    vjp=(None, lambda g, condition: ops.where(condition, g, zeros_like(g)),
+         lambda g, condition: ops.where(condition, zeros_like(g), g)),
+    doc="x where condition holds, otherwise y."))
