@@ -1,0 +1,338 @@
+"""Recording: the interpreter under which a compiled function's body runs.
+
+Ops are not carried out but appended to a graph; their results are lazy Tensors. Memory is a value in the graph: each
+`Unit` is one piece of memory (a captured Tensor's, or that of a lazy root), an in-place change gives the unit a new
+value, and a view is a chain of movement ops that is applied to the unit's current value when the view is read.
+
+When Python needs a value, and at the end of the call, `flush` turns what was recorded into a graph, has it run, and
+puts the results where they belong: into the lazy Tensors that are still alive, and, for what was changed in place,
+back into the same memory. Whatever is recorded afterwards is a new graph, which captures its inputs anew.
+"""
+
+from __future__ import annotations
+
+import bisect
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from jitgrad import autograd, ops
+from jitgrad.compile.number import Number, trace_number
+from jitgrad.errors import AutogradError, CompileError, complain, user_location
+from jitgrad.ir import interpreter
+from jitgrad.ir.graph import Graph, GraphBuilder, Value
+from jitgrad.ir.op import Op
+from jitgrad.shapes import contiguous_strides, reshape_strides
+from jitgrad.tensor import EagerInterpreter, Tensor, _new, undo_movement
+
+_EAGER = EagerInterpreter()
+_BYTE = np.zeros(1, np.int8)
+
+
+class Unit:
+    """One piece of memory as the graph sees it: its current value, and where it came from."""
+
+    __slots__ = ("dirty", "initial", "tensor", "value", "writes")
+
+    def __init__(self, value: Value, tensor: Tensor | None = None):
+        self.value = value
+        self.initial = value            # of a captured unit: the graph's input
+        self.tensor = tensor            # captured: the real Tensor
+        self.dirty = False
+        self.writes = 0
+
+
+class Pending:
+    """What a lazy Tensor is: a view (`chain` of movement ops) of a unit, with its value as of `seen` writes."""
+
+    __slots__ = ("chain", "seen", "unit", "value")
+
+    def __init__(self, unit: Unit, chain: tuple[tuple[Op, dict[str, Any]], ...] = ()):
+        self.unit = unit
+        self.chain = chain
+        self.value: Value | None = None
+        self.seen = -1
+
+
+class Recorder:
+    """See the module. `execute(recorder, graph, arrays)` runs a graph; it is given by the compiled function."""
+
+    def __init__(self, execute: Callable[[Recorder, Graph, list[np.ndarray]], list[np.ndarray]], name: str = "graph",
+                 fullgraph: bool = False):
+        self.execute = execute
+        self.name = name
+        self.fullgraph = fullgraph
+        self.guards: list[tuple[Any, Any, Any]] = []  # (expression of numbers, its value, the user's line)
+        self.origins: dict[int, Any] = {}             # id(0-d input Tensor) -> where its number comes from
+        self.numbers: dict[Any, Number] = {}
+        self.cuts: list[Any] = []                     # where Python asked for a value in the middle
+        self.read_in_python: list[Any] = []           # where Python read a value that was there already
+        self.random_draws: list[tuple[Any, int]] = []
+        self.segments = 0
+        self.forever: list[Tensor] = []               # inputs of numbers: their ids must not be used again
+        self.flat: list[tuple[int, int]] = []         # memory (first, last byte) whose tensors overlap oddly
+        self._start()
+
+    def _start(self) -> None:
+        self.builder = GraphBuilder(self.name)
+        self.units: list[Unit] = []                   # captured, in the order of the graph's inputs
+        self.known: dict[int, Pending] = {}           # id(real Tensor) -> its place; the Tensor is held by `held`
+        self.held: list[Tensor] = []
+        self.memory: dict[tuple[int, int], Unit] = {}  # contiguous captured memory by (address, bytes)
+        self.spans: list[tuple[int, int]] = []        # the same, as sorted (first byte, past the last)
+        self.live: list[weakref.ref[Tensor]] = []
+
+    # --- ops -------------------------------------------------------------------------------------------------------
+
+    def run(self, op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any]) -> Any:
+        """Record one op on Tensors; lazy Tensors come out."""
+        if op.view:
+            out = self._view(op, inputs[0], attrs)
+            if out is not None:
+                if autograd.mode.enabled and inputs[0].requires_grad:
+                    autograd.record(op, inputs, attrs, (out,))
+                return out
+        self.builder.where = user_location(2)
+        values = self.builder.run(op, tuple([self.read(t) for t in inputs]), attrs)
+        if op.outputs == 1:
+            out = self.lazy(values)
+            if autograd.mode.enabled and any([t.requires_grad for t in inputs]):
+                autograd.record(op, inputs, attrs, (out,))
+            return out
+        outs = tuple([self.lazy(v) for v in values])
+        if autograd.mode.enabled and any([t.requires_grad for t in inputs]):
+            autograd.record(op, inputs, attrs, outs)
+        return outs
+
+    def lazy(self, value: Value) -> Tensor:
+        """A lazy root whose contents are `value`."""
+        t = _new(Tensor)
+        t._type = value.type
+        t._pending = Pending(Unit(value))
+        self.live.append(weakref.ref(t))
+        return t
+
+    def _view(self, op: Op, source: Tensor, attrs: dict[str, Any]) -> Tensor | None:
+        """A lazy view of `source`, or None where eager execution would copy."""
+        (type_,) = op.result_types((source.tensor_type,), attrs)
+        strides = self.strides(source) if op is ops.reshape else ()
+        if op is ops.reshape and reshape_strides(source.shape, strides, type_.shape) is None:
+            return None
+        place = source._pending if source._array is None else self.capture(source)
+        t = _new(Tensor)
+        t._type = type_
+        t._pending = Pending(place.unit, (*place.chain, (op, attrs)))
+        root = source._root
+        t._root = root if root is not None else source
+        t._chain = (*source._chain, (op, attrs))
+        t._seen = t._root._renewals
+        t._differentiable_view = source._differentiable_view
+        self.live.append(weakref.ref(t))
+        return t
+
+    def strides(self, tensor: Tensor) -> tuple[int, ...]:
+        """The strides, in elements, that eager execution would give `tensor`."""
+        if tensor._array is not None:
+            return tuple([s // tensor._array.itemsize for s in tensor._array.strides])
+        place: Pending = tensor._pending
+        base = place.unit.tensor
+        shape = place.unit.value.shape
+        strides = self.strides(base) if base is not None and base.shape == shape else contiguous_strides(shape)
+        for op, attrs in place.chain:
+            if op is ops.reshape:
+                shape, strides = attrs["shape"], reshape_strides(shape, strides, attrs["shape"]) or ()
+            else:                       # the strides that NumPy gives; the memory behind is never touched
+                moved = op.eager(as_strided(_BYTE, shape, strides), **attrs)
+                shape, strides = moved.shape, moved.strides
+        return strides
+
+    # --- memory ----------------------------------------------------------------------------------------------------
+
+    def read(self, tensor: Tensor) -> Value:
+        """The graph's value for the contents of `tensor` now."""
+        place: Pending = tensor._pending if tensor._array is None else self.capture(tensor)
+        unit = place.unit
+        if not place.chain:
+            return unit.value
+        if place.value is None or place.seen != unit.writes:
+            value = unit.value
+            for op, attrs in place.chain:
+                value = self.builder.run(op, (value,), attrs)
+            place.value, place.seen = value, unit.writes
+        return place.value
+
+    def store(self, target: Tensor, value: Tensor) -> None:
+        """Give the memory of `target` new contents."""
+        place: Pending = target._pending if target._array is None else self.capture(target)
+        if target._array is not None and not target._array.flags.writeable:
+            _EAGER.store(target, Tensor(np.empty(0)))  # raises what eager execution raises
+        new = self.read(value)
+        unit = place.unit
+        with interpreter.interpret(self.builder):     # type: ignore[arg-type]
+            self.builder.where = user_location(2)
+            unit.value = _store_through(unit.value, place.chain, new)
+        unit.dirty = True
+        unit.writes += 1
+
+    def capture(self, tensor: Tensor) -> Pending:
+        """The place of a real Tensor: an input of the graph, shared by all Tensors over the same memory."""
+        place = self.known.get(id(tensor))
+        if place is None:
+            array = tensor._array
+            first = array.__array_interface__["data"][0]
+            place = self._place(tensor, array, first) if id(tensor) not in self.origins \
+                else Pending(self._new_unit(tensor))
+            self.known[id(tensor)] = place
+            self.held.append(tensor)
+        return place
+
+    def _place(self, tensor: Tensor, array: np.ndarray, first: int) -> Pending:
+        if array.size == 0:
+            return Pending(self._new_unit(tensor))
+        low, high = np.lib.array_utils.byte_bounds(array)
+        unit = self.memory.get((low, high)) if array.flags.c_contiguous else None
+        if unit is not None and unit.value.dtype is tensor.dtype:
+            same = unit.value.shape == array.shape
+            return Pending(unit, () if same else ((ops.reshape, {"shape": array.shape}),))
+        at = bisect.bisect_left(self.spans, (low, high))
+        overlaps = (at > 0 and self.spans[at - 1][1] > low) or (at < len(self.spans) and self.spans[at][0] < high)
+        if overlaps or any(a < high and low < b for a, b in self.flat):
+            return self._place_overlapping(tensor, array)
+        unit = self._new_unit(tensor)
+        self.spans.insert(at, (low, high))
+        self.memory[low, high] = unit
+        return Pending(unit)
+
+    def _place_overlapping(self, tensor: Tensor, array: np.ndarray) -> Pending:
+        """Tensors that share part of their memory: the memory as a whole becomes the unit, and each of them the
+        elements that it has in it, listed by position."""
+        owner = array
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base
+        low, high = np.lib.array_utils.byte_bounds(owner)
+        if not any(a == low for a, _ in self.flat):
+            if self.builder.nodes:
+                self.flush(user_location(2), "tensors over the same memory")
+            self.flat.append((low, high))
+            return self.capture(tensor)
+        raise complain(CompileError, self.name, "two of its tensors overlap in memory in a way that cannot be compiled",
+                       fix="Pass a copy of one of them, or do not compile this function")
+
+    def _new_unit(self, tensor: Tensor) -> Unit:
+        unit = Unit(self.builder.input(tensor.tensor_type), tensor)
+        self.units.append(unit)
+        return unit
+
+    def adopt(self, tensor: Tensor) -> None:
+        """A Tensor that was made over the same place as another lazy one."""
+        self.live.append(weakref.ref(tensor))
+
+    def own(self, tensor: Tensor) -> Tensor:
+        """A lazy root with the contents of `tensor`."""
+        return self.lazy(self.read(tensor))
+
+    # --- numbers, state, random offsets ------------------------------------------------------------------------------
+
+    def input_number(self, value: Any, origin: Any) -> Tensor:
+        """A 0-d float64 or int64 input that is read from `origin` on every call."""
+        real = Tensor(np.array(value, dtype=np.float64 if isinstance(value, float) else np.int64))
+        self.origins[id(real)] = origin
+        self.forever.append(real)
+        return real
+
+    def number(self, mapping: Any, key: Any) -> Any:
+        """``mapping[key]``, traced (`autograd.number`)."""
+        value = mapping[key]
+        known = self.numbers.get((id(mapping), key))
+        if known is None or known.value is not value:
+            known = trace_number(self, value, ("item", mapping, key))
+            self.numbers[id(mapping), key] = known
+        return known
+
+    def eagerly(self, make: Callable[[], Any]) -> Any:
+        """Run `make` outside of the recording (`autograd.eager_state`)."""
+        with interpreter.interpret(_EAGER):           # type: ignore[arg-type]
+            return make()
+
+    # --- running what was recorded -----------------------------------------------------------------------------------
+
+    def force(self, tensor: Tensor) -> np.ndarray:
+        """The values of `tensor`, for Python: runs what was recorded so far if they depend on it."""
+        where = user_location(2)
+        if tensor._array is None:
+            if tensor._pending is None:
+                raise complain(AutogradError, "reading a value", "this tensor's computation failed earlier")
+            self.flush(where, "a value is read")
+        else:
+            place = self.known.get(id(tensor))
+            if any(unit.dirty for unit in self.units) and (place is None or place.unit.dirty):
+                self.flush(where, "a value is read")
+            self.read_in_python.append(where)
+        return tensor._array
+
+    def flush(self, where: Any = None, reason: str = "") -> None:
+        """Run everything recorded so far. With a `where` this is a cut; without, the end of the call."""
+        if where is not None:
+            if self.fullgraph:
+                raise complain(CompileError, self.name, f"{reason} in the middle of the function, but fullgraph=True",
+                               where=where, fix="Return the tensor and read it outside, or compile without fullgraph")
+            self.cuts.append((where, reason))
+        roots, views, outputs = self._alive()
+        writes = [(k, unit.value) for k, unit in enumerate(self.units) if unit.dirty]
+        if not outputs and not writes and not any(n.op.effects for n in self.builder.nodes):
+            self._start()
+            return
+        units, arrays = self.units, [unit.tensor._array for unit in self.units]
+        given = {unit.initial: k for k, unit in enumerate(units)}
+        wanted = list(dict.fromkeys([v for v in outputs if v not in given]))
+        copies = {v: arrays[k].copy() for v, k in given.items() if v in set(outputs)}
+        graph = self.builder.build(wanted, writes)
+        self.segments += 1
+        results = dict(zip(wanted, self.execute(self, graph, arrays), strict=True))
+        results.update(copies)
+        taken: set[Value] = set()
+        for t, v in zip(roots, outputs):
+            t._array = results[v] if v not in taken else results[v].copy()
+            t._pending, t._type = None, None
+            taken.add(v)
+        for t in views:
+            self._settle_view(t)
+        self._start()
+
+    def _alive(self) -> tuple[list[Tensor], list[Tensor], list[Value]]:
+        """Lazy roots somebody still holds (or a view of them), the lazy views, and the values of the roots."""
+        roots: list[Tensor] = []
+        views: list[Tensor] = []
+        outputs: list[Value] = []
+        for reference in self.live:
+            t = reference()
+            if t is None or t._array is not None:
+                continue
+            place: Pending = t._pending
+            if not place.chain and place.unit.tensor is None and t._root is None:
+                roots.append(t)
+                outputs.append(place.unit.value)
+            else:
+                views.append(t)
+        return roots, views, outputs
+
+    def _settle_view(self, t: Tensor) -> None:
+        """Give a lazy view its array: the same movement, on the array of its root."""
+        place: Pending = t._pending
+        base = place.unit.tensor
+        array = base._array if base is not None else t._root._array  # type: ignore[union-attr]
+        for op, attrs in place.chain:
+            array = op.eager(array, **attrs)
+        t._array, t._pending, t._type = array, None, None
+
+
+def _store_through(base: Value, chain: Any, value: Value) -> Value:
+    if not chain:
+        return value
+    (op, attrs), rest = chain[0], chain[1:]
+    inner = _store_through(op(base, **attrs), rest, value) if rest else value
+    result: Value = undo_movement(op, attrs, base, inner)
+    return result

@@ -1,0 +1,531 @@
+"""The Tensor: what a user holds. An array in memory, or, while a function is being compiled, one still to be computed.
+
+A Tensor is a *root*, which owns memory, or a *view*: a chain of movement ops on a root. An in-place change of any of
+them goes through `Tensor._assign`, raises the root's version, and renews the history of the root and of its views.
+The arithmetic and the named methods are in `functional.methods`; here are memory, history and reading values.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from jitgrad import autograd, changes, dtypes, ops
+from jitgrad.dtypes import DType
+from jitgrad.errors import AutogradError, DeviceError, DTypeError, ShapeError, complain, user_location
+from jitgrad.functional.methods import TensorMethods
+from jitgrad.ir import interpreter
+from jitgrad.ir.op import Op
+from jitgrad.ir.types import TensorType
+
+_DTYPES = dtypes._BY_NUMPY
+_ndarray = np.ndarray
+
+Chain = tuple[tuple[Op, dict[str, Any]], ...]
+
+
+class Tensor(TensorMethods):
+    """A dense array with PyTorch's methods. Make one with `jitgrad.tensor`, `jitgrad.from_numpy`, or an op."""
+
+    # Class attributes are the defaults of instances, so that making one writes a single field.
+    _array: Any = None                      # np.ndarray, or None while it is still to be computed
+    _type: TensorType | None = None         # known when _array is not
+    _pending: Any = None                    # the recorder's state of a root that is still to be computed
+    _root: Tensor | None = None             # None: this tensor is a root
+    _chain: Chain = ()                      # from the root to this view
+    _differentiable_view = True             # False: shares memory only (detach)
+    _version = 0
+    _renewals = 0                           # of a root: how often its history was replaced by an in-place change
+    _seen = 0                               # of a view: the root's renewals that its history belongs to
+    _node: Any = None
+    _index = 0
+    _requires_grad = False
+    _grad: Tensor | None = None
+    _hooks: list[Callable[..., Any]] | None = None
+    _retains = False
+    _is_inference = False
+
+    __array_priority__ = 1000
+    __hash__ = object.__hash__
+
+    def __init__(self, array: Any, requires_grad: bool = False):
+        self._array = array if type(array) is _ndarray else np.asarray(array)
+        dtypes.from_numpy(self._array.dtype)
+        if requires_grad:
+            self.requires_grad = True
+
+    # --- what it is ------------------------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        array = self._array
+        return array.shape if array is not None else self._type.shape
+
+    @property
+    def dtype(self) -> DType:
+        array = self._array
+        return _DTYPES[array.dtype] if array is not None else self._type.dtype
+
+    @property
+    def tensor_type(self) -> TensorType:
+        """dtype, shape and device in one, as graphs have it."""
+        array = self._array
+        return _intern(_DTYPES[array.dtype], array.shape) if array is not None else self._type
+
+    @property
+    def device(self) -> str:
+        return "cpu"
+
+    @property
+    def is_leaf(self) -> bool:
+        return self._history_node() is None
+
+    @property
+    def grad_fn(self) -> Any:
+        return self._history_node()
+
+    @property
+    def requires_grad(self) -> bool:
+        return self._requires_grad or self._history_node() is not None
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        value = bool(value)
+        if value and not self.dtype.is_differentiable:
+            raise complain(DTypeError, "requires_grad", f"only floating-point and complex tensors can require gradients, "
+                           f"not {self.dtype.short}", fix="Did you mean x.float().requires_grad_()?")
+        if not value and self._history_node() is not None:
+            raise complain(AutogradError, "requires_grad", "this tensor has a history", fix="Use detach() instead")
+        if value != self._requires_grad:
+            self._requires_grad = value
+            changes.bump()
+
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        self.requires_grad = requires_grad
+        return self
+
+    @property
+    def grad(self) -> Tensor | None:
+        """The accumulated gradient of a leaf, or None."""
+        return self._grad
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        if value is not None and value.shape != self.shape:
+            raise complain(ShapeError, "grad", f"a gradient of type {value.tensor_type} for a tensor {self.tensor_type}")
+        self._set_grad(value)
+
+    def _set_grad(self, value: Tensor | None) -> None:
+        if (value is None) != (self._grad is None):
+            changes.bump()
+        self._grad = value
+
+    # --- history ---------------------------------------------------------------------------------------------------
+
+    def _history_node(self) -> Any:
+        """The tape node that made this tensor. A view of a root whose history was renewed derives its own again."""
+        root = self._root
+        if root is not None and self._seen != root._renewals and self._differentiable_view:
+            self._seen = root._renewals
+            if root._node is None and not root._requires_grad:
+                self._node = None
+            else:
+                with autograd.enable_grad():
+                    fresh = root
+                    for op, attrs in self._chain:
+                        fresh = op(fresh, **attrs)
+                self._node, self._index = fresh._node, fresh._index
+        return self._node
+
+    def _count(self) -> int:
+        root = self._root
+        return self._version if root is None else root._version
+
+    def _alias(self) -> Tensor:
+        """The same memory without history: what the tape saves of an output, and what detach() gives."""
+        t = _new(Tensor)
+        t._array, t._type = self._array, self._type
+        t._root, t._chain = self._root or self, self._chain
+        t._differentiable_view = False
+        if self._array is None:
+            t._pending = self._pending
+            interpreter.state.current.adopt(t)       # type: ignore[union-attr]
+        return t
+
+    def _own(self) -> Tensor:
+        """A tensor of the same contents that shares memory with nothing that anybody else holds."""
+        return interpreter.state.current.own(self)    # type: ignore[union-attr,no-any-return]
+
+    def detach(self) -> Tensor:
+        """The same memory, outside of the recorded history."""
+        return self._alias()
+
+    def detach_(self) -> Tensor:
+        self._node, self._requires_grad = None, False
+        return self
+
+    @property
+    def data(self) -> Tensor:
+        return self._alias()
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        """Let this tensor use the memory of `value` from now on."""
+        self._array, self._type = value._forced(), None
+        self._root, self._chain = None, ()
+        changes.bump()
+
+    def backward(self, gradient: Tensor | None = None, retain_graph: bool | None = None, create_graph: bool = False,
+                 inputs: Any = None) -> None:
+        """See `autograd.backward`."""
+        autograd.backward([self], [gradient], retain_graph, create_graph, inputs)
+
+    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> autograd.RemovableHandle:
+        """`hook(gradient)` runs when the gradient of this tensor is known; what it returns, if anything, takes its place."""
+        node = self._history_node()
+        if node is not None:
+            return autograd._add_hook(node, self._index, hook)
+        if not self._requires_grad:
+            raise complain(AutogradError, "register_hook", "this tensor does not require gradients")
+        if self._hooks is None:
+            self._hooks = []
+        self._hooks.append(hook)
+        return autograd.RemovableHandle(self._hooks, hook)
+
+    def retain_grad(self) -> None:
+        """Keep the gradient of this non-leaf tensor in ``.grad``."""
+        if self.is_leaf or self._retains:
+            return
+        self._retains = True
+        reference = weakref.ref(self)
+
+        def keep(gradient: Tensor) -> None:
+            tensor = reference()
+            if tensor is not None:
+                tensor._set_grad(gradient if tensor._grad is None else ops.add(tensor._grad, gradient))
+
+        self.register_hook(keep)
+
+    @property
+    def retains_grad(self) -> bool:
+        return self._retains
+
+    # --- changing in place -----------------------------------------------------------------------------------------
+
+    def _assign(self, value: Tensor) -> Tensor:
+        """Overwrite the contents with those of `value` (same shape and dtype): every in-place operation ends here."""
+        if value.dtype is not self.dtype or value.shape != self.shape:
+            raise complain(ShapeError if value.shape != self.shape else DTypeError, "in-place operation",
+                           f"the result is {value.tensor_type}, but it must be stored into {self.tensor_type}",
+                           fix="Use the out-of-place form")
+        root = self._root if self._root is not None else self
+        tracked = autograd.mode.enabled
+        if tracked and self._differentiable_view:
+            if root._requires_grad and root._node is None:
+                raise complain(AutogradError, "in-place operation", "a leaf that requires gradients (or a view of one) "
+                               "is changed in place", where=user_location(),
+                               fix="Do it under no_grad(), or on a clone()")
+            renew = value.requires_grad or root._node is not None
+        else:
+            renew = False
+        new_root = _write_through(root, self._chain, value) if renew and self._chain else value
+        interpreter.state.current.store(self, value)  # type: ignore[union-attr]
+        root._version += 1
+        if renew:
+            root._node, root._index = new_root._history_node(), new_root._index
+            root._renewals += 1
+        return self
+
+    # --- reading values --------------------------------------------------------------------------------------------
+
+    def _forced(self) -> np.ndarray:
+        """The array; while compiling, everything recorded so far runs first if it has to."""
+        return interpreter.state.current.force(self)  # type: ignore[union-attr]
+
+    def numpy(self, *, force: bool = False) -> np.ndarray:
+        """The values as a NumPy array that shares memory with this tensor."""
+        if self.requires_grad and not force:
+            raise complain(AutogradError, "numpy", "this tensor requires gradients, which NumPy would not see",
+                           fix="Use x.detach().numpy()")
+        return self._forced()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = self.numpy()
+        if dtype is not None and array.dtype != dtype:
+            return array.astype(dtype)
+        return array.copy() if copy else array
+
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        return self.numpy().__dlpack__(**kwargs)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+    @property
+    def __array_interface__(self) -> Any:
+        return self.numpy().__array_interface__
+
+    def item(self) -> Any:
+        """The value of a tensor of one element as a Python number."""
+        array = self._forced()
+        if array.size != 1:
+            raise complain(ShapeError, "item", f"only a tensor of one element is a number, this is {self.tensor_type}",
+                           fix="Use tolist() for all of them")
+        return array.item() if self.dtype is not dtypes.bfloat16 else float(array.reshape(()))
+
+    def tolist(self) -> Any:
+        array = self._forced()
+        return (array.astype(np.float32) if self.dtype is dtypes.bfloat16 else array).tolist()
+
+    def __bool__(self) -> bool:
+        if self.tensor_type.size != 1:
+            raise complain(ShapeError, "bool", f"the truth of {self.tensor_type} is ambiguous",
+                           fix="Use any() or all()")
+        return bool(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __complex__(self) -> complex:
+        return complex(self.item())
+
+    def __index__(self) -> int:
+        if not (self.dtype.is_integer or self.dtype is dtypes.bool_) or self.tensor_type.size != 1:
+            raise TypeError(f"only an integer tensor of one element can be an index, not {self.tensor_type}")
+        return int(self.item())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if not self.shape and spec else format(repr(self), spec)
+
+    def __repr__(self) -> str:
+        return _describe(self)
+
+    def __iter__(self) -> Iterator[Any]:
+        if not self.shape:
+            raise TypeError("iteration over a 0-d tensor")
+        return iter(self.unbind(0))
+
+    # --- memory ----------------------------------------------------------------------------------------------------
+
+    def stride(self, dim: int | None = None) -> Any:
+        """Strides in elements. While compiling those that eager execution would give."""
+        strides = tuple(s // self.dtype.itemsize for s in self._array.strides) if self._array is not None \
+            else interpreter.state.current.strides(self)  # type: ignore[union-attr]
+        return strides if dim is None else strides[dim]
+
+    def data_ptr(self) -> int:
+        return int(self._forced().ctypes.data)
+
+    def is_contiguous(self) -> bool:
+        return _is_contiguous(self.shape, self.stride())
+
+    def element_size(self) -> int:
+        return self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensor_type.nbytes
+
+    @property
+    def _base(self) -> Tensor | None:
+        return self._root if self._differentiable_view else None
+
+    def _is_view(self) -> bool:
+        return self._root is not None and self._differentiable_view
+
+    def is_inference(self) -> bool:
+        return self._is_inference
+
+    def cpu(self) -> Tensor:
+        return self
+
+    def cuda(self, *_: Any, **__: Any) -> Tensor:
+        raise complain(DeviceError, "cuda", "no GPU can be used by this version of jitgrad; the devices are: cpu")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        if self._history_node() is not None:
+            raise complain(AutogradError, "deepcopy", "only leaf tensors can be copied deeply",
+                           fix="Use x.detach().clone()")
+        fresh = _new(type(self))
+        memo[id(self)] = fresh
+        fresh._array = self._forced().copy()
+        fresh._requires_grad = self._requires_grad
+        if self._grad is not None:
+            fresh._grad = copy.deepcopy(self._grad, memo)
+        for name, value in self.__dict__.items():
+            if not name.startswith("_"):
+                fresh.__dict__[name] = copy.deepcopy(value, memo)
+        return fresh
+
+    def __reduce__(self) -> Any:
+        return _restore, (type(self), self._forced().copy(), self._requires_grad)
+
+
+_new = object.__new__
+
+
+@functools.lru_cache(maxsize=4096)
+def _intern(dtype: DType, shape: tuple[int, ...]) -> TensorType:
+    return TensorType(dtype, shape)
+
+
+def _restore(cls: type[Tensor], array: np.ndarray, requires_grad: bool) -> Tensor:
+    fresh = _new(cls)
+    fresh._array, fresh._requires_grad = array, requires_grad
+    return fresh
+
+
+def _wrap(array: Any) -> Tensor:
+    """A root around a NumPy array, unchecked."""
+    t = _new(Tensor)
+    t._array = array if type(array) is _ndarray else np.asarray(array)
+    return t
+
+
+try:
+    from sys import getrefcount as _refcount
+except ImportError:                                   # an interpreter without reference counts: always copy
+    def _refcount(_: object) -> int:
+        return 1 << 30
+
+
+_SOLE_TENSOR, _SOLE_ARRAY = 7, 3                      # counts when only the walk back holds a gradient (see the tests)
+
+
+def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    expected = 1
+    for size, stride in zip(reversed(shape), reversed(strides)):
+        if size == 0:
+            return True
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _write_through(root: Tensor, chain: Chain, value: Tensor) -> Tensor:
+    """The contents of `root` after `value` was stored into the view that `chain` makes of it, as a new tensor."""
+    if not chain:
+        return value
+    (op, attrs), rest = chain[0], chain[1:]
+    inner = _write_through(op(root, **attrs), rest, value) if rest else value
+    return undo_movement(op, attrs, root, inner)
+
+
+def undo_movement(op: Op, attrs: dict[str, Any], base: Any, value: Any) -> Any:
+    """`base` with the region that movement `op` selects replaced by `value`."""
+    if op is ops.reshape:
+        return ops.reshape(value, shape=tuple(base.shape))
+    if op is ops.permute:
+        axes = attrs["axes"]
+        return ops.permute(value, axes=tuple([axes.index(k) for k in range(len(axes))]))
+    if op is ops.flip:
+        return ops.flip(value, axes=attrs["axes"])
+    if op is ops.slice:
+        return ops.slice_update(base, value, start=attrs["start"], step=attrs["step"])
+    raise complain(ShapeError, "in-place operation", "several elements of an expanded tensor share one memory location",
+                   where=user_location(), fix="clone() it before the change")
+
+
+class EagerInterpreter:
+    """Runs each op at once, by its NumPy reference or a ready kernel, and keeps the tape."""
+
+    def run(self, op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any]) -> Any:
+        """One op on Tensors; see `ir.op.Op`."""
+        arrays = []
+        for t in inputs:
+            array = t._array
+            arrays.append(array if array is not None else t._forced())
+        try:
+            result = op.eager(*arrays, **attrs)
+        except Exception:
+            op.result_types(tuple([t.tensor_type for t in inputs]), attrs)  # says what is wrong, if a type is
+            raise
+        if op.outputs == 1:
+            out = _new(Tensor)
+            out._array = result if type(result) is _ndarray else np.asarray(result)
+            if op.view and result.size and result.base is not None:
+                self._link_view(out, inputs[0], op, attrs)
+            if autograd.mode.enabled:
+                for t in inputs:
+                    if t._requires_grad or t._node is not None or t._root is not None and t.requires_grad:
+                        autograd.record(op, inputs, attrs, (out,))
+                        break
+            return out
+        outs = tuple([_wrap(r) for r in result])
+        if autograd.mode.enabled and any(t.requires_grad for t in inputs):
+            autograd.record(op, inputs, attrs, outs)
+        return outs
+
+    @staticmethod
+    def _link_view(out: Tensor, source: Tensor, op: Op, attrs: dict[str, Any]) -> None:
+        root = source._root
+        base = root if root is not None else source
+        if op is ops.reshape and not np.may_share_memory(out._array, base._array):
+            return                                    # a reshape that had to copy
+        out._root = base
+        out._chain = (*source._chain, (op, attrs))
+        out._seen = base._renewals
+        if not source._differentiable_view:
+            out._differentiable_view = False
+
+    def store(self, target: Tensor, value: Tensor) -> None:
+        """Write the contents of `value` into the memory of `target`."""
+        array = target._forced()
+        if not array.flags.writeable:
+            if any(s == 0 and n > 1 for s, n in zip(array.strides, array.shape)):
+                undo_movement(ops.broadcast_to, {}, None, None)
+            raise complain(ShapeError, "in-place operation", "the memory of this tensor is read-only (a NumPy array "
+                           "that is not writeable)", where=user_location(), fix="clone() it before the change")
+        np.copyto(array, value._forced())
+
+    def own(self, tensor: Tensor) -> Tensor:
+        """`tensor` if nobody else can reach its memory, else a copy."""
+        array = tensor._array
+        # A fresh result of an op: it owns its memory, and only the frames of the walk back know it.
+        sole = tensor._root is None and array.flags.owndata and array.flags.c_contiguous \
+            and type(tensor) is Tensor and _refcount(tensor) <= _SOLE_TENSOR and _refcount(array) <= _SOLE_ARRAY
+        return tensor if sole else _wrap(array.copy())
+
+    def number(self, mapping: Any, key: Any) -> Any:
+        return mapping[key]
+
+    def eagerly(self, make: Callable[[], Any]) -> Any:
+        return make()
+
+    def force(self, tensor: Tensor) -> np.ndarray:
+        array = tensor._array
+        if array is None:
+            raise complain(AutogradError, "reading a value", "this tensor belongs to a compiled call that failed or "
+                           "that another thread is running", where=user_location())
+        return array
+
+
+def _describe(tensor: Tensor) -> str:
+    array = tensor._forced()
+    if tensor.dtype is dtypes.bfloat16:
+        array = array.astype(np.float32)
+    text = np.array2string(array, separator=", ", prefix="tensor(", precision=4, suppress_small=False,
+                           threshold=1000, floatmode="maxprec_equal" if array.dtype.kind == "f" else "maxprec")
+    implied = tensor.dtype in (dtypes.get_default_dtype(), dtypes.int64, dtypes.bool_)
+    extra = "" if implied and array.size else f", dtype={tensor.dtype!r}"
+    if 0 in array.shape and array.ndim > 1:
+        extra = f", size={array.shape}" + extra
+    node = tensor._history_node()
+    if node is not None:
+        extra += f", grad_fn=<{node.name}>"
+    elif tensor._requires_grad:
+        extra += ", requires_grad=True"
+    name = "Parameter containing:\n" if type(tensor).__name__ == "Parameter" else ""
+    return f"{name}tensor({text}{extra})"
+
+
+interpreter.set_default(EagerInterpreter())           # type: ignore[arg-type]
