@@ -14,6 +14,7 @@ from jitgrad.ops.elementwise import (abs, acos, acosh, add, asin, asinh, atan, a
                                      log2, log10, logical_not, lt, maximum, minimum, mul, ne, neg, pow, reciprocal,
                                      relu, remainder, round, rsqrt, shift_left, shift_right, sigmoid, sign, sin, sinh,
                                      sqrt, sub, tan, tanh, trunc, where)
+from jitgrad.ops.gradient import apply_rule, operand_gradients, reads, reverse
 from jitgrad.ops.index import index_add, take
 from jitgrad.ops.movement import (broadcast_to, concat, flip, inverse_permutation, pad, permute, reshape, slice,
                                   slice_update)
