@@ -1,0 +1,25 @@
+"""`Parameter`: a Tensor that a Module counts among what it learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from jitgrad import dtypes
+from jitgrad.tensor import Tensor
+
+
+class Parameter(Tensor):
+    """A leaf Tensor that registers itself when it becomes an attribute of a Module.
+
+    It shares memory with `data`, a Tensor or a NumPy array (nothing is copied); ``requires_grad`` is True unless said
+    otherwise."""
+
+    def __init__(self, data: Any = None, requires_grad: bool = True):
+        if data is None:
+            data = np.empty(0, dtypes.get_default_dtype().numpy)
+        super().__init__(data.detach().numpy() if isinstance(data, Tensor) else data, requires_grad)
+
+    def __repr__(self) -> str:
+        return "Parameter containing:\n" + super().__repr__()

@@ -1,0 +1,208 @@
+"""`Optimizer`: param groups, the state of each parameter, and the step that subclasses fill in.
+
+A subclass defines the options' defaults and `_update(group, params)`, which computes new values of all `params` (those
+of one group that have a gradient and one dtype) as one `functional.foreach`, and stores them with `_store`. The state
+dict has PyTorch's format: state by the position of the parameter, groups with positions instead of Parameters.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+
+from jitgrad import changes, dtypes
+from jitgrad.autograd import eager_state, enable_grad, no_grad
+from jitgrad.hooks import Hook, HookTable, RemovableHandle
+from jitgrad.optim.groups import ParamGroup, WatchedList
+from jitgrad.tensor import Tensor
+
+Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
+
+
+class Optimizer:
+    """Base of all optimizers: ``Optimizer(params, defaults)``.
+
+    `params` are Tensors, (name, Tensor) pairs, or dicts with "params" and options of their own."""
+
+    param_groups: list[ParamGroup]
+    state: defaultdict[Tensor, dict[str, Any]]
+
+    def __init__(self, params: Params, defaults: dict[str, Any]):
+        if isinstance(params, Tensor):
+            raise TypeError(f"{type(self).__name__}: params is a single Tensor; give an iterable: [tensor]")
+        self.defaults = defaults
+        self.state = defaultdict(dict)
+        self.param_groups = WatchedList()
+        self._pre_hooks, self._post_hooks = HookTable(), HookTable()
+        given = list(params)
+        if not given:
+            raise ValueError(f"{type(self).__name__}: got an empty list of parameters")
+        for group in given if isinstance(given[0], Mapping) else [{"params": given}]:
+            self.add_param_group(group)
+
+    def add_param_group(self, group: Mapping[str, Any]) -> None:
+        """Add parameters with options of their own; what is not given has the optimizer's defaults."""
+        if not isinstance(group, Mapping):
+            raise TypeError(f"{type(self).__name__}: a param group is a dict, not a {type(group).__name__}")
+        complete = ParamGroup()
+        complete.update({**self.defaults, **group})
+        members = complete["params"]
+        if isinstance(group["params"], Tensor):
+            members = [group["params"]]
+        if isinstance(group["params"], (set, frozenset)):
+            raise TypeError(f"{type(self).__name__}: parameters must be in an order; a set has none. Use a list")
+        if members and isinstance(members[0], tuple):
+            complete["param_names"] = [name for name, _ in members]
+            members = [param for _, param in members]
+        complete["params"] = members
+        self._check_members(complete)
+        self.param_groups.append(complete)
+
+    def _check_members(self, group: ParamGroup) -> None:
+        name = type(self).__name__
+        known = {id(param) for other in self.param_groups for param in other["params"]}
+        for k, param in enumerate(group["params"]):
+            if not isinstance(param, Tensor):
+                raise TypeError(f"{name}: params[{k}] is a {type(param).__name__}, not a Tensor")
+            if not param.is_leaf:
+                raise ValueError(f"{name}: params[{k}] is the result of an op; only leaf Tensors can be optimized")
+            if id(param) in known:
+                raise ValueError(f"{name}: params[{k}] appears in more than one place of the param groups")
+            known.add(id(param))
+        for option, value in self.defaults.items():
+            if value is REQUIRED and group[option] is REQUIRED:
+                raise ValueError(f"{name}: the param group gives no {option!r}, which has no default")
+
+    # --- stepping -------------------------------------------------------------------------------------------------
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update all parameters that have a gradient. With a `closure`, call it first (it computes gradients) and
+        return what it returns."""
+        for hook in self._pre_hooks:
+            hook.function(self, (closure,), {})
+        loss = None
+        if closure is not None:
+            with enable_grad():
+                loss = closure()
+        with no_grad():
+            for group in self.param_groups:
+                for params in _with_gradient_by_dtype(group["params"]):
+                    self._update(group, params)
+        for hook in self._post_hooks:
+            hook.function(self, (closure,), {})
+        return loss
+
+    def _update(self, group: ParamGroup, params: list[Tensor]) -> None:
+        """One update of `params`, which share a dtype and all have a gradient."""
+        raise NotImplementedError(f"{type(self).__name__}: define _update(group, params)")
+
+    def _states(self, params: list[Tensor], name: str, make: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """The state `name` of each parameter, made by ``make(param)`` where there is none. It is made eagerly also
+        while a function is being compiled, so that the first step has the same graph as all others."""
+        for param in params:
+            if name not in self.state[param]:
+                self.state[param][name] = eager_state(lambda param=param: make(param))
+        return [self.state[param][name] for param in params]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop all gradients, or fill them with zeros in place."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                if set_to_none:
+                    param.grad = None
+                else:
+                    with no_grad():
+                        param.grad.detach().zero_()
+
+    def register_step_pre_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
+        """``hook(optimizer, args, kwargs)`` before each step."""
+        return self._pre_hooks.add(Hook(hook))
+
+    def register_step_post_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
+        """``hook(optimizer, args, kwargs)`` after each step."""
+        return self._post_hooks.add(Hook(hook))
+
+    # --- saving ---------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """State and options as plain dicts, with positions in place of Parameters."""
+        members = [param for group in self.param_groups for param in group["params"]]
+        position = {id(param): k for k, param in enumerate(members)}
+        groups = [{**{k: v for k, v in group.items() if k != "params"},
+                   "params": [position[id(param)] for param in group["params"]]} for group in self.param_groups]
+        state = {position[id(param)]: dict(entry) for param, entry in self.state.items() if id(param) in position}
+        return {"state": state, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over state and options; the groups must have as many parameters as here."""
+        saved = state_dict["param_groups"]
+        sizes, here = [len(g["params"]) for g in saved], [len(g["params"]) for g in self.param_groups]
+        if sizes != here:
+            raise ValueError(f"{type(self).__name__}: the state dict has groups of {sizes} parameters, the optimizer "
+                             f"of {here}")
+        members = [param for group in self.param_groups for param in group["params"]]
+        positions = [position for group in saved for position in group["params"]]
+        at = dict(zip(positions, members))
+        state: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
+        for position, entry in state_dict["state"].items():
+            if int(position) in at:
+                state[at[int(position)]] = _adopt(entry, at[int(position)])
+        for group, options in zip(self.param_groups, saved):
+            group.update({k: deepcopy(v) for k, v in options.items() if k != "params"})
+        self.state = state
+        changes.bump()
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__} ("]
+        for k, group in enumerate(self.param_groups):
+            lines.append(f"Parameter Group {k}")
+            lines += [f"    {name}: {value}" for name, value in sorted(group.items()) if name != "params"]
+        return "\n".join([*lines, ")"])
+
+
+class _Required:
+    """The default of an option that has none."""
+
+    def __repr__(self) -> str:
+        return "<required>"
+
+
+REQUIRED: Any = _Required()
+
+
+def scalar_state(value: float = 0.0) -> Callable[[Tensor], Tensor]:
+    """Maker of a 0-d float32 state, such as the number of steps."""
+    return lambda _: Tensor(np.array(value, dtypes.float32.numpy))
+
+
+def filled_state(value: float = 0.0) -> Callable[[Tensor], Tensor]:
+    """Maker of a state of the parameter's shape and dtype."""
+    return lambda param: Tensor(np.full(param.shape, value, param.dtype.numpy))
+
+
+def _with_gradient_by_dtype(params: Iterable[Tensor]) -> Iterable[list[Tensor]]:
+    """Those that have a gradient, in lists of one dtype."""
+    lists: dict[Any, list[Tensor]] = {}
+    for param in params:
+        if param.grad is not None:
+            lists.setdefault(param.dtype, []).append(param)
+    return lists.values()
+
+
+def _adopt(entry: Mapping[str, Any], param: Tensor) -> dict[str, Any]:
+    """Copies of saved state: floats in the parameter's dtype, except ``step``."""
+    adopted: dict[str, Any] = {}
+    for name, value in entry.items():
+        if not hasattr(value, "shape"):
+            adopted[name] = deepcopy(value)
+            continue
+        tensor = value.detach().clone() if isinstance(value, Tensor) else Tensor(np.array(value))
+        floats = tensor.dtype.is_floating_point and param.dtype.is_floating_point
+        adopted[name] = tensor.to(param.dtype) if floats and name != "step" else tensor
+    return adopted
