@@ -1,11 +1,31 @@
-"""Signs, comparisons, roundings and divisions of floats and integers, with the rules of PyTorch and NumPy.
+"""Signs, comparisons, roundings, divisions and shifts of floats and integers, with the rules of NumPy and PyTorch.
 
-Every function works on each numeric type and returns the type of its first argument, unless it says otherwise.
+Every function works on each numeric type and returns the type of its first argument, unless it says otherwise. An integer
+divided by zero gives 0 in here; a kernel writes ``if y == 0: fail(args, 2, item, 0)`` before such a division.
 """
 
 from __future__ import annotations
 
-from jitgrad.kernels.cpu.scalar import Scalar, absolute, like, scalar, select, sqrt
+from jitgrad.kernels.cpu.exponential import scale_f64
+from jitgrad.kernels.cpu.logarithmic import INFINITY, NAN, pow_f32, pow_f64
+from jitgrad.kernels.cpu.scalar import (
+    Scalar,
+    abs,
+    bit_width,
+    bits,
+    by_type,
+    copysign,
+    f32,
+    f64,
+    floor,
+    i64,
+    like,
+    scalar,
+    select,
+    sqrt,
+)
+
+EXPONENT = 0x7FF0000000000000                  # the bit pattern of infinity
 
 
 @scalar
@@ -54,13 +74,147 @@ def isnan(x: Scalar) -> Scalar:
 @scalar
 def isinf(x: Scalar) -> Scalar:
     """True for either infinity."""
-    return absolute(x) == like(x, INFINITY)
+    return abs(x) == like(x, INFINITY)
 
 
 @scalar
 def isfinite(x: Scalar) -> Scalar:
     """True for everything but NaN and the infinities."""
-    return absolute(x) < like(x, INFINITY)
+    return abs(x) < like(x, INFINITY)
 
 
-INFINITY = float("inf")
+@scalar
+def bitwise_not(x: Scalar) -> Scalar:
+    """All bits flipped; of a bool: not x."""
+    return x ^ like(x, -1)
+
+
+@scalar
+def shift_left(x: Scalar, y: Scalar) -> Scalar:
+    """x * 2**y without its high bits; 0 for y negative or beyond the width."""
+    inside = (y >= like(y, 0)) & (y < bit_width(y))
+    return select(inside, like(x, x << select(inside, y, like(y, 0))), like(x, 0))
+
+
+@scalar
+def shift_right(x: Scalar, y: Scalar) -> Scalar:
+    """floor(x / 2**y); 0 or -1 for y negative or beyond the width."""
+    inside = (y >= like(y, 0)) & (y < bit_width(y))
+    return like(x, x >> select(inside, y, bit_width(y) - like(y, 1)))
+
+
+# --- division of integers -----------------------------------------------------------------------------------------
+
+
+@scalar
+def safe_divisor(y: Scalar) -> Scalar:
+    """y, but 1 for 0 and for -1: the divisors that the machine's instruction traps on."""
+    minus_one = (y == like(y, -1)) & (y < like(y, 0))
+    return select((y == like(y, 0)) | minus_one, like(y, 1), y)
+
+
+@scalar
+def floor_divide_whole(x: Scalar, y: Scalar) -> Scalar:
+    q = like(x, x // safe_divisor(y))
+    q = select((y < like(y, 0)) & (y == like(y, -1)), like(x, like(x, 0) - x), q)
+    return select(y == like(y, 0), like(x, 0), q)
+
+
+@scalar
+def remainder_whole(x: Scalar, y: Scalar) -> Scalar:
+    return like(x, x % safe_divisor(y))
+
+
+@scalar
+def fmod_whole(x: Scalar, y: Scalar) -> Scalar:
+    r = remainder_whole(x, y)
+    wrong = (r != like(x, 0)) & ((x < like(x, 0)) != (r < like(x, 0)))
+    return select(wrong, like(x, r - y), r)
+
+
+@scalar
+def pow_whole(x: Scalar, y: Scalar) -> Scalar:
+    """x ** y modulo 2**width; a negative power is the integer part of the fraction."""
+    result, base, n = like(x, 1), x, y
+    while n > like(y, 0):
+        if (n & like(y, 1)) != like(y, 0):
+            result = like(x, result * base)
+        base = like(x, base * base)
+        n = like(y, n >> like(y, 1))
+    unit = select((y & like(y, 1)) == like(y, 0), like(x, x * x), x)
+    small = (x == like(x, 1)) | (x == like(x, -1))
+    return select(y < like(y, 0), select(small, unit, like(x, 0)), result)
+
+
+# --- division of floats -------------------------------------------------------------------------------------------
+
+
+@scalar
+def fmod_f64(x: Scalar, y: Scalar) -> Scalar:
+    """x - y * trunc(x / y), exactly: long division of the mantissas, eleven bits at a time."""
+    a, b = bits(abs(x)), bits(abs(y))
+    broken = (a >= i64(EXPONENT)) | (b > i64(EXPONENT)) | (b == i64(0))
+    a_exponent, b_exponent = exponent_field(a), exponent_field(b)
+    divisor = select(broken, i64(1), mantissa(b))
+    rest, places = i64(mantissa(a) % divisor), i64(a_exponent - b_exponent)
+    while places > i64(0):
+        step = select(places < i64(11), places, i64(11))
+        rest, places = i64(i64(rest << step) % divisor), i64(places - step)
+    r = select(a < b, x, copysign(scale_f64(f64(rest), i64(b_exponent - i64(1075))), x))
+    return select(broken, f64(NAN), r)
+
+
+@scalar
+def exponent_field(pattern: Scalar) -> Scalar:
+    """The exponent of a positive float64's bit pattern, counted so that denormal numbers have 1."""
+    field = i64(pattern >> i64(52))
+    return select(field == i64(0), i64(1), field)
+
+
+@scalar
+def mantissa(pattern: Scalar) -> Scalar:
+    """The significand of a positive float64's bit pattern as an integer below 2**53."""
+    hidden = select(pattern < i64(1 << 52), i64(0), i64(1 << 52))
+    return i64(i64(pattern & i64((1 << 52) - 1)) | hidden)
+
+
+@scalar
+def remainder_f64(x: Scalar, y: Scalar) -> Scalar:
+    """x - y * floor(x / y): fmod, moved to the sign of y."""
+    r = fmod_f64(x, y)
+    wrong = (r != f64(0.0)) & ((r < f64(0.0)) != (y < f64(0.0)))
+    return select(wrong, r + y, select(r == f64(0.0), copysign(r, y), r))
+
+
+@scalar
+def floor_divide_f64(x: Scalar, y: Scalar) -> Scalar:
+    """floor(x / y) of the exact quotient, as Python and NumPy have it; x / y for y = 0."""
+    r = fmod_f64(x, y)
+    wrong = (r != f64(0.0)) & ((r < f64(0.0)) != (y < f64(0.0)))
+    q = (x - r) / y - select(wrong, f64(1.0), f64(0.0))
+    whole = floor(q)
+    whole = select(q - whole > f64(0.5), whole + f64(1.0), whole)
+    return select(y == f64(0.0), x / y, select(q == f64(0.0), copysign(f64(0.0), x / y), whole))
+
+
+@scalar
+def fmod_f32(x: Scalar, y: Scalar) -> Scalar:
+    return f32(fmod_f64(f64(x), f64(y)))
+
+
+@scalar
+def remainder_f32(x: Scalar, y: Scalar) -> Scalar:
+    r = fmod_f32(x, y)
+    wrong = (r != f32(0.0)) & ((r < f32(0.0)) != (y < f32(0.0)))
+    return select(wrong, r + y, select(r == f32(0.0), copysign(r, y), r))
+
+
+@scalar
+def floor_divide_f32(x: Scalar, y: Scalar) -> Scalar:
+    return f32(floor_divide_f64(f64(x), f64(y)))
+
+
+fmod = by_type("fmod", fmod_f32, fmod_f64, fmod_whole)
+remainder = by_type("remainder", remainder_f32, remainder_f64, remainder_whole)
+floor_divide = by_type("floor_divide", floor_divide_f32, floor_divide_f64, floor_divide_whole)
+pow = by_type("pow", pow_f32, pow_f64, pow_whole)

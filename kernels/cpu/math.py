@@ -9,23 +9,45 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from jitgrad.kernels.cpu import scalar
-from jitgrad.kernels.cpu.arithmetic import isfinite, isinf, isnan, maximum, minimum, reciprocal, relu, rsqrt, sign
-from jitgrad.kernels.cpu.exponential import exp, expm1, log, sigmoid, tanh
-from jitgrad.kernels.cpu.scalar import (
-    ceil,
-    copysign,
-    floor,
-    like,
-    multiply_add,
-    reassociate_add,
-    reassociate_mul,
-    round,
-    select,
-    sqrt,
-    trunc,
+from jitgrad.kernels.cpu.arithmetic import (
+    bitwise_not,
+    floor_divide,
+    fmod,
+    isfinite,
+    isinf,
+    isnan,
+    maximum,
+    minimum,
+    pow,
+    reciprocal,
+    relu,
+    remainder,
+    rsqrt,
+    shift_left,
+    shift_right,
+    sign,
+)
+from jitgrad.kernels.cpu.exponential import exp, exp2, expm1, sigmoid, tanh
+from jitgrad.kernels.cpu.logarithmic import log, log1p, log2, log10
+from jitgrad.kernels.cpu.scalar import abs, ceil, copysign, floor, like, multiply_add, round, select, sqrt, trunc
+from jitgrad.kernels.cpu.special import digamma, erf, erfc, erfinv, lgamma
+from jitgrad.kernels.cpu.trigonometric import (
+    acos,
+    acosh,
+    asin,
+    asinh,
+    atan,
+    atan2,
+    atanh,
+    cos,
+    cosh,
+    sin,
+    sinh,
+    tan,
 )
 
-NAMES: dict[str, Callable[..., Any]] = {f.__name__: f for f in (
-    ceil, copysign, exp, expm1, floor, isfinite, isinf, isnan, like, log, maximum, minimum, multiply_add,
-    reassociate_add, reassociate_mul, reciprocal, relu, round, rsqrt, select, sigmoid, sign, sqrt, tanh, trunc)}
+NAMES: dict[str, Callable[..., Any]] = {function.__name__: function for function in (
+    abs, acos, acosh, asin, asinh, atan, atan2, atanh, bitwise_not, ceil, copysign, cos, cosh, digamma, erf, erfc, erfinv,
+    exp, exp2, expm1, floor, floor_divide, fmod, isfinite, isinf, isnan, lgamma, like, log, log10, log1p, log2, maximum,
+    minimum, multiply_add, pow, reciprocal, relu, remainder, round, rsqrt, select, shift_left, shift_right, sigmoid, sign,
+    sin, sinh, sqrt, tan, tanh, trunc)}

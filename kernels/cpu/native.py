@@ -12,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from jitgrad.kernels.cpu import math, scalar
 from llvmlite import ir
 from numba.core import types
 from numba.extending import lower_builtin, overload, register_jitable, type_callable
-
-from jitgrad.kernels.cpu import math, scalar
 
 INLINE = {"forceinline": True, "error_model": "numpy", "no_cpython_wrapper": True}
 CONTRACT = ("contract",)
@@ -55,16 +54,6 @@ def _cast_all(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) 
     return [context.cast(builder, value, kind, signature.return_type) for value, kind in zip(values, signature.args)]
 
 
-def _flagged(operation: str, *flags: str) -> Emit:
-    def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
-        x, y = _cast_all(context, builder, signature, values)
-        if isinstance(signature.return_type, types.Float):
-            return getattr(builder, "f" + operation)(x, y, flags=flags)
-        return getattr(builder, operation)(x, y)
-
-    return emit
-
-
 def _select(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
     condition = context.cast(builder, values[0], signature.args[0], types.boolean)
     x, y = [context.cast(builder, v, t, signature.return_type) for v, t in zip(values[1:], signature.args[1:])]
@@ -98,6 +87,19 @@ def _to_int(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) ->
     return builder.fptosi(values[0], context.get_value_type(signature.return_type))
 
 
+def _abs(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    kind = signature.return_type
+    if isinstance(kind, types.Float):
+        return llvm_intrinsic("fabs")(context, builder, signature, values)
+    zero = ir.Constant(values[0].type, 0)
+    negative = builder.icmp_signed("<", values[0], zero) if kind.signed else ir.Constant(ir.IntType(1), 0)
+    return builder.select(negative, builder.sub(zero, values[0]), values[0])
+
+
+def _bit_width(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    return ir.Constant(values[0].type, values[0].type.width)
+
+
 def _teach_instructions() -> None:
     as_int = {types.float32: types.int32, types.float64: types.int64}
     as_float = {types.int32: types.float32, types.int64: types.float64}
@@ -108,23 +110,24 @@ def _teach_instructions() -> None:
     instruction(scalar.bits, 1, as_int.get, _bitcast)
     instruction(scalar.from_bits, 1, as_float.get, _bitcast)
     instruction(scalar.to_int, 1, as_int.get, _to_int)
-    for name, llvm in {"sqrt": "sqrt", "floor": "floor", "ceil": "ceil", "round": "rint", "trunc": "trunc",
-                       "absolute": "fabs"}.items():
+    for name, llvm in {"sqrt": "sqrt", "floor": "floor", "ceil": "ceil", "round": "rint", "trunc": "trunc"}.items():
         instruction(getattr(scalar, name), 1, first, llvm_intrinsic(llvm))
     instruction(scalar.copysign, 2, first, llvm_intrinsic("copysign"))
-    instruction(scalar.reassociate_add, 2, first, _flagged("add", "reassoc"))
-    instruction(scalar.reassociate_mul, 2, first, _flagged("mul", "reassoc"))
+    instruction(scalar.abs, 1, first, _abs)
+    instruction(scalar.bit_width, 1, first, _bit_width)
 
 
 def _teach_functions() -> None:
     for function in scalar.SCALARS.values():
         register_jitable(**INLINE)(function)
-    for function, single, double in scalar.DISPATCHERS.values():
-        overload(function, jit_options=INLINE, strict=False)(_chooser(single, double))
+    for function, *bodies in scalar.DISPATCHERS.values():
+        overload(function, jit_options=INLINE, strict=False)(_chooser(*bodies))
 
 
-def _chooser(single: Callable[..., Any], double: Callable[..., Any]) -> Callable[..., Any]:
+def _chooser(single: Callable[..., Any], double: Callable[..., Any], whole: Callable[..., Any]) -> Callable[..., Any]:
     def choose(*arguments: Any) -> Callable[..., Any]:
+        if isinstance(arguments[0], types.Integer):
+            return whole
         return single if arguments[0] == types.float32 else double
 
     return choose

@@ -24,8 +24,8 @@ boolean = np.bool_
 SCALARS: dict[str, Callable[..., Scalar]] = {}
 """Every function marked with `scalar`, by name."""
 
-DISPATCHERS: dict[str, tuple[Callable[..., Scalar], Callable[..., Scalar], Callable[..., Scalar]]] = {}
-"""Every function made by `by_type`: (the function itself, its float32 body, its float64 body)."""
+DISPATCHERS: dict[str, tuple[Callable[..., Scalar], ...]] = {}
+"""Every function made by `by_type`: (the function itself, its float32, float64 and integer bodies)."""
 
 
 def scalar(function: Callable[..., Scalar]) -> Callable[..., Scalar]:
@@ -35,17 +35,18 @@ def scalar(function: Callable[..., Scalar]) -> Callable[..., Scalar]:
 
 
 def by_type(name: str, single: Callable[..., Scalar], double: Callable[..., Scalar],
-            doc: str = "") -> Callable[..., Scalar]:
-    """A function that runs `single` when its first argument is a float32 and `double` otherwise.
-
-    Natively the choice is made while compiling."""
+            whole: Callable[..., Scalar] | None = None) -> Callable[..., Scalar]:
+    """A function that runs `single` when its first argument is a float32, `whole` when it is an integer (where there is
+    such a body), and otherwise `double`. Natively the choice is made while compiling."""
 
     def choose(*arguments: Scalar) -> Scalar:
+        if whole is not None and isinstance(arguments[0], np.integer):
+            return whole(*arguments)
         return (single if isinstance(arguments[0], f32) else double)(*arguments)
 
     choose.__name__ = choose.__qualname__ = name
-    choose.__doc__ = doc
-    DISPATCHERS[name] = (choose, single, double)
+    choose.__doc__ = double.__doc__
+    DISPATCHERS[name] = (choose, single, double, whole or double)
     return choose
 
 
@@ -54,12 +55,17 @@ def by_type(name: str, single: Callable[..., Scalar], double: Callable[..., Scal
 
 def select(condition: Scalar, x: Scalar, y: Scalar) -> Scalar:
     """x where `condition` holds, else y; both are computed. The result has the type of x."""
-    return x if condition else type(x)(y)
+    return x if condition else like(x, y)
 
 
 def like(x: Scalar, constant: Scalar) -> Scalar:
     """`constant` in the type of x."""
-    return type(x)(constant)
+    return np.asarray(constant).astype(x.dtype)[()]
+
+
+def bit_width(x: Scalar) -> Scalar:
+    """The number of bits of an integer, in the type of x."""
+    return type(x)(8 * x.itemsize)
 
 
 def multiply_add(x: Scalar, y: Scalar, z: Scalar) -> Scalar:
@@ -111,9 +117,9 @@ def trunc(x: Scalar) -> Scalar:
     return x if isinstance(x, np.integer) else np.trunc(x)
 
 
-def absolute(x: Scalar) -> Scalar:
-    """Absolute value of a float."""
-    return np.abs(x)
+def abs(x: Scalar) -> Scalar:
+    """Absolute value; the lowest integer stays what it is."""
+    return np.absolute(x)
 
 
 def copysign(x: Scalar, y: Scalar) -> Scalar:
@@ -126,13 +132,3 @@ def to_int(x: Scalar) -> Scalar:
     kind = i32 if isinstance(x, f32) else i64
     limit = np.iinfo(kind)
     return kind(x) if limit.min <= x <= limit.max - 512 else kind(limit.min)
-
-
-def reassociate_add(accumulator: Scalar, x: Scalar) -> Scalar:
-    """accumulator + x, where sums may be taken in another order: what lets a reduction vectorize."""
-    return accumulator + x
-
-
-def reassociate_mul(accumulator: Scalar, x: Scalar) -> Scalar:
-    """accumulator * x, where products may be taken in another order."""
-    return accumulator * x
