@@ -1,0 +1,235 @@
+"""Kernel text -> object code. The only module that needs Numba; imported when a kernel is in no cache.
+
+In goes the text of one Python function ``(args, begin, end, thread)`` in the dialect of `jitgrad.kernels.cpu`; out
+comes an ELF object whose symbol `kernel` is ``void kernel(int64 *args, int64 begin, int64 end, int64 thread)``.
+
+Numba is used as a front end alone: a short list of its passes turns text into LLVM IR, with an explicit signature,
+without wrappers and without Numba's own two rounds of optimization. LLVM then optimizes once, for the exact processor
+of this machine or for a named level, and with full-width vectors.
+"""
+
+from __future__ import annotations
+
+import ast
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from types import FunctionType
+from typing import Any
+
+import llvmlite.binding as llvm
+from numba.core import types
+from numba.core.codegen import CPUCodeLibrary
+from numba.core.compiler import CompilerBase, Flags, compile_extra
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.compiler_machinery import PassManager
+from numba.core.registry import cpu_target
+from numba.core.typed_passes import (
+    AnnotateTypes,
+    IRLegalization,
+    NativeLowering,
+    NoPythonBackend,
+    NopythonTypeInference,
+    PreLowerStripPhis,
+)
+from numba.core.untyped_passes import FixupArgs, IRProcessing, ReconstructSSA, TranslateByteCode
+
+from jitgrad import objectfile
+from jitgrad.errors import CompileError, complain
+from jitgrad.kernels.cpu import intrinsics, math, native, tile, tile_native
+
+TEACHERS = (native, tile_native)                # importing them is what teaches Numba the names of math and tile
+SIGNATURE = types.void(types.CPointer(types.int64), types.int64, types.int64, types.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A processor: LLVM's triple, its name for the model, and a feature list such as ``+avx2,-prefer-256-bit``."""
+
+    triple: str
+    cpu: str
+    features: str
+
+
+def host_target() -> Target:
+    """Exactly this machine. Full-width vectors are asked for: LLVM's default on many processors is half width."""
+    features = llvm.get_host_cpu_features().flatten()
+    return Target(llvm.get_process_triple(), llvm.get_host_cpu_name(), f"{features},-prefer-256-bit")
+
+
+def named_target(level: str) -> Target:
+    """A level to build bundles for: v2, v3 or v4 of x86-64, or aarch64 (any ARMv8 with NEON)."""
+    if level == "aarch64":
+        return Target("aarch64-unknown-linux-gnu", "generic", "+neon")
+    if level not in ("v2", "v3", "v4"):
+        raise complain(CompileError, "target", f"{level!r} is not one of v2, v3, v4, aarch64")
+    return Target("x86_64-unknown-linux-gnu", f"x86-64-{level}", "-prefer-256-bit")
+
+
+def compile_source(source: str, name: str, target: Target | None = None) -> bytes:
+    """Object code of the one function in `source`. CompileError, naming the kernel, when it cannot be compiled."""
+    target = target or _host()
+    with global_compiler_lock:
+        try:
+            module = _lower(_define(source, name), target)
+        except CompileError:
+            raise
+        except Exception as error:
+            raise _explain(error, name, source) from None
+        data = _emit(module, target)
+    try:
+        objectfile.check(data, target.triple.split("-")[0])
+    except objectfile.ObjectError as error:
+        raise complain(CompileError, name, f"the compiled kernel cannot be used: {error}") from None
+    return data
+
+
+def compile_sources(sources: Iterable[tuple[str, str]], target: Target | None = None) -> list[bytes]:
+    """`compile_source` for each ``(source, name)``."""
+    return [compile_source(source, name, target) for source, name in sources]
+
+
+def assembly(source: str, name: str, target: Target | None = None) -> str:
+    """The assembly text of a kernel: for looking at it, and for tests that ask for vector instructions."""
+    target = target or _host()
+    with global_compiler_lock:
+        module = _lower(_define(source, name), target)
+        _optimize(module, target)
+        return str(_machine(target).emit_assembly(module))
+
+
+# Text -> Python function -> LLVM module
+
+def _define(source: str, name: str) -> FunctionType:
+    """The function that `source` defines, with the vocabulary of kernel text as its globals."""
+    try:
+        functions = [node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+        namespace = dict(vocabulary())
+        exec(compile(source, f"<kernel {name}>", "exec"), namespace)
+    except SyntaxError as error:
+        raise complain(CompileError, name, f"kernel text is not Python: {error}") from None
+    if len(functions) != 1:
+        raise complain(CompileError, name, f"kernel text must define one function, it defines {len(functions)}")
+    return namespace[functions[0]]  # type: ignore[no-any-return]
+
+
+@cache
+def vocabulary() -> dict[str, Any]:
+    """Every name that kernel text may use: scalar math, the pieces of contractions, and the intrinsics."""
+    return {**math.NAMES, **tile.NAMES, **intrinsics.NAMES}
+
+
+class _Pipeline(CompilerBase):  # type: ignore[misc]
+    """The passes that kernel text needs. It has no closures, no generators, nothing to be rewritten."""
+
+    def define_pipelines(self) -> list[PassManager]:
+        manager = PassManager("jitgrad kernel")
+        for step in (TranslateByteCode, FixupArgs, IRProcessing, ReconstructSSA, NopythonTypeInference,
+                     PreLowerStripPhis, IRLegalization, AnnotateTypes, NativeLowering, NoPythonBackend):
+            manager.add_pass(step, step.__name__)
+        manager.finalize()
+        return [manager]
+
+
+class _Library(CPUCodeLibrary):  # type: ignore[misc]
+    """Collects LLVM modules; leaves optimizing and loading to us."""
+
+    def _optimize_functions(self, module: llvm.ModuleRef) -> None:
+        pass
+
+    def finalize(self) -> None:
+        for library in dict.fromkeys(self._linking_libraries):
+            self._final_module.link_in(library._get_module_for_linking(), preserve=True)
+        self._finalized = True
+
+    def enable_object_caching(self) -> None:
+        pass
+
+
+def _lower(function: FunctionType, target: Target) -> llvm.ModuleRef:
+    """The LLVM module of `function`, unoptimized, with `kernel` as its only visible symbol."""
+    context = cpu_target.target_context
+    flags = Flags()
+    flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+    flags.error_model = "numpy"
+    library = _Library(context.codegen(), function.__name__)
+    result = compile_extra(cpu_target.typing_context, context, function, SIGNATURE.args, SIGNATURE.return_type, flags,
+                           {}, library=library, pipeline_class=_Pipeline)
+    module = library._final_module
+    module.triple = target.triple
+    module.data_layout = str(_machine(target).target_data)
+    entry = _ENTRY.format(symbol=objectfile.SYMBOL, function=result.fndesc.llvm_func_name)
+    module.link_in(llvm.parse_assembly(entry + _RELAX[target.triple.split("-")[0]]))
+    for item in [*module.functions, *module.global_variables]:
+        if not item.is_declaration and item.name != objectfile.SYMBOL:
+            item.linkage = "internal"
+    return module
+
+
+# Numba's calling convention returns a status and takes two more pointers; kernels do not raise.
+_ENTRY = """
+declare i32 @"{function}"(ptr, ptr, ptr, i64, i64, i64)
+define void @{symbol}(ptr %args, i64 %begin, i64 %end, i64 %thread) {{
+  %result = alloca ptr
+  %exception = alloca ptr
+  call i32 @"{function}"(ptr %result, ptr %exception, ptr %args, i64 %begin, i64 %end, i64 %thread) alwaysinline
+  ret void
+}}
+"""
+
+# The processor's hint for waiting loops.
+_RELAX = {
+    "x86_64": """
+declare void @llvm.x86.sse2.pause()
+define void @jitgrad_relax() alwaysinline { call void @llvm.x86.sse2.pause() ret void }
+""",
+    "aarch64": """
+declare void @llvm.aarch64.hint(i32)
+define void @jitgrad_relax() alwaysinline { call void @llvm.aarch64.hint(i32 1) ret void }
+""",
+}
+
+
+# LLVM module -> object code
+
+@cache
+def _host() -> Target:
+    return host_target()
+
+
+@cache
+def _machine(target: Target) -> llvm.TargetMachine:
+    if target.triple.startswith(platform.machine()):
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+    else:
+        llvm.initialize_all_targets()
+        llvm.initialize_all_asmprinters()
+    found = llvm.Target.from_triple(target.triple)
+    return found.create_target_machine(cpu=target.cpu, features=target.features, opt=3, reloc="pic",
+                                       codemodel="default")
+
+
+def _optimize(module: llvm.ModuleRef, target: Target) -> None:
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    options.loop_vectorization = options.slp_vectorization = True
+    builder = llvm.create_pass_builder(_machine(target), options)
+    builder.getModulePassManager().run(module, builder)
+
+
+def _emit(module: llvm.ModuleRef, target: Target) -> bytes:
+    _optimize(module, target)
+    return bytes(_machine(target).emit_object(module))
+
+
+def _explain(error: Exception, name: str, source: str) -> CompileError:
+    """A CompileError with the gist of Numba's message; the whole of it and the text go into notes."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("Failed in", "File ", "def ", "-", "^"))]
+    gist = telling[0] if telling else type(error).__name__
+    problem = complain(CompileError, name, f"the kernel cannot be compiled: {gist}")
+    problem.add_note("\n".join(lines))
+    problem.add_note(source)
+    assert isinstance(problem, CompileError)
+    return problem
