@@ -156,6 +156,7 @@ def _lower(function: FunctionType, target: Target) -> llvm.ModuleRef:
     library = _Library(context.codegen(), function.__name__)
     result = compile_extra(cpu_target.typing_context, context, function, SIGNATURE.args, SIGNATURE.return_type, flags,
                            {}, library=library, pipeline_class=_Pipeline)
+    library.finalize()
     module = library._final_module
     module.triple = target.triple
     module.data_layout = str(_machine(target).target_data)
