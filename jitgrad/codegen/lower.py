@@ -1,0 +1,38 @@
+"""A region node -> the launches of its kernels.
+
+`lower` picks the template that fusion chose; each template opens the loops and asks the `Writer` for values:
+
+    map      every element of one space by itself
+    row      reductions along the inner loops, with what feeds and follows them: one row at a time
+    column   reductions along the outer loops: partial sums per block of rows, then their sum
+    full     one result, or few: partial results per block, then their combination
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jitgrad.codegen.kernel import Launch, Lowered
+from jitgrad.codegen.reduce import lower_column, lower_full, lower_row
+from jitgrad.codegen.region import Region, analyse
+from jitgrad.codegen.templates import lower_map
+from jitgrad.ir.graph import Graph, Where
+from jitgrad.ir.op import Op
+from jitgrad.ir.types import TensorType
+
+
+def lower(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any], shared: tuple[tuple[int, int], ...],
+          where: Where) -> Lowered:
+    """The kernels of a region node. `shared` holds pairs (output, input) that are one memory."""
+    return lower_body(attrs["body"], attrs["template"], shared)
+
+
+def lower_body(body: Graph, template: str, shared: tuple[tuple[int, int], ...] = ()) -> Lowered:
+    region = analyse(body, shared)
+    launches = TEMPLATES[template](region)
+    return Lowered(tuple(launches), tuple(region.scratch))
+
+
+TEMPLATES: dict[str, Callable[[Region], list[Launch]]] = {
+    "map": lower_map, "row": lower_row, "column": lower_column, "full": lower_full}

@@ -1,0 +1,225 @@
+"""The templates of regions that reduce: "row", "full" and "column".
+
+A region's loops are the kept ones (those of its reductions' results) and the reduced ones. Work items are cut by shape
+alone, and partial results belong to items, so no result depends on the number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from jitgrad.codegen.kernel import Buffer, Launch
+from jitgrad.codegen.region import BLOCK, Place, Region, accesses, collapse
+from jitgrad.codegen.space import make_space, open_block, open_items, open_rows, outer_axes
+from jitgrad.codegen.templates import finish, store_outputs
+from jitgrad.codegen.writer import Axis, Writer, compute_dtype, is_position
+from jitgrad.ir.graph import Node
+from jitgrad.ir.types import TensorType
+
+
+@dataclass(frozen=True)
+class Split:
+    """The loops of a reducing region, in order, collapsed; and which outputs run along the reduced ones too."""
+
+    kept: list[Place]
+    reduced: list[Place]
+    full: list[int]
+    small: list[int]
+
+
+def split_loops(region: Region) -> Split:
+    _join_free_loops(region)
+    reduced = set(region.axes.resolve(region.reduced))
+    order, runs = region.order(), accesses(region)
+    full = [k for k, (_, index, _) in enumerate(region.outputs) if reduced.intersection(region.axes.flat(index))]
+    return Split(collapse([a for a in order if a not in reduced], runs),
+                 collapse([a for a in order if a in reduced], runs), full,
+                 [k for k in range(len(region.outputs)) if k not in full])
+
+
+def _join_free_loops(region: Region) -> None:
+    """Loops that are neither kept nor reduced are the reduced ones under another name: ``x - mean(y)``."""
+    kept = {a for node in region.reductions for i in region.demands.of[node.output] for a in region.axes.flat(i)}
+    reduced = region.axes.resolve(region.reduced)
+    for place in list(region.demands.places):
+        free = tuple([a for a in region.axes.resolve(place) if a not in kept and a not in reduced])
+        if free:
+            region.demands.try_unify(lambda free=free: region.axes.unify_atoms(reduced, free))  # type: ignore[misc]
+            reduced = region.axes.resolve(reduced)
+
+
+# ---- row -------------------------------------------------------------------------------------------------------
+
+
+def lower_row(region: Region) -> list[Launch]:
+    """Items are blocks of rows. A row is walked once per step of the computation and stays in the cache."""
+    writer, split = region.writer(), split_loops(region)
+    rows = math.prod([region.axes.size(group) for group in split.kept])
+    length = math.prod([region.axes.size(group) for group in split.reduced])
+    per_item = max(1, BLOCK // max(1, length))
+    outer = outer_axes(writer, split.kept)
+    inner = [writer.axis(group, f"j{k}" if len(split.reduced) > 1 else "j") for k, group in enumerate(split.reduced)]
+    open_items(writer)
+    if outer:
+        open_rows(writer, outer, "item", per_item)
+    for step in steps(region):
+        _reduce(writer, region, step, inner)
+    if split.full:
+        writer.open_axes(inner)
+        store_outputs(writer, region, split.full)
+        writer.close(len(inner))
+    store_outputs(writer, region, split.small)
+    return [finish(writer, region, -(-rows // per_item))]
+
+
+def steps(region: Region) -> list[list[Node]]:
+    """The reductions, grouped by how many others must be done before."""
+    depth: dict[object, int] = {}
+    groups: list[list[Node]] = []
+    for node in region.body.nodes:
+        before = max([depth.get(v, 0) for v in node.inputs], default=0)
+        is_reduction = node.op.kind == "reduction"
+        depth[node.output] = before + is_reduction
+        if is_reduction:
+            if before == len(groups):
+                groups.append([])
+            groups[before].append(node)
+    return groups
+
+
+def _reduce(writer: Writer, region: Region, nodes: list[Node], inner: list[Axis]) -> None:
+    """One walk along the reduced loops for all of `nodes`; their results are known behind it."""
+    variables = [start(writer, node) for node in nodes]
+    writer.open_axes(inner)
+    for node, names in zip(nodes, variables, strict=True):
+        accumulate(writer, region, node, names)
+    writer.close(len(inner))
+    for node, names in zip(nodes, variables, strict=True):
+        writer.bind(node.output, region.index_of(node.output), names[-1])
+
+
+def start(writer: Writer, node: Node) -> tuple[str, ...]:
+    return writer.start_position(node) if is_position(node) else (writer.start(node),)
+
+
+def accumulate(writer: Writer, region: Region, node: Node, names: tuple[str, ...]) -> None:
+    """Add the operand of `node` at the open loops to its accumulator."""
+    index = region.demands.reads[node]
+    value = writer.evaluate(node.inputs[0], index)
+    if is_position(node):
+        axis = index[node.attrs["axis"]]
+        assert isinstance(axis, tuple)
+        writer.accumulate_position(node, *names, value, writer.position(axis))
+    else:
+        writer.accumulate(node, names[0], value)
+
+
+# ---- full ------------------------------------------------------------------------------------------------------
+
+
+def lower_full(region: Region) -> list[Launch]:
+    """First every item leaves a partial result; then one item combines them and computes what follows."""
+    writer, split = region.writer(), split_loops(region)
+    assert not split.kept, "a full reduction keeps no loop"
+    space = make_space(writer, split.reduced)
+    partials = [_partials(region, node, space.items) for node in region.reductions]
+    open_items(writer)
+    variables = [writer.start(node) for node in region.reductions]
+    opened = open_block(writer, space)
+    for node, name in zip(region.reductions, variables, strict=True):
+        accumulate(writer, region, node, (name,))
+    store_outputs(writer, region, split.full)
+    writer.close(opened)
+    for name, (buffer, type) in zip(variables, partials, strict=True):
+        writer.store_at(buffer, type, "item", name)
+    writer.flush()
+    first = finish(writer, region, space.items, "_partial")
+    return [first, _combine_partials(region, split, partials, space.items)]
+
+
+def _partials(region: Region, node: Node, count: int) -> tuple[Buffer, TensorType]:
+    type = TensorType(compute_dtype(node.inputs[0].dtype), (count,))
+    return region.new_scratch(type.nbytes), type
+
+
+def _combine_partials(region: Region, split: Split, partials: list[tuple[Buffer, TensorType]], count: int) -> Launch:
+    writer = region.writer()
+    limit = writer.size("partials", count)
+    open_items(writer)
+    variables = [writer.start(node) for node in region.reductions]
+    writer.open("part", "0", limit)
+    for node, name, (buffer, type) in zip(region.reductions, variables, partials, strict=True):
+        writer.accumulate(node, name, writer.load(buffer, type, "part"))
+    writer.close()
+    for node, name in zip(region.reductions, variables, strict=True):
+        writer.bind(node.output, (), name)
+    store_outputs(writer, region, split.small)
+    return finish(writer, region, 1, "_combine")
+
+
+# ---- column ----------------------------------------------------------------------------------------------------
+
+ROW_BLOCKS = 64
+"""At most so many partial sums per column."""
+
+
+def lower_column(region: Region) -> list[Launch]:
+    """First every block of rows adds its rows up, into a row of partial results; then these rows are combined."""
+    split = split_loops(region)
+    columns = math.prod([region.axes.size(group) for group in split.kept])
+    rows = math.prod([region.axes.size(group) for group in split.reduced])
+    per_block = max(-(-rows // ROW_BLOCKS), BLOCK // max(1, columns), 1)
+    blocks = -(-rows // per_block) if rows else 0
+    partials = [_partials(region, node, max(blocks, 1) * columns) for node in region.reductions]
+    launches = [_column_partials(region, split, partials, per_block, blocks)] if blocks else []
+    return [*launches, _column_combine(region, split, partials, blocks)]
+
+
+def _column_partials(region: Region, split: Split, partials: list[tuple[Buffer, TensorType]], per_block: int,
+                     blocks: int) -> Launch:
+    writer = region.writer()
+    inner = [writer.axis(group, f"j{k}") for k, group in enumerate(split.kept)]
+    outer = outer_axes(writer, split.reduced)
+    open_items(writer)
+    place = _partial_place(writer, split, "item", inner)
+    writer.open_axes(inner)
+    for node, (buffer, type) in zip(region.reductions, partials, strict=True):
+        writer.store_at(buffer, type, place, writer.start(node))
+    writer.flush()
+    writer.close(len(inner))
+    open_rows(writer, outer, "item", per_block)
+    writer.open_axes(inner)
+    for node, (buffer, type) in zip(region.reductions, partials, strict=True):
+        total = writer.load(buffer, type, place)
+        accumulate(writer, region, node, (total,))
+        writer.store_at(buffer, type, place, total)
+    store_outputs(writer, region, split.full)
+    return finish(writer, region, blocks, "_partial")
+
+
+def _partial_place(writer: Writer, split: Split, block: str, inner: list[Axis]) -> str:
+    """Where the partial result of a block of rows lies, for the column at the variables of `inner`."""
+    text = block
+    for axis in inner:
+        text = f"({text}) * {axis.size} + {axis.name}" if " " in text else f"{text} * {axis.size} + {axis.name}"
+    return text
+
+
+def _column_combine(region: Region, split: Split, partials: list[tuple[Buffer, TensorType]], blocks: int) -> Launch:
+    writer = region.writer()
+    space = make_space(writer, split.kept)
+    count = writer.size("partials", blocks)
+    open_items(writer)
+    open_block(writer, space)
+    variables = [writer.start(node) for node in region.reductions]
+    writer.open("part", "0", count)
+    axes = [*space.outer, *([space.inner] if space.inner else [])]
+    place = _partial_place(writer, split, "part", axes)
+    for node, name, (buffer, type) in zip(region.reductions, variables, partials, strict=True):
+        writer.accumulate(node, name, writer.load(buffer, type, place))
+    writer.close()
+    for node, name in zip(region.reductions, variables, strict=True):
+        writer.bind(node.output, region.index_of(node.output), name)
+    store_outputs(writer, region, split.small)
+    return finish(writer, region, space.items, "_combine")

@@ -1,0 +1,104 @@
+"""How the loops of a kernel are cut into work items: by shape alone.
+
+A space is an inner loop, cut into blocks when it is long, and outer loops that are walked as one row number. What goes
+in: groups of atoms, outermost first. What comes out: loops opened in a `Writer`, and the number of items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jitgrad.codegen.region import BLOCK, Place
+from jitgrad.codegen.writer import Axis, Writer
+
+
+@dataclass(frozen=True)
+class Space:
+    """`rows` rows of `length` elements; an item is `rows_per_item` rows, or one of `parts` parts of one row."""
+
+    outer: tuple[Axis, ...]
+    inner: Axis | None
+    rows: int
+    length: int
+
+    @property
+    def parts(self) -> int:
+        return max(1, -(-self.length // BLOCK))
+
+    @property
+    def rows_per_item(self) -> int:
+        return max(1, BLOCK // max(1, self.length)) if self.parts == 1 else 1
+
+    @property
+    def items(self) -> int:
+        if self.rows == 0 or self.length == 0:
+            return 0
+        return -(-self.rows // self.rows_per_item) * self.parts
+
+
+def make_space(writer: Writer, groups: Sequence[Place]) -> Space:
+    """The axes of a kernel that runs along `groups`, the last one innermost."""
+    if not groups:
+        return Space((), None, 1, 1)
+    inner = writer.axis(groups[-1], "j")
+    outer = outer_axes(writer, groups[:-1])
+    rows = 1
+    for group in groups[:-1]:
+        rows *= writer.axes.size(group)
+    return Space(outer, inner, rows, writer.axes.size(inner.atoms))
+
+
+def outer_axes(writer: Writer, groups: Sequence[Place]) -> tuple[Axis, ...]:
+    if len(groups) == 1:
+        return (writer.axis(groups[0], "i"),)
+    return tuple([writer.axis(group, f"i{k}") for k, group in enumerate(groups)])
+
+
+def open_items(writer: Writer) -> None:
+    writer.open("item", "begin", "end")
+
+
+def open_block(writer: Writer, space: Space) -> int:
+    """The loops over the elements of one item; how many were opened."""
+    if space.inner is None:
+        return 0
+    block = writer.size("block", -(-space.length // space.parts))
+    if not space.outer:
+        _open_part(writer, space.inner, "item", block)
+        return 1
+    parts = writer.size("parts", space.parts)
+    open_rows(writer, space.outer, f"item // {parts}", space.rows_per_item)
+    _open_part(writer, space.inner, f"item % {parts}", block)
+    return 2
+
+
+def _open_part(writer: Writer, inner: Axis, part: str, block: str) -> None:
+    writer.open(inner.name, f"({part}) * {block}" if " " in part else f"{part} * {block}",
+                f"min({inner.size}, ({part} + 1) * {block})" if " " not in part else
+                f"min({inner.size}, ({part}) * {block} + {block})")
+    writer.know(inner)
+
+
+def open_rows(writer: Writer, outer: Sequence[Axis], group: str, rows_per_item: int) -> None:
+    """One loop over the rows of group number `group`; inside of it the variables of all `outer` axes are known."""
+    per_item = writer.size("rows", rows_per_item)
+    total = " * ".join([axis.size for axis in outer])
+    first = f"({group}) * {per_item}" if " " in group else f"{group} * {per_item}"
+    row = outer[0].name if len(outer) == 1 else "row"
+    writer.open(row, first, f"min({total}, {first} + {per_item})")
+    if len(outer) > 1:
+        _spread(writer, outer, row)
+    for axis in outer:
+        writer.know(axis)
+
+
+def _spread(writer: Writer, outer: Sequence[Axis], row: str) -> None:
+    """The variables of all axes from the number of the row."""
+    rest = row
+    for k, axis in reversed(list(enumerate(outer))):
+        if k == 0:
+            writer.let(axis.name, rest)
+        else:
+            writer.let(axis.name, f"{rest} % {axis.size}")
+            rest = writer.let(f"rest{k}", f"{rest} // {axis.size}") if k > 1 else f"{rest} // {axis.size}"
