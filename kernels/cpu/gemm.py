@@ -1,0 +1,254 @@
+"""Matrix multiplication: C = A @ B for batches of matrices with any strides, on the register tile of `kernels.cpu.tile`.
+
+`source` is the text of the core, compiled once per element type: its items are blocks of C, cut by shape alone, and each
+sum runs through the depth in one order, so results depend neither on threads nor on which call does which items.
+`pack_source` is the text of an earlier phase that copies an operand into panels, for operands that the core cannot read
+at full speed where they lie. Which operand is packed, and all blocking, is decided by `arrange` from shapes and strides and
+reaches both kernels as integers.
+
+The core never asks whether an operand is packed: A is a row of panels of `panel_rows` rows, B of panels as wide as the
+tile, and a panel, a row and a step in the depth each have a stride.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jitgrad.kernels.cpu.tile import Tile, tile_for
+
+BATCH_DIMENSIONS = 4
+DEPTH_BLOCK = 384                               # a panel of B of this depth (48 KiB) is reused out of a near cache
+ITEM_COST = 1 << 20                             # multiply-adds below which an item is not cut further
+ITEMS = 8                                       # as many items as there are, at most, are wanted for balance
+ITEM_ROWS, ITEM_COLUMNS = 168, 256
+
+Strides = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Matrices:
+    """A batch of matrices as an operand: strides in elements of the batch dimensions, of rows and of columns."""
+
+    batch: Strides
+    row: int
+    column: int
+
+
+ARGUMENTS = ("m", "n", "k", "panel_rows", "a_panel", "a_row", "a_step", "b_panel", "b_step", "c_row", "c_batch",
+             "rows_per_item", "row_blocks", "columns_per_item", "column_blocks", "depth_block", "accumulate",
+             "size_1", "size_2", "size_3", "a_0", "a_1", "a_2", "a_3", "b_0", "b_1", "b_2", "b_3")
+"""The integers after the pointers to A, B and C (arguments 1 to 3) in the core's argument block, from argument 4 on."""
+
+FUNCTION_ARGUMENT = 4 + len(ARGUMENTS)
+"""Where a kernel with an epilogue expects the core's address: its argument block begins like the core's."""
+
+LOCATE_ITEM = """\
+        column_block = item % column_blocks
+        row_block = item // column_blocks % row_blocks
+        batch = item // (column_blocks * row_blocks)
+        first_row = row_block * rows_per_item
+        last_row = minimum(first_row + rows_per_item, m)
+        first_column = column_block * columns_per_item
+        last_column = minimum(first_column + columns_per_item, n)
+"""
+
+_CORE = """\
+def gemm_{short}(args, begin, end, thread):
+    a = pointer(args, 1, {short})
+    b = pointer(args, 2, {short})
+    c = pointer(args, 3, {short})
+{unpack}
+    for item in range(begin, end):
+{locate}
+        index_3 = batch % size_3
+        index_2 = batch // size_3 % size_2
+        index_1 = batch // (size_3 * size_2) % size_1
+        index_0 = batch // (size_3 * size_2 * size_1)
+        a_start = index_0 * a_0 + index_1 * a_1 + index_2 * a_2 + index_3 * a_3
+        b_start = index_0 * b_0 + index_1 * b_1 + index_2 * b_2 + index_3 * b_3
+        c_start = batch * c_batch
+        for first_step in range(0, maximum(k, 1), depth_block):
+            depth = minimum(depth_block, k - first_step)
+            keep = accumulate if first_step == 0 else 1
+            for column in range(first_column, last_column, {columns}):
+                width = minimum({columns}, last_column - column)
+                b_place = b_start + column // {columns} * b_panel + first_step * b_step
+                for row in range(first_row, last_row, panel_rows):
+                    height = minimum(panel_rows, last_row - row)
+                    a_place = a_start + row // panel_rows * a_panel + first_step * a_step
+                    multiply_tile(height, width, depth, a, a_place, a_row, a_step, b, b_place, b_step,
+                                  c, c_start + row * c_row + column, c_row, keep)
+"""
+
+
+def source(short: str) -> str:
+    """The text of the core for ``f32`` or ``f64``. Arguments: A, B, C, then `ARGUMENTS`."""
+    tile = element_tile(short)
+    return _CORE.format(short=short, columns=tile.columns, unpack=unpack(), locate=LOCATE_ITEM)
+
+
+def unpack(names: tuple[str, ...] = ARGUMENTS, first: int = 4) -> str:
+    """Lines that give integer arguments their names."""
+    return "".join(f"    {name} = args[{first + i}]\n" for i, name in enumerate(names))
+
+
+def element_tile(short: str) -> Tile:
+    return tile_for(8 if short == "f64" else 4)
+
+
+# --- packing --------------------------------------------------------------------------------------------------------
+
+PACK_ARGUMENTS = ("rows", "depth", "row_stride", "depth_stride", "panel_rows", "width", "panels",
+                  "size_1", "size_2", "size_3", "stride_0", "stride_1", "stride_2", "stride_3")
+"""The integers after the pointers to the operand and to the panels. `rows` counts rows of A or columns of B."""
+
+_PACK = """\
+def pack_{short}_{kind}(args, begin, end, thread):
+    x = pointer(args, 1, {short})
+    o = pointer(args, 2, {wide})
+{unpack}
+    for item in range(begin, end):
+        panel = item % panels
+        batch = item // panels
+        index_3 = batch % size_3
+        index_2 = batch // size_3 % size_2
+        index_1 = batch // (size_3 * size_2) % size_1
+        index_0 = batch // (size_3 * size_2 * size_1)
+        first = panel * panel_rows
+        height = minimum(panel_rows, rows - first)
+        start = index_0 * stride_0 + index_1 * stride_1 + index_2 * stride_2 + index_3 * stride_3 + first * row_stride
+        place = item * width * depth
+{body}"""
+
+_COPY = """\
+        for d in range(depth):
+            for i in range(height):
+                store(o, place + d * width + i, load(x, start + i * row_stride + d * depth_stride, 0, 2), 1, 2)
+"""
+
+_COPY_ROWS = """\
+        for d in range(depth):
+            for i in range(height):
+                store(o, place + d * width + i, load(x, start + i + d * depth_stride, 0, 2), 1, 2)
+"""
+
+_TRANSPOSE = """\
+        whole = depth - depth % {lanes}
+        for d in range(0, whole, {lanes}):
+            for i in range(0, height, {lanes}):
+                transpose_tile(minimum(height - i, {lanes}), x, start + i * row_stride + d, row_stride,
+                               o, place + d * width + i, width, {lanes})
+        for d in range(whole, depth):
+            for i in range(height):
+                store(o, place + d * width + i, load(x, start + i * row_stride + d, 0, 2), 1, 2)
+"""
+
+PACK_KINDS = {"rows": _COPY_ROWS, "depth": _TRANSPOSE, "any": _COPY}
+"""Bodies by what lies side by side in memory: elements of one step, elements of one row, or neither."""
+
+
+def pack_source(short: str, kind: str) -> str:
+    """The text of the packing phase for operands of dtype `short` (f16 and bf16 become f32) and a kind of
+    `PACK_KINDS`. Arguments: operand, panels, then `PACK_ARGUMENTS`. Items: panels of all batches."""
+    wide = short if short == "f64" else "f32"
+    body = PACK_KINDS[kind].format(lanes=element_tile(wide).lanes)
+    return _PACK.format(short=short, kind=kind, wide=wide, body=body, unpack=unpack(PACK_ARGUMENTS, 3))
+
+
+# --- arranging ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """One packing phase: the kind of text, its items, its integers, and the elements that its panels take."""
+
+    kind: str
+    items: int
+    integers: tuple[int, ...]
+    elements: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrangement:
+    """How a product is carried out: packing of A and of B (None: read in place), then `items` of the core."""
+
+    pack_a: Packing | None
+    pack_b: Packing | None
+    items: int
+    integers: tuple[int, ...]
+
+
+def arrange(short: str, batch: tuple[int, ...], m: int, n: int, k: int, a: Matrices, b: Matrices,
+            convert: bool = False, accumulate: bool = False) -> Arrangement:
+    """The blocking of C[*batch, m, n] = A[*batch, m, k] @ B[*batch, k, n], with C contiguous, for elements `short`.
+    `convert`: the operands have another element type, so both are packed. At most `BATCH_DIMENSIONS` batch sizes."""
+    tile = element_tile(short)
+    panel_rows = -(-m // max(-(-m // tile.rows), 1)) or 1
+    panels = -(-m // panel_rows)
+    pack_a = pack_b = None
+    if convert or _must_pack_a(a, m, n, k, tile):
+        pack_a, a, a_panel = _pack(a, batch, m, k, panel_rows, tile.packed_rows, a.row, a.column)
+    else:
+        a_panel = panel_rows * a.row
+    if convert or b.column != 1 and n > 1 or _must_pack_b(b, m, n, k):
+        pack_b, packed, b_panel = _pack(b, batch, n, k, tile.columns, tile.columns, b.column, b.row)
+        b = Matrices(packed.batch, packed.column, 1)
+    else:
+        b_panel = tile.columns
+    rows, columns = _cut(batch, m, n, k, panel_rows, tile)
+    row_blocks, column_blocks = -(-m // rows), -(-n // columns)
+    sizes = (1,) * (BATCH_DIMENSIONS - len(batch)) + batch
+    integers = (m, n, k, panel_rows, a_panel, a.row, a.column, b_panel, b.row, n, m * n, rows, row_blocks, columns,
+                column_blocks, DEPTH_BLOCK, int(accumulate), *sizes[1:], *_padded(a.batch), *_padded(b.batch))
+    count = row_blocks * column_blocks
+    for size in batch:
+        count *= size
+    return Arrangement(pack_a if panels else None, pack_b, count, integers)
+
+
+def _must_pack_a(a: Matrices, m: int, n: int, k: int, tile: Tile) -> bool:
+    """Rows that lie apart are gathered when they are used often enough to pay for it."""
+    return a.row != 1 and m > 1 and n > 2 * tile.columns and k > 4
+
+
+def _must_pack_b(b: Matrices, m: int, n: int, k: int) -> bool:
+    """B is copied when many rows of A go over it and its own rows are far apart."""
+    return m > ITEM_ROWS and n > 64
+
+
+def _pack(x: Matrices, batch: tuple[int, ...], rows: int, depth: int, panel_rows: int, width: int, row_stride: int,
+          depth_stride: int) -> tuple[Packing, Matrices, int]:
+    """The phase that packs `x`, the operand that it makes, and the stride of its panels. A batch dimension in which the
+    operand is broadcast is packed once."""
+    panels = -(-rows // panel_rows)
+    sizes = tuple(1 if stride == 0 else size for size, stride in zip(batch, x.batch, strict=True))
+    strides, count = [], panels
+    for size in reversed(sizes):
+        strides.append(0 if size == 1 else count * width * depth)
+        count *= size
+    kind = "rows" if row_stride == 1 else "depth" if depth_stride == 1 else "any"
+    padded = (1,) * (BATCH_DIMENSIONS - len(sizes)) + sizes
+    integers = (rows, depth, row_stride, depth_stride, panel_rows, width, panels, *padded[1:], *_padded(x.batch))
+    packing = Packing(kind, count, integers, count * width * depth)
+    return packing, Matrices(tuple(reversed(strides)), 1, width), width * depth
+
+
+def _padded(strides: Strides) -> Strides:
+    return (0,) * (BATCH_DIMENSIONS - len(strides)) + strides
+
+
+def _cut(batch: tuple[int, ...], m: int, n: int, k: int, panel_rows: int, tile: Tile) -> tuple[int, int]:
+    """Rows and columns of an item: halved, the longer side first, until there are enough items or they are small."""
+    count = 1
+    for size in batch:
+        count *= size
+    rows, columns = max(-(-m // panel_rows), 1), max(-(-n // tile.columns), 1)      # in panels
+    high, wide = min(rows, max(ITEM_ROWS // panel_rows, 1)), min(columns, max(ITEM_COLUMNS // tile.columns, 1))
+    while (count * -(-rows // high) * -(-columns // wide) < ITEMS and high * wide > 1
+           and high * panel_rows * wide * tile.columns * k > ITEM_COST):
+        if wide > 1:
+            wide = -(-wide // 2)
+        else:
+            high = -(-high // 2)
+    high = -(-rows // -(-rows // high))         # evenly, where the last block would be small
+    return high * panel_rows, wide * tile.columns

@@ -1,0 +1,97 @@
+"""The vector pieces of contractions, as plain Python on pointers: what a GEMM or convolution kernel is built from.
+
+A tile of C (at most `rows` x `columns` elements, see `Tile`) is held in registers while a loop over the depth adds
+outer products to it; packing transposes blocks of one vector width. In here each piece is a loop that says what it
+means; `kernels.cpu.tile_native` teaches Numba the same functions as LLVM vector code. Offsets and strides are counted
+in elements. Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008), has the scheme.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Pointer = Any                                   # a typed pointer of kernel text
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """The register tile for one element type: `rows` x `columns` accumulators in vectors of `lanes` elements.
+
+    `masked`: the machine's masked loads and stores cost no more than plain ones."""
+
+    rows: int
+    vectors: int
+    lanes: int
+    masked: bool
+
+    @property
+    def columns(self) -> int:
+        return self.vectors * self.lanes
+
+    @property
+    def packed_rows(self) -> int:
+        """Rows of a packed panel of A: whole vectors, so that a transposed block is stored without a mask."""
+        return -(-self.rows // self.lanes) * self.lanes
+
+
+@functools.cache
+def tile_for(itemsize: int) -> Tile:
+    """The tile of this machine for elements of 4 or 8 bytes: two vectors wide, and as high as the registers allow
+    beside two vectors of B and what a broadcast needs."""
+    bits, registers, masked = vector_unit()
+    lanes = bits // 8 // itemsize
+    return Tile((registers - 4) // 2, 2, lanes, masked)
+
+
+@functools.cache
+def vector_unit() -> tuple[int, int, bool]:
+    """(vector width in bits, number of vector registers, masks are free) of the processor we run on."""
+    import llvmlite.binding as llvm             # loads in milliseconds, and only when something is lowered
+    features = llvm.get_host_cpu_features()
+    if features.get("avx512f") and features.get("avx512vl"):
+        return 512, 32, True
+    if features.get("avx2") and features.get("fma"):
+        return 256, 16, False
+    return 128, 32 if features.get("neon") else 16, False
+
+
+# --- plain meanings -------------------------------------------------------------------------------------------------
+
+
+def multiply_tile(rows: int, columns: int, depth: int, a: Pointer, a_offset: int, a_row: int, a_step: int,
+                  b: Pointer, b_offset: int, b_step: int, c: Pointer, c_offset: int, c_row: int,
+                  accumulate: int) -> None:
+    """C[i, j] = (C[i, j] if accumulate else 0) + sum over d of A[i, d] * B[d, j] for i < rows, j < columns.
+
+    A[i, d] is ``a[a_offset + i * a_row + d * a_step]``, B[d, j] ``b[b_offset + d * b_step + j]`` and C[i, j]
+    ``c[c_offset + i * c_row + j]``; C is disjoint from A and B. Each sum is taken in the order of d."""
+    for i in range(rows):
+        for j in range(columns):
+            total = c[c_offset + i * c_row + j] * 0
+            for d in range(depth):
+                total += a[a_offset + i * a_row + d * a_step] * b[b_offset + d * b_step + j]
+            if accumulate:
+                total = c[c_offset + i * c_row + j] + total
+            c[c_offset + i * c_row + j] = total
+
+
+def transpose_tile(rows: int, x: Pointer, x_offset: int, x_row: int, o: Pointer, o_offset: int, o_row: int,
+                   lanes: int) -> None:
+    """o[o_offset + j * o_row + i] = x[x_offset + min(i, rows - 1) * x_row + j] for i, j < lanes."""
+    for i in range(lanes):
+        for j in range(lanes):
+            o[o_offset + j * o_row + i] = x[x_offset + min(i, rows - 1) * x_row + j]
+
+
+def invoke(address: Any, args: Any, begin: int, end: int, thread: int) -> None:
+    """Run items begin … end of the kernel at `address` (in the plain form: the function itself) with the argument block
+    `args`."""
+    address(args, begin, end, thread)
+
+
+NAMES: dict[str, Callable[..., Any]] = {f.__name__: f for f in (multiply_tile, transpose_tile, invoke)}

@@ -1,0 +1,272 @@
+"""Teaches Numba what `kernels.cpu.tile` means in machine code: register tiles of vector accumulators, vector transposes.
+
+Like `kernels.cpu.native`, importing it is all there is to do, and only the compiler of kernels imports it. The micro-kernel
+is one LLVM function per number of rows and vectors; the text's call becomes a switch to the right one, so that a short
+last tile costs only the rows that it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import lower_builtin, type_callable
+
+from jitgrad.kernels.cpu import tile
+from jitgrad.kernels.cpu.tile import Tile
+
+I1, I8, I32, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
+POINTER = I8.as_pointer()
+
+
+def _constant(n: int) -> ir.Constant:
+    return ir.Constant(I64, n)
+
+
+def _declare(module: ir.Module, name: str, result: ir.Type, arguments: list[ir.Type]) -> ir.Function:
+    found = module.globals.get(name)
+    return found if found is not None else ir.Function(module, ir.FunctionType(result, arguments), name)
+
+
+# --- the micro-kernel -----------------------------------------------------------------------------------------------
+
+
+class MicroKernel:
+    """Writes the LLVM function that multiplies one tile of exactly `rows` rows and `vectors` vectors; columns beyond
+    `columns` are masked off when `masked`. Its arguments are those of `tile.multiply_tile` without `rows`, with
+    addresses for pointers and offsets and with strides in bytes."""
+
+    ARGUMENTS = ("columns", "depth", "a", "a_row", "a_step", "b", "b_step", "c", "c_row", "accumulate")
+
+    def __init__(self, module: ir.Module, element: ir.Type, shape: Tile, rows: int, vectors: int, masked: bool):
+        self.element, self.shape, self.rows, self.vectors, self.masked = element, shape, rows, vectors, masked
+        self.vector = ir.VectorType(element, shape.lanes)
+        self.suffix = f"v{shape.lanes}{'f32' if element == ir.FloatType() else 'f64'}"
+        self.module = module
+        name = f"multiply_{rows}x{vectors}_{self.suffix}{'_masked' if masked else ''}"
+        self.known = name in module.globals
+        kinds = [POINTER if a in "abc" else I64 for a in self.ARGUMENTS]
+        self.function = _declare(module, name, ir.VoidType(), kinds)
+        if not self.known:
+            self.write()
+
+    def write(self) -> None:
+        self.function.linkage = "internal"
+        self.function.attributes.add("noinline")
+        for name, value in zip(self.ARGUMENTS, self.function.args, strict=True):
+            setattr(self, name, value)
+        entry, loop, done, add, store = [self.function.append_basic_block(n)
+                                         for n in ("entry", "loop", "done", "add", "store")]
+        self.builder = ir.IRBuilder(entry)
+        self.masks = [self.mask(j) for j in range(self.vectors)]
+        self.builder.cbranch(self.builder.icmp_signed(">", self.depth, _constant(0)), loop, done)
+        totals = self.write_loop(entry, loop, done)
+        self.builder.position_at_end(done)
+        zero = ir.Constant(self.vector, None)
+        totals = [self.merge({entry: zero, loop: t}) for t in totals]
+        self.builder.cbranch(self.builder.icmp_signed("!=", self.accumulate, _constant(0)), add, store)
+        self.builder.position_at_end(add)
+        places = [self.c_place(i, j) for i in range(self.rows) for j in range(self.vectors)]
+        sums = [self.builder.fadd(self.load(p, k % self.vectors), t) for k, (p, t) in enumerate(zip(places, totals))]
+        self.builder.branch(store)
+        self.builder.position_at_end(store)
+        merged = [self.merge({done: t, add: s}) for t, s in zip(totals, sums)]
+        for k, value in enumerate(merged):
+            self.store(value, self.c_place(k // self.vectors, k % self.vectors), k % self.vectors)
+        self.builder.ret_void()
+
+    def write_loop(self, entry: ir.Block, loop: ir.Block, done: ir.Block) -> list[ir.Value]:
+        """The loop over the depth; the accumulators after it."""
+        builder = self.builder
+        builder.position_at_end(loop)
+        carried = [(self.depth, I64), (self.a, POINTER), (self.b, POINTER)]
+        left, a, b = phis = [builder.phi(kind) for _, kind in carried]
+        accumulators = [builder.phi(self.vector) for _ in range(self.rows * self.vectors)]
+        row_of_b = [self.load(builder.gep(b, [self.lane_bytes(j)], source_etype=I8), j) for j in range(self.vectors)]
+        totals = []
+        for i in range(self.rows):
+            place = builder.gep(a, [builder.mul(self.a_row, _constant(i))], source_etype=I8)
+            factor = self.broadcast(builder.load(builder.bitcast(place, self.element.as_pointer())))
+            totals += [self.multiply_add(factor, row_of_b[j], accumulators[i * self.vectors + j])
+                       for j in range(self.vectors)]
+        following = [builder.sub(left, _constant(1)), builder.gep(a, [self.a_step], source_etype=I8),
+                     builder.gep(b, [self.b_step], source_etype=I8)]
+        for phi, (start, _), after in zip(phis, carried, following, strict=True):
+            phi.add_incoming(start, entry)
+            phi.add_incoming(after, loop)
+        for phi, after in zip(accumulators, totals, strict=True):
+            phi.add_incoming(ir.Constant(self.vector, None), entry)
+            phi.add_incoming(after, loop)
+        builder.cbranch(builder.icmp_signed(">", following[0], _constant(0)), loop, done)
+        return totals
+
+    def merge(self, values: dict[ir.Block, ir.Value]) -> ir.Value:
+        phi = self.builder.phi(self.vector)
+        for block, value in values.items():
+            phi.add_incoming(value, block)
+        return phi
+
+    def lane_bytes(self, j: int) -> ir.Constant:
+        return _constant(j * self.shape.lanes * element_bytes(self.element))
+
+    def c_place(self, i: int, j: int) -> ir.Value:
+        offset = self.builder.add(self.builder.mul(self.c_row, _constant(i)), self.lane_bytes(j))
+        return self.builder.gep(self.c, [offset], source_etype=I8)
+
+    def mask(self, j: int) -> ir.Value:
+        """Which lanes of vector j are inside of `columns`."""
+        lanes = self.shape.lanes
+        numbers = ir.Constant(ir.VectorType(I32, lanes), [j * lanes + i for i in range(lanes)])
+        columns = self.builder.trunc(self.columns, I32)
+        return self.builder.icmp_signed("<", numbers, splat(self.builder, columns, lanes))
+
+    def broadcast(self, value: ir.Value) -> ir.Value:
+        return splat(self.builder, value, self.shape.lanes)
+
+    def multiply_add(self, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+        fma = _declare(self.module, f"llvm.fma.{self.suffix}", self.vector, [self.vector] * 3)
+        return self.builder.call(fma, [x, y, z])
+
+    def load(self, place: ir.Value, j: int) -> ir.Value:
+        if not self.masked:
+            value = self.builder.load(self.builder.bitcast(place, self.vector.as_pointer()))
+            value.align = element_bytes(self.element)
+            return value
+        function = _declare(self.module, f"llvm.masked.load.{self.suffix}.p0", self.vector,
+                            [POINTER, I32, ir.VectorType(I1, self.shape.lanes), self.vector])
+        alignment = ir.Constant(I32, element_bytes(self.element))
+        return self.builder.call(function, [place, alignment, self.masks[j], ir.Constant(self.vector, None)])
+
+    def store(self, value: ir.Value, place: ir.Value, j: int) -> None:
+        if not self.masked:
+            instruction = self.builder.store(value, self.builder.bitcast(place, self.vector.as_pointer()))
+            instruction.align = element_bytes(self.element)
+            return
+        function = _declare(self.module, f"llvm.masked.store.{self.suffix}.p0", ir.VoidType(),
+                            [self.vector, POINTER, I32, ir.VectorType(I1, self.shape.lanes)])
+        alignment = ir.Constant(I32, element_bytes(self.element))
+        self.builder.call(function, [value, place, alignment, self.masks[j]])
+
+
+def element_bytes(element: ir.Type) -> int:
+    return 4 if element == ir.FloatType() else 8
+
+
+def splat(builder: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
+    """A vector with `value` in all lanes."""
+    undefined = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
+    one = builder.insert_element(undefined, value, ir.Constant(I32, 0))
+    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(I32, lanes), None))
+
+
+def _emit_multiply(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    element = context.get_value_type(signature.args[3].dtype)
+    shape, size = tile.tile_for(element_bytes(element)), element_bytes(element)
+    whole = [context.cast(builder, v, t, types.int64) if isinstance(t, types.Integer) else v
+             for v, t in zip(values, signature.args, strict=True)]
+    rows, columns, depth, a, a_offset, a_row, a_step, b, b_offset, b_step, c, c_offset, c_row, accumulate = whole
+
+    def place(pointer: ir.Value, offset: ir.Value) -> ir.Value:
+        return builder.bitcast(builder.gep(pointer, [offset]), POINTER)
+
+    def stride(value: ir.Value) -> ir.Value:
+        return builder.mul(value, _constant(size))
+
+    arguments = [columns, depth, place(a, a_offset), stride(a_row), stride(a_step), place(b, b_offset), stride(b_step),
+                 place(c, c_offset), stride(c_row), accumulate]
+    choice = _number_of_kernel(builder, shape, rows, columns)
+    end = builder.append_basic_block("tile.end")
+    switch = builder.switch(choice, end)
+    for number, kernel in enumerate(_kernels(builder.module, element, shape)):
+        block = builder.append_basic_block(f"tile.{number}")
+        switch.add_case(_constant(number), block)
+        builder.position_at_end(block)
+        builder.call(kernel.function, arguments)
+        builder.branch(end)
+    builder.position_at_end(end)
+    return context.get_dummy_value()
+
+
+def _kernels(module: ir.Module, element: ir.Type, shape: Tile) -> list[MicroKernel]:
+    """All micro-kernels of one element type, in the order of `_number_of_kernel`."""
+    forms = [(v, True) for v in range(1, shape.vectors + 1)] + ([] if shape.masked else [(shape.vectors, False)])
+    return [MicroKernel(module, element, shape, rows, vectors, masked)
+            for vectors, masked in forms for rows in range(1, shape.rows + 1)]
+
+
+def _number_of_kernel(builder: ir.IRBuilder, shape: Tile, rows: ir.Value, columns: ir.Value) -> ir.Value:
+    """(form) * (rows of a tile) + rows - 1, where the form is the number of vectors - 1, or one more for a full width
+    without masks."""
+    form = builder.sdiv(builder.sub(columns, _constant(1)), _constant(shape.lanes))
+    if not shape.masked:
+        full = builder.icmp_signed("==", columns, _constant(shape.columns))
+        form = builder.add(form, builder.zext(full, I64))
+    return builder.sub(builder.add(builder.mul(form, _constant(shape.rows)), rows), _constant(1))
+
+
+# --- transposing a block --------------------------------------------------------------------------------------------
+
+
+def _emit_transpose(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    element = context.get_value_type(signature.args[5 - 1].dtype)
+    lanes = tile.tile_for(element_bytes(element)).lanes
+    vector = ir.VectorType(element, lanes)
+    whole = [context.cast(builder, v, t, types.int64) if isinstance(t, types.Integer) else v
+             for v, t in zip(values, signature.args, strict=True)]
+    rows, x, x_offset, x_row, o, o_offset, o_row, _ = whole
+    last = builder.sub(rows, _constant(1))
+
+    def place(pointer: ir.Value, offset: ir.Value, number: ir.Value, stride: ir.Value) -> ir.Value:
+        index = builder.add(offset, builder.mul(number, stride))
+        return builder.bitcast(builder.gep(pointer, [index]), vector.as_pointer())
+
+    lines = []
+    for i in range(lanes):
+        row = builder.select(builder.icmp_signed("<", _constant(i), last), _constant(i), last)
+        line = builder.load(place(x, x_offset, row, x_row))
+        line.align = element_bytes(element)
+        lines.append(line)
+    for j, column in enumerate(_transpose(builder, lines)):
+        builder.store(column, place(o, o_offset, _constant(j), o_row)).align = element_bytes(element)
+    return context.get_dummy_value()
+
+
+def _transpose(builder: ir.IRBuilder, lines: list[ir.Value]) -> list[ir.Value]:
+    """The columns of a square block given as its lines: exchange halves, quarters, … of pairs of lines."""
+    lanes = len(lines)
+    step = lanes // 2
+    while step:
+        low = [j if not j & step else lanes + j - step for j in range(lanes)]
+        high = [j + step if not j & step else lanes + j for j in range(lanes)]
+        following = list(lines)
+        for i in range(lanes):
+            if not i & step:
+                first, second = lines[i], lines[i + step]
+                following[i] = builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(I32, lanes), low))
+                following[i + step] = builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(I32, lanes), high))
+        lines, step = following, step // 2
+    return lines
+
+
+def _emit_invoke(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    kind = ir.FunctionType(ir.VoidType(), [values[1].type, I64, I64, I64])
+    whole = [context.cast(builder, v, t, types.int64) for v, t in zip(values[2:], signature.args[2:], strict=True)]
+    builder.call(builder.inttoptr(values[0], kind.as_pointer()), [values[1], *whole])
+    return context.get_dummy_value()
+
+
+def _teach(function: Callable[..., Any], emit: Callable[..., ir.Value]) -> None:
+    """`function` returns nothing, and `emit` writes its code."""
+    count = function.__code__.co_argcount
+    names = ", ".join(function.__code__.co_varnames[:count])
+    namespace: dict[str, Any] = {"none": types.none}
+    exec(f"def typing(context):\n def typer({names}):\n  return none\n return typer", namespace)
+    type_callable(function)(namespace["typing"])
+    lower_builtin(function, *[types.Any] * count)(emit)
+
+
+_teach(tile.multiply_tile, _emit_multiply)
+_teach(tile.transpose_tile, _emit_transpose)
+_teach(tile.invoke, _emit_invoke)
