@@ -1,0 +1,1 @@
+"""jitgrad: a JIT-compiling deep-learning array framework in Python."""

@@ -8,6 +8,7 @@ being compiled they are recorded, and with ``create_graph`` they leave nodes the
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import threading
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from jitgrad import ops
 from jitgrad.errors import AutogradError, complain, describe_location, source_line, user_location
 from jitgrad.ir.interpreter import state
-from jitgrad.ir.op import Op, Rule
+from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
+from jitgrad.ops import gradient
 
 if TYPE_CHECKING:
     from jitgrad.tensor import Tensor
@@ -218,7 +220,7 @@ class OpNode(TapeNode):
                 if t is not None and t._node is None:
                     t._node, t._index = self, k
         needed = tuple([e is not None for e in self.edges])
-        return _apply_rules(self.op, self.attrs, self.types, saved_in, saved_out, gradients, needed)
+        return gradient.operand_gradients(self.op, self.attrs, self.types[0], saved_in, saved_out, gradients, needed)
 
     def free(self) -> None:
         self.freed = True
@@ -229,59 +231,7 @@ class OpNode(TapeNode):
         self.saved = None
 
 
-_reads_of: dict[tuple[Op, tuple[bool, ...]], tuple[frozenset[int], frozenset[int]]] = {}
-
-
-def _reads(op: Op, needed: tuple[bool, ...]) -> tuple[frozenset[int], frozenset[int]]:
-    """Which inputs and outputs the rules of the needed gradients read."""
-    found = _reads_of.get((op, needed))
-    if found is None:
-        rules = op.rules if op.variadic else [r for r, n in zip(op.rules, needed) if n]
-        inputs: set[int] = set()
-        outputs: set[int] = set()
-        for rule in rules:
-            if rule is None:
-                continue
-            if any(kind == "inputs" for kind, _ in rule.sources):
-                inputs |= set(range(len(needed)))
-            if any(kind == "outputs" for kind, _ in rule.sources):
-                outputs |= set(range(op.outputs if op.outputs > 0 else 1 << 16))
-            inputs |= rule.reads_inputs
-            outputs |= rule.reads_outputs
-        found = _reads_of[op, needed] = frozenset(inputs), frozenset(outputs)
-    return found
-
-
-def _apply_rules(op: Op, attrs: dict[str, Any], types: Any, saved_in: Any, saved_out: Any, gradients: list[Any],
-                 needed: tuple[bool, ...]) -> Sequence[Any]:
-    if len(gradients) > 1:
-        gradients = [ops.zeros_like(t) if g is None and t.dtype.is_differentiable else g
-                     for g, t in zip(gradients, types[1])]
-    if op.variadic:
-        return _call_rule(op.rules[0], attrs, types, saved_in, saved_out, gradients)
-    return [_call_rule(rule, attrs, types, saved_in, saved_out, gradients) if need else None
-            for rule, need in zip(op.rules, needed)]
-
-
-def _call_rule(rule: Rule | None, attrs: dict[str, Any], types: Any, saved_in: Any, saved_out: Any,
-               gradients: list[Any]) -> Any:
-    if rule is None:
-        return None
-    arguments = []
-    for kind, k in rule.sources:
-        if kind == "gradient":
-            arguments.append(gradients[k])
-        elif kind == "input":
-            arguments.append(saved_in[k])
-        elif kind == "output":
-            arguments.append(saved_out[k])
-        elif kind == "type":
-            arguments.append(types[0][k])
-        elif kind == "attr":
-            arguments.append(attrs[k])
-        else:
-            arguments.append({"gradients": gradients, "inputs": saved_in, "outputs": saved_out, "types": types[0]}[kind])
-    return rule.function(*arguments)
+_reads = functools.lru_cache(maxsize=None)(gradient.reads)
 
 
 def record(op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any], outputs: tuple[Tensor, ...]) -> None:
@@ -343,22 +293,22 @@ class _Walk:
         self.keep = keep                              # ids of nodes worth walking; None: all
         self.leaves: dict[int, tuple[Tensor, Any]] = {}
 
-    def send(self, edge: Edge, gradient: Any) -> None:
-        if edge is None or gradient is None:
+    def send(self, edge: Edge, arriving: Any) -> None:
+        if edge is None or arriving is None:
             return
         target, index = edge
         if self.keep is not None and id(target) not in self.keep:
             return
         if not isinstance(target, TapeNode):
             earlier = self.leaves.get(id(target))
-            self.leaves[id(target)] = (target, gradient if earlier is None else ops.add(earlier[1], gradient))
+            self.leaves[id(target)] = (target, arriving if earlier is None else ops.add(earlier[1], arriving))
             return
         entry = self.pending.get(target.sequence)
         if entry is None:
             entry = self.pending[target.sequence] = (target, [None] * len(target.output_types))
             heapq.heappush(self.queue, -target.sequence)
         gradients = entry[1]
-        gradients[index] = gradient if gradients[index] is None else ops.add(gradients[index], gradient)
+        gradients[index] = arriving if gradients[index] is None else ops.add(gradients[index], arriving)
 
     def next(self) -> tuple[TapeNode, list[Any]]:
         return self.pending.pop(-heapq.heappop(self.queue))
@@ -369,8 +319,8 @@ def _walk(roots: Sequence[tuple[Edge, Any]], retain: bool, keep: set[int] | None
     """Walk back from `roots` (edge, gradient). Gradients of the (node id, output) in `catch` are put into `caught`;
     those of leaves are returned."""
     walk = _Walk(keep)
-    for edge, gradient in roots:
-        walk.send(edge, gradient)
+    for edge, start in roots:
+        walk.send(edge, start)
     anomaly = mode.anomaly
     while walk.queue:
         node, gradients = walk.next()
@@ -409,8 +359,8 @@ def _run_hooks(node: TapeNode, gradients: list[Any]) -> None:
                 g = gradients[k] = changed
 
 
-def _check_anomaly(node: TapeNode, gradient: Tensor) -> None:
-    if gradient.dtype.is_floating_point and bool(ops.max(ops.isnan(gradient), axes=tuple(range(len(gradient.shape))))):
+def _check_anomaly(node: TapeNode, found: Tensor) -> None:
+    if found.dtype.is_floating_point and bool(ops.max(ops.isnan(found), axes=tuple(range(len(found.shape))))):
         line = source_line(node.where)
         raise complain(AutogradError, node.name, "its gradient contains NaN", where=node.where,
                        fix=f"The forward pass was: {line}" if line else "")
@@ -456,27 +406,27 @@ def backward(tensors: Tensor | Sequence[Tensor], grad_tensors: Tensor | Sequence
     with _grad_mode(create_graph):
         roots = _starts("backward", tensors, grad_tensors)
         leaves = _walk(roots, create_graph if retain_graph is None else retain_graph, None)
-        for tensor, gradient in leaves.values():
-            _accumulate(tensor, gradient, create_graph)
+        for tensor, total in leaves.values():
+            _accumulate(tensor, total, create_graph)
 
 
 def _grad_mode(create_graph: bool) -> Any:
     return enable_grad() if create_graph else no_grad()
 
 
-def _accumulate(leaf: Tensor, gradient: Tensor, create_graph: bool) -> None:
+def _accumulate(leaf: Tensor, arriving: Tensor, create_graph: bool) -> None:
     """Add to ``leaf.grad``: in place when there is one, else as a Tensor with memory of its own."""
     for hook in list(leaf._hooks or ()):
-        changed = hook(gradient)
+        changed = hook(arriving)
         if changed is not None:
-            gradient = changed
+            arriving = changed
     existing = leaf._grad
     if existing is None:
-        leaf._set_grad(gradient if create_graph else gradient._own())
+        leaf._set_grad(arriving if create_graph else arriving._own())
     elif create_graph:
-        leaf._set_grad(ops.add(existing, gradient))
+        leaf._set_grad(ops.add(existing, arriving))
     else:
-        existing._assign(ops.add(existing, gradient))
+        existing._assign(ops.add(existing, arriving))
 
 
 def grad(outputs: Tensor | Sequence[Tensor], inputs: Tensor | Sequence[Tensor],
@@ -528,6 +478,23 @@ def _reaching(roots: Sequence[Edge], targets: set[int]) -> set[int]:
         if any(e is not None and id(e[0]) in keep for e in node.edges):
             keep.add(id(node))
     return keep
+
+
+def leaves_of(tensor: Tensor) -> list[Tensor]:
+    """All leaves that the history of `tensor` leads to."""
+    found: dict[int, Tensor] = {}
+    seen: set[int] = set()
+    stack = [edge_of(tensor)]
+    while stack:
+        edge = stack.pop()
+        if edge is None or id(edge[0]) in seen:
+            continue
+        seen.add(id(edge[0]))
+        if isinstance(edge[0], TapeNode):
+            stack.extend(edge[0].edges)
+        else:
+            found[id(edge[0])] = edge[0]
+    return list(found.values())
 
 
 # --- custom functions ----------------------------------------------------------------------------------------------
@@ -650,10 +617,10 @@ class Function:
 
 # --- what optimizers and layers ask for -----------------------------------------------------------------------------
 
-def number(mapping: Any, key: Any) -> Any:
-    """``mapping[key]`` as a number: a Python one, or a traced one while a function is being compiled, so that a
-    scheduler may change it without a recompile."""
-    return state.current.number(mapping, key)  # type: ignore[union-attr]
+def number(mapping: Any, *keys: Any) -> Any:
+    """``mapping[key]`` (for several keys ``mapping[key][key]…``) as a number: a Python one, or a traced one while a
+    function is being compiled, so that a scheduler may change it without a recompile."""
+    return state.current.number(mapping, *keys)  # type: ignore[union-attr]
 
 
 def eager_state(make: Callable[[], Any]) -> Any:

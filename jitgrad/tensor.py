@@ -495,8 +495,10 @@ class EagerInterpreter:
             and type(tensor) is Tensor and _refcount(tensor) <= _SOLE_TENSOR and _refcount(array) <= _SOLE_ARRAY
         return tensor if sole else _wrap(array.copy())
 
-    def number(self, mapping: Any, key: Any) -> Any:
-        return mapping[key]
+    def number(self, mapping: Any, *keys: Any) -> Any:
+        for key in keys:
+            mapping = mapping[key]
+        return mapping
 
     def eagerly(self, make: Callable[[], Any]) -> Any:
         return make()

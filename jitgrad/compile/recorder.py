@@ -14,6 +14,7 @@ from __future__ import annotations
 import bisect
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,18 @@ class Pending:
         self.seen = -1
 
 
+@dataclass(slots=True)
+class Segment:
+    """What one flush ran: the graph, the units behind its inputs, the lazy Tensors that came alive, roots and views,
+    and the values of the roots."""
+
+    graph: Graph
+    units: list[Unit]
+    roots: list[Tensor]
+    views: list[Tensor]
+    values: list[Value]
+
+
 class Recorder:
     """See the module. `execute(recorder, graph, arrays)` runs a graph; it is given by the compiled function."""
 
@@ -70,7 +83,8 @@ class Recorder:
         self.numbers: dict[Any, Number] = {}
         self.cuts: list[Any] = []                     # where Python asked for a value in the middle
         self.read_in_python: list[Any] = []           # where Python read a value that was there already
-        self.random_draws: list[tuple[Any, int]] = []
+        self.draws: dict[int, list[Any]] = {}         # generator, its offset before the call, draws taken
+        self.last: Segment | None = None
         self.segments = 0
         self.forever: list[Tensor] = []               # inputs of numbers: their ids must not be used again
         self.flat: list[tuple[int, int]] = []         # memory (first, last byte) whose tensors overlap oddly
@@ -243,14 +257,25 @@ class Recorder:
         self.forever.append(real)
         return real
 
-    def number(self, mapping: Any, key: Any) -> Any:
-        """``mapping[key]``, traced (`autograd.number`)."""
-        value = mapping[key]
-        known = self.numbers.get((id(mapping), key))
+    def number(self, mapping: Any, *keys: Any) -> Any:
+        """``mapping[key]…``, traced (`autograd.number`)."""
+        value = mapping
+        for key in keys:
+            value = value[key]
+        known = self.numbers.get((id(mapping), keys))
         if known is None or known.value is not value:
-            known = trace_number(self, value, ("item", mapping, key))
-            self.numbers[id(mapping), key] = known
+            known = trace_number(self, value, ("item", mapping, keys))
+            self.numbers[id(mapping), keys] = known
         return known
+
+    def draw(self, generator: Any, count: int) -> tuple[Tensor, Tensor]:
+        """Key and first offset of `count` random draws, as inputs of the graph (`functional.random.next_offset`)."""
+        before = generator.offset
+        key, first = generator.advance(count)
+        base = self.draws.setdefault(id(generator), [generator, before, 0])
+        base[2] += count
+        return (self.input_number(key, ("seed", generator)),
+                self.input_number(first, ("offset", generator, first - base[1])))
 
     def eagerly(self, make: Callable[[], Any]) -> Any:
         """Run `make` outside of the recording (`autograd.eager_state`)."""
@@ -282,7 +307,7 @@ class Recorder:
             self.cuts.append((where, reason))
         roots, views, outputs = self._alive()
         writes = [(k, unit.value) for k, unit in enumerate(self.units) if unit.dirty]
-        if not outputs and not writes and not any(n.op.effects for n in self.builder.nodes):
+        if not outputs and not writes and not any(n.op.effects - {"random"} for n in self.builder.nodes):
             self._start()
             return
         units, arrays = self.units, [unit.tensor._array for unit in self.units]
@@ -291,6 +316,7 @@ class Recorder:
         copies = {v: arrays[k].copy() for v, k in given.items() if v in set(outputs)}
         graph = self.builder.build(wanted, writes)
         self.segments += 1
+        self.last = Segment(graph, units, roots, views, outputs)
         results = dict(zip(wanted, self.execute(self, graph, arrays), strict=True))
         results.update(copies)
         taken: set[Value] = set()

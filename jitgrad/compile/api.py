@@ -1,0 +1,256 @@
+"""`compile`: what a user puts on a function, a method or a Module.
+
+The Python function runs on every call; that is the meaning, and compiling only makes it faster. A call is *replayed*
+(the body runs under a `Recorder`, its graph runs as one plan) or, when nothing but ops can have happened in it,
+*sealed* (guards, then the plan; the body does not run). See `recorder` and `seal`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from jitgrad import autograd, config, dtypes, pipeline
+from jitgrad.compile.analysis import Findings, Impure, analyze
+from jitgrad.compile.number import Number, trace_number
+from jitgrad.compile.recorder import Recorder
+from jitgrad.compile.seal import Sealed, fingerprint, leaf_signature, run_on_memory
+from jitgrad.errors import CompileError, complain, describe_location
+from jitgrad.ir.graph import Graph
+from jitgrad.ir.interpreter import interpret, state
+from jitgrad.tensor import Tensor
+from jitgrad.tree import flatten, map_tree
+
+MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+
+@dataclass(slots=True)
+class Compilation:
+    """One graph of a function that became a plan: why, what it cost, and what it is."""
+
+    graph: Graph
+    plan: Any
+    reason: str
+    seconds: float
+
+
+@dataclass(slots=True)
+class Statistics:
+    """What happened in the calls of one compiled function so far."""
+
+    calls: int = 0
+    sealed_calls: int = 0
+    compilations: list[Compilation] = field(default_factory=list)
+    cuts: list[tuple[Any, str]] = field(default_factory=list)
+    replayed_because: str = ""
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A call that may be sealed when the next one like it gives the same graph."""
+
+    graph_key: Any
+    findings: Findings
+
+    def state_now(self) -> Any:
+        return fingerprint(self.findings)
+
+
+_SEALED_FORMS = 8                       # per signature of the arguments: train and eval, with and without gradients …
+
+
+def _sealable(recorder: Recorder) -> Any:
+    """The key of the call's only graph; `Impure` when it ran several or let Python read a value."""
+    if recorder.cuts or recorder.read_in_python:
+        where = (recorder.cuts[0][0] if recorder.cuts else recorder.read_in_python[0])
+        raise Impure("Python reads a value", where)
+    if recorder.last is None or recorder.segments != 1:
+        raise Impure("nothing is computed", None)
+    return recorder.last.graph.key
+
+
+def _numbered(arguments: Any) -> dict[Any, Any]:
+    return arguments if isinstance(arguments, dict) else dict(enumerate(arguments))
+
+
+class CompiledFunction:
+    """A function whose calls run as plans. Made by `compile`; call it like the function."""
+
+    def __init__(self, function: Callable[..., Any], *, fullgraph: bool = False, pure: bool = False,
+                 name: str | None = None):
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.fullgraph = fullgraph
+        self.pure = pure
+        self.name = name or getattr(function, "__name__", type(function).__name__)
+        self.statistics = Statistics()
+        self._plans: dict[Any, Any] = {}
+        self._candidates: dict[Any, Candidate] = {}
+        self._sealed: dict[Any, list[Sealed]] = {}
+        self._lock = threading.RLock()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if type(state.current) is Recorder or config.current().disable:
+            return self.function(*args, **kwargs)     # compiled inside compiled is inlined
+        self.statistics.calls += 1
+        arguments: Any = args if not kwargs else {**dict(enumerate(args)), **kwargs}
+        leaves: list[Any] = []
+        structure = flatten(args, leaves) if not kwargs else flatten((args, kwargs), leaves)
+        key = self._key(structure, leaves)
+        for sealed in self._sealed.get(key, ()) if key is not None else ():
+            if sealed.matches((arguments, leaves)):
+                result = sealed.run((arguments, leaves))
+                if result is not NotImplemented:
+                    self.statistics.sealed_calls += 1
+                    return result
+        return self._replay(args, kwargs, (arguments, leaves), key)
+
+    @staticmethod
+    def _key(structure: Any, leaves: list[Any]) -> Any:
+        """What calls that one sealed form serves have in common; None when there can be none."""
+        signature = tuple([leaf_signature(leaf) for leaf in leaves])
+        if None in signature:
+            return None
+        mode = autograd.mode
+        return structure, signature, mode.enabled, mode.inference, dtypes.get_default_dtype()
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else functools.partial(self, instance)
+
+    def __repr__(self) -> str:
+        return f"<compiled {self.name}>"
+
+    # --- replayed calls ----------------------------------------------------------------------------------------------
+
+    def _replay(self, args: tuple[Any, ...], kwargs: dict[str, Any], call: Any, key: Any) -> Any:
+        candidate = self._candidates.get(key) if key is not None else None
+        state = candidate.state_now() if candidate else None
+        recorder = Recorder(self._execute, self.name, self.fullgraph)
+        traced = [trace_number(recorder, a, ("argument", k)) for k, a in enumerate(args)]
+        traced_kw = {k: trace_number(recorder, a, ("argument", k)) for k, a in kwargs.items()}
+        with interpret(recorder):                     # type: ignore[arg-type]
+            try:
+                result = self.function(*traced, **traced_kw)
+            except BaseException as error:
+                self._settle_after(error, recorder)
+                raise
+            recorder.flush()
+        self.statistics.cuts.extend(recorder.cuts)
+        if key is not None:
+            self._consider(candidate, state, recorder, call, key, result)
+        return map_tree(_plain, result)
+
+    def _consider(self, candidate: Candidate | None, state: Any, recorder: Recorder, call: Any, key: Any,
+                  result: Any) -> None:
+        """After a replayed call: may the next ones like it be sealed?"""
+        try:
+            graph_key = _sealable(recorder)
+            if candidate is None or candidate.graph_key != graph_key:
+                findings = analyze(self.function, _numbered(call[0]), trusted=self.pure)
+                self._candidates[key] = Candidate(graph_key, findings)
+                return
+            plan = self._plans[graph_key]
+            forms = self._sealed.setdefault(key, [])
+            forms.insert(0, Sealed(candidate.findings, recorder, plan, call, result, state))
+            del forms[_SEALED_FORMS:]
+        except Impure as impure:
+            self.statistics.replayed_because = str(impure)
+            self._candidates.pop(key, None)
+
+    @staticmethod
+    def _settle_after(error: BaseException, recorder: Recorder) -> None:
+        """An exception leaves the function: first what was recorded runs, as eager execution would have run it."""
+        try:
+            recorder.flush()
+        except Exception as second:
+            raise second from error
+
+    def _execute(self, recorder: Recorder, graph: Graph, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        key = graph.key
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plans[key] = self._compile(graph)
+        return run_on_memory(plan, arrays, [k for k, _ in graph.writes])
+
+    def _compile(self, graph: Graph) -> Any:
+        start = time.perf_counter()
+        plan = pipeline.compile_graph(graph)
+        seconds = time.perf_counter() - start
+        self.statistics.compilations.append(Compilation(graph, plan, self._reason(graph), seconds))
+        return plan
+
+    def _reason(self, graph: Graph) -> str:
+        """Why this graph is not one of those compiled before."""
+        earlier = [c.graph for c in self.statistics.compilations]
+        if not earlier:
+            return "first call"
+        last = earlier[-1]
+        for k, (a, b) in enumerate(zip(last.inputs, graph.inputs)):
+            if a.type != b.type:
+                return f"input {k} was {a.type}, now it is {b.type}"
+        for a, b in zip(last.nodes, graph.nodes):
+            if a.op is not b.op or dict(a.attrs) != dict(b.attrs):
+                return f"{describe_location(b.where)} recorded {b.op.name}, where {a.op.name} was recorded before"
+        return f"{len(graph.nodes)} ops were recorded, {len(last.nodes)} before"
+
+
+def _plain(leaf: Any) -> Any:
+    return leaf.value if type(leaf) is Number else leaf
+
+
+def compile(function: Any = None, *, mode: str = "default", dynamic: bool | None = None, fullgraph: bool = False,
+            pure: bool = False) -> Any:
+    """Make `function` (a function, a method or a Module) run as compiled plans; usable as ``@compile``.
+
+    fullgraph   a value that Python reads in the middle is an error instead of a cut
+    pure        the user's word that the function does nothing but Tensor work, so that its calls may be sealed
+    mode        as in PyTorch; there is one mode on a CPU so far, all of them mean it
+    dynamic     accepted; a new shape never compiles a kernel anew here, so there is nothing to choose
+
+    A new shape, dtype or branch records a new graph; kernels are reused. `explain()` on the result says what happened."""
+    if mode not in MODES:
+        raise complain(CompileError, "compile", f"mode={mode!r}; the modes are {', '.join(MODES)}")
+    if function is None:
+        return functools.partial(compile, mode=mode, dynamic=dynamic, fullgraph=fullgraph, pure=pure)
+    if hasattr(function, "named_parameters") and not isinstance(function, type):
+        return _compile_module(function, fullgraph, pure)
+    if not callable(function):
+        raise complain(CompileError, "compile", f"needs a function or a Module, got {type(function).__name__}")
+    if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function) \
+            or inspect.isasyncgenfunction(function):
+        raise complain(CompileError, "compile", f"{function.__name__} is a generator or coroutine, whose body is not one "
+                       "call", fix="Compile the function that does the work of one step, and call it from there")
+    return function if isinstance(function, CompiledFunction) else \
+        CompiledFunction(function, fullgraph=fullgraph, pure=pure)
+
+
+def _compile_module(module: Any, fullgraph: bool, pure: bool) -> Any:
+    """A Module of a subclass whose calls are compiled. It shares all state with `module`: parameters, mode, attributes."""
+    if isinstance(getattr(type(module), "_compiled_call", None), CompiledFunction):
+        return module
+    kind = type(module)
+    call = CompiledFunction(kind.__call__, fullgraph=fullgraph, pure=pure, name=kind.__name__)
+
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return call(module, *args, **kwargs)
+
+    def __deepcopy__(self: Any, memo: dict[int, Any]) -> Any:
+        import copy
+        return _compile_module(copy.deepcopy(module, memo), fullgraph, pure)
+
+    def __reduce__(self: Any) -> Any:
+        return _compile_module, (module, fullgraph, pure)
+
+    compiled_class = type(kind.__name__, (kind,), {
+        "__call__": __call__, "__deepcopy__": __deepcopy__, "__reduce__": __reduce__, "__module__": kind.__module__,
+        "__doc__": kind.__doc__, "_compiled_call": call, "_original": module, "explain": lambda self: call.explain()})
+    compiled = object.__new__(compiled_class)
+    object.__setattr__(compiled, "__dict__", module.__dict__)
+    return compiled
