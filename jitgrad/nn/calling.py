@@ -81,7 +81,8 @@ class _BackwardHooks:
         return _through_identity(args, self.input_places, self._leave)
 
     def wrap_outputs(self, result: Any) -> Any:
-        leaves, structure = tree.flatten(result)
+        leaves: list[Any] = []
+        structure = tree.flatten(result, leaves)
         self.output_count = len(leaves)
         self.output_places = [k for k, x in enumerate(leaves) if isinstance(x, Tensor) and x.requires_grad]
         return tree.unflatten(structure, list(_through_identity(tuple(leaves), self.output_places, self._enter)))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jitgrad import dtypes
+from jitgrad.dtypes import DType
 from jitgrad.tensor import Tensor
 
 
@@ -23,3 +24,8 @@ class Parameter(Tensor):
 
     def __repr__(self) -> str:
         return "Parameter containing:\n" + super().__repr__()
+
+
+def new_parameter(shape: tuple[int, ...], dtype: DType | None = None) -> Parameter:
+    """A Parameter whose values are still to be set."""
+    return Parameter(np.empty(shape, (dtype or dtypes.get_default_dtype()).numpy))

@@ -1,0 +1,191 @@
+"""Attention and the Transformer encoder (Vaswani et al. 2017).
+
+Sequences are [length, batch, width], or [batch, length, width] with ``batch_first``; without the batch they are
+[length, width]. In a boolean mask True means: not to be attended to; a float mask is added to the scores.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+from jitgrad import dtypes
+from jitgrad.dtypes import DType
+from jitgrad.errors import ShapeError, complain
+from jitgrad.functional import nn as F
+from jitgrad.nn import init
+from jitgrad.nn.container import ModuleList
+from jitgrad.nn.dropout import Dropout
+from jitgrad.nn.linear import Linear
+from jitgrad.nn.module import Module
+from jitgrad.nn.normalization import LayerNorm
+from jitgrad.nn.parameter import Parameter, new_parameter
+from jitgrad.tensor import Tensor
+
+
+class MultiheadAttention(Module):
+    """Attention with `num_heads` heads of width embed_dim / num_heads; keys and values may have widths of their own."""
+
+    in_proj_weight: Parameter | None
+    in_proj_bias: Parameter | None
+
+    def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0, bias: bool = True,
+                 kdim: int | None = None, vdim: int | None = None, batch_first: bool = False, device: Any = None,
+                 dtype: DType | None = None):
+        super().__init__()
+        if num_heads <= 0 or embed_dim % num_heads:
+            raise ValueError(f"MultiheadAttention: embed_dim={embed_dim} must be divisible by num_heads={num_heads}")
+        self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
+        self.kdim, self.vdim = kdim or embed_dim, vdim or embed_dim
+        self.dropout, self.batch_first = dropout, batch_first
+        self._packed = self.kdim == self.vdim == embed_dim
+        self._make_projections(dtype)
+        self.in_proj_bias = new_parameter((3 * embed_dim,), dtype) if bias else None
+        self.out_proj = Linear(embed_dim, embed_dim, bias, dtype=dtype)
+        self._reset_parameters()
+
+    def _make_projections(self, dtype: DType | None) -> None:
+        width = self.embed_dim
+        shapes = {"in_proj_weight": (3 * width, width) if self._packed else None,
+                  "q_proj_weight": None if self._packed else (width, width),
+                  "k_proj_weight": None if self._packed else (width, self.kdim),
+                  "v_proj_weight": None if self._packed else (width, self.vdim)}
+        for name, shape in shapes.items():
+            self.register_parameter(name, None if shape is None else new_parameter(shape, dtype))
+
+    def _reset_parameters(self) -> None:
+        for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
+            if getattr(self, name) is not None:
+                init.xavier_uniform_(getattr(self, name))
+        if self.in_proj_bias is not None:
+            init.zeros_(self.in_proj_bias)
+            init.zeros_(self.out_proj.bias)                                   # type: ignore[arg-type]
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None,
+                need_weights: bool = True, attn_mask: Tensor | None = None, average_attn_weights: bool = True,
+                is_causal: bool = False) -> tuple[Tensor, Tensor | None]:
+        """The attended values, and the attention weights [batch, (heads,) length, source length] if asked for.
+
+        `attn_mask` is [length, source length] or [batch * heads, length, source length], `key_padding_mask`
+        [batch, source length]. `is_causal` says that `attn_mask` is the causal mask, which it must be given with."""
+        if is_causal and attn_mask is None:
+            raise complain(ShapeError, "MultiheadAttention", "is_causal needs the causal mask as attn_mask")
+        batched = len(query.shape) == 3
+        q, k, v = (self._batch_first(x, batched) for x in (query, key, value))
+        padding = key_padding_mask if batched or key_padding_mask is None else key_padding_mask.unsqueeze(0)
+        q, k, v = (self._split_heads(x) for x in self._project(q, k, v))
+        mask = self._merged_mask(attn_mask, padding, q, k)
+        attended, weights = self._attend(q, k, v, mask, need_weights)
+        n, _, length, _ = q.shape
+        result = self.out_proj(attended.transpose(1, 2).reshape(n, length, self.embed_dim))
+        if weights is not None and average_attn_weights:
+            weights = weights.mean(1)
+        if not batched:
+            return result.squeeze(0), None if weights is None else weights.squeeze(0)
+        return result if self.batch_first else result.transpose(0, 1), weights
+
+    def _batch_first(self, x: Tensor, batched: bool) -> Tensor:
+        if not batched:
+            return x.unsqueeze(0)
+        return x if self.batch_first else x.transpose(0, 1)
+
+    def _project(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.in_proj_weight is not None and q is k and k is v:             # self-attention: one matrix product
+            return tuple(F.linear(q, self.in_proj_weight, self.in_proj_bias).chunk(3, -1))  # type: ignore[return-value]
+        weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight) if self.in_proj_weight is None \
+            else self.in_proj_weight.chunk(3, 0)
+        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3, 0)
+        return tuple(F.linear(x, w, b) for x, w, b in zip((q, k, v), weights, biases))  # type: ignore[return-value]
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        n, length, _ = x.shape
+        return x.reshape(n, length, self.num_heads, self.head_dim).transpose(1, 2)
+
+    def _merged_mask(self, mask: Tensor | None, padding: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+        """Both masks as one float mask that broadcasts to [batch, heads, length, source length]."""
+        n, heads, length, _ = q.shape
+        source = k.shape[2]
+        parts = []
+        if mask is not None:
+            shape = (1, 1, length, source) if len(mask.shape) == 2 else (n, heads, length, source)
+            parts.append(_as_scores(mask, q.dtype).reshape(shape))
+        if padding is not None:
+            parts.append(_as_scores(padding, q.dtype).reshape(n, 1, 1, source))
+        if not parts:
+            return None
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
+                need_weights: bool) -> tuple[Tensor, Tensor | None]:
+        p = self.dropout if self.training else 0.0
+        if not need_weights:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p), None
+        scores = (q * (1 / math.sqrt(self.head_dim))) @ k.transpose(-2, -1)
+        weights = F.softmax(scores if mask is None else scores + mask, -1)
+        weights = F.dropout(weights, p, True) if p else weights
+        return weights @ v, weights
+
+
+def _as_scores(mask: Tensor, dtype: DType) -> Tensor:
+    """A boolean mask as 0 and -inf; a float mask in the scores' dtype."""
+    if mask.dtype is dtypes.bool_:
+        return F.zeros_like(mask, dtype=dtype).masked_fill(mask, -math.inf)
+    return mask.to(dtype)
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
+
+
+class TransformerEncoderLayer(Module):
+    """Self-attention and a feed-forward network, each with a residual and a LayerNorm (before it if `norm_first`)."""
+
+    def __init__(self, d_model: int, nhead: int, dim_feedforward: int = 2048, dropout: float = 0.1,
+                 activation: str | Callable[[Tensor], Tensor] = "relu", layer_norm_eps: float = 1e-5,
+                 batch_first: bool = False, norm_first: bool = False, bias: bool = True, device: Any = None,
+                 dtype: DType | None = None):
+        super().__init__()
+        if isinstance(activation, str) and activation not in _ACTIVATIONS:
+            raise ValueError(f"TransformerEncoderLayer: activation must be relu, gelu or a function, got {activation!r}")
+        self.self_attn = MultiheadAttention(d_model, nhead, dropout, bias, batch_first=batch_first, dtype=dtype)
+        self.linear1 = Linear(d_model, dim_feedforward, bias, dtype=dtype)
+        self.dropout = Dropout(dropout)
+        self.linear2 = Linear(dim_feedforward, d_model, bias, dtype=dtype)
+        self.norm_first = norm_first
+        self.norm1 = LayerNorm(d_model, layer_norm_eps, bias=bias, dtype=dtype)
+        self.norm2 = LayerNorm(d_model, layer_norm_eps, bias=bias, dtype=dtype)
+        self.dropout1, self.dropout2 = Dropout(dropout), Dropout(dropout)
+        self.activation = _ACTIVATIONS[activation] if isinstance(activation, str) else activation
+
+    def forward(self, src: Tensor, src_mask: Tensor | None = None, src_key_padding_mask: Tensor | None = None,
+                is_causal: bool = False) -> Tensor:
+        def attend(x: Tensor) -> Tensor:
+            attended, _ = self.self_attn(x, x, x, attn_mask=src_mask, key_padding_mask=src_key_padding_mask,
+                                         need_weights=False, is_causal=is_causal)
+            return self.dropout1(attended)
+
+        if self.norm_first:
+            x = src + attend(self.norm1(src))
+            return x + self._feed_forward(self.norm2(x))
+        x = self.norm1(src + attend(src))
+        return self.norm2(x + self._feed_forward(x))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.dropout2(self.linear2(self.dropout(self.activation(self.linear1(x)))))
+
+
+class TransformerEncoder(Module):
+    """`num_layers` copies of a layer, one after the other, and perhaps a norm at the end."""
+
+    def __init__(self, encoder_layer: Module, num_layers: int, norm: Module | None = None):
+        super().__init__()
+        self.layers = ModuleList(copy.deepcopy(encoder_layer) for _ in range(num_layers))
+        self.num_layers = num_layers
+        self.norm = norm
+
+    def forward(self, src: Tensor, mask: Tensor | None = None, src_key_padding_mask: Tensor | None = None,
+                is_causal: bool = False) -> Tensor:
+        for layer in self.layers:
+            src = layer(src, src_mask=mask, src_key_padding_mask=src_key_padding_mask, is_causal=is_causal)
+        return src if self.norm is None else self.norm(src)

@@ -1,0 +1,39 @@
+"""Dropout: in training, random entries or channels become zero and the rest grows in proportion (Srivastava et al. 2014)."""
+
+from __future__ import annotations
+
+from jitgrad.functional import nn as F
+from jitgrad.nn.module import Module
+from jitgrad.tensor import Tensor
+
+
+class _Dropout(Module):
+    def __init__(self, p: float = 0.5, inplace: bool = False):
+        super().__init__()
+        if not 0 <= p <= 1:
+            raise ValueError(f"{type(self).__name__}: the probability must lie in [0, 1], got {p}")
+        self.p, self.inplace = p, inplace
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, inplace={self.inplace}"
+
+
+class Dropout(_Dropout):
+    """Each entry is zeroed with probability p."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.dropout(input, self.p, self.training, self.inplace)
+
+
+class Dropout1d(_Dropout):
+    """Each channel of [N, C, L] is zeroed as a whole with probability p."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.dropout1d(input, self.p, self.training, self.inplace)
+
+
+class Dropout2d(_Dropout):
+    """Each channel of [N, C, H, W] is zeroed as a whole with probability p."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.dropout2d(input, self.p, self.training, self.inplace)
