@@ -1,0 +1,322 @@
+"""Linear algebra on the matmul primitive: products of tensors of every rank, einsum, the linear layer.
+
+Operands must have one dtype, as in PyTorch; batch dimensions broadcast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jitgrad import ops
+from jitgrad.errors import DTypeError, ShapeError, complain
+from jitgrad.functional.core import (
+    Operand,
+    Tensor,
+    broadcast_shape,
+    describe,
+    matched,
+    one_dim,
+    require_shape,
+    size,
+)
+from jitgrad.functional.elementwise import add, mul
+from jitgrad.functional.reduce import norm, sum
+from jitgrad.functional.shape import diagonal, movedim, permute
+from jitgrad.ops.builders import broadcast, expand_dims
+
+
+def matmul(input: Tensor, other: Tensor) -> Tensor:
+    """The matrix product ``input @ other``. 1-d operands count as a row on the left, a column on the right; dimensions
+    before the last two are batch dimensions, which broadcast."""
+    x, y = input.shape, other.shape
+    if len(x) == 2 and len(y) == 2:
+        _check("matmul", input, other, x[1], y[0])
+        return ops.matmul(input, other)
+    require_shape("matmul", len(x) > 0 and len(y) > 0, f"0-d operands: {_both(input, other)}", fix="Did you mean x * y?")
+    _check("matmul", input, other, x[-1], y[-2] if len(y) > 1 else y[0])
+    if len(y) == 1:
+        return _matrix_vector(input, other)
+    if len(x) == 1:
+        product = matmul(expand_dims(input, (0,)), other)
+        return ops.reshape(product, shape=product.shape[:-2] + product.shape[-1:])
+    if len(y) == 2:
+        return _rows_times_matrix(input, other)
+    batch = broadcast_shape("matmul", x[:-2], y[:-2])
+    return ops.matmul(broadcast(input, batch + x[-2:]), broadcast(other, batch + y[-2:]))
+
+
+def _rows_times_matrix(x: Tensor, y: Tensor) -> Tensor:
+    """A batch of matrices times one matrix is one large product."""
+    rows = ops.reshape(x, shape=(size(x.shape[:-1]), x.shape[-1]))
+    return ops.reshape(ops.matmul(rows, y), shape=x.shape[:-1] + y.shape[1:])
+
+
+def _matrix_vector(x: Tensor, y: Tensor) -> Tensor:
+    column = ops.reshape(y, shape=(y.shape[0], 1))
+    rows = ops.reshape(x, shape=(size(x.shape[:-1]), x.shape[-1]))
+    return ops.reshape(ops.matmul(rows, column), shape=x.shape[:-1])
+
+
+def _both(x: Tensor, y: Tensor) -> str:
+    return f"{describe(x)} @ {describe(y)}"
+
+
+def _check(op: str, x: Tensor, y: Tensor, inner: int, other_inner: int) -> None:
+    if x.dtype is not y.dtype:
+        raise complain(DTypeError, op, f"operands differ in dtype: {_both(x, y)}", fix="Did you mean x.to(y.dtype)?")
+    if inner != other_inner:
+        fix = "Did you mean x @ w.mT?" if len(y.shape) > 1 and y.shape[-1] == inner else ""
+        raise complain(ShapeError, op, f"inner dimensions differ: {_both(x, y)}", fix=fix)
+
+
+def _ranks(op: str, x: Tensor, y: Tensor, x_rank: int, y_rank: int) -> None:
+    require_shape(op, len(x.shape) == x_rank and len(y.shape) == y_rank,
+                  f"expected {x_rank}-d and {y_rank}-d operands, got {_both(x, y)}", fix="Did you mean matmul?")
+
+
+def mm(input: Tensor, mat2: Tensor) -> Tensor:
+    """The product of two matrices."""
+    _ranks("mm", input, mat2, 2, 2)
+    return matmul(input, mat2)
+
+
+def bmm(input: Tensor, mat2: Tensor) -> Tensor:
+    """The products of two equally long batches of matrices."""
+    _ranks("bmm", input, mat2, 3, 3)
+    require_shape("bmm", input.shape[0] == mat2.shape[0], f"batch sizes differ: {_both(input, mat2)}")
+    return matmul(input, mat2)
+
+
+def mv(input: Tensor, vec: Tensor) -> Tensor:
+    """A matrix times a vector."""
+    _ranks("mv", input, vec, 2, 1)
+    return matmul(input, vec)
+
+
+def dot(input: Tensor, tensor: Tensor) -> Tensor:
+    """The inner product of two vectors."""
+    _ranks("dot", input, tensor, 1, 1)
+    _check("dot", input, tensor, input.shape[0], tensor.shape[0])
+    return ops.sum(ops.mul(input, tensor), axes=(0,))
+
+
+vdot = dot
+
+
+def inner(input: Tensor, other: Tensor) -> Tensor:
+    """Products summed over the last dimension of both."""
+    if not input.shape or not other.shape:
+        return mul(input, other)
+    return tensordot(input, other, ((-1,), (-1,)))
+
+
+def outer(input: Tensor, vec2: Tensor) -> Tensor:
+    """All products of elements of two vectors, as a matrix."""
+    _ranks("outer", input, vec2, 1, 1)
+    return mul(expand_dims(input, (1,)), expand_dims(vec2, (0,)))
+
+
+def addmm(input: Operand, mat1: Tensor, mat2: Tensor, *, beta: Operand = 1, alpha: Operand = 1) -> Tensor:
+    """``beta * input + alpha * (mat1 @ mat2)``."""
+    return _scaled_sum(input, mm(mat1, mat2), beta, alpha)
+
+
+def addmv(input: Operand, mat: Tensor, vec: Tensor, *, beta: Operand = 1, alpha: Operand = 1) -> Tensor:
+    """``beta * input + alpha * (mat @ vec)``."""
+    return _scaled_sum(input, mv(mat, vec), beta, alpha)
+
+
+def baddbmm(input: Operand, batch1: Tensor, batch2: Tensor, *, beta: Operand = 1, alpha: Operand = 1) -> Tensor:
+    """``beta * input + alpha * (batch1 @ batch2)``, for batches of matrices."""
+    return _scaled_sum(input, bmm(batch1, batch2), beta, alpha)
+
+
+def _scaled_sum(x: Operand, product: Tensor, beta: Operand, alpha: Operand) -> Tensor:
+    if type(alpha) is not int or alpha != 1:
+        product = mul(product, alpha)
+    if type(beta) is not int or beta != 1:
+        if type(beta) in (int, float) and beta == 0:
+            return product
+        x = mul(x, beta)
+    return add(x, product)
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``input @ weight.T + bias``: `input` [*, in], `weight` [out, in] (or [in]), `bias` [out]."""
+    if len(weight.shape) == 2 and input.shape and input.shape[-1] != weight.shape[1]:
+        raise complain(ShapeError, "linear", f"the input has {input.shape[-1]} features, the weight expects "
+                                             f"{weight.shape[1]}: {describe(input)}, {describe(weight)}")
+    product = matmul(input, ops.permute(weight, axes=(1, 0)) if len(weight.shape) == 2 else weight)
+    if bias is None:
+        return product
+    return ops.add(*matched("linear", product, bias))
+
+
+def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``input1 @ weight[k] @ input2 + bias[k]`` for each output feature k."""
+    product = einsum("...i,kij,...j->...k", input1, weight, input2)
+    return product if bias is None else add(product, bias)
+
+
+def tensordot(a: Tensor, b: Tensor, dims: int | Sequence[Sequence[int]] = 2) -> Tensor:
+    """Products summed over the last `dims` dimensions of `a` and the first of `b`, or over the listed pairs."""
+    if isinstance(dims, int):
+        of_a, of_b = list(range(len(a.shape) - dims, len(a.shape))), list(range(dims))
+    else:
+        of_a = [one_dim("tensordot", d, len(a.shape)) for d in dims[0]]
+        of_b = [one_dim("tensordot", d, len(b.shape)) for d in dims[1]]
+    require_shape("tensordot", [a.shape[d] for d in of_a] == [b.shape[d] for d in of_b],
+                  f"contracted dimensions differ: {_both(a, b)} over {of_a} and {of_b}")
+    free_a = [d for d in range(len(a.shape)) if d not in of_a]
+    free_b = [d for d in range(len(b.shape)) if d not in of_b]
+    contracted = size([a.shape[d] for d in of_a])
+    shape_a, shape_b = tuple([a.shape[d] for d in free_a]), tuple([b.shape[d] for d in free_b])
+    left = ops.reshape(permute(a, free_a + of_a), shape=(size(shape_a), contracted))
+    right = ops.reshape(permute(b, of_b + free_b), shape=(contracted, size(shape_b)))
+    return ops.reshape(matmul(left, right), shape=shape_a + shape_b)
+
+
+def kron(input: Tensor, other: Tensor) -> Tensor:
+    """The Kronecker product."""
+    ndim = max(len(input.shape), len(other.shape))
+    x = ops.reshape(input, shape=(1,) * (ndim - len(input.shape)) + tuple(input.shape))
+    y = ops.reshape(other, shape=(1,) * (ndim - len(other.shape)) + tuple(other.shape))
+    shape = tuple([m * n for m, n in zip(x.shape, y.shape)])
+    left = expand_dims(x, tuple(range(1, 2 * ndim, 2)))
+    return ops.reshape(mul(left, expand_dims(y, tuple(range(0, 2 * ndim, 2)))), shape=shape)
+
+
+# einsum
+
+def einsum(equation: str, *operands: Any) -> Tensor:
+    """Einstein's summation: ``einsum("bij,bjk->bik", x, y)``. Repeated letters within an operand take its diagonal,
+    letters that the result lacks are summed over, ``...`` stands for broadcast dimensions. Operands are contracted from
+    left to right, each pair as one (batched) matrix product."""
+    tensors = list(operands[0]) if len(operands) == 1 and isinstance(operands[0], (tuple, list)) else list(operands)
+    inputs, output = _parse(equation, tensors)
+    terms = [_take_diagonals(letters, x) for letters, x in zip(inputs, tensors)]
+    letters, result = terms[0]
+    for k, (other_letters, other) in enumerate(terms[1:], start=1):
+        later = set(output).union(*[term[0] for term in terms[k + 1:]])
+        letters, result = _contract(letters, result, other_letters, other, later)
+    return _arrange(letters, result, output)
+
+
+def _parse(equation: str, tensors: Sequence[Tensor]) -> tuple[list[str], str]:
+    """The letters of each operand and of the result, ``...`` written out with digits as letters."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    inputs = left.split(",")
+    require_shape("einsum", len(inputs) == len(tensors),
+                  f"{equation!r} names {len(inputs)} operands, but {len(tensors)} were given")
+    widths = [len(x.shape) - len(term.replace("...", "")) for term, x in zip(inputs, tensors)]
+    for term, x, width in zip(inputs, tensors, widths):
+        require_shape("einsum", width == 0 or (width > 0 and "..." in term),
+                      f"the term {term!r} does not fit the dimensions of {describe(x)}")
+    ellipsis = "".join(chr(ord("\u0400") + k) for k in range(max(widths)))
+    written = [term.replace("...", ellipsis[len(ellipsis) - width:]) for term, width in zip(inputs, widths)]
+    if arrow:
+        output = right.replace("...", ellipsis)
+    else:
+        counted = "".join(written)
+        output = ellipsis + "".join(sorted(c for c in set(counted) - set(ellipsis) if counted.count(c) == 1))
+    require_shape("einsum", set(output) <= set("".join(written)) and len(set(output)) == len(output),
+                  f"the result of {equation!r} must name letters of the operands, each once")
+    return written, output
+
+
+def _take_diagonals(letters: str, x: Tensor) -> tuple[str, Tensor]:
+    """Dimensions that share a letter as one: their diagonal."""
+    for c in dict.fromkeys(letters):
+        while letters.count(c) > 1:
+            first = letters.index(c)
+            second = letters.index(c, first + 1)
+            require_shape("einsum", x.shape[first] == x.shape[second],
+                          f"the letter {c!r} stands for sizes {x.shape[first]} and {x.shape[second]}")
+            x = diagonal(x, 0, first, second)
+            letters = letters[:first] + letters[first + 1:second] + letters[second + 1:] + c
+    return letters, x
+
+
+def _contract(a: str, x: Tensor, b: str, y: Tensor, later: set[str]) -> tuple[str, Tensor]:
+    """Two operands as one: letters that nothing later needs are summed over."""
+    a, x = _sum_out(a, x, set(b) | later)
+    b, y = _sum_out(b, y, set(a) | later)
+    x, y = _common_sizes(a, x, b, y)
+    shared = [c for c in a if c in b]
+    batch = [c for c in shared if c in later]
+    summed = [c for c in shared if c not in later]
+    rows, columns = [c for c in a if c not in b], [c for c in b if c not in a]
+    sizes = dict(zip(a + b, tuple(x.shape) + tuple(y.shape)))
+    if not summed:
+        left, right = _aligned(a, x, batch + rows + columns), _aligned(b, y, batch + rows + columns)
+        return "".join(batch + rows + columns), mul(left, right)
+    product = ops.matmul(_as_matrices(a, x, batch, rows, summed, sizes), _as_matrices(b, y, batch, summed, columns, sizes))
+    order = batch + rows + columns
+    return "".join(order), ops.reshape(product, shape=tuple([sizes[c] for c in order]))
+
+
+def _sum_out(letters: str, x: Tensor, needed: set[str]) -> tuple[str, Tensor]:
+    axes = [k for k, c in enumerate(letters) if c not in needed]
+    if not axes:
+        return letters, x
+    return "".join(c for c in letters if c in needed), sum(x, axes, dtype=x.dtype)
+
+
+def _common_sizes(a: str, x: Tensor, b: str, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Dimensions of size 1 grown to the size that the other operand has under the same letter; one dtype for both."""
+    if x.dtype is not y.dtype:
+        raise complain(DTypeError, "einsum", f"operands differ in dtype: {describe(x)} and {describe(y)}")
+    of_x, of_y = dict(zip(a, x.shape)), dict(zip(b, y.shape))
+    for c in set(a) & set(b):
+        if 1 not in (of_x[c], of_y[c]) and of_x[c] != of_y[c]:
+            raise complain(ShapeError, "einsum", f"the letter {c!r} stands for sizes {of_x[c]} and {of_y[c]}")
+    grown_x = tuple([max(n, of_y.get(c, n)) if n == 1 else n for c, n in of_x.items()])
+    grown_y = tuple([max(n, of_x.get(c, n)) if n == 1 else n for c, n in of_y.items()])
+    return broadcast(x, grown_x), broadcast(y, grown_y)
+
+
+def _as_matrices(letters: str, x: Tensor, batch: list[str], rows: list[str], columns: list[str],
+                 sizes: dict[str, int]) -> Tensor:
+    """`x` as [*batch, product of rows, product of columns]."""
+    moved = permute(x, [letters.index(c) for c in batch + rows + columns])
+    return ops.reshape(moved, shape=(*[sizes[c] for c in batch], size([sizes[c] for c in rows]),
+                                     size([sizes[c] for c in columns])))
+
+
+def _aligned(letters: str, x: Tensor, order: list[str]) -> Tensor:
+    """`x` with its dimensions in `order`, and size 1 for letters that it lacks."""
+    moved = permute(x, [letters.index(c) for c in order if c in letters])
+    return expand_dims(moved, tuple([k for k, c in enumerate(order) if c not in letters]))
+
+
+def _arrange(letters: str, x: Tensor, output: str) -> Tensor:
+    letters, x = _sum_out(letters, x, set(output))
+    return permute(x, [letters.index(c) for c in output])
+
+
+# other
+
+def cross(input: Tensor, other: Tensor, dim: int = -1) -> Tensor:
+    """The cross product of 3-vectors along `dim`."""
+    x, y = matched("cross", input, other)
+    axis = one_dim("cross", dim, len(x.shape))
+    require_shape("cross", x.shape[axis] == 3, f"expected vectors of 3 along dimension {dim}, got {describe(x)}")
+    x, y = movedim(x, axis, 0), movedim(y, axis, 0)
+    turned = [_rotated(x, 1), _rotated(y, 2), _rotated(x, 2), _rotated(y, 1)]
+    result = ops.sub(ops.mul(turned[0], turned[1]), ops.mul(turned[2], turned[3]))
+    return movedim(result, 0, axis)
+
+
+def _rotated(x: Tensor, by: int) -> Tensor:
+    low = (0,) * len(x.shape)
+    one = (1,) * len(x.shape)
+    head = ops.slice(x, start=low, stop=(by, *x.shape[1:]), step=one)
+    return ops.concat(ops.slice(x, start=(by, *low[1:]), stop=tuple(x.shape), step=one), head, axis=0)
+
+
+def cdist(x1: Tensor, x2: Tensor) -> Tensor:
+    """The Euclidean distances between all rows of `x1` and of `x2` (of each batch)."""
+    x, y = expand_dims(x1, (len(x1.shape) - 1,)), expand_dims(x2, (len(x2.shape) - 2,))
+    difference = ops.sub(*matched("cdist", x, y))
+    return norm(difference, 2, -1)

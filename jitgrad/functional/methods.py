@@ -1,0 +1,391 @@
+"""The methods of a Tensor that compute: operators, named methods, in-place forms, conversions.
+
+Nearly all are the functions of this package under PyTorch's names: a plain function in a class body is a method. An
+in-place form computes the new contents and stores them with ``Tensor._assign``; nothing here touches memory otherwise.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from jitgrad import dtypes, ops, shapes
+from jitgrad.dtypes import DType
+from jitgrad.errors import DTypeError, DeviceError, ShapeError, complain
+from jitgrad.functional import activation, elementwise, index, linear, random, reduce, shape
+from jitgrad.functional.core import (
+    Operand,
+    Tensor,
+    as_operand,
+    broadcast_shape,
+    cast,
+    describe,
+    is_number,
+    one_dim,
+    size,
+    sizes_of,
+)
+from jitgrad.ops.builders import broadcast
+
+_CATEGORY_RANK = {"b": 0, "u": 1, "i": 1, "f": 2, "c": 3}
+
+
+def store(x: Tensor, value: Tensor) -> Tensor:
+    """Overwrite `x` with `value`, converted to its dtype (but not to a lower category) and broadcast to its shape."""
+    if value.dtype is not x.dtype:
+        if _CATEGORY_RANK[value.dtype.category] > _CATEGORY_RANK[x.dtype.category]:
+            raise complain(DTypeError, "in-place operation", f"the result is {describe(value)}, which cannot be stored "
+                                                             f"into {describe(x)}", fix="Use the out-of-place form")
+        value = ops.cast(value, dtype=x.dtype)
+    if value.shape != x.shape:
+        if len(value.shape) > len(x.shape) or broadcast_shape("in-place operation", value.shape,
+                                                                          x.shape) != x.shape:
+            raise complain(ShapeError, "in-place operation", f"the result is {describe(value)}, which does not fit into "
+                                                             f"{describe(x)}", fix="Use the out-of-place form")
+        value = broadcast(value, x.shape)
+    return x._assign(value)
+
+
+def in_place(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The in-place form of a function: its result becomes the contents of its first operand."""
+
+    @functools.wraps(function)
+    def method(self: Tensor, *args: Any, **options: Any) -> Tensor:
+        return store(self, function(self, *args, **options))
+
+    method.__name__ = method.__qualname__ = function.__name__ + "_"
+    method.__doc__ = f"In-place form of `{function.__name__}`."
+    return method
+
+
+def _reflected(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def method(self: Tensor, other: Operand) -> Tensor:
+        return function(other, self)
+
+    return method
+
+
+def _to_dtype(dtype: DType) -> Callable[..., Tensor]:
+    def method(self: Tensor) -> Tensor:
+        return cast(self, dtype)
+
+    method.__doc__ = f"As {dtype.name}; the tensor itself when it is that already."
+    return method
+
+
+class TensorMethods:
+    """What `Tensor` inherits."""
+
+    # operators
+    __add__, __radd__, __iadd__ = elementwise.add, elementwise.add, in_place(elementwise.add)
+    __sub__, __rsub__, __isub__ = elementwise.sub, elementwise.rsub, in_place(elementwise.sub)
+    __mul__, __rmul__, __imul__ = elementwise.mul, elementwise.mul, in_place(elementwise.mul)
+    __truediv__, __rtruediv__, __itruediv__ = elementwise.div, _reflected(elementwise.div), in_place(elementwise.div)
+    __floordiv__, __rfloordiv__ = elementwise.floor_divide, _reflected(elementwise.floor_divide)
+    __ifloordiv__ = in_place(elementwise.floor_divide)
+    __mod__, __rmod__, __imod__ = elementwise.remainder, _reflected(elementwise.remainder), in_place(elementwise.remainder)
+    __pow__, __rpow__, __ipow__ = elementwise.pow, _reflected(elementwise.pow), in_place(elementwise.pow)
+    __matmul__, __rmatmul__, __imatmul__ = linear.matmul, _reflected(linear.matmul), in_place(linear.matmul)
+    __and__, __rand__, __iand__ = elementwise.bitwise_and, elementwise.bitwise_and, in_place(elementwise.bitwise_and)
+    __or__, __ror__, __ior__ = elementwise.bitwise_or, elementwise.bitwise_or, in_place(elementwise.bitwise_or)
+    __xor__, __rxor__, __ixor__ = elementwise.bitwise_xor, elementwise.bitwise_xor, in_place(elementwise.bitwise_xor)
+    __lshift__, __rlshift__ = elementwise.bitwise_left_shift, _reflected(elementwise.bitwise_left_shift)
+    __rshift__, __rrshift__ = elementwise.bitwise_right_shift, _reflected(elementwise.bitwise_right_shift)
+    __neg__, __pos__, __abs__, __invert__ = elementwise.neg, elementwise.positive, elementwise.abs, elementwise.bitwise_not
+    __lt__, __le__, __gt__, __ge__ = elementwise.lt, elementwise.le, elementwise.gt, elementwise.ge
+    __getitem__, __setitem__ = index.getitem, index.setitem
+
+    def __eq__(self, other: Any) -> Any:
+        return elementwise.eq(self, other) if _comparable(other) else NotImplemented
+
+    def __ne__(self, other: Any) -> Any:
+        return elementwise.ne(self, other) if _comparable(other) else NotImplemented
+
+    __hash__ = object.__hash__
+
+    def __len__(self: Tensor) -> int:
+        if not self.shape:
+            raise TypeError("len() of a 0-d tensor")
+        return int(self.shape[0])
+
+    def __contains__(self: Tensor, element: Any) -> bool:
+        return bool(reduce.any(elementwise.eq(self, element)))
+
+    # elementwise
+    add, add_ = elementwise.add, in_place(elementwise.add)
+    sub, sub_ = elementwise.sub, in_place(elementwise.sub)
+    subtract, subtract_, rsub = sub, sub_, elementwise.rsub
+    mul, mul_ = elementwise.mul, in_place(elementwise.mul)
+    multiply, multiply_ = mul, mul_
+    div, div_ = elementwise.div, in_place(elementwise.div)
+    divide, divide_, true_divide, true_divide_ = div, div_, div, div_
+    floor_divide, floor_divide_ = elementwise.floor_divide, in_place(elementwise.floor_divide)
+    remainder, remainder_ = elementwise.remainder, in_place(elementwise.remainder)
+    fmod, fmod_ = elementwise.fmod, in_place(elementwise.fmod)
+    pow, pow_ = elementwise.pow, in_place(elementwise.pow)
+    neg, neg_ = elementwise.neg, in_place(elementwise.neg)
+    negative, positive = neg, elementwise.positive
+    abs, abs_ = elementwise.abs, in_place(elementwise.abs)
+    absolute, absolute_ = abs, abs_
+    sign, sign_, sgn = elementwise.sign, in_place(elementwise.sign), elementwise.sgn
+    exp, exp_ = elementwise.exp, in_place(elementwise.exp)
+    exp2, exp2_ = elementwise.exp2, in_place(elementwise.exp2)
+    expm1, expm1_ = elementwise.expm1, in_place(elementwise.expm1)
+    log, log_ = elementwise.log, in_place(elementwise.log)
+    log2, log2_ = elementwise.log2, in_place(elementwise.log2)
+    log10, log10_ = elementwise.log10, in_place(elementwise.log10)
+    log1p, log1p_ = elementwise.log1p, in_place(elementwise.log1p)
+    sqrt, sqrt_ = elementwise.sqrt, in_place(elementwise.sqrt)
+    rsqrt, rsqrt_ = elementwise.rsqrt, in_place(elementwise.rsqrt)
+    square, square_ = elementwise.square, in_place(elementwise.square)
+    reciprocal, reciprocal_ = elementwise.reciprocal, in_place(elementwise.reciprocal)
+    sin, sin_, cos, cos_ = elementwise.sin, in_place(elementwise.sin), elementwise.cos, in_place(elementwise.cos)
+    tan, tan_ = elementwise.tan, in_place(elementwise.tan)
+    asin, acos, atan = elementwise.asin, elementwise.acos, elementwise.atan
+    arcsin, arccos, arctan = asin, acos, atan
+    sinh, cosh, asinh, acosh, atanh = (elementwise.sinh, elementwise.cosh, elementwise.asinh, elementwise.acosh,
+                                       elementwise.atanh)
+    tanh, tanh_ = elementwise.tanh, in_place(elementwise.tanh)
+    sigmoid, sigmoid_ = elementwise.sigmoid, in_place(elementwise.sigmoid)
+    erf, erfc, erfinv, lgamma, digamma = (elementwise.erf, elementwise.erfc, elementwise.erfinv, elementwise.lgamma,
+                                          elementwise.digamma)
+    erf_, erfinv_ = in_place(elementwise.erf), in_place(elementwise.erfinv)
+    floor, floor_ = elementwise.floor, in_place(elementwise.floor)
+    ceil, ceil_ = elementwise.ceil, in_place(elementwise.ceil)
+    round, round_ = elementwise.round, in_place(elementwise.round)
+    trunc, trunc_, fix = elementwise.trunc, in_place(elementwise.trunc), elementwise.fix
+    frac, frac_ = elementwise.frac, in_place(elementwise.frac)
+    nan_to_num, nan_to_num_ = elementwise.nan_to_num, in_place(elementwise.nan_to_num)
+    logit = elementwise.logit
+    maximum, minimum, fmax, fmin = elementwise.maximum, elementwise.minimum, elementwise.fmax, elementwise.fmin
+    atan2, arctan2, copysign, hypot = elementwise.atan2, elementwise.arctan2, elementwise.copysign, elementwise.hypot
+    logaddexp, xlogy, heaviside = elementwise.logaddexp, elementwise.xlogy, elementwise.heaviside
+    lerp, lerp_ = elementwise.lerp, in_place(elementwise.lerp)
+    addcmul, addcmul_ = elementwise.addcmul, in_place(elementwise.addcmul)
+    addcdiv, addcdiv_ = elementwise.addcdiv, in_place(elementwise.addcdiv)
+    clamp, clamp_ = elementwise.clamp, in_place(elementwise.clamp)
+    clip, clip_ = clamp, clamp_
+    clamp_min, clamp_min_ = elementwise.clamp_min, in_place(elementwise.clamp_min)
+    clamp_max, clamp_max_ = elementwise.clamp_max, in_place(elementwise.clamp_max)
+    eq, ne, lt, le, gt, ge = (elementwise.eq, elementwise.ne, elementwise.lt, elementwise.le, elementwise.gt,
+                              elementwise.ge)
+    not_equal, less, less_equal, greater, greater_equal = ne, lt, le, gt, ge
+    isclose, isnan, isinf, isfinite = elementwise.isclose, elementwise.isnan, elementwise.isinf, elementwise.isfinite
+    logical_and, logical_or, logical_xor, logical_not = (elementwise.logical_and, elementwise.logical_or,
+                                                         elementwise.logical_xor, elementwise.logical_not)
+    logical_and_, logical_or_ = in_place(elementwise.logical_and), in_place(elementwise.logical_or)
+    logical_xor_, logical_not_ = in_place(elementwise.logical_xor), in_place(elementwise.logical_not)
+    bitwise_and, bitwise_or, bitwise_xor, bitwise_not = (elementwise.bitwise_and, elementwise.bitwise_or,
+                                                         elementwise.bitwise_xor, elementwise.bitwise_not)
+    bitwise_left_shift, bitwise_right_shift = elementwise.bitwise_left_shift, elementwise.bitwise_right_shift
+
+    # activations
+    relu, relu_ = activation.relu, in_place(activation.relu)
+    softmax, log_softmax = activation.softmax, activation.log_softmax
+
+    # reductions and scans
+    sum, nansum, mean, nanmean, prod = reduce.sum, reduce.nansum, reduce.mean, reduce.nanmean, reduce.prod
+    var, std = reduce.var, reduce.std
+    max, min, amax, amin, aminmax = reduce.max, reduce.min, reduce.amax, reduce.amin, reduce.aminmax
+    argmax, argmin, median, kthvalue = reduce.argmax, reduce.argmin, reduce.median, reduce.kthvalue
+    any, all, count_nonzero = reduce.any, reduce.all, reduce.count_nonzero
+    norm, dist, logsumexp, trace, diff = reduce.norm, reduce.dist, reduce.logsumexp, reduce.trace, reduce.diff
+    cumsum, cumprod = reduce.cumsum, reduce.cumprod
+    cumsum_, cumprod_ = in_place(reduce.cumsum), in_place(reduce.cumprod)
+    equal, allclose = reduce.equal, reduce.allclose
+
+    # shape
+    reshape, flatten, ravel, unflatten = shape.reshape, shape.flatten, shape.ravel, shape.unflatten
+    squeeze, unsqueeze = shape.squeeze, shape.unsqueeze
+    permute, transpose, swapaxes, swapdims = shape.permute, shape.transpose, shape.swapaxes, shape.swapdims
+    t, adjoint, movedim, moveaxis = shape.t, shape.adjoint, shape.movedim, shape.moveaxis
+    expand, expand_as, broadcast_to = shape.expand, shape.expand_as, shape.broadcast_to
+    repeat, tile, repeat_interleave = shape.repeat, shape.tile, shape.repeat_interleave
+    narrow, select, split, chunk, tensor_split = (shape.narrow, shape.select, shape.split, shape.chunk,
+                                                  shape.tensor_split)
+    unbind, unfold = shape.unbind, shape.unfold
+    flip, fliplr, flipud, roll, rot90 = shape.flip, shape.fliplr, shape.flipud, shape.roll, shape.rot90
+    tril, triu, diag, diagonal, diag_embed = shape.tril, shape.triu, shape.diag, shape.diagonal, shape.diag_embed
+    tril_, triu_ = in_place(shape.tril), in_place(shape.triu)
+    clone = shape.clone
+
+    # linear algebra
+    matmul, mm, bmm, mv, dot = linear.matmul, linear.mm, linear.bmm, linear.mv, linear.dot
+    inner, outer, kron, cross = linear.inner, linear.outer, linear.kron, linear.cross
+    addmm, addmv, baddbmm = linear.addmm, linear.addmv, linear.baddbmm
+    addmm_ = in_place(linear.addmm)
+
+    # indexing
+    gather, take, take_along_dim = index.gather, index.take, index.take_along_dim
+    scatter, scatter_ = index.scatter, in_place(index.scatter)
+    scatter_add, scatter_add_ = index.scatter_add, in_place(index.scatter_add)
+    index_select = index.index_select
+    index_add, index_add_ = index.index_add, in_place(index.index_add)
+    index_copy, index_copy_ = index.index_copy, in_place(index.index_copy)
+    index_fill, index_fill_ = index.index_fill, in_place(index.index_fill)
+    index_put, index_put_ = index.index_put, in_place(index.index_put)
+    masked_fill, masked_fill_ = index.masked_fill, in_place(index.masked_fill)
+    masked_scatter, masked_scatter_ = index.masked_scatter, in_place(index.masked_scatter)
+    masked_select, nonzero, argwhere = index.masked_select, index.nonzero, index.argwhere
+    sort, argsort, topk, unique, bincount = index.sort, index.argsort, index.topk, index.unique, index.bincount
+
+    def where(self: Tensor, condition: Tensor, other: Operand) -> Tensor:
+        """`self` where `condition` is True, `other` elsewhere."""
+        return elementwise.where(condition, self, other)
+
+    # random
+    multinomial, bernoulli = random.multinomial, random.bernoulli
+
+    def normal_(self: Tensor, mean: Operand = 0.0, std: Operand = 1.0, *, generator: Any = None) -> Tensor:
+        """Fill with normal numbers."""
+        return store(self, random.normal(mean, std, self.shape, dtype=self.dtype, generator=generator))
+
+    def uniform_(self: Tensor, a: Operand = 0.0, b: Operand = 1.0, *, generator: Any = None) -> Tensor:
+        """Fill with uniform numbers from [a, b)."""
+        return store(self, random.uniform(self.shape, a, b, self.dtype, generator))
+
+    def bernoulli_(self: Tensor, p: Operand = 0.5, *, generator: Any = None) -> Tensor:
+        """Fill with 1 (with probability `p`) and 0."""
+        drawn = random.uniform(self.shape, 0.0, 1.0, dtypes.float32, generator)
+        return self._assign(cast(elementwise.lt(drawn, p), self.dtype))
+
+    def exponential_(self: Tensor, lambd: Operand = 1.0, *, generator: Any = None) -> Tensor:
+        """Fill with exponentially distributed numbers."""
+        return store(self, random.exponential(self.shape, lambd, self.dtype, generator))
+
+    def random_(self: Tensor, low: int = 0, high: int | None = None, *, generator: Any = None) -> Tensor:
+        """Fill with uniform integers from [low, high), or [0, low)."""
+        low, high = (0, low or 1 << 24) if high is None else (low, high)
+        return self._assign(random.integers(low, high, self.shape, self.dtype, generator))
+
+    # filling and copying
+    def fill_(self: Tensor, value: Operand) -> Tensor:
+        """Every element set to a number or a 0-d tensor."""
+        return self._assign(_filled(self, value))
+
+    def zero_(self: Tensor) -> Tensor:
+        """Every element set to 0."""
+        return self._assign(_filled(self, 0))
+
+    def copy_(self: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
+        """The elements of `src`, converted and broadcast, copied in."""
+        return store(self, cast(src, self.dtype))
+
+    def fill_diagonal_(self: Tensor, fill_value: Operand) -> Tensor:
+        """The main diagonal of a matrix set to `fill_value`."""
+        distance = shape.diagonal_distance(*self.shape)
+        return self._assign(index.masked_fill(self, elementwise.eq(distance, 0), fill_value))
+
+    # sizes
+    def size(self: Tensor, dim: int | None = None) -> Any:
+        """The shape, or the size of one dimension."""
+        return self.shape if dim is None else self.shape[one_dim("size", dim, len(self.shape))]
+
+    def dim(self: Tensor) -> int:
+        """The number of dimensions."""
+        return len(self.shape)
+
+    def numel(self: Tensor) -> int:
+        """The number of elements."""
+        return size(self.shape)
+
+    ndimension, nelement = dim, numel
+
+    @property
+    def ndim(self: Tensor) -> int:
+        return len(self.shape)
+
+    @property
+    def itemsize(self: Tensor) -> int:
+        return int(self.dtype.itemsize)
+
+    @property
+    def T(self: Tensor) -> Tensor:
+        """All dimensions reversed."""
+        ndim = len(self.shape)
+        return ops.permute(self, axes=tuple(range(ndim - 1, -1, -1))) if ndim > 1 else self
+
+    @property
+    def mT(self: Tensor) -> Tensor:
+        """The last two dimensions exchanged."""
+        return shape.transpose(self, -2, -1)
+
+    def is_floating_point(self: Tensor) -> bool:
+        """Whether the dtype is a real floating-point type."""
+        return bool(self.dtype.is_floating_point)
+
+    def is_complex(self: Tensor) -> bool:
+        """Whether the dtype is complex."""
+        return bool(self.dtype.is_complex)
+
+    def is_signed(self: Tensor) -> bool:
+        """Whether the dtype has negative values."""
+        return self.dtype.category in "ifc"
+
+    # memory order
+    def view(self: Tensor, *shape_: Any) -> Tensor:
+        """The same memory at another shape; ShapeError when strides do not allow that."""
+        target = shape.known_shape("view", self, sizes_of(shape_))
+        if target == self.shape:
+            target_strides: Any = True
+        else:
+            target_strides = shapes.reshape_strides(self.shape, self.stride(), target)
+        if target_strides is None:
+            raise complain(ShapeError, "view", f"shape {list(target)} is no view of {describe(self)} with strides "
+                                               f"{self.stride()}", fix="Use reshape, which copies where it must")
+        return ops.reshape(self, shape=target)
+
+    def view_as(self: Tensor, other: Tensor) -> Tensor:
+        """`view` at the shape of `other`."""
+        return self.view(other.shape)
+
+    def reshape_as(self: Tensor, other: Tensor) -> Tensor:
+        """`reshape` to the shape of `other`."""
+        return shape.reshape(self, other.shape)
+
+    def contiguous(self: Tensor) -> Tensor:
+        """A copy in row-major order, or the tensor itself when it is so already."""
+        if self.is_contiguous():
+            return self
+        flat = shape.ravel(self)
+        return shape.reshape(flat if flat.is_contiguous() else shape.clone(flat), self.shape)
+
+    # dtypes
+    float, double, half, bfloat16 = (_to_dtype(dtypes.float32), _to_dtype(dtypes.float64), _to_dtype(dtypes.float16),
+                                     _to_dtype(dtypes.bfloat16))
+    long, int, short, char, byte = (_to_dtype(dtypes.int64), _to_dtype(dtypes.int32), _to_dtype(dtypes.int16),
+                                    _to_dtype(dtypes.int8), _to_dtype(dtypes.uint8))
+    bool = _to_dtype(dtypes.bool_)
+
+    def to(self: Tensor, *args: Any, dtype: DType | None = None, device: Any = None, copy: Any = False,
+           non_blocking: Any = False) -> Tensor:
+        """As another dtype (given by itself, by keyword, or as that of another tensor); the only device is the CPU."""
+        for arg in args:
+            if isinstance(arg, DType):
+                dtype = arg
+            elif hasattr(arg, "dtype"):
+                dtype = arg.dtype
+            elif not isinstance(arg, builtins.bool):
+                device = arg
+        if device is not None and str(device) not in ("cpu", "cpu:0"):
+            raise complain(DeviceError, "to", f"no device {device!r} can be used by this version; the devices are: cpu")
+        target = self.dtype if dtype is None else dtype
+        return ops.cast(self, dtype=target) if copy else cast(self, target)
+
+    def type(self: Tensor, dtype: DType | None = None) -> Any:
+        """The dtype, or the tensor as another one."""
+        return self.dtype if dtype is None else cast(self, dtype)
+
+    def type_as(self: Tensor, other: Tensor) -> Tensor:
+        """As the dtype of `other`."""
+        return cast(self, other.dtype)
+
+
+def _comparable(other: Any) -> bool:
+    return is_number(other) or isinstance(getattr(other, "dtype", None), DType)
+
+
+def _filled(x: Tensor, value: Operand) -> Tensor:
+    return broadcast(cast(as_operand(value, x.dtype), x.dtype), x.shape)

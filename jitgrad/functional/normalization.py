@@ -1,0 +1,178 @@
+"""Normalization: layer, RMS, batch, group, instance norm, and `normalize`.
+
+Statistics are computed in two passes (mean, then squared distances), in float32 for half-precision inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jitgrad import dtypes, ops
+from jitgrad.functional.core import (
+    Tensor,
+    as_operand,
+    cast,
+    describe,
+    require_floating,
+    require_shape,
+    size,
+)
+from jitgrad.functional.elementwise import add, clamp_min, mul, sub
+from jitgrad.functional.reduce import detached, norm
+from jitgrad.ops.builders import broadcast, expand_dims, full
+
+_HALF = (dtypes.float16, dtypes.bfloat16)
+
+
+def _wide(x: Tensor | None) -> Tensor | None:
+    return ops.cast(x, dtype=dtypes.float32) if x is not None and x.dtype in _HALF else x
+
+
+def _moments(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Distances from the mean over `axes`, in full shape, and their mean square, with size 1 at `axes`."""
+    center = broadcast(_mean(x, axes), x.shape)
+    distance = ops.sub(x, center)
+    return distance, _mean(ops.mul(distance, distance), axes)
+
+
+def _mean(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    total = ops.sum(x, axes=axes)
+    count = float(size([x.shape[a] for a in axes]))
+    return expand_dims(ops.div(total, full(total.shape, count, x.dtype)), axes)
+
+
+def _scaled(x: Tensor, mean_square: Tensor, eps: Any) -> Tensor:
+    root = ops.rsqrt(ops.add(mean_square, broadcast(as_operand(eps, x.dtype), mean_square.shape)))
+    return ops.mul(x, broadcast(root, x.shape))
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    if weight is not None:
+        x = ops.mul(x, broadcast(weight, x.shape))
+    return x if bias is None else ops.add(x, broadcast(bias, x.shape))
+
+
+def _inner_axes(op: str, x: Tensor, shape: Sequence[int] | int, *parameters: Tensor | None) -> tuple[int, ...]:
+    """The last dimensions, which must have `shape`, as the parameters must."""
+    inner = (shape,) if isinstance(shape, int) else tuple(shape)
+    if tuple(x.shape[len(x.shape) - len(inner):]) != inner or any(p is not None and p.shape != inner for p in parameters):
+        require_shape(op, False, f"normalized_shape={inner} does not fit {describe(x)} with parameters "
+                                 f"{[describe(p) for p in parameters if p is not None]}")
+    return tuple(range(len(x.shape) - len(inner), len(x.shape)))
+
+
+def layer_norm(input: Tensor, normalized_shape: Sequence[int] | int, weight: Tensor | None = None,
+               bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    """The last dimensions (of `normalized_shape`) brought to mean 0 and variance 1, then ``* weight + bias``."""
+    axes = _inner_axes("layer_norm", input, normalized_shape, weight, bias)
+    distance, variance = _moments(_wide(require_floating("layer_norm", input)), axes)
+    return cast(_affine(_scaled(distance, variance, eps), _wide(weight), _wide(bias)), input.dtype)
+
+
+def rms_norm(input: Tensor, normalized_shape: Sequence[int] | int, weight: Tensor | None = None,
+             eps: float | None = None) -> Tensor:
+    """The last dimensions (of `normalized_shape`) divided by their root mean square, then ``* weight``. `eps` defaults to
+    the dtype's spacing at 1."""
+    axes = _inner_axes("rms_norm", input, normalized_shape, weight)
+    x = _wide(require_floating("rms_norm", input))
+    eps = spacing(x.dtype) if eps is None else eps
+    return cast(_affine(_scaled(x, _mean(ops.mul(x, x), axes), eps), _wide(weight), None), input.dtype)
+
+
+def spacing(dtype: Any) -> float:
+    """The distance from 1 to the next larger number of a floating-point dtype."""
+    return {"f16": 2.0 ** -10, "bf16": 2.0 ** -7, "f32": 2.0 ** -23, "f64": 2.0 ** -52}[dtype.short]
+
+
+def group_norm(input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None,
+               eps: float = 1e-5) -> Tensor:
+    """Channels (dimension 1) in `num_groups` groups, each brought to mean 0 and variance 1 with all that follows; then
+    ``* weight + bias`` per channel."""
+    shape = tuple(input.shape)
+    if len(shape) < 2 or shape[1] % num_groups:
+        require_shape("group_norm", False, f"{num_groups} groups do not divide the channels of {describe(input)}")
+    x = ops.reshape(_wide(require_floating("group_norm", input)), shape=(shape[0], num_groups, size(shape[1:]) // num_groups))
+    distance, variance = _moments(x, (2,))
+    scaled = ops.reshape(_scaled(distance, variance, eps), shape=shape)
+    return cast(_affine(scaled, *_per_channel(scaled, weight, bias)), input.dtype)
+
+
+def _per_channel(x: Tensor, *parameters: Tensor | None) -> list[Tensor | None]:
+    """Parameters of shape [C] so that they broadcast along dimension 1 of `x`."""
+    shape = (1, x.shape[1]) + (1,) * (len(x.shape) - 2)
+    return [None if p is None else ops.reshape(_wide(p), shape=shape) for p in parameters]
+
+
+def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
+               bias: Tensor | None = None, training: bool = False, momentum: Any = 0.1, eps: float = 1e-5) -> Tensor:
+    """Each channel (dimension 1) brought to mean 0 and variance 1 over all other dimensions, then ``* weight + bias``.
+    While training by the statistics of the batch, which also enter the running ones (in place, with the unbiased
+    variance); otherwise by the running statistics."""
+    x = _wide(require_floating("batch_norm", input))
+    axes = (0, *range(2, len(x.shape)))
+    use_batch = training or running_mean is None
+    if use_batch:
+        count = size([x.shape[a] for a in axes])
+        if count <= 1 and training:
+            require_shape("batch_norm", False, f"expected more than 1 value per channel when training, got "
+                                               f"{describe(input)}")
+        distance, variance = _moments(x, axes)
+        if training and running_mean is not None and running_var is not None:
+            _update_running(x, axes, variance, running_mean, running_var, momentum, count)
+    else:
+        center, variance = _per_channel(x, running_mean, running_var)
+        distance = sub(x, center)
+    return cast(_affine(_scaled(distance, variance, eps), *_per_channel(x, weight, bias)), input.dtype)
+
+
+def _update_running(x: Tensor, axes: tuple[int, ...], variance: Tensor, running_mean: Tensor, running_var: Tensor,
+                    momentum: Any, count: int) -> None:
+    """Running statistics moved toward those of the batch by `momentum`."""
+    mean = ops.reshape(_mean(detached(x), axes), shape=running_mean.shape)
+    unbiased = mul(ops.reshape(detached(variance), shape=running_var.shape), count / (count - 1))
+    for running, batch in ((running_mean, mean), (running_var, unbiased)):
+        batch = cast(batch, running.dtype)
+        running._assign(add(running, mul(sub(batch, running), momentum)))
+
+
+def instance_norm(input: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None,
+                  weight: Tensor | None = None, bias: Tensor | None = None, use_input_stats: bool = True,
+                  momentum: Any = 0.1, eps: float = 1e-5) -> Tensor:
+    """Each channel of each sample brought to mean 0 and variance 1, then ``* weight + bias`` per channel."""
+    if not use_input_stats:
+        return batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    x = _wide(require_floating("instance_norm", input))
+    axes = tuple(range(2, len(x.shape)))
+    distance, variance = _moments(x, axes)
+    if running_mean is not None and running_var is not None:
+        count = size([x.shape[a] for a in axes])
+        means = _mean(detached(_mean(x, axes)), (0,))
+        variances = mul(_mean(detached(variance), (0,)), count / max(count - 1, 1))
+        for running, batch in ((running_mean, means), (running_var, variances)):
+            batch = cast(ops.reshape(batch, shape=running.shape), running.dtype)
+            running._assign(add(running, mul(sub(batch, running), momentum)))
+    return cast(_affine(_scaled(distance, variance, eps), *_per_channel(x, weight, bias)), input.dtype)
+
+
+def normalize(input: Tensor, p: float = 2.0, dim: int | Sequence[int] = 1, eps: float = 1e-12) -> Tensor:
+    """`input` divided by its `p`-norm along `dim`, which is taken as at least `eps`."""
+    length = clamp_min(norm(input, p, dim, keepdim=True), eps)
+    return ops.div(input, broadcast(length, input.shape))
+
+
+def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
+    """Each channel divided by ``(k + alpha * mean of squares of neighbouring channels) ** beta``."""
+    squares = ops.mul(input, input)
+    before, ndim = size // 2, len(input.shape)
+    low = tuple([before if d == 1 else 0 for d in range(ndim)])
+    high = tuple([size - 1 - before if d == 1 else 0 for d in range(ndim)])
+    padded = ops.pad(squares, low=low, high=high)
+    total = None
+    for offset in range(size):
+        start = tuple([offset if d == 1 else 0 for d in range(ndim)])
+        stop = tuple([offset + input.shape[1] if d == 1 else n for d, n in enumerate(padded.shape)])
+        part = ops.slice(padded, start=start, stop=stop, step=(1,) * ndim)
+        total = part if total is None else ops.add(total, part)
+    scale = add(mul(total, alpha / size), k)
+    return ops.div(input, ops.pow(scale, full(scale.shape, float(beta), scale.dtype)))
