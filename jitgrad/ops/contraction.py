@@ -14,7 +14,7 @@ from jitgrad.errors import DTypeError, ShapeError, complain
 from jitgrad.ir.op import Op, register
 from jitgrad.ir.types import TensorType
 from jitgrad.ops.builders import conjugate
-from jitgrad.ops.record import in_float32, require_category
+from jitgrad.ops.record import in_float32, require_category, require_same
 
 
 def _infer_matmul(x: TensorType, y: TensorType) -> TensorType:
@@ -43,3 +43,138 @@ matmul = register(Op(
     "matmul", ("x", "y"), _infer_matmul, in_float32(np.matmul), "contraction",
     vjp=(lambda g, y: ops.matmul(g, conjugate(transposed(y))), lambda g, x: ops.matmul(conjugate(transposed(x)), g)),
     doc="Matrix product of the last two dimensions; leading (batch) dimensions are equal."))
+
+# ---- convolution: x[N, C, H, W], w[O, C / groups, kh, kw] -> [N, O, OH, OW] ---------------------------------------
+
+Ints = tuple[int, ...]
+Padding = tuple[tuple[int, int], tuple[int, int]]       # (top, bottom), (left, right)
+
+
+def convolution_output_shape(x: Ints, w: Ints, stride: Ints, padding: Padding, dilation: Ints) -> Ints:
+    """[N, O, OH, OW] for the shapes of x and w."""
+    sizes = [(size + low + high - d * (k - 1) - 1) // s + 1
+             for size, k, s, (low, high), d in zip(x[2:], w[2:], stride, padding, dilation, strict=True)]
+    return (x[0], w[0], *sizes)
+
+
+def _check_convolution(name: str, x: TensorType, w: TensorType, *, stride: Ints, padding: Padding, dilation: Ints,
+                       groups: int) -> TensorType:
+    """The type of convolution(x, w), or the error that it deserves."""
+    shown = f"x {x} with w {w}"
+    if x.dtype is not w.dtype:
+        raise complain(DTypeError, name, f"operands differ in dtype: {shown}")
+    require_category(name, x.dtype, "f")
+    if x.ndim != 4 or w.ndim != 4:
+        raise complain(ShapeError, name, f"needs x[N, C, H, W] and w[O, C / groups, kh, kw]: {shown}")
+    if groups < 1 or x.shape[1] != w.shape[1] * groups or w.shape[0] % groups:
+        raise complain(ShapeError, name, f"channels do not fit {groups} group(s): {shown}")
+    if min(*stride, *dilation) < 1 or min(p for side in padding for p in side) < 0:
+        raise complain(ShapeError, name, f"stride {stride} and dilation {dilation} are at least 1, padding {padding} "
+                                         "at least 0")
+    shape = convolution_output_shape(x.shape, w.shape, stride, padding, dilation)
+    if min(shape[2:]) < 1:
+        raise complain(ShapeError, name, f"the kernel is larger than the padded input: {shown}, padding {padding}")
+    return x.with_shape(shape)
+
+
+def _infer_convolution(x: TensorType, w: TensorType, **geometry: Any) -> TensorType:
+    return _check_convolution("convolution", x, w, **geometry)
+
+
+def _infer_input_grad(gradient: TensorType, w: TensorType, *, input_shape: Ints, **geometry: Any) -> TensorType:
+    name = "convolution_input_grad"
+    x = w.with_shape(tuple(input_shape))
+    require_same(name, _check_convolution(name, x, w, **geometry), gradient)
+    return x
+
+
+def _infer_weight_grad(x: TensorType, gradient: TensorType, *, weight_shape: Ints, **geometry: Any) -> TensorType:
+    name = "convolution_weight_grad"
+    w = x.with_shape(tuple(weight_shape))
+    require_same(name, _check_convolution(name, x, w, **geometry), gradient)
+    return w
+
+
+def _columns(x: np.ndarray, kernel: Ints, out: Ints, stride: Ints, padding: Padding, dilation: Ints,
+             groups: int) -> np.ndarray:
+    """[N, groups, C / groups * kh * kw, OH * OW]: what each output position multiplies (im2col)."""
+    if any(p for side in padding for p in side):
+        x = np.pad(x, ((0, 0), (0, 0), *padding))
+    n, c, _, _ = x.shape
+    image, channel, row, column = x.strides
+    windows = np.ndarray((n, c, *kernel, *out), x.dtype, np.asarray(x), 0, (
+        image, channel, row * dilation[0], column * dilation[1], row * stride[0], column * stride[1]))
+    return windows.reshape(n, groups, c // groups * kernel[0] * kernel[1], out[0] * out[1])
+
+
+def _convolution(x: np.ndarray, w: np.ndarray, *, stride: Ints, padding: Padding, dilation: Ints,
+                 groups: int) -> np.ndarray:
+    shape = convolution_output_shape(x.shape, w.shape, stride, padding, dilation)
+    columns = _columns(np.ascontiguousarray(x), w.shape[2:], shape[2:], stride, padding, dilation, groups)
+    return np.matmul(w.reshape(groups, w.shape[0] // groups, columns.shape[2]), columns).reshape(shape)
+
+
+def _convolution_input_grad(gradient: np.ndarray, w: np.ndarray, *, input_shape: Ints, stride: Ints,
+                            padding: Padding, dilation: Ints, groups: int) -> np.ndarray:
+    n, c, height, width = input_shape
+    out_height, out_width = gradient.shape[2:]
+    rows = w.reshape(groups, w.shape[0] // groups, -1).swapaxes(1, 2)
+    taps = np.matmul(rows, gradient.reshape(n, groups, w.shape[0] // groups, out_height * out_width))
+    taps = taps.reshape(n, c, *w.shape[2:], out_height, out_width)
+    (top, bottom), (left, right) = padding
+    padded = np.zeros((n, c, height + top + bottom, width + left + right), gradient.dtype)
+    for i in range(w.shape[2]):
+        for j in range(w.shape[3]):
+            y, x = i * dilation[0], j * dilation[1]
+            padded[:, :, y:y + (out_height - 1) * stride[0] + 1:stride[0],
+                   x:x + (out_width - 1) * stride[1] + 1:stride[1]] += taps[:, :, i, j]
+    return np.ascontiguousarray(padded[:, :, top:top + height, left:left + width])
+
+
+def _convolution_weight_grad(x: np.ndarray, gradient: np.ndarray, *, weight_shape: Ints, stride: Ints,
+                             padding: Padding, dilation: Ints, groups: int) -> np.ndarray:
+    columns = _columns(np.ascontiguousarray(x), weight_shape[2:], gradient.shape[2:], stride, padding, dilation, groups)
+    rows = gradient.reshape(x.shape[0], groups, weight_shape[0] // groups, columns.shape[3])
+    total = np.zeros((groups, rows.shape[2], columns.shape[2]), x.dtype)
+    for image_rows, image_columns in zip(rows, columns, strict=True):       # one image at a time bounds the memory
+        total += np.matmul(image_rows, image_columns.swapaxes(1, 2))
+    return total.reshape(weight_shape)
+
+
+def _geometry(stride: Ints, padding: Padding, dilation: Ints, groups: int) -> dict[str, Any]:
+    return {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+
+
+def _forward(x: Any, w: Any, *geometry: Any) -> Any:
+    return ops.convolution(x, w, **_geometry(*geometry))
+
+
+def _input_grad(gradient: Any, w: Any, shape: Ints, *geometry: Any) -> Any:
+    return ops.convolution_input_grad(gradient, w, input_shape=shape, **_geometry(*geometry))
+
+
+def _weight_grad(x: Any, gradient: Any, shape: Ints, *geometry: Any) -> Any:
+    return ops.convolution_weight_grad(x, gradient, weight_shape=shape, **_geometry(*geometry))
+
+
+# The three are linear in each operand, and each is the gradient of the two others.
+convolution = register(Op(
+    "convolution", ("x", "w"), _infer_convolution, in_float32(_convolution), "contraction",
+    vjp=(lambda g, w, x_type, stride, padding, dilation, groups:
+         _input_grad(g, w, x_type.shape, stride, padding, dilation, groups),
+         lambda g, x, w_type, stride, padding, dilation, groups:
+         _weight_grad(x, g, w_type.shape, stride, padding, dilation, groups)),
+    doc="Cross-correlation of x[N, C, H, W] with w[O, C / groups, kh, kw], zero-padded: [N, O, OH, OW]."))
+convolution_input_grad = register(Op(
+    "convolution_input_grad", ("gradient", "w"), _infer_input_grad, in_float32(_convolution_input_grad), "contraction",
+    vjp=(lambda g, w, stride, padding, dilation, groups: _forward(g, w, stride, padding, dilation, groups),
+         lambda g, gradient, w_type, stride, padding, dilation, groups:
+         _weight_grad(g, gradient, w_type.shape, stride, padding, dilation, groups)),
+    doc="Gradient of convolution in x; also the transposed convolution of `gradient`."))
+convolution_weight_grad = register(Op(
+    "convolution_weight_grad", ("x", "gradient"), _infer_weight_grad, in_float32(_convolution_weight_grad),
+    "contraction",
+    vjp=(lambda g, gradient, x_type, stride, padding, dilation, groups:
+         _input_grad(gradient, g, x_type.shape, stride, padding, dilation, groups),
+         lambda g, x, stride, padding, dilation, groups: _forward(x, g, stride, padding, dilation, groups)),
+    doc="Gradient of convolution in w."))

@@ -8,17 +8,19 @@ everywhere (sign, floor, …) are zero gradients, as in PyTorch.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from jitgrad import dtypes, ops
 from jitgrad.dtypes import DType
-from jitgrad.errors import DivisionByZeroError, complain
+from jitgrad.errors import DivisionByZeroError, DTypeError, complain
 from jitgrad.ir.op import Op, register
 from jitgrad.ir.types import TensorType
+from jitgrad.ops import special
 from jitgrad.ops.builders import conjugate, full_like, ones_like, times, zeros_like
-from jitgrad.ops.record import MAY_FAIL, binary, keep_dtype, predicate, require_category, require_same, unary
+from jitgrad.ops.record import MAY_FAIL, binary, keep_dtype, predicate, require_category, require_same, same_type, unary
 
 # ---- one operand -----------------------------------------------------------------------------------------------
 
@@ -73,6 +75,26 @@ relu = unary("relu", keep_dtype(lambda x: np.maximum(x, 0)), categories="uif", d
              vjp=lambda g, out: _where_positive(out, g))
 
 
+erf = unary("erf", special.erf, categories="f", doc="Error function.",
+            vjp=lambda g, x: ops.mul(g, _erf_slope(x)))
+erfc = unary("erfc", special.erfc, categories="f", doc="1 - erf(x), accurate where that is small",
+             vjp=lambda g, x: ops.neg(ops.mul(g, _erf_slope(x))))
+erfinv = unary("erfinv", special.erfinv, categories="f", doc="Inverse of erf.",
+               vjp=lambda g, out: ops.div(g, _erf_slope(out)))
+lgamma = unary("lgamma", special.lgamma, categories="f", doc="Logarithm of |gamma(x)|.",
+               vjp=lambda g, x: ops.mul(g, ops.digamma(x)))
+digamma = unary("digamma", special.digamma, categories="f", doc="Derivative of lgamma.",
+                vjp=lambda g, x: ops.mul(g, ops.polygamma(x, n=1)))
+polygamma = register(Op("polygamma", ("x",), same_type("polygamma", "f"), special.polygamma, "elementwise",
+                        vjp=(lambda g, x, n: ops.mul(g, ops.polygamma(x, n=n + 1)),),
+                        doc="Derivative of order n >= 1 of digamma."))
+
+
+def _erf_slope(x: Any) -> Any:
+    """The derivative of erf: 2 / sqrt(pi) exp(-x²)."""
+    return ops.mul(full_like(x, 2.0 / math.sqrt(math.pi)), ops.exp(ops.neg(ops.mul(x, x))))
+
+
 def _one_minus_square(x: Any) -> Any:
     """1 - x², as a product: exact near x = ±1, where the derivatives that use it are large."""
     one = ones_like(x)
@@ -105,6 +127,42 @@ def _abs_gradient(g: Any, x: Any) -> Any:
 
 abs = register(Op("abs", ("x",), _infer_abs, np.absolute, "elementwise", vjp=(_abs_gradient,), spell="abs",
                   doc="Absolute value; of a complex operand its real magnitude."))
+
+conj = unary("conj", np.conjugate, categories="c", vjp=lambda g: ops.conj(g), doc="Complex conjugate.")
+
+
+def _infer_part(name: str) -> Callable[..., TensorType]:
+    def infer(x: TensorType) -> TensorType:
+        require_category(name, x.dtype, "c")
+        return x.with_dtype(real_counterpart(x.dtype))
+
+    return infer
+
+
+real = register(Op("real", ("x",), _infer_part("real"), lambda x: x.real.copy(), "elementwise", spell="real",
+                   vjp=(lambda g, x_type: ops.cast(g, dtype=x_type.dtype),), doc="Real part of a complex operand."))
+imag = register(Op("imag", ("x",), _infer_part("imag"), lambda x: x.imag.copy(), "elementwise", spell="imag",
+                   vjp=(lambda g: ops.complex(zeros_like(g), g),), doc="Imaginary part of a complex operand."))
+
+
+def _infer_complex(x: TensorType, y: TensorType) -> TensorType:
+    require_same("complex", x, y)
+    if x.dtype not in _COMPLEX_OF:
+        raise complain(DTypeError, "complex", f"parts are f32 or f64, got {x.dtype.short}")
+    return x.with_dtype(_COMPLEX_OF[x.dtype])
+
+
+_COMPLEX_OF = {dtypes.float32: dtypes.complex64, dtypes.float64: dtypes.complex128}
+
+
+def _complex(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    out = np.empty(np.shape(x), np.result_type(x.dtype, np.complex64))
+    out.real, out.imag = x, y
+    return out
+
+
+complex = register(Op("complex", ("x", "y"), _infer_complex, _complex, "elementwise", spell="complex",
+                      vjp=(lambda g: ops.real(g), lambda g: ops.imag(g)), doc="x + i y of two real operands"))
 
 isnan = predicate("isnan", ("x",), np.isnan, categories="fc", doc="True where x is nan.")
 isinf = predicate("isinf", ("x",), np.isinf, categories="fc", doc="True where x is infinite.")

@@ -1,0 +1,35 @@
+"""Ordering along one dimension."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jitgrad import ops
+from jitgrad.dtypes import int64
+from jitgrad.ir.op import Op, register
+from jitgrad.ir.types import TensorType
+from jitgrad.ops.builders import zeros_like
+from jitgrad.ops.index import along
+from jitgrad.ops.record import require_axes, require_category
+
+
+def _infer_sort(x: TensorType, *, axis: int, descending: bool, stable: bool) -> tuple[TensorType, TensorType]:
+    require_axes("sort", (axis,), x)
+    require_category("sort", x.dtype, "buif")
+    return x, TensorType(int64, x.shape, x.device)
+
+
+def _sort(x: np.ndarray, *, axis: int, descending: bool, stable: bool) -> tuple[np.ndarray, np.ndarray]:
+    if descending:
+        # Sorting the reversed rows keeps the order of equals, and brings nan (largest for NumPy, too) to the front.
+        order = x.shape[axis] - 1 - np.flip(np.argsort(np.flip(x, axis), axis, kind="stable"), axis)
+    else:
+        order = np.argsort(x, axis, kind="stable")
+    return x[along(order, axis)], order.astype(np.int64, copy=False)
+
+
+sort = register(Op(
+    "sort", ("x",), _infer_sort, _sort, "sort", outputs=2,
+    vjp=(lambda g0, out1, x_type, axis: ops.scatter(zeros_like(x_type), out1, g0, axis=axis),),
+    doc="The elements of x in order along `axis`, and where each one stood; nan is larger than everything. The order "
+        "of equals is kept whether `stable` asks for it or not."))
