@@ -1,7 +1,7 @@
 """Signs, comparisons, roundings, divisions and shifts of floats and integers, with the rules of NumPy and PyTorch.
 
-Every function works on each numeric type and returns the type of its first argument, unless it says otherwise. An integer
-divided by zero gives 0 in here; a kernel writes ``if y == 0: fail(args, 2, item, 0)`` before such a division.
+Every function works on each numeric type and returns the type of its first argument, unless it says otherwise. An
+integer divided by zero gives 0 in here; a kernel writes ``if y == 0: fail(args, 2, item, 0)`` before such a division.
 """
 
 from __future__ import annotations
@@ -51,6 +51,14 @@ def maximum(x: Scalar, y: Scalar) -> Scalar:
 def minimum(x: Scalar, y: Scalar) -> Scalar:
     """The smaller one; NaN if either is NaN."""
     return select((x < y) | (x != x), x, y)
+
+
+@scalar
+def goes_before(x: Scalar, y: Scalar, descending: Scalar) -> Scalar:
+    """True when a stable sort must put x, which stands behind y, before y. NaN is larger than every number."""
+    up = (x < y) | ((y != y) & (x == x))
+    down = (x > y) | ((x != x) & (y == y))
+    return select(descending != 0, down, up)
 
 
 @scalar

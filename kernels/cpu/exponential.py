@@ -1,7 +1,7 @@
 """exp, exp2, expm1, tanh, sigmoid: scalar functions that LLVM turns into full-width vector code.
 
-Each is straight-line: argument reduction by bit patterns, a polynomial, a select for the special values; no branches, no
-tables, no calls. Coefficients are Chebyshev fits on the reduced range, made with 40 digits. The reductions follow
+Each is straight-line: argument reduction by bit patterns, a polynomial, a select for the special values; no branches,
+no tables, no calls. Coefficients are Chebyshev fits on the reduced range, made with 40 digits. The reductions follow
 W. J. Cody and W. Waite, *Software Manual for the Elementary Functions* (1980).
 """
 

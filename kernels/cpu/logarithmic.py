@@ -1,8 +1,8 @@
 """log, log2, log10, log1p and pow: scalar functions without branches, calls or tables.
 
-x is taken apart as 2**n * (1 + r) with sqrt(1/2) <= 1 + r < sqrt(2) by its bit pattern. The float64 bodies use the series in
-s = r / (2 + r) of FreeBSD's msun (K. C. Ng); `pow` carries log(x) with its rounding error (T. J. Dekker, *A floating-point
-technique for extending the available precision*, 1971).
+x is taken apart as 2**n * (1 + r) with sqrt(1/2) <= 1 + r < sqrt(2) by its bit pattern. The float64 bodies use the
+series in s = r / (2 + r) of FreeBSD's msun (K. C. Ng); `pow` carries log(x) with its rounding error (T. J. Dekker, *A
+floating-point technique for extending the available precision*, 1971).
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ def log_f32(x: Scalar) -> Scalar:
 def log_f64(x: Scalar) -> Scalar:
     r, n = split_f64(x)
     half, tail = series_f64(r)
-    return log_special(x, multiply_add(n, f64(LN2_HIGH_DOUBLE), r - (half - multiply_add(n, f64(LN2_LOW_DOUBLE), tail))))
+    tail = multiply_add(n, f64(LN2_LOW_DOUBLE), tail)
+    return log_special(x, multiply_add(n, f64(LN2_HIGH_DOUBLE), r - (half - tail)))
 
 
 @scalar
@@ -225,8 +226,8 @@ def pow_f32(x: Scalar, y: Scalar) -> Scalar:
 
 @scalar
 def pow_special(x: Scalar, y: Scalar, magnitude: Scalar) -> Scalar:
-    """|x| ** y with the sign of x ** y, and the cases of IEEE 754: NaN for a negative base with a broken exponent, 1 for
-    a zero exponent or the base 1, and for -1 with an infinite exponent."""
+    """|x| ** y with the sign of x ** y, and the cases of IEEE 754: NaN for a negative base with a broken exponent, 1
+    for a zero exponent or the base 1, and for -1 with an infinite exponent."""
     whole = floor(y) == y
     odd = whole & (floor(f64(0.5) * y) != f64(0.5) * y)
     infinite = abs(y) == f64(INFINITY)

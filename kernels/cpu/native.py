@@ -1,7 +1,7 @@
 """Teaches Numba what `kernels.cpu.scalar` and the scalar functions built on it mean in machine code.
 
-Importing this module is all there is to do; it is the only one here that needs Numba, and it is imported when a kernel is
-compiled, never before. Every function object keeps its plain Python meaning; Numba gets
+Importing this module is all there is to do; it is the only one here that needs Numba, and it is imported when a kernel
+is compiled, never before. Every function object keeps its plain Python meaning; Numba gets
 
 * one LLVM instruction or intrinsic for each name of `scalar` that stands for one,
 * `forceinline` for every function marked with `scalar`: inlined with its own flags, which are none.

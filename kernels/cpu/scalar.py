@@ -36,8 +36,8 @@ def scalar(function: Callable[..., Scalar]) -> Callable[..., Scalar]:
 
 def by_type(name: str, single: Callable[..., Scalar], double: Callable[..., Scalar],
             whole: Callable[..., Scalar] | None = None) -> Callable[..., Scalar]:
-    """A function that runs `single` when its first argument is a float32, `whole` when it is an integer (where there is
-    such a body), and otherwise `double`. Natively the choice is made while compiling."""
+    """A function that runs `single` when its first argument is a float32, `whole` when it is an integer (where there
+    is such a body), and otherwise `double`. Natively the choice is made while compiling."""
 
     def choose(*arguments: Scalar) -> Scalar:
         if whole is not None and isinstance(arguments[0], np.integer):
@@ -60,6 +60,8 @@ def select(condition: Scalar, x: Scalar, y: Scalar) -> Scalar:
 
 def like(x: Scalar, constant: Scalar) -> Scalar:
     """`constant` in the type of x."""
+    if not isinstance(x, np.generic):
+        return type(x)(constant)
     return np.asarray(constant).astype(x.dtype)[()]
 
 

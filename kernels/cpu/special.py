@@ -1,8 +1,8 @@
 """erf, erfc, erfinv, lgamma, digamma: scalar functions without branches, calls or tables.
 
-erfc is exp(-x**2) times one polynomial on the whole half line (M. M. Shepherd and J. G. Laframboise, *Chebyshev approximation
-of (1 + 2x) exp(x**2) erfc x*, 1981). lgamma and digamma use recurrences down to 1 … 2 (up to 8), Stirling's series above,
-and reflection for negative arguments.
+erfc is exp(-x**2) times one polynomial on the whole half line (M. M. Shepherd and J. G. Laframboise, *Chebyshev
+approximation of (1 + 2x) exp(x**2) erfc x*, 1981). lgamma and digamma use recurrences down to 1 … 2 (up to 8),
+Stirling's series above, and reflection for negative arguments.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ LGAMMA = (-7.760660152513446e-06, 1.2140008083973407e-05, -8.355075869795273e-06
           -0.0011644145847310124, 0.0019229163127905161, -0.0032120740737152814, 0.005446457839126065,
           -0.009425622448525798, 0.01679709863127416, -0.031308487501010646, 0.06291140107456439,
           -0.14595989591430608, 0.4831289505409809)
-# x * (lgamma(x) - (x - 1/2) * log(x) + x - log(2 * pi) / 2) and x**2 * (log(x) - 1 / (2 * x) - digamma(x)) of x**-2, x >= 8
+# x * (lgamma(x) - (x - 1/2) * log(x) + x - log(2 * pi) / 2) and x**2 * (log(x) - 1 / (2 * x) - digamma(x)),
+# of x**-2, x >= 8
 STIRLING = (0.005065905360156132, -0.001890382993887715, 0.0008414700852503147, -0.0005952365845057049,
             0.0007936507897524059, -0.002777777777773988, 0.08333333333333333)
 DIGAMMA = (0.06362150587634356, -0.020697987372370493, 0.007571689620283902, -0.0041666448230497,
@@ -165,7 +166,8 @@ def lgamma_f64(x: Scalar) -> Scalar:
 
 @scalar
 def digamma_f64(x: Scalar) -> Scalar:
-    """The derivative of lgamma; NaN at the negative integers, minus infinity with the opposite sign of zero at zero."""
+    """The derivative of lgamma; NaN at the negative integers, minus infinity with the opposite sign of zero at
+    zero."""
     reflected = x < f64(0.0)
     z = select(reflected, f64(1.0) - x, x)
     total = f64(0.0)

@@ -1,0 +1,71 @@
+"""What lowerings of primitives with hand-written kernels are written with: the node as a `Call`, the registry of them.
+
+A lowering turns a node's shapes into the few integers that its kernels take: rank and element type choose the text,
+sizes never do. `library` collects them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jitgrad.codegen.kernel import Buffer, Launch, Lowered
+from jitgrad.ir.types import TensorType
+
+BLOCK = 16384                                   # elements of an item where any number would do
+LINES = 64                                      # neighbouring lines of one item
+
+Argument = Buffer | int
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One node to be lowered: its types, its attributes, and the memory of each operand."""
+
+    inputs: tuple[TensorType, ...]
+    outputs: tuple[TensorType, ...]
+    attrs: Mapping[str, Any]
+    shared: Mapping[int, int]
+
+    def input(self, i: int) -> Buffer:
+        return Buffer(i)
+
+    def output(self, i: int = 0) -> Buffer:
+        """The memory of output i: that of an input where both share a slot."""
+        return Buffer(self.shared[i] if i in self.shared else len(self.inputs) + i)
+
+    def scratch(self, i: int) -> Buffer:
+        return Buffer(len(self.inputs) + len(self.outputs) + i)
+
+
+Lowering = Callable[[Call], Lowered | None]
+
+LIBRARY: dict[str, Lowering] = {}
+"""What lowers each op that has a kernel of its own."""
+
+IN_PLACE: set[str] = set()
+"""Those whose result may share a slot with operand 0."""
+
+
+def lowers(name: str, *, in_place: bool = False) -> Callable[[Lowering], Lowering]:
+    """Enter a function into `LIBRARY` under the name of an op."""
+
+    def enter(function: Lowering) -> Lowering:
+        LIBRARY[name] = function
+        if in_place:
+            IN_PLACE.add(name)
+        return function
+
+    return enter
+
+
+def launch(source: str, items: int, *arguments: Argument) -> Launch:
+    """A launch of the one function in `source`."""
+    return Launch(source[4:source.index("(")], source, items, arguments)
+
+
+def split(shape: Sequence[int], axis: int) -> tuple[int, int, int]:
+    """The shape as (outer, size of `axis`, inner)."""
+    return math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1:])

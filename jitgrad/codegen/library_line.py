@@ -1,0 +1,49 @@
+"""Lowering of what runs along lines: cumsum, cumprod, sort; and of random bits."""
+
+from __future__ import annotations
+
+import math
+
+from jitgrad.codegen.call import BLOCK, LINES, Call, launch, lowers, split
+from jitgrad.codegen.kernel import Lowered
+from jitgrad.kernels.cpu import random, scan, sort
+
+
+def lower_scan(call: Call, suffix: str) -> Lowered:
+    x = call.inputs[0]
+    outer, size, inner = split(x.shape, call.attrs["axis"])
+    if not x.size:
+        return Lowered(())
+    if inner == 1:
+        source = scan.source("scan_lines" + suffix, x.dtype.short)
+        return Lowered((launch(source, outer, call.input(0), call.output(), size),))
+    source, parts = scan.source("scan_columns" + suffix, x.dtype.short), -(-inner // LINES)
+    return Lowered((launch(source, outer * parts, call.input(0), call.output(), size, inner, parts, LINES),))
+
+
+@lowers("cumsum")
+def lower_cumsum(call: Call) -> Lowered:
+    return lower_scan(call, "")
+
+
+@lowers("cumprod")
+def lower_cumprod(call: Call) -> Lowered:
+    return lower_scan(call, "_product")
+
+
+@lowers("sort")
+def lower_sort(call: Call) -> Lowered:
+    """Always stable: what `stable=False` promises is less."""
+    x = call.inputs[0]
+    outer, size, inner = split(x.shape, call.attrs["axis"])
+    sorting = launch(sort.source("sort_lines", x.dtype.short), outer * inner, call.input(0), call.output(0),
+                     call.output(1), call.scratch(0), call.scratch(1), outer * inner, size, inner,
+                     int(call.attrs["descending"]))
+    return Lowered((sorting,), (2 * max(x.nbytes, 1), 16 * max(x.size, 1)))
+
+
+@lowers("random_bits")
+def lower_random_bits(call: Call) -> Lowered:
+    count = math.prod(call.attrs["shape"])
+    return Lowered((launch(random.source("random_bits"), -(-count // BLOCK), call.input(0), call.input(1),
+                           call.output(), count, BLOCK),))

@@ -1,0 +1,161 @@
+"""Lowering of movement: reshape, permute, broadcast_to, slice, flip, pad, concat, slice_update as copies.
+
+All are one description: an offset, and for each dimension a size and two strides. Dimensions that lie together in both
+operands are merged, so that most copies end as a few long rows, or as squares where rows and columns change places.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jitgrad.codegen.call import BLOCK, Call, launch, lowers
+from jitgrad.codegen.kernel import Buffer, Launch, Lowered
+from jitgrad.ir.types import TensorType
+from jitgrad.kernels.cpu import movement
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dimension:
+    """One dimension of a copy: its size and its strides in the source and in the target."""
+
+    size: int
+    source: int
+    target: int
+
+
+def strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides in elements of a C-contiguous array."""
+    return tuple([math.prod(shape[k + 1:]) for k in range(len(shape))])
+
+
+def merge(dimensions: Sequence[Dimension]) -> list[Dimension]:
+    """The same copy with as few dimensions as possible, at least one."""
+    merged: list[Dimension] = []
+    for d in dimensions:
+        last = merged[-1] if merged else None
+        if last and last.source == d.source * d.size and last.target == d.target * d.size:
+            merged[-1] = Dimension(last.size * d.size, d.source, d.target)
+        elif d.size != 1:
+            merged.append(d)
+    return merged or [Dimension(1, 1, 1)]
+
+
+def copy(x: Buffer, o: Buffer, element: str, dimensions: Sequence[Dimension], x_offset: int = 0,
+         o_offset: int = 0) -> Launch:
+    """A launch that copies between strided places."""
+    rest = merge(dimensions)
+    tall = next((d for d in rest[:-1] if d.source == 1 and d.size >= movement.TILE // 4), None)
+    last = rest[-1]
+    if tall and last.target == 1 and last.source != 1 and last.size >= movement.TILE // 4:
+        others = [d for d in rest[:-1] if d is not tall]
+        squares = -(-tall.size // movement.TILE) * -(-last.size // movement.TILE)
+        return launch(movement.source("copy_tiles", element), squares * math.prod(d.size for d in others), x, o,
+                      x_offset, o_offset, tall.size, last.size, last.source, tall.target, len(others), *flat(others))
+    width = min(last.size, BLOCK)
+    parts = -(-last.size // width) if width else 0
+    return launch(movement.source("copy_rows", element), parts * math.prod(d.size for d in rest[:-1]), x, o, x_offset,
+                  o_offset, last.size, last.source, last.target, parts, width, len(rest) - 1, *flat(rest[:-1]))
+
+
+def flat(dimensions: Sequence[Dimension]) -> list[int]:
+    return [n for d in dimensions for n in (d.size, d.source, d.target)]
+
+
+def copy_all(x: Buffer, o: Buffer, type: TensorType) -> Launch:
+    """A launch that copies a whole contiguous array."""
+    return copy(x, o, type.dtype.short, [Dimension(type.size, 1, 1)])
+
+
+# ---- views that have to be copied -----------------------------------------------------------------------------------
+
+
+def lower_view(call: Call, offset: int, steps: Sequence[int]) -> Lowered:
+    """The result's elements, read from x at `offset` in `steps`."""
+    (x,), (out,) = call.inputs, call.outputs
+    dimensions = [Dimension(*d) for d in zip(out.shape, steps, strides(out.shape), strict=True)]
+    return Lowered((copy(call.input(0), call.output(), x.dtype.short, dimensions, offset),))
+
+
+@lowers("reshape")
+def lower_reshape(call: Call) -> Lowered:
+    return Lowered((copy_all(call.input(0), call.output(), call.inputs[0]),))
+
+
+@lowers("permute")
+def lower_permute(call: Call) -> Lowered:
+    steps = strides(call.inputs[0].shape)
+    return lower_view(call, 0, [steps[a] for a in call.attrs["axes"]])
+
+
+@lowers("broadcast_to")
+def lower_broadcast_to(call: Call) -> Lowered:
+    x = call.inputs[0]
+    sizes = zip(x.shape, call.outputs[0].shape, strides(x.shape), strict=True)
+    return lower_view(call, 0, [step if have == want else 0 for have, want, step in sizes])
+
+
+@lowers("slice")
+def lower_slice(call: Call) -> Lowered:
+    steps = strides(call.inputs[0].shape)
+    return lower_view(call, offset_of(call.attrs["start"], steps), products(steps, call.attrs["step"]))
+
+
+@lowers("flip")
+def lower_flip(call: Call) -> Lowered:
+    x, axes = call.inputs[0], call.attrs["axes"]
+    steps = strides(x.shape)
+    offset = sum((x.shape[a] - 1) * steps[a] for a in axes)
+    return lower_view(call, offset, [-step if k in axes else step for k, step in enumerate(steps)])
+
+
+# ---- copies into a part of the result -------------------------------------------------------------------------------
+
+
+def offset_of(start: Sequence[int], steps: Sequence[int]) -> int:
+    return sum(products(start, steps))
+
+
+def products(x: Sequence[int], y: Sequence[int]) -> list[int]:
+    return [a * b for a, b in zip(x, y, strict=True)]
+
+
+def place(x: Buffer, type: TensorType, o: Buffer, shape: Shape, start: Shape, step: Shape) -> Launch:
+    """A launch that copies all of x into a result of `shape`, from `start` on in steps of `step`."""
+    target = strides(shape)
+    dimensions = [Dimension(*d) for d in zip(type.shape, strides(type.shape), products(target, step), strict=True)]
+    return copy(x, o, type.dtype.short, dimensions, 0, offset_of(start, target))
+
+
+@lowers("pad")
+def lower_pad(call: Call) -> Lowered:
+    (x,), (out,) = call.inputs, call.outputs
+    zero = launch(movement.source("fill_zero", x.dtype.short), -(-out.size // BLOCK), call.output(), out.size, BLOCK)
+    return Lowered((zero, place(call.input(0), x, call.output(), out.shape, call.attrs["low"], (1,) * x.ndim)))
+
+
+@lowers("concat")
+def lower_concat(call: Call) -> Lowered:
+    (out,), axis = call.outputs, call.attrs["axis"]
+    launches, first = [], 0
+    for i, x in enumerate(call.inputs):
+        start = tuple([first if k == axis else 0 for k in range(x.ndim)])
+        if x.size:
+            launches.append(place(call.input(i), x, call.output(), out.shape, start, (1,) * x.ndim))
+        first += x.shape[axis]
+    return Lowered(tuple(launches))
+
+
+@lowers("slice_update", in_place=True)
+def lower_slice_update(call: Call) -> Lowered:
+    x, update = call.inputs
+    inside = place(call.input(1), update, call.output(), x.shape, call.attrs["start"], call.attrs["step"])
+    return Lowered((*copy_unless_shared(call), inside))
+
+
+def copy_unless_shared(call: Call) -> tuple[Launch, ...]:
+    """The launch that copies operand 0 to the result; none where both are one slot."""
+    return () if 0 in call.shared else (copy_all(call.input(0), call.output(), call.inputs[0]),)

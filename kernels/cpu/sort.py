@@ -1,0 +1,66 @@
+"""Stable sorting of lines: merge sort from runs made by insertion, values and positions together.
+
+NaN counts as larger than every number, as in NumPy and PyTorch.
+"""
+
+from __future__ import annotations
+
+from jitgrad.kernels.cpu.math import goes_before, minimum
+from jitgrad.kernels.cpu.scalar import f32 as T
+from jitgrad.kernels.cpu.standins import i64, load, pointer, store
+from jitgrad.kernels.cpu.template import text
+
+RUN = 12
+"""The length of the runs that insertion sorts."""
+
+
+def source(kernel: str, element: str) -> str:
+    """The text of the kernel of this name for a short dtype name such as ``f32``."""
+    return text(KERNELS[kernel], T=element, RUN=str(RUN))
+
+
+def sort_lines(args, begin, end, thread):
+    """An item is a line of ``x[outer, size, inner]``. Arguments: x, values, indices, keys[2, items, size],
+    places[2, items, size] (scratch); items, size, inner, descending."""
+    x, values, indices = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, i64)
+    keys, places = pointer(args, 4, T), pointer(args, 5, i64)
+    items, size, inner, descending = args[6], args[7], args[8], args[9]
+    for item in range(begin, end):
+        line = item // inner * size * inner + item % inner
+        source, target = i64(item * size), i64((items + item) * size)
+        for i in range(size):
+            key = load(x, line + i * inner, 0, 5)
+            j = i64(i)
+            lowest = i64(i - i % RUN)
+            while j > lowest and goes_before(key, load(keys, source + j - 1, 3, 5), descending):
+                store(keys, source + j, load(keys, source + j - 1, 3, 5), 3, 5)
+                store(places, source + j, load(places, source + j - 1, 4, 5), 4, 5)
+                j = i64(j - 1)
+            store(keys, source + j, key, 3, 5)
+            store(places, source + j, i, 4, 5)
+        width = i64(RUN)
+        while width < size:
+            for first in range(0, size, 2 * width):
+                middle = minimum(i64(first + width), size)
+                last = minimum(i64(first + 2 * width), size)
+                left, right = i64(first), middle
+                for i in range(first, last):
+                    take_right = left >= middle
+                    if left < middle and right < last:
+                        take_right = goes_before(load(keys, source + right, 3, 5), load(keys, source + left, 3, 5),
+                                                 descending)
+                    taken = right if take_right else left
+                    store(keys, target + i, load(keys, source + taken, 3, 5), 3, 5)
+                    store(places, target + i, load(places, source + taken, 4, 5), 4, 5)
+                    if take_right:
+                        right = i64(right + 1)
+                    else:
+                        left = i64(left + 1)
+            source, target = target, source
+            width = i64(2 * width)
+        for i in range(size):
+            store(values, line + i * inner, load(keys, source + i, 3, 5), 1, 5)
+            store(indices, line + i * inner, load(places, source + i, 4, 5), 2, 5)
+
+
+KERNELS = {"sort_lines": sort_lines}
