@@ -41,7 +41,7 @@ class Region:
         return Writer(self.axes, self.producers, self.buffers)
 
     def new_scratch(self, nbytes: int) -> Buffer:
-        self.scratch.append(max(nbytes, 1))
+        self.scratch.append(max(nbytes, 8))
         return Buffer(len(self.body.inputs) + len(self.body.outputs) + len(self.scratch) - 1)
 
     def index_of(self, value: Value) -> Index:

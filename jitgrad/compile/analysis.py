@@ -71,7 +71,7 @@ class Path:
         return text
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Known:
     """An object that exists. `path` is None for literals and for what is reached through trusted code only."""
 
@@ -79,14 +79,14 @@ class Known:
     path: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Several:
     """One of several known objects: the variable of a loop over a known container."""
 
     options: tuple[Any, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Local:
     """A function defined inside of the analyzed one."""
 
@@ -496,6 +496,9 @@ class _Analysis:
             scope.names[target.id] = value
         elif isinstance(target, (ast.Tuple, ast.List)):
             parts = value if type(value) is tuple and len(value) == len(target.elts) else None
+            if type(value) is Known and type(value.value) in (list, tuple) and len(value.value) == len(target.elts):
+                self.reach(value)
+                parts = tuple(self.item(value, k) for k in range(len(value.value)))
             for k, t in enumerate(target.elts):
                 t = t.value if isinstance(t, ast.Starred) else t
                 self.assign(t, parts[k] if parts else self.elements(value), scope)
@@ -786,7 +789,7 @@ def _join(values: list[Any]) -> Any:
     if not values:
         return FRESH
     first = values[0]
-    if all(v is first or v == first for v in values[1:]):
+    if all(_signature(v) == _signature(first) for v in values[1:]):
         return first
     if any(v is OPAQUE for v in values):
         return OPAQUE

@@ -184,18 +184,27 @@ def _broadcast(axes: Axes, source: tuple[int, ...], index: Index, *, shape: Any)
     return tuple([() if n == 1 else dim for n, dim in zip(source, index, strict=True)])
 
 
-def _slice(axes: Axes, source: tuple[int, ...], index: Index, *, start: Any, stop: Any, step: Any) -> Index | None:
-    if not is_plain(index):
-        return None
-    whole = [(0, n, 1) == cut for n, cut in zip(source, zip(start, stop, step, strict=True), strict=True)]
-    return tuple([dim if kept else Strided(atoms_of(dim), a, s)
-                  for dim, kept, a, s in zip(index, whole, start, step, strict=True)])
+def _cut(dim: Dim, start: int, step: int) -> Dim:
+    """Position p of a result is position ``start + step * p`` of the operand."""
+    if (start, step) == (0, 1):
+        return dim
+    if isinstance(dim, Strided):
+        return Strided(dim.atoms, start + step * dim.start, step * dim.step)
+    return Strided(dim, start, step)
 
 
-def _flip(axes: Axes, source: tuple[int, ...], index: Index, *, axes_: tuple[int, ...]) -> Index | None:
-    if not is_plain(index):
-        return None
-    return tuple([Strided(atoms_of(dim), n - 1, -1) if k in axes_ and n > 1 else dim
+def _slice(axes: Axes, source: tuple[int, ...], index: Index, *, start: Any, stop: Any, step: Any) -> Index:
+    # A dimension that is only shortened is strided too: its size is not the product of its loops.
+    return tuple([dim if (a, b) == (0, n) and s == 1 else _cut(dim, a, s) if (a, s) != (0, 1) else _shorten(dim)
+                  for n, dim, a, b, s in zip(source, index, start, stop, step, strict=True)])
+
+
+def _shorten(dim: Dim) -> Strided:
+    return dim if isinstance(dim, Strided) else Strided(dim, 0, 1)
+
+
+def _flip(axes: Axes, source: tuple[int, ...], index: Index, *, axes_: tuple[int, ...]) -> Index:
+    return tuple([_cut(dim, n - 1, -1) if k in axes_ and n > 1 else dim
                   for k, (n, dim) in enumerate(zip(source, index, strict=True))])
 
 
@@ -237,14 +246,15 @@ class Demands:
         self.places: dict[tuple[int, ...], None] = {}
         self.reads: dict[Node, Index] = {}          # where a reduction reads its operand
 
-    def add(self, value: Value, index: Index) -> None:
-        """Record that `value` is read at `index`."""
+    def add(self, value: Value, index: Index) -> bool:
+        """Record that `value` is read at `index`; True when it was not read there yet."""
         known = self.of.setdefault(value, [])
         for other in known:
             if self.axes.same(other, index) or self.try_unify(lambda o=other: self.axes.unify(o, index), index):
-                return
+                return False
         known.append(index)
         self._occupy(index)
+        return True
 
     def _occupy(self, index: Index) -> None:
         self.places.setdefault(tuple([a for dim in index for a in atoms_of(dim)]))

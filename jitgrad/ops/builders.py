@@ -62,7 +62,8 @@ def sum_to(x: Any, shape: tuple[int, ...]) -> Any:
         return x
     missing = len(x.shape) - len(shape)
     aligned = (1,) * missing + tuple(shape)
-    axes = tuple([k for k, (have, want) in enumerate(zip(x.shape, aligned, strict=True)) if have != want or k < missing])
+    axes = tuple([k for k, (have, want) in enumerate(zip(x.shape, aligned, strict=True))
+                  if have != want or k < missing])
     result = ops.sum(x, axes=axes)
     return result if result.shape == shape else ops.reshape(result, shape=tuple(shape))
 

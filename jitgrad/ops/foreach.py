@@ -1,9 +1,9 @@
-"""One elementwise program over many groups of tensors: an optimizer's step over all parameters as a single node.
+"""One elementwise program over many groups of tensors: an optimizer's step over all parameters as one node.
 
-`body` is a Graph over 0-d values, made of elementwise ops. Its inputs are `shared` scalars, then k operands. Operands of
-the op: the shared scalars, then operand 0 of all groups, operand 1 of all groups, and so on. Within a group operand 0
-has the shape of the group; any other has that shape or is 0-d. Results: output 0 of the body for all groups, then
-output 1, and so on, each in its group's shape.
+`body` is a Graph over 0-d values, made of elementwise ops. Its inputs are `shared` scalars, then k operands. Operands
+of the op: the shared scalars, then operand 0 of all groups, operand 1 of all groups, and so on. Within a group
+operand 0 has the shape of the group; any other has that shape or is 0-d. Results: output 0 of the body for all
+groups, then output 1, and so on, each in its group's shape.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def group_operands(xs: Sequence[Any], groups: int, shared: int) -> list[list[Any
 def _infer_foreach(*xs: TensorType, body: Graph, groups: int, shared: int) -> tuple[TensorType, ...]:
     count = len(body.inputs) - shared
     if groups < 1 or count < 1 or len(xs) != shared + groups * count:
-        raise complain(ShapeError, "foreach", f"{len(xs)} operands for {groups} group(s) of {count} and {shared} shared")
+        raise complain(ShapeError, "foreach", f"{len(xs)} operands for {groups} group(s) of {count}, {shared} shared")
     if any(x.shape for x in xs[:shared]):
         raise complain(ShapeError, "foreach", "shared operands are 0-d")
     members = group_operands(xs, groups, shared)

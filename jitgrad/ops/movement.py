@@ -164,7 +164,7 @@ def _infer_concat(*xs: TensorType, axis: int) -> TensorType:
     total = 0
     for x in xs:
         total += x.shape[axis]
-    return first.with_shape(first.shape[:axis] + (total,) + first.shape[axis + 1:])
+    return first.with_shape((*first.shape[:axis], total, *first.shape[axis + 1:]))
 
 
 def _concat_gradient(g: Any, xs_types: tuple[TensorType, ...], axis: int) -> tuple[Any, ...]:

@@ -1,8 +1,8 @@
 """NumPy references of special functions: erf, erfc, erfinv, lgamma, digamma, polygamma.
 
-In and out: floating-point arrays of any dtype and shape; the work is done in float64, to a few units in the last place of
-it. The tables are Chebyshev series of smooth functions, computed with 40 digits; where they come from is said at
-each. float32 operands use as many terms as float32 needs.
+In and out: floating-point arrays of any dtype and shape; the work is done in float64, to a few units in the last
+place of it (digamma near its zero: of 1). The tables are Chebyshev series of smooth functions that were computed with
+40 digits; what each one is of stands above it. Narrower operands use only the terms that they need.
 """
 
 from __future__ import annotations

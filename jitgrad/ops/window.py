@@ -1,8 +1,8 @@
 """Pooling over windows of images x[N, C, H, W].
 
-Attributes: kernel, stride, dilation are (height, width); padding is ((top, bottom), (left, right)). Padding never wins a
-maximum. With `ceil_mode` a last window may reach beyond the padding, if it starts inside of the image or its low padding.
-Positions of maxima are i64, counted row by row within their H x W plane.
+Attributes: kernel, stride, dilation are (height, width); padding is ((top, bottom), (left, right)). Padding never
+wins a maximum. With `ceil_mode` a last window may reach beyond the padding, if it starts inside of the image or its
+low padding. Positions of maxima are i64, counted row by row within their H x W plane.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import njit, types
-from numba.core.cgutils import get_or_insert_function
+from numba.core.cgutils import alloca_once, gep_inbounds, get_or_insert_function
 from numba.extending import intrinsic, models, register_model
 
 I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
@@ -344,6 +344,20 @@ def call_system(typing: Any, function: types.Type, a: types.Type, b: types.Type,
 
 
 @intrinsic
+def nanoseconds(typing: Any, clock: types.Type) -> Any:
+    """The monotonic clock; `clock` is the address of C's clock_gettime."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        moment = alloca_once(builder, ir.ArrayType(I64, 2))
+        kind = ir.FunctionType(I32, [I32, moment.type])
+        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), [_int(1), moment])
+        seconds, rest = (builder.load(gep_inbounds(builder, moment, 0, k)) for k in (0, 1))
+        return builder.add(builder.mul(seconds, ir.Constant(I64, 1_000_000_000)), rest)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
 def address(typing: Any, p: types.Type) -> Any:
     """The address that a pointer holds, as int64."""
 
@@ -374,6 +388,6 @@ NAMES: dict[str, Any] = {
     "u32": u32, "u8": u8, "boolean": boolean,
     "reassociate_add": reassociate_add, "reassociate_mul": reassociate_mul, "reassociate_max": reassociate_max,
     "reassociate_min": reassociate_min,
-    "peek": peek, "poke": poke, "fetch_add": fetch_add, "swap_if_equal": swap_if_equal, "relax": relax,
+    "peek": peek, "poke": poke, "fetch_add": fetch_add, "swap_if_equal": swap_if_equal, "relax": relax, "nanoseconds": nanoseconds,
     "call_kernel": call_kernel, "call_system": call_system,
 }

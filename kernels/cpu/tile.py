@@ -69,14 +69,14 @@ def multiply_tile(rows: int, columns: int, depth: int, a: Pointer, a_offset: int
     """C[i, j] = (C[i, j] if accumulate else 0) + sum over d of A[i, d] * B[d, j] for i < rows, j < columns.
 
     A[i, d] is ``a[a_offset + i * a_row + d * a_step]``, B[d, j] ``b[b_offset + d * b_step + j]`` and C[i, j]
-    ``c[c_offset + i * c_row + j]``; C is disjoint from A and B. Each sum is taken in the order of d."""
+    ``c[c_offset + i * c_row + j]``; C is disjoint from A and B. Each sum starts with C and is taken in the order of d."""
     for i in range(rows):
         for j in range(columns):
-            total = c[c_offset + i * c_row + j] * 0
+            total = c[c_offset + i * c_row + j]
+            if not accumulate:
+                total = type(total)(0)
             for d in range(depth):
                 total += a[a_offset + i * a_row + d * a_step] * b[b_offset + d * b_step + j]
-            if accumulate:
-                total = c[c_offset + i * c_row + j] + total
             c[c_offset + i * c_row + j] = total
 
 

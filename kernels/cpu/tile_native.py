@@ -36,9 +36,11 @@ def _declare(module: ir.Module, name: str, result: ir.Type, arguments: list[ir.T
 class MicroKernel:
     """Writes the LLVM function that multiplies one tile of exactly `rows` rows and `vectors` vectors; columns beyond
     `columns` are masked off when `masked`. Its arguments are those of `tile.multiply_tile` without `rows`, with
-    addresses for pointers and offsets and with strides in bytes."""
+    addresses for pointers and offsets and with strides in bytes. `a_rows` points to the odd multiples of A's row stride:
+    read from memory they stay independent of each other, and the loop addresses each row by base, one of them and a scale;
+    LLVM would else walk from row to row, and wait for each addition."""
 
-    ARGUMENTS = ("columns", "depth", "a", "a_row", "a_step", "b", "b_step", "c", "c_row", "accumulate")
+    ARGUMENTS = ("columns", "depth", "a", "a_rows", "a_step", "b", "b_step", "c", "c_row", "accumulate")
 
     def __init__(self, module: ir.Module, element: ir.Type, shape: Tile, rows: int, vectors: int, masked: bool):
         self.element, self.shape, self.rows, self.vectors, self.masked = element, shape, rows, vectors, masked
@@ -47,7 +49,7 @@ class MicroKernel:
         self.module = module
         name = f"multiply_{rows}x{vectors}_{self.suffix}{'_masked' if masked else ''}"
         self.known = name in module.globals
-        kinds = [POINTER if a in "abc" else I64 for a in self.ARGUMENTS]
+        kinds = [POINTER if a in ("a", "a_rows", "b", "c") else I64 for a in self.ARGUMENTS]
         self.function = _declare(module, name, ir.VoidType(), kinds)
         if not self.known:
             self.write()
@@ -57,27 +59,24 @@ class MicroKernel:
         self.function.attributes.add("noinline")
         for name, value in zip(self.ARGUMENTS, self.function.args, strict=True):
             setattr(self, name, value)
-        entry, loop, done, add, store = [self.function.append_basic_block(n)
-                                         for n in ("entry", "loop", "done", "add", "store")]
-        self.builder = ir.IRBuilder(entry)
-        self.masks = [self.mask(j) for j in range(self.vectors)]
-        self.builder.cbranch(self.builder.icmp_signed(">", self.depth, _constant(0)), loop, done)
-        totals = self.write_loop(entry, loop, done)
-        self.builder.position_at_end(done)
-        zero = ir.Constant(self.vector, None)
-        totals = [self.merge({entry: zero, loop: t}) for t in totals]
-        self.builder.cbranch(self.builder.icmp_signed("!=", self.accumulate, _constant(0)), add, store)
-        self.builder.position_at_end(add)
-        places = [self.c_place(i, j) for i in range(self.rows) for j in range(self.vectors)]
-        sums = [self.builder.fadd(self.load(p, k % self.vectors), t) for k, (p, t) in enumerate(zip(places, totals))]
-        self.builder.branch(store)
-        self.builder.position_at_end(store)
-        merged = [self.merge({done: t, add: s}) for t, s in zip(totals, sums)]
-        for k, value in enumerate(merged):
-            self.store(value, self.c_place(k // self.vectors, k % self.vectors), k % self.vectors)
-        self.builder.ret_void()
+        entry, loop, done = [self.function.append_basic_block(n) for n in ("entry", "loop", "done")]
+        builder = self.builder = ir.IRBuilder(entry)
+        table = builder.bitcast(self.a_rows, I64.as_pointer())
+        self.multiples = {odd: builder.load(builder.gep(table, [_constant(odd // 2)])) for odd in range(1, self.rows, 2)}
+        self.masks = [self.mask(j, self.columns) for j in range(self.vectors)]
+        kept = builder.select(builder.icmp_signed("!=", self.accumulate, _constant(0)), self.columns, _constant(0))
+        kept_masks = [self.mask(j, kept) for j in range(self.vectors)]
+        places = [(self.c_place(i, j), j) for i in range(self.rows) for j in range(self.vectors)]
+        starts = [self.load_masked(place, kept_masks[j]) for place, j in places]
+        builder.cbranch(builder.icmp_signed(">", self.depth, _constant(0)), loop, done)
+        totals = self.write_loop(starts, entry, loop, done)
+        builder.position_at_end(done)
+        results = [self.merge({entry: start, loop: total}) for start, total in zip(starts, totals, strict=True)]
+        for (place, j), result in zip(places, results, strict=True):
+            self.store(result, place, j)
+        builder.ret_void()
 
-    def write_loop(self, entry: ir.Block, loop: ir.Block, done: ir.Block) -> list[ir.Value]:
+    def write_loop(self, starts: list[ir.Value], entry: ir.Block, loop: ir.Block, done: ir.Block) -> list[ir.Value]:
         """The loop over the depth; the accumulators after it."""
         builder = self.builder
         builder.position_at_end(loop)
@@ -87,7 +86,7 @@ class MicroKernel:
         row_of_b = [self.load(builder.gep(b, [self.lane_bytes(j)], source_etype=I8), j) for j in range(self.vectors)]
         totals = []
         for i in range(self.rows):
-            place = builder.gep(a, [builder.mul(self.a_row, _constant(i))], source_etype=I8)
+            place = builder.gep(a, [self.a_row(i)], source_etype=I8)
             factor = self.broadcast(builder.load(builder.bitcast(place, self.element.as_pointer())))
             totals += [self.multiply_add(factor, row_of_b[j], accumulators[i * self.vectors + j])
                        for j in range(self.vectors)]
@@ -96,8 +95,8 @@ class MicroKernel:
         for phi, (start, _), after in zip(phis, carried, following, strict=True):
             phi.add_incoming(start, entry)
             phi.add_incoming(after, loop)
-        for phi, after in zip(accumulators, totals, strict=True):
-            phi.add_incoming(ir.Constant(self.vector, None), entry)
+        for phi, start, after in zip(accumulators, starts, totals, strict=True):
+            phi.add_incoming(start, entry)
             phi.add_incoming(after, loop)
         builder.cbranch(builder.icmp_signed(">", following[0], _constant(0)), loop, done)
         return totals
@@ -108,6 +107,13 @@ class MicroKernel:
             phi.add_incoming(value, block)
         return phi
 
+    def a_row(self, i: int) -> ir.Value:
+        """The bytes from row 0 of A to row i."""
+        if i == 0:
+            return _constant(0)
+        scale = i & -i
+        return self.builder.mul(self.multiples[i // scale], _constant(scale))
+
     def lane_bytes(self, j: int) -> ir.Constant:
         return _constant(j * self.shape.lanes * element_bytes(self.element))
 
@@ -115,12 +121,11 @@ class MicroKernel:
         offset = self.builder.add(self.builder.mul(self.c_row, _constant(i)), self.lane_bytes(j))
         return self.builder.gep(self.c, [offset], source_etype=I8)
 
-    def mask(self, j: int) -> ir.Value:
+    def mask(self, j: int, columns: ir.Value) -> ir.Value:
         """Which lanes of vector j are inside of `columns`."""
         lanes = self.shape.lanes
         numbers = ir.Constant(ir.VectorType(I32, lanes), [j * lanes + i for i in range(lanes)])
-        columns = self.builder.trunc(self.columns, I32)
-        return self.builder.icmp_signed("<", numbers, splat(self.builder, columns, lanes))
+        return self.builder.icmp_signed("<", numbers, splat(self.builder, self.builder.trunc(columns, I32), lanes))
 
     def broadcast(self, value: ir.Value) -> ir.Value:
         return splat(self.builder, value, self.shape.lanes)
@@ -134,10 +139,13 @@ class MicroKernel:
             value = self.builder.load(self.builder.bitcast(place, self.vector.as_pointer()))
             value.align = element_bytes(self.element)
             return value
+        return self.load_masked(place, self.masks[j])
+
+    def load_masked(self, place: ir.Value, mask: ir.Value) -> ir.Value:
         function = _declare(self.module, f"llvm.masked.load.{self.suffix}.p0", self.vector,
-                            [POINTER, I32, ir.VectorType(I1, self.shape.lanes), self.vector])
+                            [POINTER, I32, mask.type, self.vector])
         alignment = ir.Constant(I32, element_bytes(self.element))
-        return self.builder.call(function, [place, alignment, self.masks[j], ir.Constant(self.vector, None)])
+        return self.builder.call(function, [place, alignment, mask, ir.Constant(self.vector, None)])
 
     def store(self, value: ir.Value, place: ir.Value, j: int) -> None:
         if not self.masked:
@@ -174,7 +182,7 @@ def _emit_multiply(context: Any, builder: ir.IRBuilder, signature: Any, values: 
     def stride(value: ir.Value) -> ir.Value:
         return builder.mul(value, _constant(size))
 
-    arguments = [columns, depth, place(a, a_offset), stride(a_row), stride(a_step), place(b, b_offset), stride(b_step),
+    arguments = [columns, depth, place(a, a_offset), _odd_multiples(builder, stride(a_row), shape.rows), stride(a_step), place(b, b_offset), stride(b_step),
                  place(c, c_offset), stride(c_row), accumulate]
     choice = _number_of_kernel(builder, shape, rows, columns)
     end = builder.append_basic_block("tile.end")
@@ -187,6 +195,15 @@ def _emit_multiply(context: Any, builder: ir.IRBuilder, signature: Any, values: 
         builder.branch(end)
     builder.position_at_end(end)
     return context.get_dummy_value()
+
+
+def _odd_multiples(builder: ir.IRBuilder, stride: ir.Value, rows: int) -> ir.Value:
+    """A table of stride * 1, 3, 5, … below `rows`, on the stack."""
+    with builder.goto_entry_block():
+        table = builder.alloca(I64, rows // 2 + 1)
+    for odd in range(1, rows, 2):
+        builder.store(builder.mul(stride, _constant(odd)), builder.gep(table, [_constant(odd // 2)]))
+    return builder.bitcast(table, POINTER)
 
 
 def _kernels(module: ir.Module, element: ir.Type, shape: Tile) -> list[MicroKernel]:
