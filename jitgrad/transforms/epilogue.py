@@ -1,0 +1,84 @@
+"""Which elementwise nodes follow a matmul closely enough to be computed while its result is still in registers.
+
+A forward walk over the graph: a node is *claimed* by a matmul when it reads the matmul's result (through claimed nodes
+and reshapes) at the result's own shape, and nothing else that it reads depends on that matmul. Then a backward walk
+gives up claims whose results no claimed node and nothing outside of elementwise arithmetic needs: what a backward pass
+recomputes from an activation belongs to the backward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from jitgrad.ir.graph import Graph, Node, Value
+
+
+def is_elementwise(node: Node) -> bool:
+    """True when a kernel can compute the node per element."""
+    return node.op.kind == "elementwise" and node.op.spell is not None and not has_complex(node)
+
+
+def has_complex(node: Node) -> bool:
+    return any(v.dtype.is_complex for v in (*node.inputs, *node.outputs))
+
+
+def is_fusable_matmul(node: Node) -> bool:
+    """True for matmuls that have a kernel with an epilogue."""
+    return node.op.name == "matmul" and node.output.dtype.is_floating_point and all(
+        n > 0 for v in (*node.inputs, node.output) for n in v.shape)
+
+
+@dataclass
+class Claims:
+    """`of`: the matmul's number for claimed nodes and for matmuls. `taint`: matmuls (as bits) that a value depends on
+    by a way that leaves their epilogues."""
+
+    of: dict[Node, int] = field(default_factory=dict)
+    taint: dict[Value, int] = field(default_factory=dict)
+
+
+def claim_epilogues(graph: Graph) -> Claims:
+    """The claims of all matmuls of `graph`."""
+    claims = Claims()
+    holder: dict[Value, int] = {}                   # values in an epilogue, and the number of their matmul
+    shapes: list[int] = []
+    for node in graph.nodes:
+        taint = 0
+        for v in node.inputs:
+            taint |= claims.taint.get(v, 0)
+        held = {holder[v] for v in node.inputs if v in holder}
+        claim = _claim(node, held, taint, shapes)
+        for number in held:
+            taint |= 0 if number == claim else 1 << number
+        for v in node.outputs:
+            claims.taint[v] = taint
+            if claim is not None:
+                holder[v] = claim
+        if claim is not None and node.op.name != "reshape":
+            claims.of[node] = claim
+    _give_up_side_branches(graph, claims)
+    return claims
+
+
+def _claim(node: Node, held: set[int], taint: int, sizes: list[int]) -> int | None:
+    if is_fusable_matmul(node):
+        sizes.append(node.output.type.size)
+        return len(sizes) - 1
+    if node.op.name == "reshape" and held:
+        return next(iter(held))
+    if not held or not is_elementwise(node):
+        return None
+    return max([k for k in held if not taint >> k & 1 and sizes[k] == node.output.type.size], default=None)
+
+
+def _give_up_side_branches(graph: Graph, claims: Claims) -> None:
+    needed = set(graph.results)
+    for node in reversed(graph.nodes):
+        claim = claims.of.get(node)
+        if claim is not None and is_elementwise(node) and node.output not in needed:
+            del claims.of[node]
+            claim = None
+        for v in node.inputs:
+            # An unclaimed elementwise reader computes from v elsewhere: that alone does not keep v's node claimed.
+            if claim is not None or not is_elementwise(node):
+                needed.add(v)

@@ -1,0 +1,324 @@
+"""Graph of primitives -> Graph whose nodes are regions (one kernel each) and primitives that stay alone.
+
+The walk goes from the last node to the first. A node joins the kernel that needs its result, when the loops fit; readers
+in several kernels are merged where that is possible, cheap nodes are computed in each of them, and what remains is
+stored once and read. Movement ops are index arithmetic: every kernel follows them to what they read.
+
+Templates: see `jitgrad.codegen.lower`. The body of a region consists of the very nodes of the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from jitgrad.ir.axes import Index, reduction_index, source_index
+from jitgrad.ir.graph import Graph, Node, Value
+from jitgrad.ops.region import region
+from jitgrad.transforms.epilogue import claim_epilogues, has_complex, is_elementwise, is_fusable_matmul
+from jitgrad.transforms.groups import Group, Groups, Place
+
+SINGLE_ROW = 1 << 16
+"""A reduction of everything that is spread back over its operand is one kernel up to this number of elements."""
+
+
+def fuse(graph: Graph) -> Graph:
+    """`graph` with every group of nodes that can be one kernel as one `region` node."""
+    groups = Fusion(graph).run()
+    return assemble(graph, groups)
+
+
+class Fusion:
+    """One walk over one graph. `stored`: values that must be in memory for reasons outside of regions."""
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self.producers = graph.producers()
+        self.groups = Groups(self.producers)
+        self.claims = claim_epilogues(graph)
+        self.stored: set[Value] = set(graph.results)
+
+    def run(self) -> Groups:
+        for node in reversed(self.graph.nodes):
+            self.visit(node)
+        for v in self.graph.inputs:
+            self.merge_readers(v)
+        return self.groups
+
+    def visit(self, node: Node) -> None:
+        if not any(v in self.stored or v in self.groups.readers for v in node.outputs):
+            return
+        if node.op.kind == "movement":
+            self.visit_movement(node)
+        elif is_elementwise(node) or (node.op.name in ("iota", "random_bits")):
+            self.visit_elementwise(node)
+        elif node.op.kind == "reduction" and not has_complex(node):
+            self.visit_reduction(node)
+        elif is_fusable_matmul(node):
+            self.visit_matmul(node)
+        else:
+            self.stand_alone(node)
+
+    # ---- primitives that stay what they are, and values that have to be stored
+
+    def stand_alone(self, node: Node) -> None:
+        """`node` becomes no part of a region; it reads its operands from memory."""
+        group = self.groups.new("single")
+        group.nodes[node] = None
+        for v in node.inputs:
+            self.stored.add(v)
+            self.groups.readers.setdefault(v, []).append(group.number)
+        for v in node.outputs:
+            self.link(group, v)
+            self.merge_readers(v)
+
+    def link(self, group: Group, value: Value) -> None:
+        """`group` makes `value`; whoever reads it comes behind."""
+        for reader in self.groups.readers_of(value):
+            self.groups.add_edge(group, reader)
+
+    def merge_readers(self, value: Value) -> list[Group]:
+        """Merge the kernels that read `value` as far as possible; those that remain."""
+        remaining: list[Group] = []
+        for group in self.groups.readers_of(value):
+            if value.type.size < 2 or not any(self.groups.merge(other, group) for other in remaining):
+                remaining.append(group)
+        return remaining
+
+    def visit_movement(self, node: Node) -> None:
+        """Reached only when the moved value itself has to be in memory."""
+        value = node.output
+        if value not in self.stored and value not in self.groups.readers:
+            return
+        if node.op.name == "reshape" or not has_affine_source(node):
+            self.stand_alone(node)
+        else:
+            self.link(self.seed("map", node), value)
+
+    def seed(self, template: str, node: Node, claim: int | None = None) -> Group:
+        """A new group that starts with the result of `node`."""
+        group = self.groups.new(template, claim)
+        index = self.groups.axes.fresh_index(node.output.shape)
+        if node.op.kind == "movement":
+            self.groups.demand(group, node.output, index)
+        else:
+            group.demands.add(node.output, index)
+        return group
+
+    # ---- elementwise
+
+    def visit_elementwise(self, node: Node) -> None:
+        value, claim = node.output, self.claims.of.get(node)
+        readers = [g for g in self.merge_readers(value)]
+        fitting = [g for g in readers if self.may_hold(g, node, claim)]
+        alone = value not in self.stored and len(fitting) == len(readers)
+        if alone and len(readers) > 1 and is_cheap(node) and self.full_operands(node) <= 1:
+            for group in readers:
+                self.join(node, group)
+            del self.groups.readers[value]          # nobody reads it from memory
+            return
+        for group in fitting:
+            others = [g for g in readers if g is not group]
+            if self.fits(node, group, value in self.stored or bool(others)) and self.groups.can_precede(group, others):
+                break
+        else:
+            group = self.seed("map", node, claim)
+        self.join(node, group)
+        self.link(group, value)
+
+    def may_hold(self, group: Group, node: Node, claim: int | None) -> bool:
+        """Epilogues of matmuls hold what they have claimed, and what does not depend on their matmul."""
+        if group.template in ("single", "matmul"):
+            return False
+        if group.claim is None or group.claim == claim:
+            return group.claim == claim
+        return claim is None and not self.claims.taint[node.output] >> group.claim & 1
+
+    def fits(self, node: Node, group: Group, is_read_outside: bool) -> bool:
+        """True when `group` can compute `node` in its loops."""
+        indices = group.demands.of[node.output]
+        if len(indices) > 1:
+            return is_cheap(node) and not is_read_outside
+        place = group.place(indices[0])
+        if place == group.space or (group.template == "row" and place == group.kept):
+            return True
+        if is_read_outside:
+            return False
+        return is_cheap(node) or self.is_hoisted(place, group)
+
+    def is_hoisted(self, place: frozenset[int], group: Group) -> bool:
+        """True when a value at `place` is computed outside of the innermost loop."""
+        order = group.demands.full_order()
+        return group.template in ("map", "row") and (not order or order[-1] not in place)
+
+    def join(self, node: Node, group: Group) -> None:
+        group.nodes[node] = None
+        group.taint |= self.claims.taint[node.output]
+        for index in list(group.demands.of[node.output]):
+            for v in node.inputs:
+                self.groups.demand(group, v, index if v.shape else ())
+
+    def full_operands(self, node: Node) -> int:
+        """How many different operands are as large as the result once broadcasts are looked through."""
+        return len({self.base(v) for v in node.inputs if self.base(v).type.size == node.output.type.size})
+
+    def base(self, value: Value) -> Value:
+        node = self.producers.get(value)
+        while node is not None and node.op.kind == "movement" and node.op.view:
+            value = node.inputs[0]
+            node = self.producers.get(value)
+        return value
+
+    # ---- reductions
+
+    def visit_reduction(self, node: Node) -> None:
+        value = node.output
+        readers = self.merge_readers(value)
+        for group in readers:
+            others = [g for g in readers if g is not group]
+            if self.groups.can_precede(group, others) and self.try_reduce(node, group):
+                break
+        else:
+            group = self.seed("map", node)
+            joined = self.try_reduce(node, group)
+            assert joined, f"{node.op.name} fits no kernel of its own"
+        self.link(group, value)
+
+    def try_reduce(self, node: Node, group: Group) -> bool:
+        """Make the reduction part of `group`, when its loops and those of the group are one kernel."""
+        index = group.demands.only(node.output)
+        if index is None or group.claim is not None:
+            return False
+        mark = self.groups.axes.mark()
+        source, new = reduction_index(self.groups.axes, node, index)
+        template = self.reduced_template(node, group, group.place(index), new, source)
+        if template is None or not group.demands.is_consistent():
+            self.groups.axes.undo(mark)
+            return False
+        group.template, group.reduced = template, group.reduced or new
+        group.nodes[node] = None
+        group.demands.reads[node] = source
+        self.groups.demand(group, node.inputs[0], source)
+        return True
+
+    def reduced_template(self, node: Node, group: Group, place: frozenset[int], new: Place,
+                         source: Index) -> str | None:
+        """The template of `group` with the reduction over the loops `new`, which become those of the group."""
+        axes, space = self.groups.axes, group.space
+        inner = node.op.spell is None or self.reduces_innermost(node, source, new)
+        if group.template == "map" and place == space:
+            return ("row" if node.op.spell is None else "full") if not place else "row" if inner else "column"
+        if group.template == "map":
+            back = tuple([a for a in group.demands.full_order() if a not in place])
+            small = bool(place) or axes.size(back) <= SINGLE_ROW
+            fits = inner and small and place < space and bool(new) and axes.unify_atoms(back, new)
+            return "row" if fits else None
+        if not group.reduced or place != group.kept or not axes.unify_atoms(group.reduced, new):
+            return None
+        if group.template == "row":
+            return "row" if inner else None
+        return group.template if node.op.spell is not None and self.is_behind_reductions(node, group) else None
+
+    def is_behind_reductions(self, node: Node, group: Group) -> bool:
+        """True when `group` uses the result of `node` only where its reductions are done."""
+        pending, seen = [node.output], set[Value]()
+        while pending:
+            value = pending.pop()
+            for user in group.nodes:
+                if value in user.inputs and user.output not in seen:
+                    if user.op.kind == "reduction":
+                        return False
+                    seen.add(user.output)
+                    pending.append(user.output)
+        return all(group.place(i) <= group.kept for v in seen for i in group.demands.of[v])
+
+    def reduces_innermost(self, node: Node, source: Index, new: Place) -> bool:
+        """True when memory is walked along the reduced loops: looked up where the operand comes from."""
+        axes, value, index = self.groups.axes, node.inputs[0], source
+        producer = self.producers.get(value)
+        while producer is not None and producer.op.kind == "movement":
+            traced = source_index(axes, producer, index)
+            if traced is None or not axes.flat(traced):
+                break
+            value, index = producer.inputs[0], traced
+            producer = self.producers.get(value)
+        flat = axes.flat(index)
+        return not flat or not new or flat[-1] in axes.resolve(new)
+
+    # ---- matmul
+
+    def visit_matmul(self, node: Node) -> None:
+        value, claim = node.output, self.claims.of[node]
+        readers = self.merge_readers(value)
+        for group in readers:
+            others = [g for g in readers if g is not group]
+            index = group.demands.only(value) if group.claim == claim and group.template == "map" else None
+            if index and group.place(index) == group.space and self.groups.can_precede(group, others):
+                break
+        else:
+            group = self.seed("map", node, claim)
+        self.link(group, value)
+        group.template = "matmul"
+        group.nodes[node] = None
+        for v in node.inputs:
+            self.read_matrix(group, v)
+
+    def read_matrix(self, group: Group, value: Value) -> None:
+        """An operand of a matmul: permuted and broadcast by the kernel itself."""
+        node = self.producers.get(value)
+        while node is not None and node.op.name in ("permute", "broadcast_to"):
+            group.nodes[node] = None
+            value = node.inputs[0]
+            node = self.producers.get(value)
+        self.stored.add(value)
+        self.groups.readers.setdefault(value, []).append(group.number)
+
+
+def has_affine_source(node: Node) -> bool:
+    return node.op.view
+
+
+def is_cheap(node: Node) -> bool:
+    """Plain operators cost less than reading their result from memory."""
+    return node.op.kind == "source" and not node.op.effects or "{" in (node.op.spell or "")
+
+
+# ---- the new graph -------------------------------------------------------------------------------------------------
+
+
+def assemble(graph: Graph, groups: Groups) -> Graph:
+    """The graph of regions, every one behind what it reads."""
+    position = {node: k for k, node in enumerate(graph.nodes)}
+    living = groups.living()
+    made = {v: group for group in living for node in group.nodes for v in node.outputs
+            if node.op.kind != "movement" or v in groups.readers or v in set(graph.results)}
+    nodes: list[Node] = []
+    done: set[int] = set()
+    results = set(graph.results)
+    for group in sorted(living, key=lambda g: min(position[node] for node in g.nodes)):
+        stack = [group]
+        while stack:
+            top = stack[-1]
+            waiting = [g for g in map(groups.find, top.before) if g is not top and g.number not in done]
+            if top.number in done:
+                stack.pop()
+            elif waiting:
+                stack.extend(waiting)
+            else:
+                done.add(stack.pop().number)
+                nodes.append(_region_node(top, groups, position, results))
+    return graph.replace(nodes=tuple(nodes))
+
+
+def _region_node(group: Group, groups: Groups, position: dict[Node, int], results: set[Value]) -> Node:
+    members = sorted(group.nodes, key=position.__getitem__)
+    if group.template == "single":
+        return members[0]
+    inside = {v for node in members for v in node.outputs}
+    inputs = dict.fromkeys([v for node in members for v in node.inputs if v not in inside])
+    outputs = [v for node in members for v in node.outputs if _is_read_outside(v, group, groups, results)]
+    body = Graph(tuple(inputs), tuple(members), tuple(outputs), group.template)
+    return Node(region, body.inputs, {"body": body, "template": group.template}, body.outputs, members[-1].where)
+
+
+def _is_read_outside(value: Value, group: Group, groups: Groups, results: Iterable[Value]) -> bool:
+    return value in results or any(reader is not group for reader in groups.readers_of(value))
