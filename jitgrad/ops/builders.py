@@ -12,6 +12,9 @@ from jitgrad import ops
 from jitgrad.dtypes import DType
 from jitgrad.ir.types import Typed
 
+__all__ = ["as_type_of", "broadcast", "conjugate", "expand_dims", "full", "full_like", "ones_like", "sum_to", "times",
+           "zero_of", "zeros_like"]
+
 
 def full(shape: tuple[int, ...], value: Any, dtype: DType) -> Any:
     """A value of `shape` with the Python scalar `value` everywhere."""

@@ -16,6 +16,9 @@ from jitgrad.ir.types import TensorType
 from jitgrad.ops.builders import conjugate
 from jitgrad.ops.record import in_float32, require_category, require_same
 
+__all__ = ["convolution", "convolution_input_grad", "convolution_output_shape", "convolution_weight_grad", "matmul",
+           "transposed"]
+
 
 def _infer_matmul(x: TensorType, y: TensorType) -> TensorType:
     shown = f"{x} @ {y}"

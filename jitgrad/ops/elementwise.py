@@ -22,6 +22,14 @@ from jitgrad.ops import special
 from jitgrad.ops.builders import conjugate, full_like, ones_like, times, zeros_like
 from jitgrad.ops.record import MAY_FAIL, binary, keep_dtype, predicate, require_category, require_same, same_type, unary
 
+__all__ = ["abs", "acos", "acosh", "add", "asin", "asinh", "atan", "atan2", "atanh", "bitwise_and", "bitwise_not",
+           "bitwise_or", "bitwise_xor", "cast", "ceil", "complex", "conj", "copysign", "cos", "cosh", "digamma",
+           "div", "eq", "erf", "erfc", "erfinv", "exp", "exp2", "expm1", "floor", "floor_divide", "fmod", "ge", "gt",
+           "imag", "isfinite", "isinf", "isnan", "le", "lgamma", "log", "log10", "log1p", "log2", "logical_not", "lt",
+           "maximum", "minimum", "mul", "ne", "neg", "polygamma", "pow", "real", "real_counterpart", "reciprocal",
+           "relu", "remainder", "round", "rsqrt", "shift_left", "shift_right", "sigmoid", "sign", "sin", "sinh",
+           "sqrt", "sub", "tan", "tanh", "trunc", "where"]
+
 # ---- one operand -----------------------------------------------------------------------------------------------
 
 neg = unary("neg", np.negative, spell="-{0}", categories="uifc", vjp=lambda g: ops.neg(g), doc="-x")

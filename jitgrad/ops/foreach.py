@@ -22,6 +22,8 @@ from jitgrad.ir.types import TensorType
 from jitgrad.ops.builders import full, sum_to, zero_of
 from jitgrad.ops.gradient import reverse
 
+__all__ = ["foreach"]
+
 
 def group_operands(xs: Sequence[Any], groups: int, shared: int) -> list[list[Any]]:
     """For each group its operands, in the order of the body's inputs behind the shared ones."""

@@ -19,6 +19,8 @@ from jitgrad.ir.graph import Node, Value
 from jitgrad.ir.op import Op, Rule
 from jitgrad.ir.types import TensorType
 
+__all__ = ["apply_rule", "depends_on", "operand_gradients", "reads", "reverse"]
+
 
 def reads(op: Op, wanted: Sequence[bool]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Positions of the inputs and of the outputs that the rules of the `wanted` operands read: what a tape keeps."""

@@ -19,6 +19,8 @@ from jitgrad.ir.types import TensorType
 from jitgrad.ops.builders import zeros_like
 from jitgrad.ops.record import MAY_FAIL, in_float32, require_axes, require_category, require_same
 
+__all__ = ["gather", "index_add", "index_update", "scatter", "scatter_add", "take"]
+
 
 def _require_index(name: str, index: TensorType) -> None:
     if index.dtype not in (int32, int64):

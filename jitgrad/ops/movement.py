@@ -17,6 +17,9 @@ from jitgrad.ir.types import TensorType
 from jitgrad.ops.builders import zeros_like
 from jitgrad.ops.record import require_axes, require_same
 
+__all__ = ["broadcast_to", "concat", "flip", "inverse_permutation", "pad", "permute", "reshape", "slice",
+           "slice_update"]
+
 Ints = tuple[int, ...]
 
 # ---- views -----------------------------------------------------------------------------------------------------

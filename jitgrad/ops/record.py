@@ -13,6 +13,8 @@ from jitgrad.errors import DTypeError, ShapeError, complain
 from jitgrad.ir.op import Op, register
 from jitgrad.ir.types import TensorType, Typed
 
+__all__ = ["silence_numpy", "type_of"]
+
 NARROW = (dtypes.bfloat16.numpy, dtypes.float16.numpy)
 MAY_FAIL = frozenset({"may-fail"})
 

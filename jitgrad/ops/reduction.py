@@ -19,6 +19,8 @@ from jitgrad.ir.types import TensorType
 from jitgrad.ops.builders import conjugate, expand_dims
 from jitgrad.ops.record import in_float32, require_axes, require_category
 
+__all__ = ["argmax", "argmin", "max", "min", "prod", "repeat_back", "sum"]
+
 Ints = tuple[int, ...]
 
 

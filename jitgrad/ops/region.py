@@ -10,6 +10,8 @@ from jitgrad.ir.op import Op, register
 from jitgrad.ir.replay import evaluate
 from jitgrad.ir.types import TensorType
 
+__all__ = ["region"]
+
 
 def _infer_region(*xs: TensorType, body: Graph, template: str) -> tuple[TensorType, ...]:
     wanted = tuple([v.type for v in body.inputs])

@@ -14,6 +14,8 @@ from jitgrad.ir.types import TensorType
 from jitgrad.ops.builders import conjugate, ones_like, zeros_like
 from jitgrad.ops.record import in_float32, require_axes, require_category
 
+__all__ = ["cumprod", "cumsum"]
+
 
 def _infer(name: str) -> Callable[..., TensorType]:
     def infer(x: TensorType, *, axis: int) -> TensorType:

@@ -12,6 +12,8 @@ from jitgrad.ops.builders import zeros_like
 from jitgrad.ops.index import along
 from jitgrad.ops.record import require_axes, require_category
 
+__all__ = ["sort"]
+
 
 def _infer_sort(x: TensorType, *, axis: int, descending: bool, stable: bool) -> tuple[TensorType, TensorType]:
     require_axes("sort", (axis,), x)

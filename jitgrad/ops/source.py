@@ -12,6 +12,8 @@ from jitgrad.ir.op import Op, register
 from jitgrad.ir.types import TensorType
 from jitgrad.ops.philox import philox_bits
 
+__all__ = ["constant", "iota", "random_bits"]
+
 
 def _infer_constant(*, value: Any, dtype: DType) -> TensorType:
     if isinstance(value, complex) and not dtype.is_complex:

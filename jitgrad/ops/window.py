@@ -20,6 +20,8 @@ from jitgrad.ir.op import Op, register
 from jitgrad.ir.types import TensorType
 from jitgrad.ops.record import in_float32, require_category, require_same
 
+__all__ = ["avg_pool2d", "avg_pool2d_grad", "max_pool2d", "max_pool2d_gather", "max_pool2d_grad"]
+
 Ints = tuple[int, ...]
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
