@@ -80,12 +80,14 @@ class When:
 
 @dataclass(slots=True)
 class Kernel:
-    """One function of the ABI ``kernel(args, begin, end, thread)``; arguments: operands, then sizes."""
+    """One function of the ABI ``kernel(args, begin, end, thread)``; arguments: operands, then sizes. `tables`: operands
+    whose pointers the body itself takes from a table behind the arguments."""
 
     name: str
     operands: tuple[Operand, ...]
     sizes: tuple[str, ...]
     body: list[Statement]
+    tables: tuple[Operand, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +98,22 @@ class Buffer:
 
 
 @dataclass(frozen=True, slots=True)
+class Function:
+    """The argument that is the address of another kernel, which this one calls through ``invoke``. It is compiled and
+    cached by itself, so that many kernels share it."""
+
+    name: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class Launch:
     """One entry of the tape: `items` work items of the kernel with this text. `arguments` become ``args[1:]``."""
 
     name: str
     source: str
     items: int
-    arguments: tuple[Buffer | int, ...]
+    arguments: tuple[Buffer | Function | int, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,30 +27,27 @@ Strides = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Matrices:
-    """A batch of matrices as an operand: strides in elements of the batch dimensions, of rows and of columns."""
+    """A batch of matrices as an operand: strides in elements of the batch dimensions, of rows and of columns, and where
+    in its memory the first element lies."""
 
     batch: Strides
     row: int
     column: int
+    first: int = 0
 
 
 ARGUMENTS = ("m", "n", "k", "panel_rows", "a_panel", "a_row", "a_step", "b_panel", "b_step", "c_row", "c_batch",
              "rows_per_item", "row_blocks", "columns_per_item", "column_blocks", "depth_block", "accumulate",
-             "size_1", "size_2", "size_3", "a_0", "a_1", "a_2", "a_3", "b_0", "b_1", "b_2", "b_3")
+             "size_1", "size_2", "size_3", "a_first", "a_0", "a_1", "a_2", "a_3", "b_first", "b_0", "b_1", "b_2", "b_3")
 """The integers after the pointers to A, B and C (arguments 1 to 3) in the core's argument block, from argument 4 on."""
 
-FUNCTION_ARGUMENT = 4 + len(ARGUMENTS)
-"""Where a kernel with an epilogue expects the core's address: its argument block begins like the core's."""
-
-LOCATE_ITEM = """\
-        column_block = item % column_blocks
-        row_block = item // column_blocks % row_blocks
-        batch = item // (column_blocks * row_blocks)
-        first_row = row_block * rows_per_item
-        last_row = minimum(first_row + rows_per_item, m)
-        first_column = column_block * columns_per_item
-        last_column = minimum(first_column + columns_per_item, n)
-"""
+LOCATE_ITEM = (
+    ("batch", "item // (column_blocks * row_blocks)"),
+    ("first_row", "item // column_blocks % row_blocks * rows_per_item"),
+    ("last_row", "min(first_row + rows_per_item, m)"),
+    ("first_column", "item % column_blocks * columns_per_item"),
+    ("last_column", "min(first_column + columns_per_item, n)"))
+"""Which block of C an item is: assignments over the core's arguments."""
 
 _CORE = """\
 def gemm_{short}(args, begin, end, thread):
@@ -64,17 +61,17 @@ def gemm_{short}(args, begin, end, thread):
         index_2 = batch // size_3 % size_2
         index_1 = batch // (size_3 * size_2) % size_1
         index_0 = batch // (size_3 * size_2 * size_1)
-        a_start = index_0 * a_0 + index_1 * a_1 + index_2 * a_2 + index_3 * a_3
-        b_start = index_0 * b_0 + index_1 * b_1 + index_2 * b_2 + index_3 * b_3
+        a_start = a_first + index_0 * a_0 + index_1 * a_1 + index_2 * a_2 + index_3 * a_3
+        b_start = b_first + index_0 * b_0 + index_1 * b_1 + index_2 * b_2 + index_3 * b_3
         c_start = batch * c_batch
-        for first_step in range(0, maximum(k, 1), depth_block):
-            depth = minimum(depth_block, k - first_step)
+        for first_step in range(0, max(k, 1), depth_block):
+            depth = min(depth_block, k - first_step)
             keep = accumulate if first_step == 0 else 1
             for column in range(first_column, last_column, {columns}):
-                width = minimum({columns}, last_column - column)
+                width = min({columns}, last_column - column)
                 b_place = b_start + column // {columns} * b_panel + first_step * b_step
                 for row in range(first_row, last_row, panel_rows):
-                    height = minimum(panel_rows, last_row - row)
+                    height = min(panel_rows, last_row - row)
                     a_place = a_start + row // panel_rows * a_panel + first_step * a_step
                     multiply_tile(height, width, depth, a, a_place, a_row, a_step, b, b_place, b_step,
                                   c, c_start + row * c_row + column, c_row, keep)
@@ -84,7 +81,8 @@ def gemm_{short}(args, begin, end, thread):
 def source(short: str) -> str:
     """The text of the core for ``f32`` or ``f64``. Arguments: A, B, C, then `ARGUMENTS`."""
     tile = element_tile(short)
-    return _CORE.format(short=short, columns=tile.columns, unpack=unpack(), locate=LOCATE_ITEM)
+    locate = "\n".join(f"        {name} = {value}" for name, value in LOCATE_ITEM)
+    return _CORE.format(short=short, columns=tile.columns, unpack=unpack(), locate=locate)
 
 
 def unpack(names: tuple[str, ...] = ARGUMENTS, first: int = 4) -> str:
@@ -99,7 +97,7 @@ def element_tile(short: str) -> Tile:
 # --- packing --------------------------------------------------------------------------------------------------------
 
 PACK_ARGUMENTS = ("rows", "depth", "row_stride", "depth_stride", "panel_rows", "width", "panels",
-                  "size_1", "size_2", "size_3", "stride_0", "stride_1", "stride_2", "stride_3")
+                  "size_1", "size_2", "size_3", "base", "stride_0", "stride_1", "stride_2", "stride_3")
 """The integers after the pointers to the operand and to the panels. `rows` counts rows of A or columns of B."""
 
 _PACK = """\
@@ -115,8 +113,9 @@ def pack_{short}_{kind}(args, begin, end, thread):
         index_1 = batch // (size_3 * size_2) % size_1
         index_0 = batch // (size_3 * size_2 * size_1)
         first = panel * panel_rows
-        height = minimum(panel_rows, rows - first)
-        start = index_0 * stride_0 + index_1 * stride_1 + index_2 * stride_2 + index_3 * stride_3 + first * row_stride
+        height = min(panel_rows, rows - first)
+        start = (base + index_0 * stride_0 + index_1 * stride_1 + index_2 * stride_2 + index_3 * stride_3
+                 + first * row_stride)
         place = item * width * depth
 {body}"""
 
@@ -136,7 +135,7 @@ _TRANSPOSE = """\
         whole = depth - depth % {lanes}
         for d in range(0, whole, {lanes}):
             for i in range(0, height, {lanes}):
-                transpose_tile(minimum(height - i, {lanes}), x, start + i * row_stride + d, row_stride,
+                transpose_tile(min(height - i, {lanes}), x, start + i * row_stride + d, row_stride,
                                o, place + d * width + i, width, {lanes})
         for d in range(whole, depth):
             for i in range(height):
@@ -151,6 +150,8 @@ def pack_source(short: str, kind: str) -> str:
     """The text of the packing phase for operands of dtype `short` (f16 and bf16 become f32) and a kind of
     `PACK_KINDS`. Arguments: operand, panels, then `PACK_ARGUMENTS`. Items: panels of all batches."""
     wide = short if short == "f64" else "f32"
+    if short in ("f16", "bf16") and kind == "depth":
+        kind = "any"                            # blocks are transposed in float32 or float64 only
     body = PACK_KINDS[kind].format(lanes=element_tile(wide).lanes)
     return _PACK.format(short=short, kind=kind, wide=wide, body=body, unpack=unpack(PACK_ARGUMENTS, 3))
 
@@ -182,15 +183,15 @@ def arrange(short: str, batch: tuple[int, ...], m: int, n: int, k: int, a: Matri
             convert: bool = False, accumulate: bool = False) -> Arrangement:
     """The blocking of C[*batch, m, n] = A[*batch, m, k] @ B[*batch, k, n], with C contiguous, for elements `short`.
     `convert`: the operands have another element type, so both are packed. At most `BATCH_DIMENSIONS` batch sizes."""
-    tile = element_tile(short)
+    tile, itemsize = element_tile(short), 8 if short == "f64" else 4
     panel_rows = -(-m // max(-(-m // tile.rows), 1)) or 1
     panels = -(-m // panel_rows)
     pack_a = pack_b = None
-    if convert or _must_pack_a(a, m, n, k, tile):
+    if convert or _must_pack_a(a, m, k, itemsize):
         pack_a, a, a_panel = _pack(a, batch, m, k, panel_rows, tile.packed_rows, a.row, a.column)
     else:
         a_panel = panel_rows * a.row
-    if convert or b.column != 1 and n > 1 or _must_pack_b(b, m, n, k):
+    if convert or _must_pack_b(b, m, n, k, itemsize):
         pack_b, packed, b_panel = _pack(b, batch, n, k, tile.columns, tile.columns, b.column, b.row)
         b = Matrices(packed.batch, packed.column, 1)
     else:
@@ -199,21 +200,22 @@ def arrange(short: str, batch: tuple[int, ...], m: int, n: int, k: int, a: Matri
     row_blocks, column_blocks = -(-m // rows), -(-n // columns)
     sizes = (1,) * (BATCH_DIMENSIONS - len(batch)) + batch
     integers = (m, n, k, panel_rows, a_panel, a.row, a.column, b_panel, b.row, n, m * n, rows, row_blocks, columns,
-                column_blocks, DEPTH_BLOCK, int(accumulate), *sizes[1:], *_padded(a.batch), *_padded(b.batch))
+                column_blocks, DEPTH_BLOCK, int(accumulate), *sizes[1:], a.first, *_padded(a.batch), b.first, *_padded(b.batch))
     count = row_blocks * column_blocks
     for size in batch:
         count *= size
     return Arrangement(pack_a if panels else None, pack_b, count, integers)
 
 
-def _must_pack_a(a: Matrices, m: int, n: int, k: int, tile: Tile) -> bool:
-    """Rows that lie apart are gathered when they are used often enough to pay for it."""
-    return a.row != 1 and m > 1 and n > 2 * tile.columns and k > 4
+def _must_pack_a(a: Matrices, m: int, k: int, itemsize: int) -> bool:
+    """Rows at a distance of whole pages fall into the same few places of the cache; a stride in both directions spends a
+    cache line on every element."""
+    return m > 1 and k > 4 and a.row != 1 and (a.column != 1 or a.row * itemsize % 4096 == 0)
 
 
-def _must_pack_b(b: Matrices, m: int, n: int, k: int) -> bool:
-    """B is copied when many rows of A go over it and its own rows are far apart."""
-    return m > ITEM_ROWS and n > 64
+def _must_pack_b(b: Matrices, m: int, n: int, k: int, itemsize: int) -> bool:
+    """The micro-kernel reads whole vectors of B's rows. Rows far apart are copied when enough rows of A go over them."""
+    return n > 1 and (b.column != 1 or m > ITEM_ROWS and b.row * itemsize % 4096 == 0)
 
 
 def _pack(x: Matrices, batch: tuple[int, ...], rows: int, depth: int, panel_rows: int, width: int, row_stride: int,
@@ -228,7 +230,7 @@ def _pack(x: Matrices, batch: tuple[int, ...], rows: int, depth: int, panel_rows
         count *= size
     kind = "rows" if row_stride == 1 else "depth" if depth_stride == 1 else "any"
     padded = (1,) * (BATCH_DIMENSIONS - len(sizes)) + sizes
-    integers = (rows, depth, row_stride, depth_stride, panel_rows, width, panels, *padded[1:], *_padded(x.batch))
+    integers = (rows, depth, row_stride, depth_stride, panel_rows, width, panels, *padded[1:], x.first, *_padded(x.batch))
     packing = Packing(kind, count, integers, count * width * depth)
     return packing, Matrices(tuple(reversed(strides)), 1, width), width * depth
 

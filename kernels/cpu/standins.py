@@ -27,6 +27,10 @@ class Arguments:
     def __getitem__(self, position: int) -> Any:
         return self.values[position]
 
+    def behind(self, position: int) -> Arguments:
+        """The arguments after `position`, as a block of their own."""
+        return Arguments(self.kernel, self.values[position + 1:])
+
 
 class Pointer:
     """Elements of `memory` (one dimension) from `base` on. An access outside raises IndexError."""

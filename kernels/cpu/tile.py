@@ -88,10 +88,10 @@ def transpose_tile(rows: int, x: Pointer, x_offset: int, x_row: int, o: Pointer,
             o[o_offset + j * o_row + i] = x[x_offset + min(i, rows - 1) * x_row + j]
 
 
-def invoke(address: Any, args: Any, begin: int, end: int, thread: int) -> None:
-    """Run items begin … end of the kernel at `address` (in the plain form: the function itself) with the argument block
-    `args`."""
-    address(args, begin, end, thread)
+def invoke(args: Any, place: int, begin: int, end: int, thread: int) -> None:
+    """Run items begin … end of the kernel whose address is ``args[place]`` (in the plain form: the function itself); its
+    own arguments are those that follow."""
+    args[place](args.behind(place), begin, end, thread)
 
 
 NAMES: dict[str, Callable[..., Any]] = {f.__name__: f for f in (multiply_tile, transpose_tile, invoke)}

@@ -268,9 +268,11 @@ def _transpose(builder: ir.IRBuilder, lines: list[ir.Value]) -> list[ir.Value]:
 
 
 def _emit_invoke(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
-    kind = ir.FunctionType(ir.VoidType(), [values[1].type, I64, I64, I64])
-    whole = [context.cast(builder, v, t, types.int64) for v, t in zip(values[2:], signature.args[2:], strict=True)]
-    builder.call(builder.inttoptr(values[0], kind.as_pointer()), [values[1], *whole])
+    args = values[0]
+    place, *items = [context.cast(builder, v, t, types.int64) for v, t in zip(values[1:], signature.args[1:], strict=True)]
+    block = builder.gep(args, [place])
+    kind = ir.FunctionType(ir.VoidType(), [args.type, I64, I64, I64])
+    builder.call(builder.inttoptr(builder.load(block), kind.as_pointer()), [block, *items])
     return context.get_dummy_value()
 
 
