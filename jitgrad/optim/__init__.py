@@ -1,0 +1,10 @@
+"""Optimizers and learning-rate schedules, with PyTorch's names, formulas and state dicts."""
+
+from jitgrad.optim import lr_scheduler
+from jitgrad.optim.adagrad import Adadelta, Adagrad
+from jitgrad.optim.adam import Adam, Adamax, AdamW
+from jitgrad.optim.optimizer import Optimizer
+from jitgrad.optim.rmsprop import RMSprop
+from jitgrad.optim.sgd import SGD
+
+__all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Optimizer", "RMSprop", "lr_scheduler"]

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from jitgrad import changes, dtypes
-from jitgrad.autograd import eager_state, enable_grad, no_grad
+from jitgrad.autograd import eager_state, enable_grad, no_grad, number
+from jitgrad.functional.foreach import Scalar
 from jitgrad.hooks import Hook, HookTable, RemovableHandle
 from jitgrad.optim.groups import ParamGroup, WatchedList
 from jitgrad.tensor import Tensor
@@ -184,6 +185,49 @@ def scalar_state(value: float = 0.0) -> Callable[[Tensor], Tensor]:
 def filled_state(value: float = 0.0) -> Callable[[Tensor], Tensor]:
     """Maker of a state of the parameter's shape and dtype."""
     return lambda param: Tensor(np.full(param.shape, value, param.dtype.numpy))
+
+
+def advance(step: Scalar) -> Scalar:
+    """Count one step."""
+    return step + 1
+
+
+def option(group: ParamGroup, *keys: Any) -> Any:
+    """A number of `group` as `functional.foreach` takes it: traced while a function is being compiled."""
+    value: Any = group
+    for key in keys:
+        value = value[key]
+    return value if isinstance(value, Tensor) else number(group, *keys)
+
+
+def sign(group: ParamGroup) -> float:
+    """By what gradients are multiplied: -1 to maximize."""
+    return -1.0 if group["maximize"] else 1.0
+
+
+def gradients(params: list[Tensor]) -> list[Tensor]:
+    """The gradients, in the parameters' dtype."""
+    return [param.grad if param.grad.dtype is param.dtype else param.grad.to(param.dtype) for param in params]
+
+
+def store(results: list[list[Tensor]], targets: list[list[Tensor]]) -> None:
+    """Store every result of a `foreach` into its target, in place."""
+    for new, old in zip(results, targets, strict=True):
+        for value, target in zip(new, old, strict=True):
+            target._assign(value)
+
+
+def check_not_negative(optimizer: str, **options: Any) -> None:
+    """ValueError that names the first option below zero (or NaN)."""
+    for name, value in options.items():
+        if not isinstance(value, Tensor) and not value >= 0:
+            raise ValueError(f"{optimizer}: {name} must not be negative, got {value}")
+
+
+def check_betas(optimizer: str, betas: tuple[float, float]) -> None:
+    """ValueError unless both lie in [0, 1)."""
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"{optimizer}: betas must lie in [0, 1), got {betas}")
 
 
 def _with_gradient_by_dtype(params: Iterable[Tensor]) -> Iterable[list[Tensor]]:
