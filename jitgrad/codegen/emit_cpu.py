@@ -20,7 +20,7 @@ def emit(kernel: Kernel) -> str:
         lines.append(_commented(f"    {operand.name} = pointer(args, {k}, {dtype_name(operand.dtype)})", operand.type))
     for k, size in enumerate(kernel.sizes, 1 + len(kernel.operands)):
         lines.append(f"    {size} = args[{k}]")
-    numbers = {operand.name: k for k, operand in enumerate(kernel.operands)}
+    numbers = {operand.name: k for k, operand in enumerate((*kernel.operands, *kernel.tables))}
     lines.extend(_Spelling(numbers).block(kernel.body, "    "))
     return "\n".join(lines) + "\n"
 

@@ -5,7 +5,9 @@
     map      every element of one space by itself
     row      reductions along the inner loops, with what feeds and follows them: one row at a time
     column   reductions along the outer loops: partial sums per block of rows, then their sum
+    foreach  one body over the elements of many tensors (the op of that name)
     full     one result, or few: partial results per block, then their combination
+    matmul   one matrix product with what follows it, in a module of its own
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jitgrad.codegen.foreach import lower_foreach
 from jitgrad.codegen.kernel import Launch, Lowered
+from jitgrad.codegen.matmul import lower_matmul
 from jitgrad.codegen.reduce import lower_column, lower_full, lower_row
 from jitgrad.codegen.region import Region, analyse
 from jitgrad.codegen.templates import lower_map
@@ -24,11 +28,15 @@ from jitgrad.ir.types import TensorType
 
 def lower(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any], shared: tuple[tuple[int, int], ...],
           where: Where) -> Lowered:
-    """The kernels of a region node. `shared` holds pairs (output, input) that are one memory."""
+    """The kernels of a region or foreach node. `shared` holds pairs (output, input) that are one memory."""
+    if op.kind == "foreach":
+        return lower_foreach(inputs, attrs, shared)
     return lower_body(attrs["body"], attrs["template"], shared)
 
 
 def lower_body(body: Graph, template: str, shared: tuple[tuple[int, int], ...] = ()) -> Lowered:
+    if template == "matmul":
+        return lower_matmul(body, shared)
     region = analyse(body, shared)
     launches = TEMPLATES[template](region)
     return Lowered(tuple(launches), tuple(region.scratch))

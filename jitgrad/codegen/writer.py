@@ -53,6 +53,8 @@ class Writer:
         self.producers = producers
         self.buffers = buffers
         self.operands: dict[Buffer, Operand] = {}
+        self.tables: dict[Buffer, Operand] = {}      # operands whose pointers the kernel takes from a table,
+        self.table_level = 0                         # in the loop at this depth
         self.sizes: dict[str, int] = {}
         self.levels = [Level([])]
         self.loops: dict[int, Axis] = {}            # first atom of each loop known here -> the loop
@@ -63,6 +65,8 @@ class Writer:
 
     def operand(self, buffer: Buffer, dtype: DType, type: str) -> str:
         """The name of the pointer to `buffer`."""
+        if buffer in self.tables:
+            return self.tables[buffer].name
         if buffer not in self.operands:
             self.operands[buffer] = Operand(f"p{len(self.operands)}", dtype, type)
         return self.operands[buffer].name
@@ -221,6 +225,8 @@ class Writer:
     def _load(self, value: Value, index: Index) -> tuple[str, int]:
         operand = self.operand(self.buffers[value], value.dtype, str(value.type))
         level = self.level_of_atoms(self.axes.flat(index))
+        if self.buffers[value] in self.tables:
+            level = max(level, self.table_level)
         name = self.fresh()
         self.emit(Load(name, operand, self.offset(operand, value.type, index)), level)
         return name, level
@@ -262,7 +268,7 @@ class Writer:
 
     def flush(self) -> None:
         for buffer, place, name in self.pending:
-            self.emit(Store(self.operands[buffer].name, place, name))
+            self.emit(Store((self.tables.get(buffer) or self.operands[buffer]).name, place, name))
         self.pending.clear()
 
     # ---- reductions
@@ -297,7 +303,8 @@ class Writer:
 
     def kernel(self, name: str) -> tuple[Kernel, tuple[Buffer | int, ...]]:
         """The finished kernel, and its arguments in order."""
-        made = Kernel(name, tuple(self.operands.values()), tuple(self.sizes), self.levels[0].body)
+        made = Kernel(name, tuple(self.operands.values()), tuple(self.sizes), self.levels[0].body,
+                      tuple(self.tables.values()))
         return made, (*self.operands, *self.sizes.values())
 
 
