@@ -3,9 +3,9 @@
 In goes the text of one Python function ``(args, begin, end, thread)`` in the dialect of `jitgrad.kernels.cpu`; out
 comes an ELF object whose symbol `kernel` is ``void kernel(int64 *args, int64 begin, int64 end, int64 thread)``.
 
-Numba is used as a front end alone: a short list of its passes turns text into LLVM IR, with an explicit signature,
-without wrappers and without Numba's own two rounds of optimization. LLVM then optimizes once, for the exact processor
-of this machine or for a named level, and with full-width vectors.
+Numba is used as a front end alone (`kernels.cpu.frontend`): it turns text into LLVM IR, with an explicit signature and
+without wrappers. LLVM then optimizes once, for the exact processor of this machine or for a named level, and with
+full-width vectors.
 """
 
 from __future__ import annotations
@@ -20,24 +20,12 @@ from typing import Any
 
 import llvmlite.binding as llvm
 from numba.core import types
-from numba.core.codegen import CPUCodeLibrary
-from numba.core.compiler import CompilerBase, Flags, compile_extra
 from numba.core.compiler_lock import global_compiler_lock
-from numba.core.compiler_machinery import PassManager
-from numba.core.registry import cpu_target
-from numba.core.typed_passes import (
-    AnnotateTypes,
-    IRLegalization,
-    NativeLowering,
-    NoPythonBackend,
-    NopythonTypeInference,
-    PreLowerStripPhis,
-)
-from numba.core.untyped_passes import FixupArgs, IRProcessing, ReconstructSSA, TranslateByteCode
 
 from jitgrad import objectfile
 from jitgrad.errors import CompileError, complain
 from jitgrad.kernels.cpu import intrinsics, math, native, tile, tile_native
+from jitgrad.kernels.cpu.frontend import lower_function
 
 TEACHERS = (native, tile_native)                # importing them is what teaches Numba the names of math and tile
 SIGNATURE = types.void(types.CPointer(types.int64), types.int64, types.int64, types.int64)
@@ -120,44 +108,10 @@ def vocabulary() -> dict[str, Any]:
     return {**math.NAMES, **tile.NAMES, **intrinsics.NAMES}
 
 
-class _Pipeline(CompilerBase):  # type: ignore[misc]
-    """The passes that kernel text needs. It has no closures, no generators, nothing to be rewritten."""
-
-    def define_pipelines(self) -> list[PassManager]:
-        manager = PassManager("jitgrad kernel")
-        for step in (TranslateByteCode, FixupArgs, IRProcessing, ReconstructSSA, NopythonTypeInference,
-                     PreLowerStripPhis, IRLegalization, AnnotateTypes, NativeLowering, NoPythonBackend):
-            manager.add_pass(step, step.__name__)
-        manager.finalize()
-        return [manager]
-
-
-class _Library(CPUCodeLibrary):  # type: ignore[misc]
-    """Collects LLVM modules; leaves optimizing and loading to us."""
-
-    def _optimize_functions(self, module: llvm.ModuleRef) -> None:
-        pass
-
-    def finalize(self) -> None:
-        for library in dict.fromkeys(self._linking_libraries):
-            self._final_module.link_in(library._get_module_for_linking(), preserve=True)
-        self._finalized = True
-
-    def enable_object_caching(self) -> None:
-        pass
-
-
 def _lower(function: FunctionType, target: Target) -> llvm.ModuleRef:
     """The LLVM module of `function`, unoptimized, with `kernel` as its only visible symbol."""
-    context = cpu_target.target_context
-    flags = Flags()
-    flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
-    flags.error_model = "numpy"
-    library = _Library(context.codegen(), function.__name__)
-    result = compile_extra(cpu_target.typing_context, context, function, SIGNATURE.args, SIGNATURE.return_type, flags,
-                           {}, library=library, pipeline_class=_Pipeline)
-    library.finalize()
-    module = library._final_module
+    result = lower_function(function, SIGNATURE.args, SIGNATURE.return_type)
+    module = result.library._final_module
     module.triple = target.triple
     module.data_layout = str(_machine(target).target_data)
     entry = _ENTRY.format(symbol=objectfile.SYMBOL, function=result.fndesc.llvm_func_name)

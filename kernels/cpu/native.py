@@ -4,20 +4,23 @@ Importing this module is all there is to do; it is the only one here that needs 
 is compiled, never before. Every function object keeps its plain Python meaning; Numba gets
 
 * one LLVM instruction or intrinsic for each name of `scalar` that stands for one,
-* `forceinline` for every function marked with `scalar`: inlined with its own flags, which are none.
+* for every function marked with `scalar` its LLVM code, always inlined, with no flags on its arithmetic.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from jitgrad.kernels.cpu import math, scalar
+from jitgrad.kernels.cpu.frontend import lower_function
 from llvmlite import ir
 from numba.core import types
-from numba.extending import lower_builtin, overload, register_jitable, type_callable
+from numba.core.compiler import CompileResult
+from numba.core.typing.templates import AbstractTemplate, infer_global
+from numba.extending import lower_builtin, type_callable
 
-INLINE = {"forceinline": True, "error_model": "numpy", "no_cpython_wrapper": True}
 CONTRACT = ("contract",)
 
 Emit = Callable[[Any, ir.IRBuilder, Any, Any], ir.Value]
@@ -117,20 +120,48 @@ def _teach_instructions() -> None:
     instruction(scalar.bit_width, 1, first, _bit_width)
 
 
+# --- functions that are made of instructions ------------------------------------------------------------------------
+
+Body = Callable[..., Any]
+
+
+@functools.cache
+def compiled(body: Body, arguments: tuple[types.Type, ...]) -> CompileResult:
+    """The LLVM module of a scalar function for these types, made once in a process."""
+    return lower_function(body, arguments, inline=True)
+
+
+def teach(function: Body, choose: Callable[[types.Type], Body]) -> None:
+    """A call of `function` is a call of the body that `choose` gives for the type of the first argument; the body is
+    compiled when it is first needed, and inlined by LLVM."""
+
+    class Template(AbstractTemplate):  # type: ignore[misc]
+        key = function
+
+        def generic(self, arguments: Any, keywords: Any) -> Any:
+            kinds = tuple([types.unliteral(a) for a in arguments])
+            return compiled(choose(kinds[0]), kinds).signature
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+        made = compiled(choose(signature.args[0]), signature.args)
+        context.active_code_library.add_linking_library(made.library)
+        return context.call_internal_no_propagate(builder, made.fndesc, signature, values)[1]
+
+    infer_global(function, types.Function(Template))
+    lower_builtin(function, types.VarArg(types.Any))(emit)
+
+
 def _teach_functions() -> None:
     for function in scalar.SCALARS.values():
-        register_jitable(**INLINE)(function)
+        teach(function, lambda kind, function=function: function)
     for function, *bodies in scalar.DISPATCHERS.values():
-        overload(function, jit_options=INLINE, strict=False)(_chooser(*bodies))
+        teach(function, functools.partial(_body, *bodies))
 
 
-def _chooser(single: Callable[..., Any], double: Callable[..., Any], whole: Callable[..., Any]) -> Callable[..., Any]:
-    def choose(*arguments: Any) -> Callable[..., Any]:
-        if isinstance(arguments[0], types.Integer):
-            return whole
-        return single if arguments[0] == types.float32 else double
-
-    return choose
+def _body(single: Body, double: Body, whole: Body, kind: types.Type) -> Body:
+    if isinstance(kind, types.Integer):
+        return whole
+    return single if kind == types.float32 else double
 
 
 assert math.NAMES, "the scalar functions must be defined before Numba learns them"
