@@ -54,7 +54,8 @@ def symbols(data: bytes, machine: str) -> tuple[set[str], set[str]]:
 
 def _read_symbols(data: bytes, machine: int) -> tuple[set[str], set[str]]:
     sections = list(_sections(data, machine))
-    defined, needed = set(), set()
+    defined: set[str] = set()
+    needed: set[str] = set()
     for section in sections:
         kind, offset, size, link = section[1], section[4], section[5], section[6]
         if kind != _SYMBOL_TABLE:
@@ -71,7 +72,7 @@ def _read_symbols(data: bytes, machine: int) -> tuple[set[str], set[str]]:
 def _sections(data: bytes, machine: int) -> Iterator[tuple[int, ...]]:
     """The section headers, each known to lie within the file."""
     header = _HEADER.unpack_from(data)
-    (magic, bits, order), kind, processor, table, width, count = header[:3], *header[6:8], header[11], *header[16:18]
+    magic, bits, order, kind, processor, table, width, count = (header[k] for k in (0, 1, 2, 6, 7, 11, 16, 17))
     if (magic, bits, order, kind, width) != (b"\x7fELF", 2, 1, _RELOCATABLE, _SECTION.size):
         raise ObjectError("not a 64-bit little-endian relocatable ELF file")
     if processor != machine:

@@ -26,11 +26,12 @@ def run_plain(source: str, name: str, args: Sequence[np.ndarray | int], begin: i
 
     The error word that the kernel set, as (code, item, value), or None. IndexError names kernel, operand and element
     of an access outside of an array."""
-    block = standins.Arguments(name, args)
+    block: Any = standins.Arguments(name, args)
     kernel = define(source, name)
     with np.errstate(all="ignore"):
         kernel(block, begin, end, thread)
-    return block.error
+    failure: Failure | None = block.error
+    return failure
 
 
 @lru_cache(maxsize=512)

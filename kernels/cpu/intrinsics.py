@@ -388,6 +388,6 @@ NAMES: dict[str, Any] = {
     "u32": u32, "u8": u8, "boolean": boolean,
     "reassociate_add": reassociate_add, "reassociate_mul": reassociate_mul, "reassociate_max": reassociate_max,
     "reassociate_min": reassociate_min,
-    "peek": peek, "poke": poke, "fetch_add": fetch_add, "swap_if_equal": swap_if_equal, "relax": relax, "nanoseconds": nanoseconds,
-    "call_kernel": call_kernel, "call_system": call_system,
+    "peek": peek, "poke": poke, "fetch_add": fetch_add, "swap_if_equal": swap_if_equal, "relax": relax,
+    "nanoseconds": nanoseconds, "call_kernel": call_kernel, "call_system": call_system,
 }

@@ -1,0 +1,85 @@
+"""Arenas: the memory for a plan's intermediate values, lent to one call at a time.
+
+`lend(size)` gives an arena that nobody else has, `give_back` returns it. Idle arenas are shared by all plans, up to
+`LIMIT` bytes; beyond it some are freed.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import numpy as np
+
+LIMIT = 1 << 30                                             # bytes of idle arenas
+ALIGNMENT = 64
+
+
+class Arena:
+    """Aligned, uninitialized memory: `bytes`, and its `address`."""
+
+    __slots__ = ("address", "bytes")
+
+    def __init__(self, nbytes: int):
+        whole = np.empty(nbytes + ALIGNMENT, np.uint8)
+        shift = -whole.ctypes.data % ALIGNMENT
+        self.bytes = whole[shift:shift + nbytes]
+        self.address: int = self.bytes.ctypes.data
+
+
+class ArenaPool:
+    """Idle arenas by size class; in each class the one given back last is lent first."""
+
+    def __init__(self, limit: int = LIMIT):
+        self.limit = limit
+        self.idle_bytes = 0
+        self._idle: dict[int, list[Arena]] = {}             # the class used last stands last
+        self._lock = threading.Lock()
+
+    def lend(self, size: int) -> Arena:
+        """An arena of `size` bytes, which is a `size_class`."""
+        with self._lock:
+            stack = self._idle.get(size)
+            if stack:
+                self.idle_bytes -= size
+                return stack.pop()
+        return Arena(size)
+
+    def give_back(self, arena: Arena) -> None:
+        """Take an arena back from a call that has ended."""
+        size = arena.bytes.size
+        with self._lock:
+            self._idle.setdefault(size, []).append(arena)
+            self.idle_bytes += size
+            if self.idle_bytes > self.limit:
+                self._shrink(size)
+
+    def clear(self) -> None:
+        """Free every idle arena."""
+        with self._lock:
+            self._idle.clear()
+            self.idle_bytes = 0
+
+    def renew_lock(self) -> None:
+        """In the child of a fork: a thread that no longer exists may have held the lock."""
+        self._lock = threading.Lock()
+
+    def _shrink(self, newest: int) -> None:
+        """Free arenas until the limit holds, those of the class `newest` last."""
+        for size in [*(size for size in self._idle if size != newest), newest]:
+            stack = self._idle[size]
+            while stack and self.idle_bytes > self.limit:
+                del stack[0]
+                self.idle_bytes -= size
+
+
+def size_class(nbytes: int) -> int:
+    """`nbytes` rounded up to one of eight sizes per power of two, so that plans of like size share arenas."""
+    step = max(ALIGNMENT, 1 << max(0, (nbytes - 1).bit_length() - 4))
+    return -(-nbytes // step) * step
+
+
+arenas = ArenaPool()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=arenas.renew_lock)

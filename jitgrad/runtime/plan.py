@@ -1,0 +1,239 @@
+"""A plan that can be called: a `PlanSpec`, the addresses of its kernels, and memory to run it in.
+
+    plan = Plan(spec, addresses)
+    results = plan.run([x, w, b])
+
+A call borrows a *frame* (the entries, argument blocks and error word that the native loop works on) and, if the plan
+has intermediate values, an arena; both go back when it ends, so calls from several threads, from callbacks or from the
+plan itself never share memory. Only addresses that change from call to call are written again, natively.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from jitgrad.errors import ShapeError, complain
+from jitgrad.ir.op import REGISTRY
+from jitgrad.ir.types import TensorType
+from jitgrad.kernels.cpu import tape
+from jitgrad.runtime import build, errors, threads
+from jitgrad.runtime.memory import Arena, arenas, size_class
+from jitgrad.runtime.spec import Entry, HostCall, Output, PlanSpec, Ref
+
+__all__ = ["Entry", "HostCall", "Output", "Plan", "PlanSpec", "Ref"]
+
+_NOTHING = np.empty(0)                                      # stands for an output that has no memory of its own
+_ARENA_SLOT, _CONSTANT_SLOT, _EXTRA_SLOTS = 0, 1, 2         # pointers behind those of inputs and outputs
+
+
+class Plan:
+    """See the module. `pointers` and `execute` are for callers that know addresses; `run` is for arrays."""
+
+    def __init__(self, spec: PlanSpec, kernels: Mapping[str, int]):
+        self.spec = spec
+        self.kernels = dict(kernels)
+        self.constants = Arena(len(spec.constants))
+        self.constants.bytes[:] = np.frombuffer(spec.constants, np.uint8)
+        self.pointers = np.zeros(len(spec.inputs) + len(spec.outputs), np.int64)
+        self._own = [(output.type.shape, output.type.dtype.numpy) if output.source == ("output", k) else None
+                     for k, output in enumerate(spec.outputs)]
+        self._all_own = None not in self._own
+        self._threaded = any(entry.items > 1 for entry in spec.entries)
+        self._pack = struct.Struct(f"{self.pointers.size}q").pack_into
+        self._walk = threads.walk()
+        self._arena_size = size_class(spec.arena) if spec.arena else 0
+        self._idle: list[Frame] = []
+
+    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The outputs for `inputs`, which must be C-contiguous and of the right types; inputs in `spec.written` are
+        overwritten. OutOfRangeError or DivisionByZeroError, with the user's line, when a kernel reports it."""
+        own = [_NOTHING if new is None else np.empty(*new) for new in self._own]
+        frame = self._borrow()
+        try:
+            self._pack(frame.memory, frame.pointers, *map(id, inputs), *map(id, own))
+            self._walk(*frame.start)
+            if frame.words[tape.STATUS]:
+                _Call(self, frame, inputs, own).finish()
+            if self._all_own:
+                return own
+            return [self._result(output, frame, inputs, own) for output in self.spec.outputs]
+        finally:
+            self._give_back(frame)
+
+    def execute(self) -> None:
+        """Run on the memory that `pointers` names: addresses of the inputs, then of the outputs. For plans without
+        host calls; whoever calls it sees to it that no other thread does so with this plan."""
+        frame = self._borrow()
+        try:
+            frame.memory[frame.pointers:frame.pointers + self.pointers.nbytes] = self.pointers.tobytes()
+            self._walk(*frame.start_from_addresses)
+            if frame.words[tape.STATUS]:
+                _Call(self, frame, (), ()).finish()
+        finally:
+            self._give_back(frame)
+
+    def _borrow(self) -> Frame:
+        try:
+            frame = self._idle.pop()
+        except IndexError:
+            frame = Frame(self)
+        if self._threaded:
+            frame.words[tape.LIMIT] = threads.limit()
+        if self._arena_size:
+            frame.lend(arenas.lend(self._arena_size))
+        return frame
+
+    def _give_back(self, frame: Frame) -> None:
+        if frame.arena is not None:
+            arenas.give_back(frame.arena)
+            frame.arena = None
+        self._idle.append(frame)
+
+    def _result(self, output: Output, frame: Frame, inputs: Sequence[np.ndarray],
+                own: Sequence[np.ndarray]) -> np.ndarray:
+        space, k = output.source
+        if space == "input" and inputs[k].shape == output.type.shape:
+            return inputs[k]
+        array = locate(output.source, output.type, self, frame, inputs, own)
+        return array if space in ("input", "output") else array.copy()
+
+
+class Frame:
+    """What the native loop needs for one call of a plan, in one piece of memory. Its layout is `kernels.cpu.tape`'s:
+    header, entries, pointers, patches, and an argument block per entry."""
+
+    def __init__(self, plan: Plan):
+        spec = plan.spec
+        self.arena: Arena | None = None
+        slots = plan.pointers.size + _EXTRA_SLOTS
+        patches = list(_patches(spec))
+        entries_at = 8 * tape.FRAME_WORDS
+        self.pointers = entries_at + tape.ENTRY_BYTES * len(spec.entries)
+        patches_at = self.pointers + 8 * slots
+        blocks_at = patches_at + tape.PATCH_BYTES * len(patches)
+        total = blocks_at + 8 * sum(1 + len(entry.arguments) for entry in spec.entries)
+        array = threads.aligned(total)
+        self.address = array.ctypes.data
+        self.words = array.data
+        self.memory = self.words.cast("B")
+        self._write_header(spec, entries_at, patches_at, len(patches), plan.pointers.size)
+        block = blocks_at
+        starts = []
+        for k, entry in enumerate(spec.entries):
+            starts.append(block)
+            function = 0 if entry.kernel is None else plan.kernels[entry.kernel]
+            self._write(entries_at + tape.ENTRY_BYTES * k, function, self.address + block, entry.items, 0)
+            self._write(block, self.address, *[a if isinstance(a, int) else 0 for a in entry.arguments])
+            block += 8 * (1 + len(entry.arguments))
+        for k, (entry_index, argument, slot, offset) in enumerate(patches):
+            word = self.address + starts[entry_index] + 8 * (1 + argument)
+            self._write(patches_at + tape.PATCH_BYTES * k, word, slot, offset)
+        self.extra = self.pointers // 8 + plan.pointers.size
+        self.words[self.extra + _CONSTANT_SLOT] = plan.constants.address
+        numbers = [ctypes.c_int64(v) for v in (self.address, 0, 0, tape.OBJECT_IDS, tape.ADDRESSES)]
+        self.start = numbers[:4]
+        self.start_from_addresses = numbers[:3] + numbers[4:]
+
+    def lend(self, arena: Arena) -> None:
+        """Use `arena` from now on."""
+        self.arena = arena
+        self.words[self.extra + _ARENA_SLOT] = arena.address
+
+    def _write_header(self, spec: PlanSpec, entries_at: int, patches_at: int, patches: int, objects: int) -> None:
+        header = {tape.ENTRIES: self.address + entries_at, tape.COUNT: len(spec.entries),
+                  tape.POINTERS: self.address + self.pointers, tape.OBJECTS: objects,
+                  tape.PATCHES: self.address + patches_at, tape.PATCH_COUNT: patches,
+                  tape.POOL: threads.pool(), tape.LIMIT: 1}
+        for word, value in header.items():
+            self.words[word] = value
+
+    def _write(self, offset: int, *values: int) -> None:
+        struct.pack_into(f"{len(values)}q", self.memory, offset, *values)
+
+
+class _Call:
+    """The rest of a call whose native loop has returned before the end."""
+
+    def __init__(self, plan: Plan, frame: Frame, inputs: Sequence[np.ndarray], own: Sequence[np.ndarray]):
+        self.plan, self.frame, self.inputs, self.own = plan, frame, inputs, own
+
+    def finish(self) -> None:
+        """Do what the loop returned for and go on, until the last entry is done. Between two rounds Python handles
+        signals: this is where Ctrl-C arrives."""
+        words = self.frame.words
+        while (status := words[tape.STATUS]) != tape.DONE:
+            position = words[tape.POSITION]
+            if status == tape.ERROR:
+                entry = self.plan.spec.entries[position]
+                raise errors.explain(words[tape.ERROR_CODE], words[tape.ERROR_VALUE], entry.name, entry.where)
+            if status == tape.HOST:
+                self.host_call(self.plan.spec.entries[position])
+                position += 1
+            elif status == tape.START:
+                words[tape.LIMIT] = threads.start(words[tape.LIMIT])
+            self.plan._walk(self.frame.address, position, 0, tape.RESUME)
+
+    def host_call(self, entry: Entry) -> None:
+        """Carry out an entry with NumPy."""
+        host = entry.host
+        assert host is not None
+        arrays = [self.at(ref, type) for ref, type in host.inputs]
+        with np.errstate(all="ignore"):
+            results = REGISTRY[host.op].eager(*arrays, **host.attrs)
+        results = results if isinstance(results, tuple) else (results,)
+        for (ref, type), result in zip(host.outputs, results, strict=True):
+            if result.shape != type.shape:
+                raise complain(ShapeError, host.op, f"gave shape {result.shape} instead of {type}", where=entry.where)
+            np.copyto(self.at(ref, type), result, casting="same_kind")
+
+    def at(self, ref: Ref, type: TensorType) -> np.ndarray:
+        return locate(ref, type, self.plan, self.frame, self.inputs, self.own)
+
+
+def locate(ref: Ref, type: TensorType, plan: Plan, frame: Frame, inputs: Sequence[np.ndarray],
+           own: Sequence[np.ndarray]) -> np.ndarray:
+    """The memory at `ref` as an array of `type`."""
+    space, place = resolve(plan.spec, ref)
+    if space in ("input", "output"):
+        memory = (inputs if space == "input" else own)[place].reshape(-1).view(np.uint8)[:type.nbytes]
+    else:
+        arena = frame.arena if space == "arena" else plan.constants
+        assert arena is not None
+        memory = arena.bytes[place:place + type.nbytes]
+    return memory.view(type.dtype.numpy).reshape(type.shape)
+
+
+def resolve(spec: PlanSpec, ref: Ref) -> Ref:
+    """Where the memory at `ref` really is: an output may have the memory of an input or of another output."""
+    return spec.outputs[ref[1]].source if ref[0] == "output" else ref
+
+
+def load_plan(spec: PlanSpec) -> Plan | None:
+    """The plan of `spec`, if all of its kernels can be had without compiling or their text is with it."""
+    found = {key: build.find_kernel(key, name) for key, name in spec.kernels.items()}
+    missing = {key: spec.sources.get(key) for key, address in found.items() if address is None}
+    if any(text is None for text in missing.values()):
+        return None
+    rebuilt = build.kernels([(text, spec.kernels[key]) for key, text in missing.items() if text is not None])
+    addresses = {key: address for key, address in {**found, **rebuilt}.items() if address is not None}
+    return Plan(spec, addresses) if set(spec.kernels) <= set(addresses) else None
+
+
+def _patches(spec: PlanSpec) -> Iterator[tuple[int, int, int, int]]:
+    """(entry, argument, pointer slot, byte offset) of every argument that is memory."""
+    inputs = len(spec.inputs)
+    extra = inputs + len(spec.outputs)
+    first_slot = {"arena": extra + _ARENA_SLOT, "constant": extra + _CONSTANT_SLOT}
+    for k, entry in enumerate(spec.entries):
+        for position, argument in enumerate(entry.arguments):
+            if isinstance(argument, int):
+                continue
+            space, place = resolve(spec, argument)
+            if space in first_slot:
+                yield k, position, first_slot[space], place
+            else:
+                yield k, position, place + (inputs if space == "output" else 0), 0

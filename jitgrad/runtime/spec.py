@@ -1,0 +1,239 @@
+"""What a plan is, as data: which kernels run in which order on which memory.
+
+A `PlanSpec` holds no code and no address, so it can be stored as JSON and read by another process. Reading it checks
+every field: a file that says anything else raises ValueError.
+
+Memory is named by a Ref, ``(space, place)``: ``("input", k)``, ``("output", k)``, ``("arena", byte offset)`` or
+``("constant", byte offset)``.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jitgrad import dtypes
+from jitgrad.dtypes import DType
+from jitgrad.ir.graph import Graph, Where
+from jitgrad.ir.op import REGISTRY
+from jitgrad.ir.parse import parse_graph
+from jitgrad.ir.types import TensorType, parse_type
+
+Ref = tuple[str, int]
+SPACES = ("input", "output", "arena", "constant")
+_KEY = re.compile(r"[0-9a-f]{16,64}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A result. `source` is ("output", its own index) for fresh memory, another output's Ref to share that one's
+    memory, or the Ref of an input: then that very input is returned."""
+
+    type: TensorType
+    source: Ref
+
+
+@dataclass(frozen=True, slots=True)
+class HostCall:
+    """An entry that Python carries out: the NumPy form of the op called `op`."""
+
+    op: str
+    attrs: Mapping[str, Any]
+    inputs: tuple[tuple[Ref, TensorType], ...]
+    outputs: tuple[tuple[Ref, TensorType], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One step: a kernel (by its cache key) for `items` work items with `arguments`, or a host call."""
+
+    name: str
+    kernel: str | None
+    host: HostCall | None
+    items: int
+    arguments: tuple[Ref | int, ...]
+    where: Where = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSpec:
+    """A plan. `written` are the inputs that it overwrites in place, `arena` is in bytes, `sources` the kernels' text
+    by key, with its comments."""
+
+    inputs: tuple[TensorType, ...]
+    outputs: tuple[Output, ...]
+    written: tuple[int, ...]
+    constants: bytes
+    arena: int
+    entries: tuple[Entry, ...]
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_spec(self)
+
+    @property
+    def kernels(self) -> dict[str, str]:
+        """The keys of the kernels that it needs, with a name for each."""
+        return {entry.kernel: entry.name for entry in self.entries if entry.kernel is not None}
+
+    def to_json(self) -> str:
+        """The plan as JSON text, from which `from_json` makes an equal one."""
+        return json.dumps({
+            "inputs": [str(t) for t in self.inputs],
+            "outputs": [[str(o.type), list(o.source)] for o in self.outputs],
+            "written": list(self.written),
+            "constants": base64.b64encode(self.constants).decode(),
+            "arena": self.arena,
+            "entries": [_write_entry(entry) for entry in self.entries],
+            "sources": dict(self.sources),
+        })
+
+    @staticmethod
+    def from_json(text: str) -> PlanSpec:
+        """The plan that `text` describes; ValueError for anything else than the output of `to_json`."""
+        try:
+            return _read_spec(json.loads(text))
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"not a plan: {error!r}") from None
+
+
+# Checks
+
+def _require(condition: bool, problem: str) -> None:
+    if not condition:
+        raise ValueError(f"not a plan: {problem}")
+
+
+def _check_spec(spec: PlanSpec) -> None:
+    _require(all(0 <= k < len(spec.inputs) for k in spec.written), "an input is written that does not exist")
+    _require(spec.arena >= 0, "the arena's size is negative")
+    check_ref = _ref_checker(spec)
+    for output in spec.outputs:
+        check_ref(output.source, output.type.nbytes)
+        if output.source[0] == "output":
+            own = spec.outputs[output.source[1]]
+            _require(own.source == output.source, "an output shares memory with one that has none")
+            _require(own.type.nbytes == output.type.nbytes, "outputs that share memory differ in size")
+    for entry in spec.entries:
+        _check_entry(entry, check_ref)
+
+
+def _check_entry(entry: Entry, check_ref: Callable[[Ref, int], None]) -> None:
+    _require((entry.kernel is None) != (entry.host is None), f"{entry.name}: neither kernel nor host call, or both")
+    _require(0 <= entry.items < 1 << 31, f"{entry.name}: {entry.items} items")
+    _require(entry.kernel is None or bool(_KEY.match(entry.kernel)), f"{entry.name}: a kernel's key is hexadecimal")
+    for argument in entry.arguments:
+        if isinstance(argument, int):
+            _require(-(1 << 63) <= argument < 1 << 63, f"{entry.name}: {argument} is no int64")
+        else:
+            check_ref(argument, 0)
+    if entry.host is not None:
+        _require(entry.host.op in REGISTRY, f"there is no op {entry.host.op!r}")
+        for ref, type in entry.host.inputs + entry.host.outputs:
+            check_ref(ref, type.nbytes)
+
+
+def _ref_checker(spec: PlanSpec) -> Callable[[Ref, int], None]:
+    """A function that checks that `nbytes` at a Ref exist."""
+    sizes = {"arena": spec.arena, "constant": len(spec.constants)}
+    values = {"input": [t.nbytes for t in spec.inputs], "output": [o.type.nbytes for o in spec.outputs]}
+
+    def check(ref: Ref, nbytes: int) -> None:
+        space, place = ref
+        _require(space in SPACES and place >= 0, f"{ref} is no place")
+        if space in values:
+            _require(place < len(values[space]) and nbytes <= values[space][place], f"{nbytes} bytes at {ref}")
+        else:
+            _require(place + nbytes <= sizes[space], f"{nbytes} bytes at {ref}")
+
+    return check
+
+
+# JSON
+
+def _write_entry(entry: Entry) -> dict[str, Any]:
+    host = entry.host and {"op": entry.host.op, "attrs": write_attr(dict(entry.host.attrs)),
+                           "inputs": [[list(r), str(t)] for r, t in entry.host.inputs],
+                           "outputs": [[list(r), str(t)] for r, t in entry.host.outputs]}
+    return {"name": entry.name, "kernel": entry.kernel, "host": host, "items": entry.items,
+            "arguments": [a if isinstance(a, int) else list(a) for a in entry.arguments],
+            "where": entry.where and list(entry.where)}
+
+
+def _read_spec(data: Any) -> PlanSpec:
+    return PlanSpec(
+        tuple([parse_type(t) for t in data["inputs"]]),
+        tuple([Output(parse_type(t), _read_ref(ref)) for t, ref in data["outputs"]]),
+        tuple([_read(k, int) for k in data["written"]]),
+        base64.b64decode(data["constants"], validate=True),
+        _read(data["arena"], int),
+        tuple([_read_entry(entry) for entry in data["entries"]]),
+        {_read(key, str): _read(text, str) for key, text in data["sources"].items()})
+
+
+def _read_entry(data: Any) -> Entry:
+    host = data["host"] and HostCall(_read(data["host"]["op"], str), read_attr(data["host"]["attrs"]),
+                                     _read_places(data["host"]["inputs"]), _read_places(data["host"]["outputs"]))
+    where = data["where"] and (_read(data["where"][0], str), _read(data["where"][1], int))
+    kernel = None if data["kernel"] is None else _read(data["kernel"], str)
+    arguments = tuple([a if type(a) is int else _read_ref(a) for a in data["arguments"]])
+    return Entry(_read(data["name"], str), kernel, host, _read(data["items"], int), arguments, where)
+
+
+def _read(value: Any, kind: type) -> Any:
+    _require(type(value) is kind, f"{value!r} is no {kind.__name__}")
+    return value
+
+
+def _read_ref(data: Any) -> Ref:
+    space, place = data
+    return _read(space, str), _read(place, int)
+
+
+def _read_places(data: Any) -> tuple[tuple[Ref, TensorType], ...]:
+    return tuple([(_read_ref(ref), parse_type(type)) for ref, type in data])
+
+
+def write_attr(value: Any) -> Any:
+    """An attribute as JSON data: None, bool, int and str as they are, everything else as ``{kind: content}``."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return {"float": value.hex()}
+    if isinstance(value, complex):
+        return {"complex": [value.real.hex(), value.imag.hex()]}
+    if isinstance(value, DType):
+        return {"dtype": value.short}
+    if isinstance(value, TensorType):
+        return {"type": str(value)}
+    if isinstance(value, Graph):
+        return {"graph": str(value)}
+    if isinstance(value, (tuple, list)):
+        return {"tuple": [write_attr(v) for v in value]}
+    if isinstance(value, Mapping):
+        return {"dict": {_read(k, str): write_attr(v) for k, v in value.items()}}
+    raise TypeError(f"an attribute of type {type(value).__name__} cannot be stored with a plan")
+
+
+def read_attr(data: Any) -> Any:
+    """The inverse of `write_attr`."""
+    if data is None or isinstance(data, (bool, int, str)):
+        return data
+    ((kind, content),) = data.items()
+    _require(kind in _READERS, f"an attribute of kind {kind!r}")
+    return _READERS[kind](content)
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "float": float.fromhex,
+    "complex": lambda pair: complex(float.fromhex(pair[0]), float.fromhex(pair[1])),
+    "dtype": lambda short: dtypes.BY_SHORT[short],
+    "type": parse_type,
+    "graph": parse_graph,
+    "tuple": lambda items: tuple([read_attr(v) for v in items]),
+    "dict": lambda items: {k: read_attr(v) for k, v in items.items()},
+}

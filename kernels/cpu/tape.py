@@ -1,0 +1,226 @@
+"""The loop that carries out a plan, and the loop of the threads that help it: two kernels like all others.
+
+`run` walks the entries of one frame (a plan's memory for one call) and returns to Python when the plan is done, at an
+entry for Python, at an error, about every tenth of a second, or when it wants threads that do not exist yet. An entry
+that takes long enough is published in the pool as a job: its items are handed out in chunks by an atomic counter, and a
+thread that is late holds up only the chunk that it took. `worker` is what each thread of the pool runs.
+
+All state is int64 words in memory that Python allocates; the constants below are their places. Text is made by
+`source`, which puts the numbers in for the names.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jitgrad.kernels.cpu.intrinsics import (
+        address,
+        call_kernel,
+        call_system,
+        fetch_add,
+        nanoseconds,
+        peek,
+        poke,
+        relax,
+        swap_if_equal,
+    )
+
+# A frame. Its first words are the context that every kernel gets as args[0]; `fail` writes the error word.
+ERROR_CODE, ERROR_ITEM, ERROR_VALUE, ERROR_LOCK = range(4)
+STATUS, POSITION, ENTRIES, COUNT, POINTERS, OBJECTS, PATCHES, PATCH_COUNT, POOL, LIMIT = range(4, 14)
+FRAME_WORDS = 16
+
+# Why `run` returned.
+DONE, HOST, ERROR, PAUSE, START = range(5)
+
+# How `run` is called (its last argument).
+RESUME, ADDRESSES, OBJECT_IDS = range(3)
+
+# An entry: function (0: for Python), argument block, items, and the measured cost in ns on one thread.
+FUNCTION, BLOCK, ITEMS, COST = range(0, 32, 8)
+ENTRY_BYTES = 32
+
+# A patch: word to write (its address), pointer to take, offset to add.
+PATCH_BYTES = 24
+
+# The pool, in bytes; what different threads write is on different cache lines.
+# A ticket is generation << 32 | next chunk.
+TICKET, FINISHED, SLEEPERS, OWNER, WAITING = range(0, 320, 64)
+JOB_FUNCTION, JOB_BLOCK, JOB_FIRST, JOB_ITEMS, JOB_GRAIN, JOB_CHUNKS, JOB_LIMIT = range(320, 376, 8)
+STOP, WORKERS, STARTED, CLOCK, SYSCALL, FUTEX, DATA_OFFSET = range(384, 440, 8)
+POOL_BYTES = 448
+
+CLOSED = 0x7FFFFFFF                     # a chunk number that no job has
+FUTEX_WAIT, FUTEX_WAKE = 128, 129       # private to the process
+SPIN = 20_000                           # ns of waiting before a thread sleeps
+WORTH = 15_000                          # ns on one thread above which an entry is shared
+SLICE = 100_000_000                     # ns after which Python gets a chance to see Ctrl-C
+CHUNKS_PER_THREAD = 4
+
+
+def run(args: Any, begin: int, end: int, mode: int) -> None:
+    """Carry out entries from `begin` on of the frame `args`."""
+    pool = args[POOL]
+    if mode != RESUME:
+        args[ERROR_CODE] = 0
+        pointers = args[POINTERS]
+        if mode == OBJECT_IDS:
+            data_offset = peek(pool + DATA_OFFSET)
+            for k in range(args[OBJECTS]):
+                poke(pointers + 8 * k, peek(peek(pointers + 8 * k) + data_offset))
+        patches = args[PATCHES]
+        for k in range(args[PATCH_COUNT]):
+            patch = patches + PATCH_BYTES * k
+            poke(peek(patch), peek(pointers + 8 * peek(patch + 8)) + peek(patch + 16))
+    entries = args[ENTRIES]
+    count = args[COUNT]
+    limit = args[LIMIT]
+    clock = peek(pool + CLOCK)
+    started = 0
+    status = DONE
+    position = begin
+    while position < count:
+        entry = entries + ENTRY_BYTES * position
+        function = peek(entry + FUNCTION)
+        if function == 0:
+            status = HOST
+            break
+        block = peek(entry + BLOCK)
+        items = peek(entry + ITEMS)
+        if items == 1:
+            call_kernel(function, block, 0, 1, 0)
+            timed = (position & 15) == 15
+        elif limit > peek(pool + WORKERS) + 1:
+            status = START
+            break
+        else:
+            timed = True
+            cost = peek(entry + COST)
+            first = 0
+            begun = nanoseconds(clock)
+            if started == 0:
+                started = begun
+            share = min(items, CHUNKS_PER_THREAD * limit)
+            grain = (items + share - 1) // share
+            if limit > 1 and cost == 0:                     # never measured: time the first chunk
+                first = grain
+                call_kernel(function, block, 0, first, 0)
+                cost = (nanoseconds(clock) - begun) * share
+            if limit > 1 and cost > WORTH and first < items and swap_if_equal(pool + OWNER, 0, 1):
+                ticket = peek(pool + TICKET)
+                generation = ticket >> 32
+                poke(pool + TICKET, (generation << 32) | CLOSED)
+                chunks = (items - first + grain - 1) // grain
+                poke(pool + JOB_FUNCTION, function)
+                poke(pool + JOB_BLOCK, block)
+                poke(pool + JOB_FIRST, first)
+                poke(pool + JOB_ITEMS, items)
+                poke(pool + JOB_GRAIN, grain)
+                poke(pool + JOB_CHUNKS, chunks)
+                poke(pool + JOB_LIMIT, limit)
+                poke(pool + FINISHED, 0)
+                fetch_add(pool + TICKET, (((generation + 1) & CLOSED) << 32) - ((generation << 32) | CLOSED))
+                if peek(pool + SLEEPERS) > 0:
+                    call_system(peek(pool + SYSCALL), peek(pool + FUTEX), pool + TICKET + 4, FUTEX_WAKE, CLOSED, 0)
+                ticket = peek(pool + TICKET)
+                while (ticket & CLOSED) < chunks:
+                    if swap_if_equal(pool + TICKET, ticket, ticket + 1):
+                        low = first + (ticket & CLOSED) * grain
+                        call_kernel(function, block, low, min(low + grain, items), 0)
+                        fetch_add(pool + FINISHED, 1)
+                    ticket = peek(pool + TICKET)
+                waited = nanoseconds(clock)
+                finished = peek(pool + FINISHED)
+                while finished < chunks:
+                    if nanoseconds(clock) - waited > SPIN:
+                        fetch_add(pool + WAITING, 1)
+                        call_system(peek(pool + SYSCALL), peek(pool + FUTEX), pool + FINISHED, FUTEX_WAIT, finished, 0)
+                        fetch_add(pool + WAITING, -1)
+                    relax()
+                    finished = peek(pool + FINISHED)
+                poke(pool + OWNER, 0)
+                taken = (nanoseconds(clock) - begun) * limit
+                poke(entry + COST, (7 * cost + taken) >> 3)
+            else:
+                if first < items:
+                    call_kernel(function, block, first, items, 0)
+                poke(entry + COST, max(1, (cost + nanoseconds(clock) - begun) >> 1 if first == 0 else cost))
+        position += 1
+        if args[ERROR_CODE] != 0:
+            position -= 1
+            status = ERROR
+            break
+        if timed:
+            moment = nanoseconds(clock)
+            if started == 0:
+                started = moment
+            if moment - started > SLICE and position < count:
+                status = PAUSE
+                break
+    args[STATUS] = status
+    args[POSITION] = position
+
+
+def worker(args: Any, begin: int, end: int, thread: int) -> None:
+    """Take chunks of published jobs until the pool stops. `args` is the pool; the thread numbers itself."""
+    pool = address(args)
+    me = fetch_add(pool + STARTED, 1) + 1
+    clock = peek(pool + CLOCK)
+    idle_since = 0
+    while peek(pool + STOP) == 0:
+        ticket = peek(pool + TICKET)
+        chunk = ticket & CLOSED
+        chunks = peek(pool + JOB_CHUNKS)
+        function = peek(pool + JOB_FUNCTION)
+        block = peek(pool + JOB_BLOCK)
+        items = peek(pool + JOB_ITEMS)
+        grain = peek(pool + JOB_GRAIN)
+        low = peek(pool + JOB_FIRST) + chunk * grain
+        if chunk < chunks and me < peek(pool + JOB_LIMIT):
+            if swap_if_equal(pool + TICKET, ticket, ticket + 1):        # so all that was read is of this job
+                call_kernel(function, block, low, min(low + grain, items), me)
+                if fetch_add(pool + FINISHED, 1) + 1 == chunks and peek(pool + WAITING) > 0:
+                    call_system(peek(pool + SYSCALL), peek(pool + FUTEX), pool + FINISHED, FUTEX_WAKE, 1, 0)
+            idle_since = 0
+        elif idle_since == 0:
+            idle_since = nanoseconds(clock)
+        elif nanoseconds(clock) - idle_since < SPIN:
+            for _ in range(8):
+                relax()
+        else:
+            fetch_add(pool + SLEEPERS, 1)
+            if peek(pool + STOP) == 0:
+                call_system(peek(pool + SYSCALL), peek(pool + FUTEX), pool + TICKET + 4, FUTEX_WAIT, ticket >> 32, 0)
+            fetch_add(pool + SLEEPERS, -1)
+            idle_since = 0
+
+
+def wake(args: Any, begin: int, end: int, thread: int) -> None:
+    """Wake every thread of the pool `args`, so that it sees STOP. The generation changes, so that one
+    who is about to sleep does not."""
+    pool = address(args)
+    fetch_add(pool + TICKET, 1 << 32)
+    call_system(peek(pool + SYSCALL), peek(pool + FUTEX), pool + TICKET + 4, FUTEX_WAKE, CLOSED, 0)
+
+
+def source(name: str) -> str:
+    """The text of kernel `run`, `worker` or `wake`, with numbers in place of this module's constants."""
+    tree = ast.parse(inspect.getsource(globals()[name]))
+    return ast.unparse(_Constants().visit(tree))
+
+
+class _Constants(ast.NodeTransformer):
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Constant(globals()[node.id]) if node.id.isupper() else node
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        return ast.arg(node.arg)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        node.returns = None
+        node.body = node.body[1:]                           # the docstring
+        self.generic_visit(node)
+        return node
