@@ -1,0 +1,353 @@
+"""Memory planning: which memory every value of a graph lives in, decided before anything is lowered.
+
+In: a Graph of regions and primitives, in the order in which they will run. Out: `Assignment`, a list of steps (nodes,
+and copies at the end) over `Slot`s. A slot is memory of an input, of an output, of the constants, or a temporary one;
+`place_temporaries` then gives temporary slots their offsets in the arena, reusing what is no longer read.
+
+An output has memory of its own, always. An input that the graph writes is updated in place when nobody needs its old
+contents any more, nothing that may still fail comes later, and the node that makes the new contents reads the old ones
+only where it writes (`shared` says which operand that is). Otherwise the new contents are copied in at the very end.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from jitgrad.ir.axes import Axes, Demands
+from jitgrad.ir.graph import Graph, Node, Value, inner_graphs
+from jitgrad.ir.types import TensorType
+
+ALIGNMENT = 64
+
+MayShare = Callable[[Node, int, int], bool]
+"""(node, output, operand): may the kernel write that output over that operand?"""
+
+
+@dataclass(eq=False, slots=True)
+class Slot:
+    """`space` is input, output, constant or arena; `index` its number there: for constants the byte offset, for the
+    arena too once it is placed. `first` … `last` are the steps between which an arena slot is in use."""
+
+    space: str
+    index: int
+    nbytes: int
+    first: int = 0
+    last: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """One node and its memory. `shared`: pairs (output, operand) that are one slot."""
+
+    node: Node
+    inputs: tuple[Slot, ...]
+    outputs: tuple[Slot, ...]
+    shared: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Copy:
+    """The contents of `source` to `target`."""
+
+    type: TensorType
+    source: Slot
+    target: Slot
+
+
+@dataclass(slots=True)
+class Assignment:
+    """`outputs`: for each output of the graph its slot, which is an input's when that very input is returned and an
+    earlier output's when the two are one value of the program."""
+
+    steps: list[Step | Copy] = field(default_factory=list)
+    outputs: list[Slot] = field(default_factory=list)
+    temporaries: list[Slot] = field(default_factory=list)
+    constants: bytes = b""
+
+
+def assign_memory(graph: Graph, identities: Sequence[tuple[str, int] | None], may_share: MayShare) -> Assignment:
+    """See the module's text. `identities` are the outputs' in the program as traced, by `output_identities`."""
+    return _Planner(graph, identities, may_share).run()
+
+
+def output_identities(graph: Graph) -> tuple[tuple[str, int] | None, ...]:
+    """For each output ("input", k) when it is that input returned, ("output", k) when it is an earlier output again,
+    None when it is a value of its own. To be asked before passes make equal what the program kept apart."""
+    written = {position for position, _ in graph.writes}
+    known: dict[Value, tuple[str, int]] = {v: ("input", k) for k, v in enumerate(graph.inputs) if k not in written}
+    found = []
+    for k, v in enumerate(graph.outputs):
+        found.append(known.get(v))
+        known.setdefault(v, ("output", k))
+    return tuple(found)
+
+
+class _Planner:
+    """The state of one assignment. A value's *root* is the value whose memory it is: reshape moves nothing."""
+
+    def __init__(self, graph: Graph, identities: Sequence[tuple[str, int] | None], may_share: MayShare):
+        self.graph = graph
+        self.identities = identities
+        self.may_share = may_share
+        self.root: dict[Value, Value] = {}
+        self.slots: dict[Value, Slot] = {}                  # by root
+        self.made_at: dict[Value, int] = {}
+        self.read_at: dict[Value, list[int]] = {}           # by root, ascending
+        self.last_failure = -1
+        self.assignment = Assignment()
+        self.nodes = [n for n in graph.nodes if n.op.name not in ("reshape", "constant")]
+        self.end = len(self.nodes)
+
+    def run(self) -> Assignment:
+        self._find_roots()
+        self._place_constants()
+        self._look_at_nodes()
+        copies = self._place_outputs()
+        writes = self._place_writes()
+        for position, node in enumerate(self.nodes):
+            self.assignment.steps.append(self._step(node, position))
+        self.assignment.steps += copies + self._final_writes(writes)
+        self._set_lifetimes()
+        return self.assignment
+
+    def _find_roots(self) -> None:
+        for k, v in enumerate(self.graph.inputs):
+            self.root[v] = v
+            self.slots[v] = Slot("input", k, v.type.nbytes)
+        for node in self.graph.nodes:
+            for v in node.outputs:
+                self.root[v] = self.root[node.inputs[0]] if node.op.name == "reshape" else v
+
+    def _place_constants(self) -> None:
+        """All constants in one block; equal ones share their place."""
+        block, known = bytearray(), dict[tuple[str, bytes], int]()
+        for node in self.graph.nodes:
+            if node.op.name == "constant":
+                data = np.asarray(node.op.eager(**node.attrs)).tobytes()
+                content = node.output.dtype.short, data
+                if content not in known:
+                    known[content] = len(block)
+                    block += data.ljust(_round_up(len(data), 16), b"\0")
+                self.slots[node.output] = Slot("constant", known[content], len(data))
+        self.assignment.constants = bytes(block)
+
+    def _look_at_nodes(self) -> None:
+        for position, node in enumerate(self.nodes):
+            for v in node.inputs:
+                self.read_at.setdefault(self.root[v], []).append(position)
+            for v in node.outputs:
+                self.made_at[v] = position
+            if has_effects(node):
+                self.last_failure = position
+
+    def _place_outputs(self) -> list[Step | Copy]:
+        """A slot for every output; copies for those whose value lies elsewhere."""
+        copies: list[Step | Copy] = []
+        for k, (v, identity) in enumerate(zip(self.graph.outputs, self.identities, strict=True)):
+            if identity is not None:
+                space, index = identity
+                self.assignment.outputs.append(
+                    self.slots[self.graph.inputs[index]] if space == "input" else self.assignment.outputs[index])
+                continue
+            slot = Slot("output", k, v.type.nbytes)
+            self.assignment.outputs.append(slot)
+            root = self.root[v]
+            if root in self.slots:
+                copies.append(Copy(v.type, self.slots[root], slot))
+                self.read_at.setdefault(root, []).append(self.end)
+            else:
+                self.slots[root] = slot
+        return copies
+
+    def _place_writes(self) -> list[tuple[Slot, Value]]:
+        """New contents into their input's memory where possible; the (input's slot, value) pairs that remain."""
+        for k, v in self.graph.writes:
+            if self.root[v] in self.slots and self.root[v] is not self.graph.inputs[k]:
+                self.read_at.setdefault(self.root[v], []).append(self.end)
+        remaining = []
+        for k, v in self.graph.writes:
+            target, root = self.slots[self.graph.inputs[k]], self.root[v]
+            if root not in self.slots and self._can_update(self.graph.inputs[k], root):
+                self.slots[root] = target
+            elif root is not self.graph.inputs[k]:
+                remaining.append((target, v))
+        return remaining
+
+    def _can_update(self, old: Value, new: Value) -> bool:
+        """May the node that makes `new` put it over the contents of the input `old`?"""
+        position = self.made_at[new]
+        reads = self.read_at.get(old, [])
+        if self.last_failure >= position or (reads and reads[-1] > position):
+            return False
+        node = self.nodes[position]
+        operands = [j for j, v in enumerate(node.inputs) if self.root[v] is old]
+        if not operands:
+            return True
+        return len(operands) == 1 and self.may_share(node, node.outputs.index(new), operands[0])
+
+    def _step(self, node: Node, position: int) -> Step:
+        inputs = tuple([self.slots[self.root[v]] for v in node.inputs])
+        outputs = []
+        for v in node.outputs:
+            if v not in self.slots:
+                self.slots[v] = self._temporary(v.type.nbytes, position)
+            outputs.append(self.slots[v])
+        shared = tuple([(i, inputs.index(slot)) for i, slot in enumerate(outputs) if slot in inputs])
+        return Step(node, inputs, tuple(outputs), shared)
+
+    def _temporary(self, nbytes: int, first: int) -> Slot:
+        slot = Slot("arena", 0, nbytes, first, first)
+        self.assignment.temporaries.append(slot)
+        return slot
+
+    def _final_writes(self, writes: list[tuple[Slot, Value]]) -> list[Step | Copy]:
+        """Copies into written inputs, last of all. What one of them overwrites and another one reads is saved first."""
+        overwritten = {target for target, _ in writes}
+        saves: list[Step | Copy] = []
+        copies: list[Step | Copy] = []
+        for target, v in writes:
+            source = self.slots[self.root[v]]
+            if source in overwritten:
+                saved = self._temporary(v.type.nbytes, self.end)
+                saves.append(Copy(v.type, source, saved))
+                source = saved
+            copies.append(Copy(v.type, source, target))
+        return saves + copies
+
+    def _set_lifetimes(self) -> None:
+        for position, step in enumerate(self.assignment.steps):
+            used = (*step.inputs, *step.outputs) if isinstance(step, Step) else (step.source, step.target)
+            for slot in used:
+                slot.last = max(slot.last, position)
+                if slot.space == "arena":
+                    slot.first = min(slot.first, position)
+
+
+def has_effects(node: Node) -> bool:
+    """The node, or one inside of it, has an effect that comes before later writes: it may fail, or leave jitgrad."""
+    if node.op.effects - {"random"}:
+        return True
+    return any(has_effects(inner) for _, graph in inner_graphs(node) for inner in graph.nodes)
+
+
+# ---- where a kernel reads ---------------------------------------------------------------------------------------
+
+
+def reads_where_it_writes(node: Node, output: int, operand: int) -> bool:
+    """True when the kernel of a region or foreach reads that operand only where it writes that output."""
+    if node.op.kind == "foreach":
+        return _is_one_group(node, output, operand)
+    if node.op.kind != "region":
+        return False
+    body: Graph = node.attrs["body"]
+    old, new = body.inputs[operand], body.outputs[output]
+    if old.type != new.type or old in body.outputs:
+        return False
+    if node.attrs["template"] in ("map", "row", "column", "full"):
+        return _is_one_place(body, output, operand)
+    return _is_elementwise_from(body, old)
+
+
+def _is_one_place(body: Graph, output: int, operand: int) -> bool:
+    """By the loops that code generation will use: one demand, the output's, along all loops or all kept ones."""
+    demands = Demands(Axes())
+    seeds = [demands.axes.fresh_index(v.shape) for v in body.outputs]
+    for v, seed in zip(body.outputs, seeds, strict=True):
+        demands.add(v, seed)
+    reduced: tuple[int, ...] = ()
+    for node in reversed(body.nodes):
+        for index in [i for v in node.outputs for i in demands.of.get(v, [])]:
+            new = demands.take_node(node, index)
+            if new and reduced:
+                demands.try_unify(partial(demands.axes.unify_atoms, reduced, new))
+            reduced = reduced or new
+    read = demands.only(body.inputs[operand])
+    if read is None or not demands.axes.same(read, seeds[output]):
+        return False
+    loops, inner = demands.space(), frozenset(demands.axes.resolve(reduced))
+    return frozenset(demands.axes.flat(seeds[output])) in (loops, loops - inner)
+
+
+def _is_one_group(node: Node, output: int, operand: int) -> bool:
+    """Of a foreach: a tensor, not a scalar for all groups, and the result of its own group."""
+    groups, shared = node.attrs["groups"], node.attrs["shared"]
+    same_type = node.outputs[output].type == node.inputs[operand].type
+    return same_type and operand >= shared and (operand - shared) % groups == output % groups
+
+
+def _is_elementwise_from(body: Graph, old: Value) -> bool:
+    """Everything computed from `old` is computed elementwise, at its own shape (what follows a matmul, a foreach)."""
+    touched = {old}
+    for node in body.nodes:
+        if not touched.isdisjoint(node.inputs):
+            if node.op.kind != "elementwise" or node.output.shape != old.shape:
+                return False
+            touched.add(node.output)
+    return True
+
+
+# ---- the arena --------------------------------------------------------------------------------------------------
+
+
+def place_temporaries(slots: Sequence[Slot]) -> int:
+    """Give every slot its offset, so that no two in use at one step overlap; the size of the arena in bytes. Each goes
+    where it fits best among what is free; offsets and sizes are multiples of `ALIGNMENT`."""
+    free = _FreeList()
+    ends: list[tuple[int, int, int]] = []                   # (last step, offset, size), sorted
+    for slot in sorted(slots, key=lambda s: (s.first, -s.nbytes)):
+        while ends and ends[0][0] < slot.first:
+            _, offset, size = ends.pop(0)
+            free.give(offset, size)
+        size = _round_up(max(slot.nbytes, 1), ALIGNMENT)
+        slot.index = free.take(size)
+        bisect.insort(ends, (slot.last, slot.index, size))
+    return free.top
+
+
+class _FreeList:
+    """Free blocks below `top`, as sorted lists of offsets and their sizes."""
+
+    def __init__(self) -> None:
+        self.offsets: list[int] = []
+        self.sizes: list[int] = []
+        self.top = 0
+
+    def take(self, size: int) -> int:
+        """The offset of `size` bytes: the start of the smallest free block that holds them, or new ground."""
+        fitting = [(have, k) for k, have in enumerate(self.sizes) if have >= size]
+        if fitting:
+            _, k = min(fitting)
+            offset = self.offsets[k]
+            self.offsets[k] += size
+            self.sizes[k] -= size
+            if not self.sizes[k]:
+                del self.offsets[k], self.sizes[k]
+            return offset
+        if self.offsets and self.offsets[-1] + self.sizes[-1] == self.top:      # grow the last free block
+            self.sizes.pop()
+            offset = self.offsets.pop()
+        else:
+            offset = self.top
+        self.top = offset + size
+        return offset
+
+    def give(self, offset: int, size: int) -> None:
+        """Free a block; free neighbours become one."""
+        k = bisect.bisect(self.offsets, offset)
+        if k < len(self.offsets) and self.offsets[k] == offset + size:
+            size += self.sizes[k]
+            del self.offsets[k], self.sizes[k]
+        if k and self.offsets[k - 1] + self.sizes[k - 1] == offset:
+            self.sizes[k - 1] += size
+        else:
+            self.offsets.insert(k, offset)
+            self.sizes.insert(k, size)
+
+
+def _round_up(n: int, to: int) -> int:
+    return -(-n // to) * to
