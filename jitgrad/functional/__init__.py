@@ -1,0 +1,20 @@
+"""Everything that is derived from primitives: type promotion, broadcasting, and PyTorch's functions on top of them.
+
+Plain functions over Tensors, over values of a graph that is being built, and over numbers; they reach values only
+through primitives. `__all__` are the names that stand in ``jitgrad`` itself, `nn` holds those of
+``jitgrad.nn.functional``; what is used only as a method is in the modules.
+"""
+
+from jitgrad.functional import elementwise, index, linalg, nn, random, reduce, shape
+from jitgrad.functional.core import result_type
+from jitgrad.functional.elementwise import *
+from jitgrad.functional.foreach import foreach
+from jitgrad.functional.index import *
+from jitgrad.functional.linalg import *
+from jitgrad.functional.nn import *
+from jitgrad.functional.random import *
+from jitgrad.functional.reduce import *
+from jitgrad.functional.shape import *
+
+__all__ = [*elementwise.__all__, *reduce.__all__, *shape.__all__, *linalg.__all__, *index.__all__, *random.__all__,
+           *(name for name in nn.__all__ if name not in ("pad", "unfold")), "foreach", "result_type"]

@@ -34,6 +34,13 @@ from jitgrad.functional.reduce import detached
 from jitgrad.functional.shape import chunk
 from jitgrad.ops.builders import broadcast, expand_dims, full_like, ones_like, zeros_like
 
+__all__ = [
+    "alpha_dropout", "celu", "dropout", "dropout1d", "dropout2d", "dropout3d", "elu", "gelu", "glu",
+    "gumbel_softmax", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "log_softmax",
+    "logsigmoid", "mish", "prelu", "relu", "relu6", "selu", "sigmoid", "silu", "softmax", "softmin",
+    "softplus", "softshrink", "softsign", "swish", "tanh", "tanhshrink", "threshold",
+]
+
 
 def _with_inplace(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`function` with an option ``inplace``: its result becomes the contents of the operand."""

@@ -30,6 +30,20 @@ from jitgrad.functional.core import (
 from jitgrad.ir.op import Op
 from jitgrad.ops.builders import full, ones_like, zeros_like
 
+__all__ = [
+    "abs", "absolute", "acos", "acosh", "add", "addcdiv", "addcmul", "arccos", "arccosh", "arcsin", "arcsinh",
+    "arctan", "arctan2", "arctanh", "asin", "asinh", "atan", "atan2", "atanh", "bitwise_and",
+    "bitwise_left_shift", "bitwise_not", "bitwise_or", "bitwise_right_shift", "bitwise_xor", "ceil", "clamp",
+    "clamp_max", "clamp_min", "clip", "copysign", "cos", "cosh", "digamma", "div", "divide", "eq", "erf",
+    "erfc", "erfinv", "exp", "exp2", "expit", "expm1", "fix", "floor", "floor_divide", "fmax", "fmin", "fmod",
+    "frac", "ge", "greater", "greater_equal", "gt", "heaviside", "hypot", "isclose", "isfinite", "isinf",
+    "isnan", "le", "lerp", "less", "less_equal", "lgamma", "log", "log10", "log1p", "log2", "logaddexp",
+    "logical_and", "logical_not", "logical_or", "logical_xor", "logit", "lt", "maximum", "minimum", "mul",
+    "multiply", "nan_to_num", "ne", "neg", "negative", "not_equal", "positive", "pow", "reciprocal",
+    "remainder", "round", "rsqrt", "rsub", "sgn", "sigmoid", "sign", "sin", "sinh", "sqrt", "square", "sub",
+    "subtract", "tan", "tanh", "true_divide", "trunc", "where", "xlogy",
+]
+
 # unary
 
 def _float_function(name: str, op: Op, doc: str) -> Callable[[Tensor], Tensor]:

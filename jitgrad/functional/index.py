@@ -35,6 +35,12 @@ from jitgrad.functional.reduce import Extremes
 from jitgrad.functional.shape import permute, section
 from jitgrad.ops.builders import broadcast, expand_dims, full, zeros_like
 
+__all__ = [
+    "argsort", "argwhere", "bincount", "bucketize", "gather", "histc", "index_add", "index_copy",
+    "index_fill", "index_put", "index_select", "masked_fill", "masked_scatter", "masked_select", "nonzero",
+    "scatter", "scatter_add", "searchsorted", "sort", "take", "take_along_dim", "topk", "unique",
+]
+
 
 @dataclass(frozen=True, slots=True)
 class Advanced:

@@ -14,7 +14,7 @@ from typing import Any
 from jitgrad import dtypes, ops, shapes
 from jitgrad.dtypes import DType
 from jitgrad.errors import DTypeError, DeviceError, ShapeError, complain
-from jitgrad.functional import activation, elementwise, index, linear, random, reduce, shape
+from jitgrad.functional import activation, elementwise, index, linalg, random, reduce, shape
 from jitgrad.functional.core import (
     Operand,
     Tensor,
@@ -87,7 +87,7 @@ class TensorMethods:
     __ifloordiv__ = in_place(elementwise.floor_divide)
     __mod__, __rmod__, __imod__ = elementwise.remainder, _reflected(elementwise.remainder), in_place(elementwise.remainder)
     __pow__, __rpow__, __ipow__ = elementwise.pow, _reflected(elementwise.pow), in_place(elementwise.pow)
-    __matmul__, __rmatmul__, __imatmul__ = linear.matmul, _reflected(linear.matmul), in_place(linear.matmul)
+    __matmul__, __rmatmul__, __imatmul__ = linalg.matmul, _reflected(linalg.matmul), in_place(linalg.matmul)
     __and__, __rand__, __iand__ = elementwise.bitwise_and, elementwise.bitwise_and, in_place(elementwise.bitwise_and)
     __or__, __ror__, __ior__ = elementwise.bitwise_or, elementwise.bitwise_or, in_place(elementwise.bitwise_or)
     __xor__, __rxor__, __ixor__ = elementwise.bitwise_xor, elementwise.bitwise_xor, in_place(elementwise.bitwise_xor)
@@ -212,10 +212,10 @@ class TensorMethods:
     clone = shape.clone
 
     # linear algebra
-    matmul, mm, bmm, mv, dot = linear.matmul, linear.mm, linear.bmm, linear.mv, linear.dot
-    inner, outer, kron, cross = linear.inner, linear.outer, linear.kron, linear.cross
-    addmm, addmv, baddbmm = linear.addmm, linear.addmv, linear.baddbmm
-    addmm_ = in_place(linear.addmm)
+    matmul, mm, bmm, mv, dot = linalg.matmul, linalg.mm, linalg.bmm, linalg.mv, linalg.dot
+    inner, outer, kron, cross = linalg.inner, linalg.outer, linalg.kron, linalg.cross
+    addmm, addmv, baddbmm = linalg.addmm, linalg.addmv, linalg.baddbmm
+    addmm_ = in_place(linalg.addmm)
 
     # indexing
     gather, take, take_along_dim = index.gather, index.take, index.take_along_dim

@@ -22,6 +22,10 @@ from jitgrad.functional.elementwise import add, clamp_min, mul, sub
 from jitgrad.functional.reduce import detached, norm
 from jitgrad.ops.builders import broadcast, expand_dims, full
 
+__all__ = [
+    "batch_norm", "group_norm", "instance_norm", "layer_norm", "local_response_norm", "normalize", "rms_norm",
+]
+
 _HALF = (dtypes.float16, dtypes.bfloat16)
 
 

@@ -19,7 +19,13 @@ from jitgrad.functional.elementwise import add, div, lt, mul
 from jitgrad.functional.index import searchsorted, topk
 from jitgrad.functional.reduce import cumsum
 from jitgrad.functional.shape import section
+from jitgrad.ir import interpreter
 from jitgrad.ops.builders import broadcast, full
+
+__all__ = [
+    "Generator", "bernoulli", "default_generator", "get_rng_state", "initial_seed", "manual_seed",
+    "multinomial", "normal", "seed", "set_rng_state",
+]
 
 _SEED_MASK = (1 << 63) - 1
 
@@ -92,9 +98,12 @@ def set_rng_state(state: Sequence[int]) -> None:
 
 def next_offset(count: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
     """Key and first offset of the next `count` draws, as 0-d int64 operands. The only place where a program
-    takes random numbers from a stream: while compiling another function stands here, which makes them inputs of the
-    plan."""
-    key, offset = (generator or default_generator).advance(count)
+    takes random numbers from a stream."""
+    generator = generator or default_generator
+    draw = getattr(interpreter.state.current, "draw", None)
+    if draw is not None:                    # while compiling: inputs of the plan
+        return draw(generator, count)
+    key, offset = generator.advance(count)
     return constant(key, dtypes.int64), constant(offset, dtypes.int64)
 
 

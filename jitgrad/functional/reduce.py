@@ -32,6 +32,12 @@ from jitgrad.functional.elementwise import isclose, maximum, minimum
 from jitgrad.ir.op import Op
 from jitgrad.ops.builders import expand_dims, full, ones_like, zeros_like
 
+__all__ = [
+    "all", "allclose", "amax", "amin", "aminmax", "any", "argmax", "argmin", "count_nonzero", "cumprod",
+    "cumsum", "diff", "dist", "equal", "kthvalue", "logsumexp", "max", "mean", "median", "min", "nanmean",
+    "nansum", "norm", "prod", "std", "std_mean", "sum", "trace", "var", "var_mean",
+]
+
 
 class Extremes(NamedTuple):
     """Values along one dimension, and where they stand in it (int64)."""

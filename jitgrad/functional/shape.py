@@ -29,6 +29,15 @@ from jitgrad.functional.core import (
 from jitgrad.functional.elementwise import where
 from jitgrad.ops.builders import broadcast, expand_dims, full, zeros_like
 
+__all__ = [
+    "adjoint", "atleast_1d", "atleast_2d", "broadcast_shapes", "broadcast_tensors", "broadcast_to", "cat",
+    "chunk", "clone", "concat", "concatenate", "diag", "diag_embed", "diagonal", "expand", "expand_as",
+    "flatten", "flip", "fliplr", "flipud", "hstack", "meshgrid", "moveaxis", "movedim", "narrow", "permute",
+    "ravel", "repeat", "repeat_interleave", "reshape", "roll", "rot90", "select", "split", "squeeze", "stack",
+    "swapaxes", "swapdims", "t", "tensor_split", "tile", "transpose", "tril", "triu", "unbind", "unflatten",
+    "unsqueeze", "vstack",
+]
+
 # other shapes of the same elements
 
 def reshape(input: Tensor, *shape: Any) -> Tensor:

@@ -25,6 +25,11 @@ from jitgrad.functional.reduce import norm, sum
 from jitgrad.functional.shape import diagonal, movedim, permute
 from jitgrad.ops.builders import broadcast, expand_dims
 
+__all__ = [
+    "addmm", "addmv", "baddbmm", "bmm", "cdist", "cross", "dot", "einsum", "inner", "kron", "matmul", "mm",
+    "mv", "outer", "tensordot", "vdot",
+]
+
 
 def matmul(input: Tensor, other: Tensor) -> Tensor:
     """The matrix product ``input @ other``. 1-d operands count as a row on the left, a column on the right; dimensions

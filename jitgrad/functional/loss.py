@@ -1,0 +1,283 @@
+"""Losses: between predictions and targets, reduced to a mean, a sum, or not at all.
+
+`reduction` is "mean", "sum" or "none". Class indices are int64; classes stand in dimension 1 (dimension 0 of unbatched
+input).
+"""
+
+from __future__ import annotations
+
+import math
+
+from jitgrad import dtypes, ops
+from jitgrad.errors import DTypeError, complain
+from jitgrad.functional.activation import log_softmax, logsigmoid
+from jitgrad.functional.core import (
+    Operand,
+    Tensor,
+    cast,
+    describe,
+    matched,
+    require_shape,
+    size,
+    unknown_choice,
+    widened,
+)
+from jitgrad.functional.elementwise import add, clamp_min, gt, lt, mul, sub, where, xlogy
+from jitgrad.functional.reduce import mean, norm, safe_sqrt, sum
+from jitgrad.ops.builders import broadcast, expand_dims, full, ones_like, zeros_like
+
+__all__ = [
+    "binary_cross_entropy", "binary_cross_entropy_with_logits", "cosine_embedding_loss", "cosine_similarity",
+    "cross_entropy", "gaussian_nll_loss", "hinge_embedding_loss", "huber_loss", "kl_div", "l1_loss",
+    "margin_ranking_loss", "mse_loss", "nll_loss", "pairwise_distance", "poisson_nll_loss", "smooth_l1_loss",
+    "soft_margin_loss", "triplet_margin_loss",
+]
+
+_REDUCTIONS = ("mean", "sum", "none")
+
+
+def _reduced(op: str, loss: Tensor, reduction: str) -> Tensor:
+    if reduction == "mean":
+        return mean(loss)
+    if reduction == "sum":
+        return sum(loss)
+    if reduction == "none":
+        return loss
+    raise unknown_choice(op, "reduction", reduction, _REDUCTIONS)
+
+
+def _pair(op: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    return matched(op, x, y, to_float=True)
+
+
+# regression
+
+def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean", *, weight: Tensor | None = None) -> Tensor:
+    """``(input - target) ** 2``."""
+    difference = ops.sub(*_pair("mse_loss", input, target))
+    loss = ops.mul(difference, difference)
+    return _reduced("mse_loss", loss if weight is None else mul(loss, weight), reduction)
+
+
+def l1_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """``|input - target|``."""
+    return _reduced("l1_loss", ops.abs(ops.sub(*_pair("l1_loss", input, target))), reduction)
+
+
+def smooth_l1_loss(input: Tensor, target: Tensor, reduction: str = "mean", beta: float = 1.0) -> Tensor:
+    """``0.5 * d ** 2 / beta`` where the distance d is below `beta`, ``d - 0.5 * beta`` elsewhere."""
+    if beta == 0:
+        return l1_loss(input, target, reduction)
+    distance = ops.abs(ops.sub(*_pair("smooth_l1_loss", input, target)))
+    near = mul(ops.mul(distance, distance), 0.5 / beta)
+    return _reduced("smooth_l1_loss", where(lt(distance, beta), near, sub(distance, 0.5 * beta)), reduction)
+
+
+def huber_loss(input: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0) -> Tensor:
+    """``0.5 * d ** 2`` where the distance d is at most `delta`, ``delta * (d - 0.5 * delta)`` elsewhere."""
+    distance = ops.abs(ops.sub(*_pair("huber_loss", input, target)))
+    near, far = mul(ops.mul(distance, distance), 0.5), mul(sub(distance, 0.5 * delta), delta)
+    return _reduced("huber_loss", where(gt(distance, delta), far, near), reduction)
+
+
+def poisson_nll_loss(input: Tensor, target: Tensor, log_input: bool = True, full: bool = False, eps: float = 1e-8,
+                     reduction: str = "mean") -> Tensor:
+    """Negative log likelihood of counts under Poisson rates ``exp(input)`` (or `input`)."""
+    if log_input:
+        loss = sub(ops.exp(input), mul(target, input))
+    else:
+        loss = sub(input, mul(target, ops.log(add(input, eps))))
+    if full:
+        stirling = add(sub(xlogy(target, target), target), mul(ops.log(clamp_min(mul(target, 2 * math.pi), eps)), 0.5))
+        loss = where(gt(target, 1), add(loss, stirling), loss)
+    return _reduced("poisson_nll_loss", loss, reduction)
+
+
+def gaussian_nll_loss(input: Tensor, target: Tensor, var: Tensor, full: bool = False, eps: float = 1e-6,
+                      reduction: str = "mean") -> Tensor:
+    """Negative log likelihood under normal distributions of means `input` and variances `var`."""
+    variance = clamp_min(var, eps)
+    difference = sub(input, target)
+    loss = mul(add(ops.log(variance), ops.div(*matched("gaussian_nll_loss", mul(difference, difference), variance))), 0.5)
+    return _reduced("gaussian_nll_loss", add(loss, 0.5 * math.log(2 * math.pi)) if full else loss, reduction)
+
+
+# classes
+
+def cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None = None, ignore_index: int = -100,
+                  reduction: str = "mean", label_smoothing: float = 0.0) -> Tensor:
+    """Negative log probability of the target class under ``softmax(input)``. `input` [N, C, ...]; `target` class indices
+    [N, ...] (of which `ignore_index` counts for nothing) or class probabilities of the shape of `input`; `weight` [C]."""
+    axis = _class_axis("cross_entropy", input)
+    if target.dtype.category == "f":
+        return _soft_cross_entropy(input, target, weight, reduction, label_smoothing, axis)
+    logs = log_softmax(input, axis)
+    nll = nll_loss(logs, target, weight, ignore_index, reduction)
+    if type(label_smoothing) in (int, float) and label_smoothing == 0:
+        return nll
+    smooth = _smooth_part(logs, target, weight, ignore_index, reduction, axis)
+    share = label_smoothing / input.shape[axis]
+    return add(mul(nll, 1.0 - label_smoothing), mul(smooth, share))
+
+
+def _class_axis(op: str, x: Tensor) -> int:
+    require_shape(op, len(x.shape) > 0, "expected at least one dimension, of classes")
+    return 0 if len(x.shape) == 1 else 1
+
+
+def _soft_cross_entropy(x: Tensor, target: Tensor, weight: Tensor | None, reduction: str, label_smoothing: float,
+                        axis: int) -> Tensor:
+    require_shape("cross_entropy", tuple(target.shape) == tuple(x.shape),
+                  f"class probabilities must have the shape of the input: {describe(x)}, target {describe(target)}")
+    if label_smoothing:
+        target = add(mul(target, 1.0 - label_smoothing), label_smoothing / x.shape[axis])
+    terms = ops.mul(log_softmax(x, axis), cast(target, x.dtype))
+    if weight is not None:
+        terms = ops.mul(terms, _along(weight, terms, axis))
+    loss = ops.neg(sum(terms, axis))
+    if reduction == "mean":
+        return mul(sum(loss), 1.0 / max(size(loss.shape), 1))
+    return _reduced("cross_entropy", loss, reduction)
+
+
+def _along(weight: Tensor, x: Tensor, axis: int) -> Tensor:
+    shape = tuple([n if d == axis else 1 for d, n in enumerate(x.shape)])
+    return broadcast(ops.reshape(weight, shape=shape), x.shape)
+
+
+def _smooth_part(logs: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str,
+                 axis: int) -> Tensor:
+    """The loss against equal probabilities, summed over classes."""
+    terms = logs if weight is None else ops.mul(logs, _along(weight, logs, axis))
+    loss = ops.neg(sum(terms, axis))
+    valid, _ = _valid_classes(target, ignore_index)
+    loss = ops.where(valid, loss, zeros_like(loss))
+    if reduction != "mean":
+        return _reduced("cross_entropy", loss, reduction)
+    counted = _class_weights(target, weight, ignore_index, loss.dtype)
+    return ops.div(sum(loss), sum(counted))
+
+
+def nll_loss(input: Tensor, target: Tensor, weight: Tensor | None = None, ignore_index: int = -100,
+             reduction: str = "mean") -> Tensor:
+    """``-input[n, target[n]]`` for log probabilities `input` [N, C, ...] and class indices `target` [N, ...]; the mean is
+    weighted by ``weight[target]``, and `ignore_index` counts for nothing."""
+    axis = _class_axis("nll_loss", input)
+    _check_classes("nll_loss", input, target, axis)
+    valid, safe = _valid_classes(target, ignore_index)
+    picked = ops.gather(input, expand_dims(safe, (axis,)), axis=axis)
+    loss = ops.neg(ops.reshape(picked, shape=tuple(target.shape)))
+    loss = ops.where(valid, loss, zeros_like(loss))
+    if weight is None and reduction != "mean":
+        return _reduced("nll_loss", loss, reduction)
+    counted = _class_weights(target, weight, ignore_index, loss.dtype)
+    loss = loss if weight is None else ops.mul(loss, counted)
+    return ops.div(sum(loss), sum(counted)) if reduction == "mean" else _reduced("nll_loss", loss, reduction)
+
+
+def _check_classes(op: str, x: Tensor, target: Tensor, axis: int) -> None:
+    expected = x.shape[:axis] + x.shape[axis + 1:]
+    if tuple(target.shape) != tuple(expected):
+        require_shape(op, False, f"class indices of {describe(x)} must have shape {list(expected)}, got "
+                                 f"{describe(target)}")
+    if not target.dtype.is_integer:
+        raise complain(DTypeError, op, f"the target must be class indices (int64), got {describe(target)}",
+                       fix="Did you mean target.long()?")
+
+
+def _valid_classes(target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Where the target counts, and the target with 0 in place of what does not, so that every index is in range."""
+    target = cast(target, dtypes.int64)
+    valid = ops.ne(target, full(target.shape, ignore_index, dtypes.int64))
+    return valid, ops.where(valid, target, zeros_like(target))
+
+
+def _class_weights(target: Tensor, weight: Tensor | None, ignore_index: int, dtype: dtypes.DType) -> Tensor:
+    """The weight with which each target counts: 0 for what is ignored."""
+    valid, safe = _valid_classes(target, ignore_index)
+    if weight is None:
+        return ops.cast(valid, dtype=dtype)
+    taken = cast(ops.take(weight, safe, axis=0), dtype)
+    return ops.where(valid, taken, zeros_like(taken))
+
+
+def binary_cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "mean") -> Tensor:
+    """``-(t * log(p) + (1 - t) * log(1 - p))`` with logarithms not below -100."""
+    p, t = _pair("binary_cross_entropy", input, target)
+    one = ones_like(p)
+    positive = ops.mul(t, clamp_min(ops.log(p), -100.0))
+    negative = ops.mul(ops.sub(one, t), clamp_min(ops.log1p(ops.neg(p)), -100.0))
+    loss = ops.neg(ops.add(positive, negative))
+    return _reduced("binary_cross_entropy", loss if weight is None else mul(loss, weight), reduction)
+
+
+def binary_cross_entropy_with_logits(input: Tensor, target: Tensor, weight: Tensor | None = None,
+                                     reduction: str = "mean", pos_weight: Tensor | None = None) -> Tensor:
+    """`binary_cross_entropy` of ``sigmoid(input)``, without overflow; positives count `pos_weight` times."""
+    x, t = _pair("binary_cross_entropy_with_logits", input, target)
+    tail = ops.neg(logsigmoid(x))                              # log(1 + exp(-x))
+    negatives = ops.mul(ops.sub(ones_like(t), t), x)
+    if pos_weight is not None:
+        tail = mul(tail, add(mul(sub(pos_weight, 1), t), 1))
+    loss = ops.add(negatives, tail)
+    return _reduced("binary_cross_entropy_with_logits", loss if weight is None else mul(loss, weight), reduction)
+
+
+def kl_div(input: Tensor, target: Tensor, reduction: str = "mean", log_target: bool = False) -> Tensor:
+    """``target * (log(target) - input)`` for log probabilities `input`; "batchmean" divides by the batch size."""
+    x, t = _pair("kl_div", input, target)
+    loss = ops.mul(ops.exp(t), ops.sub(t, x)) if log_target else ops.sub(xlogy(t, t), ops.mul(t, x))
+    if reduction == "batchmean":
+        return mul(sum(loss), 1.0 / input.shape[0])
+    return _reduced("kl_div", loss, reduction)
+
+
+# margins and similarities
+
+def hinge_embedding_loss(input: Tensor, target: Tensor, margin: float = 1.0, reduction: str = "mean") -> Tensor:
+    """`input` where `target` is 1, ``max(0, margin - input)`` where it is -1."""
+    apart = clamp_min(sub(margin, input), 0)
+    return _reduced("hinge_embedding_loss", where(ops.eq(target, ones_like(target)), input, apart), reduction)
+
+
+def margin_ranking_loss(input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0.0,
+                        reduction: str = "mean") -> Tensor:
+    """``max(0, -target * (input1 - input2) + margin)``."""
+    loss = clamp_min(add(mul(sub(input2, input1), target), margin), 0)
+    return _reduced("margin_ranking_loss", loss, reduction)
+
+
+def soft_margin_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """``log(1 + exp(-target * input))``."""
+    return _reduced("soft_margin_loss", ops.neg(logsigmoid(mul(input, target))), reduction)
+
+
+@widened
+def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """The cosine of the angle between vectors along `dim`; each length is taken as at least `eps`."""
+    x, y = _pair("cosine_similarity", x1, x2)
+    product = sum(ops.mul(x, y), dim)
+    lengths = [clamp_min(safe_sqrt(sum(ops.mul(v, v), dim)), eps) for v in (x, y)]
+    return ops.div(product, ops.mul(*lengths))
+
+
+def cosine_embedding_loss(input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0.0,
+                          reduction: str = "mean") -> Tensor:
+    """``1 - cos`` where `target` is 1, ``max(0, cos - margin)`` where it is -1."""
+    cosine = cosine_similarity(input1, input2, -1)
+    loss = where(ops.eq(target, ones_like(target)), sub(1.0, cosine), clamp_min(sub(cosine, margin), 0))
+    return _reduced("cosine_embedding_loss", loss, reduction)
+
+
+def pairwise_distance(x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Tensor:
+    """The `p`-norm of ``x1 - x2 + eps`` over the last dimension."""
+    return norm(add(sub(x1, x2), eps), p, -1, keepdim)
+
+
+def triplet_margin_loss(anchor: Tensor, positive: Tensor, negative: Tensor, margin: Operand = 1.0, p: float = 2.0,
+                        eps: float = 1e-6, swap: bool = False, reduction: str = "mean") -> Tensor:
+    """``max(0, d(anchor, positive) - d(anchor, negative) + margin)``."""
+    near, far = pairwise_distance(anchor, positive, p, eps), pairwise_distance(anchor, negative, p, eps)
+    if swap:
+        far = ops.minimum(far, pairwise_distance(positive, negative, p, eps))
+    return _reduced("triplet_margin_loss", clamp_min(add(sub(near, far), margin), 0), reduction)
