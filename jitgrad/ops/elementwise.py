@@ -25,7 +25,7 @@ from jitgrad.ops.record import MAY_FAIL, binary, keep_dtype, predicate, require_
 __all__ = ["abs", "acos", "acosh", "add", "asin", "asinh", "atan", "atan2", "atanh", "bitwise_and", "bitwise_not",
            "bitwise_or", "bitwise_xor", "cast", "ceil", "complex", "conj", "copysign", "cos", "cosh", "digamma",
            "div", "eq", "erf", "erfc", "erfinv", "exp", "exp2", "expm1", "floor", "floor_divide", "fmod", "ge", "gt",
-           "imag", "isfinite", "isinf", "isnan", "le", "lgamma", "log", "log10", "log1p", "log2", "logical_not", "lt",
+           "imag", "isfinite", "isinf", "isnan", "le", "lgamma", "log", "log1p", "log2", "log10", "logical_not", "lt",
            "maximum", "minimum", "mul", "ne", "neg", "polygamma", "pow", "real", "real_counterpart", "reciprocal",
            "relu", "remainder", "round", "rsqrt", "shift_left", "shift_right", "sigmoid", "sign", "sin", "sinh",
            "sqrt", "sub", "tan", "tanh", "trunc", "where"]

@@ -110,7 +110,7 @@ def _infer_max_pool_grad(gradient: TensorType, index: TensorType, *, input_shape
 
 def _plane_places(index: np.ndarray, planes: int, size: int) -> np.ndarray:
     """Positions within planes as positions within the whole array, one row for each plane."""
-    return index.reshape(planes, -1) + np.arange(planes)[:, None] * size
+    return index.reshape(planes, math.prod(index.shape[2:])) + np.arange(planes)[:, None] * size
 
 
 def _max_pool_grad(gradient: np.ndarray, index: np.ndarray, *, input_shape: Ints) -> np.ndarray:
