@@ -464,13 +464,16 @@ def _region_samples() -> Iterator[Sample]:
                  reference=lambda x: (np.exp(-x),))
 
 
+FAMILIES = (_where_samples, _complex_samples, _cast_samples, _source_samples, _movement_samples, _reduction_samples,
+            _scan_samples, _matmul_samples, _convolution_samples, _pooling_samples, _index_samples, _sort_samples,
+            _foreach_samples, _region_samples)
+
+
 def _table() -> dict[str, list[Sample]]:
     table: dict[str, list[Sample]] = {}
     for name, row in ELEMENTWISE.items():
         table[name] = list(row.samples(name))
-    for samples in (_where_samples, _complex_samples, _cast_samples, _source_samples, _movement_samples, _reduction_samples,
-                    _scan_samples, _matmul_samples, _convolution_samples, _pooling_samples, _index_samples, _sort_samples,
-                    _foreach_samples, _region_samples):
+    for samples in FAMILIES:
         for sample in samples():
             table.setdefault(sample.name, []).append(sample)
     return table

@@ -42,7 +42,7 @@ def transposed(x: Any) -> Any:
     return ops.permute(x, axes=(*range(n - 2), n - 1, n - 2))
 
 
-matmul = register(Op(
+matmul: Op = register(Op(
     "matmul", ("x", "y"), _infer_matmul, in_float32(np.matmul), "contraction",
     vjp=(lambda g, y: ops.matmul(g, conjugate(transposed(y))), lambda g, x: ops.matmul(conjugate(transposed(x)), g)),
     doc="Matrix product of the last two dimensions; leading (batch) dimensions are equal."))
@@ -111,7 +111,7 @@ def _columns(x: np.ndarray, kernel: Ints, out: Ints, stride: Ints, padding: Padd
 
 
 def _convolution(x: np.ndarray, w: np.ndarray, *, stride: Ints, padding: Padding, dilation: Ints,
-                 groups: int) -> np.ndarray:
+                 groups: int) -> Any:
     shape = convolution_output_shape(x.shape, w.shape, stride, padding, dilation)
     columns = _columns(np.ascontiguousarray(x), w.shape[2:], shape[2:], stride, padding, dilation, groups)
     return np.matmul(w.reshape(groups, w.shape[0] // groups, columns.shape[2]), columns).reshape(shape)
@@ -161,20 +161,20 @@ def _weight_grad(x: Any, gradient: Any, shape: Ints, *geometry: Any) -> Any:
 
 
 # The three are linear in each operand, and each is the gradient of the two others.
-convolution = register(Op(
+convolution: Op = register(Op(
     "convolution", ("x", "w"), _infer_convolution, in_float32(_convolution), "contraction",
     vjp=(lambda g, w, x_type, stride, padding, dilation, groups:
          _input_grad(g, w, x_type.shape, stride, padding, dilation, groups),
          lambda g, x, w_type, stride, padding, dilation, groups:
          _weight_grad(x, g, w_type.shape, stride, padding, dilation, groups)),
     doc="Cross-correlation of x[N, C, H, W] with w[O, C / groups, kh, kw], zero-padded: [N, O, OH, OW]."))
-convolution_input_grad = register(Op(
+convolution_input_grad: Op = register(Op(
     "convolution_input_grad", ("gradient", "w"), _infer_input_grad, in_float32(_convolution_input_grad), "contraction",
     vjp=(lambda g, w, stride, padding, dilation, groups: _forward(g, w, stride, padding, dilation, groups),
          lambda g, gradient, w_type, stride, padding, dilation, groups:
          _weight_grad(g, gradient, w_type.shape, stride, padding, dilation, groups)),
     doc="Gradient of convolution in x; also the transposed convolution of `gradient`."))
-convolution_weight_grad = register(Op(
+convolution_weight_grad: Op = register(Op(
     "convolution_weight_grad", ("x", "gradient"), _infer_weight_grad, in_float32(_convolution_weight_grad),
     "contraction",
     vjp=(lambda g, gradient, x_type, stride, padding, dilation, groups:

@@ -32,70 +32,71 @@ __all__ = ["abs", "acos", "acosh", "add", "asin", "asinh", "atan", "atan2", "ata
 
 # ---- one operand -----------------------------------------------------------------------------------------------
 
-neg = unary("neg", np.negative, spell="-{0}", categories="uifc", vjp=lambda g: ops.neg(g), doc="-x")
-sign = unary("sign", np.sign, categories="uif", vjp=lambda g: zeros_like(g), doc="-1, 0 or 1; nan for nan")
-floor = unary("floor", np.floor, categories="uif", vjp=lambda g: zeros_like(g), doc="Largest integer <= x.")
-ceil = unary("ceil", np.ceil, categories="uif", vjp=lambda g: zeros_like(g), doc="Smallest integer >= x.")
-round = unary("round", keep_dtype(np.rint), categories="uif", vjp=lambda g: zeros_like(g),
-              doc="Nearest integer, halves to even.")
-trunc = unary("trunc", np.trunc, categories="uif", vjp=lambda g: zeros_like(g), doc="x without its fraction.")
+neg: Op = unary("neg", np.negative, spell="-{0}", categories="uifc", vjp=lambda g: ops.neg(g), doc="-x")
+sign: Op = unary("sign", np.sign, categories="uif", vjp=lambda g: zeros_like(g), doc="-1, 0 or 1; nan for nan")
+floor: Op = unary("floor", np.floor, categories="uif", vjp=lambda g: zeros_like(g), doc="Largest integer <= x.")
+ceil: Op = unary("ceil", np.ceil, categories="uif", vjp=lambda g: zeros_like(g), doc="Smallest integer >= x.")
+round: Op = unary("round", keep_dtype(np.rint), categories="uif", vjp=lambda g: zeros_like(g),
+                  doc="Nearest integer, halves to even.")
+trunc: Op = unary("trunc", np.trunc, categories="uif", vjp=lambda g: zeros_like(g), doc="x without its fraction.")
 
-exp = unary("exp", np.exp, vjp=lambda g, out: times(g, out), doc="e ** x")
-exp2 = unary("exp2", np.exp2, categories="f", doc="2 ** x",
-             vjp=lambda g, out: ops.mul(g, ops.mul(out, full_like(out, math.log(2.0)))))
-expm1 = unary("expm1", np.expm1, vjp=lambda g, out: ops.add(g, times(g, out)) if not out.dtype.is_complex
-              else times(g, ops.add(out, ones_like(out))), doc="e ** x - 1, accurate near 0")
-log = unary("log", np.log, vjp=lambda g, x: ops.div(g, conjugate(x)), doc="Natural logarithm.")
-log2 = unary("log2", np.log2, categories="f", doc="Logarithm to base 2.",
-             vjp=lambda g, x: ops.div(g, ops.mul(x, full_like(x, math.log(2.0)))))
-log10 = unary("log10", np.log10, categories="f", doc="Logarithm to base 10.",
-              vjp=lambda g, x: ops.div(g, ops.mul(x, full_like(x, math.log(10.0)))))
-log1p = unary("log1p", np.log1p, doc="log(1 + x), accurate near 0",
-              vjp=lambda g, x: ops.div(g, conjugate(ops.add(x, ones_like(x)))))
-sqrt = unary("sqrt", np.sqrt, vjp=lambda g, out: ops.div(g, conjugate(ops.add(out, out))), doc="Square root.")
-rsqrt = unary("rsqrt", lambda x: np.reciprocal(np.sqrt(x)), doc="1 / sqrt(x)",
-              vjp=lambda g, out: times(ops.mul(g, full_like(g, -0.5)), ops.mul(out, ops.mul(out, out))))
-reciprocal = unary("reciprocal", np.reciprocal, vjp=lambda g, out: ops.neg(times(g, ops.mul(out, out))), doc="1 / x")
+exp: Op = unary("exp", np.exp, vjp=lambda g, out: times(g, out), doc="e ** x")
+exp2: Op = unary("exp2", np.exp2, categories="f", doc="2 ** x",
+                 vjp=lambda g, out: ops.mul(g, ops.mul(out, full_like(out, math.log(2.0)))))
+expm1: Op = unary("expm1", np.expm1, vjp=lambda g, out: ops.add(g, times(g, out)),
+                  doc="e ** x - 1, accurate near 0")
+log: Op = unary("log", np.log, vjp=lambda g, x: ops.div(g, conjugate(x)), doc="Natural logarithm.")
+log2: Op = unary("log2", np.log2, categories="f", doc="Logarithm to base 2.",
+                 vjp=lambda g, x: ops.div(g, ops.mul(x, full_like(x, math.log(2.0)))))
+log10: Op = unary("log10", np.log10, categories="f", doc="Logarithm to base 10.",
+                  vjp=lambda g, x: ops.div(g, ops.mul(x, full_like(x, math.log(10.0)))))
+log1p: Op = unary("log1p", np.log1p, doc="log(1 + x), accurate near 0",
+                  vjp=lambda g, x: ops.div(g, conjugate(ops.add(x, ones_like(x)))))
+sqrt: Op = unary("sqrt", np.sqrt, vjp=lambda g, out: ops.div(g, conjugate(ops.add(out, out))), doc="Square root.")
+rsqrt: Op = unary("rsqrt", lambda x: np.reciprocal(np.sqrt(x)), doc="1 / sqrt(x)",
+                  vjp=lambda g, out: times(ops.mul(g, full_like(g, -0.5)), ops.mul(out, ops.mul(out, out))))
+reciprocal: Op = unary("reciprocal", np.reciprocal, doc="1 / x",
+                       vjp=lambda g, out: ops.neg(times(g, ops.mul(out, out))))
 
-sin = unary("sin", np.sin, vjp=lambda g, x: times(g, ops.cos(x)), doc="Sine of radians.")
-cos = unary("cos", np.cos, vjp=lambda g, x: ops.neg(times(g, ops.sin(x))), doc="Cosine of radians.")
-tan = unary("tan", np.tan, vjp=lambda g, out: times(g, ops.add(ops.mul(out, out), ones_like(out))),
-            doc="Tangent of radians.")
-asin = unary("asin", np.arcsin, vjp=lambda g, x: times(g, ops.rsqrt(_one_minus_square(x))), doc="Inverse of sin.")
-acos = unary("acos", np.arccos, vjp=lambda g, x: ops.neg(times(g, ops.rsqrt(_one_minus_square(x)))),
-             doc="Inverse of cos.")
-atan = unary("atan", np.arctan, vjp=lambda g, x: ops.div(g, conjugate(ops.add(ops.mul(x, x), ones_like(x)))),
-             doc="Inverse of tan.")
-sinh = unary("sinh", np.sinh, vjp=lambda g, x: times(g, ops.cosh(x)), doc="Hyperbolic sine.")
-cosh = unary("cosh", np.cosh, vjp=lambda g, x: times(g, ops.sinh(x)), doc="Hyperbolic cosine.")
-tanh = unary("tanh", np.tanh, vjp=lambda g, out: ops.sub(g, times(g, ops.mul(out, out))), doc="Hyperbolic tangent.")
-asinh = unary("asinh", np.arcsinh, doc="Inverse of sinh.",
-              vjp=lambda g, x: times(g, ops.rsqrt(ops.add(ops.mul(x, x), ones_like(x)))))
-acosh = unary("acosh", np.arccosh, doc="Inverse of cosh.",
-              vjp=lambda g, x: times(g, ops.mul(ops.rsqrt(ops.sub(x, ones_like(x))),
-                                                ops.rsqrt(ops.add(x, ones_like(x))))))
-atanh = unary("atanh", np.arctanh, vjp=lambda g, x: ops.div(g, conjugate(_one_minus_square(x))),
-              doc="Inverse of tanh.")
+sin: Op = unary("sin", np.sin, vjp=lambda g, x: times(g, ops.cos(x)), doc="Sine of radians.")
+cos: Op = unary("cos", np.cos, vjp=lambda g, x: ops.neg(times(g, ops.sin(x))), doc="Cosine of radians.")
+tan: Op = unary("tan", np.tan, vjp=lambda g, out: times(g, ops.add(ops.mul(out, out), ones_like(out))),
+                doc="Tangent of radians.")
+asin: Op = unary("asin", np.arcsin, vjp=lambda g, x: times(g, ops.rsqrt(_one_minus_square(x))), doc="Inverse of sin.")
+acos: Op = unary("acos", np.arccos, vjp=lambda g, x: ops.neg(times(g, ops.rsqrt(_one_minus_square(x)))),
+                 doc="Inverse of cos.")
+atan: Op = unary("atan", np.arctan, vjp=lambda g, x: ops.div(g, conjugate(ops.add(ops.mul(x, x), ones_like(x)))),
+                 doc="Inverse of tan.")
+sinh: Op = unary("sinh", np.sinh, vjp=lambda g, x: times(g, ops.cosh(x)), doc="Hyperbolic sine.")
+cosh: Op = unary("cosh", np.cosh, vjp=lambda g, x: times(g, ops.sinh(x)), doc="Hyperbolic cosine.")
+tanh: Op = unary("tanh", np.tanh, vjp=lambda g, out: ops.sub(g, times(g, ops.mul(out, out))), doc="Hyperbolic tangent.")
+asinh: Op = unary("asinh", np.arcsinh, doc="Inverse of sinh.",
+                  vjp=lambda g, x: times(g, ops.rsqrt(ops.add(ops.mul(x, x), ones_like(x)))))
+acosh: Op = unary("acosh", np.arccosh, doc="Inverse of cosh.",
+                  vjp=lambda g, x: times(g, ops.mul(ops.rsqrt(ops.sub(x, ones_like(x))),
+                                                    ops.rsqrt(ops.add(x, ones_like(x))))))
+atanh: Op = unary("atanh", np.arctanh, vjp=lambda g, x: ops.div(g, conjugate(_one_minus_square(x))),
+                  doc="Inverse of tanh.")
 
-sigmoid = unary("sigmoid", keep_dtype(lambda x: 1 / (1 + np.exp(-x))), doc="1 / (1 + e ** -x)",
-                vjp=lambda g, out: times(g, ops.sub(out, ops.mul(out, out))))
-relu = unary("relu", keep_dtype(lambda x: np.maximum(x, 0)), categories="uif", doc="max(x, 0); nan stays nan",
-             vjp=lambda g, out: _where_positive(out, g))
+sigmoid: Op = unary("sigmoid", keep_dtype(lambda x: 1 / (1 + np.exp(-x))), doc="1 / (1 + e ** -x)",
+                    vjp=lambda g, out: times(g, ops.sub(out, ops.mul(out, out))))
+relu: Op = unary("relu", keep_dtype(lambda x: np.maximum(x, 0)), categories="uif", doc="max(x, 0); nan stays nan",
+                 vjp=lambda g, out: _where_positive(out, g))
 
 
-erf = unary("erf", special.erf, categories="f", doc="Error function.",
-            vjp=lambda g, x: ops.mul(g, _erf_slope(x)))
-erfc = unary("erfc", special.erfc, categories="f", doc="1 - erf(x), accurate where that is small",
-             vjp=lambda g, x: ops.neg(ops.mul(g, _erf_slope(x))))
-erfinv = unary("erfinv", special.erfinv, categories="f", doc="Inverse of erf.",
-               vjp=lambda g, out: ops.div(g, _erf_slope(out)))
-lgamma = unary("lgamma", special.lgamma, categories="f", doc="Logarithm of |gamma(x)|.",
-               vjp=lambda g, x: ops.mul(g, ops.digamma(x)))
-digamma = unary("digamma", special.digamma, categories="f", doc="Derivative of lgamma.",
-                vjp=lambda g, x: ops.mul(g, ops.polygamma(x, n=1)))
-polygamma = register(Op("polygamma", ("x",), same_type("polygamma", "f"), special.polygamma, "elementwise",
-                        vjp=(lambda g, x, n: ops.mul(g, ops.polygamma(x, n=n + 1)),),
-                        doc="Derivative of order n >= 1 of digamma."))
+erf: Op = unary("erf", special.erf, categories="f", doc="Error function.",
+                vjp=lambda g, x: ops.mul(g, _erf_slope(x)))
+erfc: Op = unary("erfc", special.erfc, categories="f", doc="1 - erf(x), accurate where that is small",
+                 vjp=lambda g, x: ops.neg(ops.mul(g, _erf_slope(x))))
+erfinv: Op = unary("erfinv", special.erfinv, categories="f", doc="Inverse of erf.",
+                   vjp=lambda g, out: ops.div(g, _erf_slope(out)))
+lgamma: Op = unary("lgamma", special.lgamma, categories="f", doc="Logarithm of |gamma(x)|.",
+                   vjp=lambda g, x: ops.mul(g, ops.digamma(x)))
+digamma: Op = unary("digamma", special.digamma, categories="f", doc="Derivative of lgamma.",
+                    vjp=lambda g, x: ops.mul(g, ops.polygamma(x, n=1)))
+polygamma: Op = register(Op("polygamma", ("x",), same_type("polygamma", "f"), special.polygamma, "elementwise",
+                            vjp=(lambda g, x, n: ops.mul(g, ops.polygamma(x, n=n + 1)),),
+                            doc="Derivative of order n >= 1 of digamma."))
 
 
 def _erf_slope(x: Any) -> Any:
@@ -133,10 +134,10 @@ def _abs_gradient(g: Any, x: Any) -> Any:
     return ops.mul(ops.cast(ops.div(g, safe), dtype=x.dtype), x)
 
 
-abs = register(Op("abs", ("x",), _infer_abs, np.absolute, "elementwise", vjp=(_abs_gradient,), spell="abs",
-                  doc="Absolute value; of a complex operand its real magnitude."))
+abs: Op = register(Op("abs", ("x",), _infer_abs, np.absolute, "elementwise", vjp=(_abs_gradient,), spell="abs",
+                      doc="Absolute value; of a complex operand its real magnitude."))
 
-conj = unary("conj", np.conjugate, categories="c", vjp=lambda g: ops.conj(g), doc="Complex conjugate.")
+conj: Op = unary("conj", np.conjugate, categories="c", vjp=lambda g: ops.conj(g), doc="Complex conjugate.")
 
 
 def _infer_part(name: str) -> Callable[..., TensorType]:
@@ -147,10 +148,10 @@ def _infer_part(name: str) -> Callable[..., TensorType]:
     return infer
 
 
-real = register(Op("real", ("x",), _infer_part("real"), lambda x: x.real.copy(), "elementwise", spell="real",
-                   vjp=(lambda g, x_type: ops.cast(g, dtype=x_type.dtype),), doc="Real part of a complex operand."))
-imag = register(Op("imag", ("x",), _infer_part("imag"), lambda x: x.imag.copy(), "elementwise", spell="imag",
-                   vjp=(lambda g: ops.complex(zeros_like(g), g),), doc="Imaginary part of a complex operand."))
+real: Op = register(Op("real", ("x",), _infer_part("real"), lambda x: x.real.copy(), "elementwise", spell="real",
+                       vjp=(lambda g, x_type: ops.cast(g, dtype=x_type.dtype),), doc="Real part of a complex operand."))
+imag: Op = register(Op("imag", ("x",), _infer_part("imag"), lambda x: x.imag.copy(), "elementwise", spell="imag",
+                       vjp=(lambda g: ops.complex(zeros_like(g), g),), doc="Imaginary part of a complex operand."))
 
 
 def _infer_complex(x: TensorType, y: TensorType) -> TensorType:
@@ -169,14 +170,14 @@ def _complex(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return out
 
 
-complex = register(Op("complex", ("x", "y"), _infer_complex, _complex, "elementwise", spell="complex",
-                      vjp=(lambda g: ops.real(g), lambda g: ops.imag(g)), doc="x + i y of two real operands"))
+complex: Op = register(Op("complex", ("x", "y"), _infer_complex, _complex, "elementwise", spell="complex",
+                          vjp=(lambda g: ops.real(g), lambda g: ops.imag(g)), doc="x + i y of two real operands"))
 
-isnan = predicate("isnan", ("x",), np.isnan, categories="fc", doc="True where x is nan.")
-isinf = predicate("isinf", ("x",), np.isinf, categories="fc", doc="True where x is infinite.")
-isfinite = predicate("isfinite", ("x",), np.isfinite, categories="fc", doc="True where x is neither inf nor nan.")
-logical_not = unary("logical_not", np.logical_not, spell="not {0}", categories="b", doc="not x, of bool")
-bitwise_not = unary("bitwise_not", np.invert, categories="bui", doc="All bits flipped; of bool: not x.")
+isnan: Op = predicate("isnan", ("x",), np.isnan, categories="fc", doc="True where x is nan.")
+isinf: Op = predicate("isinf", ("x",), np.isinf, categories="fc", doc="True where x is infinite.")
+isfinite: Op = predicate("isfinite", ("x",), np.isfinite, categories="fc", doc="True where x is neither inf nor nan.")
+logical_not: Op = unary("logical_not", np.logical_not, spell="not {0}", categories="b", doc="not x, of bool")
+bitwise_not: Op = unary("bitwise_not", np.invert, categories="bui", doc="All bits flipped; of bool: not x.")
 
 
 def _infer_cast(x: TensorType, *, dtype: DType) -> TensorType:
@@ -189,21 +190,21 @@ def _cast(x: np.ndarray, *, dtype: DType) -> np.ndarray:
     return x.astype(dtype.numpy)
 
 
-cast = register(Op("cast", ("x",), _infer_cast, _cast, "elementwise", spell="{0}",
-                   vjp=(lambda g, x_type: ops.cast(g, dtype=x_type.dtype),),
-                   doc="x as `dtype`; to bool: x != 0; complex to real: the real part. Every kernel statement casts "
-                       "its result to the value's type, so the spelling is the operand itself."))
+cast: Op = register(Op("cast", ("x",), _infer_cast, _cast, "elementwise", spell="{0}",
+                       vjp=(lambda g, x_type: ops.cast(g, dtype=x_type.dtype),),
+                       doc="x as `dtype`; to bool: x != 0; complex to real: the real part. Every kernel statement "
+                           "casts its result to the value's type, so the spelling is the operand itself."))
 
 # ---- two operands ----------------------------------------------------------------------------------------------
 
-add = binary("add", np.add, spell="{0} + {1}", categories="buifc", commutative=True, doc="x + y; of bool: or",
-             vjp=(lambda g: g, lambda g: g))
-sub = binary("sub", np.subtract, spell="{0} - {1}", doc="x - y", vjp=(lambda g: g, lambda g: ops.neg(g)))
-mul = binary("mul", np.multiply, spell="{0} * {1}", categories="buifc", commutative=True, doc="x * y; of bool: and",
-             vjp=(lambda g, y: times(g, y), lambda g, x: times(g, x)))
-div = binary("div", np.divide, spell="{0} / {1}", categories="fc", doc="x / y",
-             vjp=(lambda g, y: ops.div(g, conjugate(y)),
-                  lambda g, out, y: ops.neg(ops.mul(g, conjugate(ops.div(out, y))))))
+add: Op = binary("add", np.add, spell="{0} + {1}", categories="buifc", commutative=True, doc="x + y; of bool: or",
+                 vjp=(lambda g: g, lambda g: g))
+sub: Op = binary("sub", np.subtract, spell="{0} - {1}", doc="x - y", vjp=(lambda g: g, lambda g: ops.neg(g)))
+mul: Op = binary("mul", np.multiply, spell="{0} * {1}", categories="buifc", commutative=True, doc="x * y; of bool: and",
+                 vjp=(lambda g, y: times(g, y), lambda g, x: times(g, x)))
+div: Op = binary("div", np.divide, spell="{0} / {1}", categories="fc", doc="x / y",
+                 vjp=(lambda g, y: ops.div(g, conjugate(y)),
+                      lambda g, out, y: ops.neg(ops.mul(g, conjugate(ops.div(out, y))))))
 
 
 def _checked(name: str, function: Any) -> Any:
@@ -239,15 +240,15 @@ def _power_exponent_gradient(g: Any, out: Any, x: Any, y: Any) -> Any:
     return times(g, ops.where(at_zero, zero, ops.mul(out, ops.log(x))))
 
 
-floor_divide = binary("floor_divide", _checked("floor_divide", np.floor_divide), categories="uif", effects=MAY_FAIL,
-                      doc="Largest integer <= x / y; integers: DivisionByZeroError where y is 0.")
-remainder = binary("remainder", _checked("remainder", np.remainder), categories="uif", effects=MAY_FAIL,
-                   vjp=(lambda g: g, lambda g, x, y: ops.neg(ops.mul(g, ops.floor_divide(x, y)))),
-                   doc="x - y * floor(x / y), the sign of y; integers: DivisionByZeroError where y is 0.")
-fmod = binary("fmod", _checked("fmod", np.fmod), categories="uif", effects=MAY_FAIL,
-              vjp=(lambda g: g, lambda g, x, y: ops.neg(ops.mul(g, ops.trunc(ops.div(x, y))))),
-              doc="x - y * trunc(x / y), the sign of x; integers: DivisionByZeroError where y is 0.")
-pow = binary("pow", _power, vjp=(_power_base_gradient, _power_exponent_gradient), doc="x ** y")
+floor_divide: Op = binary("floor_divide", _checked("floor_divide", np.floor_divide), categories="uif", effects=MAY_FAIL,
+                          doc="Largest integer <= x / y; integers: DivisionByZeroError where y is 0.")
+remainder: Op = binary("remainder", _checked("remainder", np.remainder), categories="uif", effects=MAY_FAIL,
+                       vjp=(lambda g: g, lambda g, x, y: ops.neg(ops.mul(g, ops.floor_divide(x, y)))),
+                       doc="x - y * floor(x / y), the sign of y; integers: DivisionByZeroError where y is 0.")
+fmod: Op = binary("fmod", _checked("fmod", np.fmod), categories="uif", effects=MAY_FAIL,
+                  vjp=(lambda g: g, lambda g, x, y: ops.neg(ops.mul(g, ops.trunc(ops.div(x, y))))),
+                  doc="x - y * trunc(x / y), the sign of x; integers: DivisionByZeroError where y is 0.")
+pow: Op = binary("pow", _power, vjp=(_power_base_gradient, _power_exponent_gradient), doc="x ** y")
 
 
 def _share_of_extreme(g: Any, chosen: Any, other: Any, compare: Any) -> Any:
@@ -256,36 +257,39 @@ def _share_of_extreme(g: Any, chosen: Any, other: Any, compare: Any) -> Any:
     return ops.where(compare(chosen, other), zeros_like(g), tie)
 
 
-maximum = binary("maximum", np.maximum, categories="buif", commutative=True, doc="The larger one; nan if one is.",
-                 vjp=(lambda g, x, y: _share_of_extreme(g, x, y, ops.lt),
-                      lambda g, x, y: _share_of_extreme(g, y, x, ops.lt)))
-minimum = binary("minimum", np.minimum, categories="buif", commutative=True, doc="The smaller one; nan if one is.",
-                 vjp=(lambda g, x, y: _share_of_extreme(g, x, y, ops.gt),
-                      lambda g, x, y: _share_of_extreme(g, y, x, ops.gt)))
+maximum: Op = binary("maximum", np.maximum, categories="buif", commutative=True, doc="The larger one; nan if one is.",
+                     vjp=(lambda g, x, y: _share_of_extreme(g, x, y, ops.lt),
+                          lambda g, x, y: _share_of_extreme(g, y, x, ops.lt)))
+minimum: Op = binary("minimum", np.minimum, categories="buif", commutative=True, doc="The smaller one; nan if one is.",
+                     vjp=(lambda g, x, y: _share_of_extreme(g, x, y, ops.gt),
+                          lambda g, x, y: _share_of_extreme(g, y, x, ops.gt)))
 
 
 def _over_square_radius(g: Any, x: Any, y: Any) -> Any:
     return ops.div(g, ops.add(ops.mul(x, x), ops.mul(y, y)))
 
 
-atan2 = binary("atan2", np.arctan2, categories="f", doc="Angle of the point (y, x): x is the height.",
-               vjp=(lambda g, x, y: ops.mul(y, _over_square_radius(g, x, y)),
-                    lambda g, x, y: ops.neg(ops.mul(x, _over_square_radius(g, x, y)))))
-copysign = binary("copysign", np.copysign, categories="f", doc="|x| with the sign of y",
-                  vjp=(lambda g, x, out: ops.mul(g, ops.mul(ops.sign(x), ops.sign(out))), lambda g: zeros_like(g)))
+atan2: Op = binary("atan2", np.arctan2, categories="f", doc="Angle of the point (y, x): x is the height.",
+                   vjp=(lambda g, x, y: ops.mul(y, _over_square_radius(g, x, y)),
+                        lambda g, x, y: ops.neg(ops.mul(x, _over_square_radius(g, x, y)))))
+copysign: Op = binary("copysign", np.copysign, categories="f", doc="|x| with the sign of y",
+                      vjp=(lambda g, x, out: ops.mul(g, ops.mul(ops.sign(x), ops.sign(out))), lambda g: zeros_like(g)))
 
-bitwise_and = binary("bitwise_and", np.bitwise_and, spell="{0} & {1}", categories="bui", commutative=True, doc="x & y")
-bitwise_or = binary("bitwise_or", np.bitwise_or, spell="{0} | {1}", categories="bui", commutative=True, doc="x | y")
-bitwise_xor = binary("bitwise_xor", np.bitwise_xor, spell="{0} ^ {1}", categories="bui", commutative=True, doc="x ^ y")
-shift_left = binary("shift_left", np.left_shift, categories="ui", doc="x << y; 0 when y is beyond the width")
-shift_right = binary("shift_right", np.right_shift, categories="ui", doc="x >> y, keeping the sign")
+bitwise_and: Op = binary("bitwise_and", np.bitwise_and, spell="{0} & {1}", categories="bui", commutative=True,
+                         doc="x & y")
+bitwise_or: Op = binary("bitwise_or", np.bitwise_or, spell="{0} | {1}", categories="bui", commutative=True, doc="x | y")
+bitwise_xor: Op = binary("bitwise_xor", np.bitwise_xor, spell="{0} ^ {1}", categories="bui", commutative=True,
+                         doc="x ^ y")
+shift_left: Op = binary("shift_left", np.left_shift, categories="ui", doc="x << y; 0 when y is beyond the width")
+shift_right: Op = binary("shift_right", np.right_shift, categories="ui", doc="x >> y, keeping the sign")
 
-eq = predicate("eq", ("x", "y"), np.equal, spell="{0} == {1}", categories="buifc", commutative=True, doc="x == y")
-ne = predicate("ne", ("x", "y"), np.not_equal, spell="{0} != {1}", categories="buifc", commutative=True, doc="x != y")
-lt = predicate("lt", ("x", "y"), np.less, spell="{0} < {1}", doc="x < y")
-le = predicate("le", ("x", "y"), np.less_equal, spell="{0} <= {1}", doc="x <= y")
-gt = predicate("gt", ("x", "y"), np.greater, spell="{0} > {1}", doc="x > y")
-ge = predicate("ge", ("x", "y"), np.greater_equal, spell="{0} >= {1}", doc="x >= y")
+eq: Op = predicate("eq", ("x", "y"), np.equal, spell="{0} == {1}", categories="buifc", commutative=True, doc="x == y")
+ne: Op = predicate("ne", ("x", "y"), np.not_equal, spell="{0} != {1}", categories="buifc", commutative=True,
+                   doc="x != y")
+lt: Op = predicate("lt", ("x", "y"), np.less, spell="{0} < {1}", doc="x < y")
+le: Op = predicate("le", ("x", "y"), np.less_equal, spell="{0} <= {1}", doc="x <= y")
+gt: Op = predicate("gt", ("x", "y"), np.greater, spell="{0} > {1}", doc="x > y")
+ge: Op = predicate("ge", ("x", "y"), np.greater_equal, spell="{0} >= {1}", doc="x >= y")
 
 # ---- three operands --------------------------------------------------------------------------------------------
 
@@ -297,7 +301,7 @@ def _infer_where(condition: TensorType, x: TensorType, y: TensorType) -> TensorT
     return x
 
 
-where = register(Op(
+where: Op = register(Op(
     "where", ("condition", "x", "y"), _infer_where, np.where, "elementwise", spell="({1} if {0} else {2})",
     vjp=(None, lambda g, condition: ops.where(condition, g, zeros_like(g)),
          lambda g, condition: ops.where(condition, zeros_like(g), g)),

@@ -88,6 +88,6 @@ def _foreach_gradient(gs: tuple[Any, ...], xs: tuple[Any, ...], body: Graph, gro
     return (*totals, *own)
 
 
-foreach = register(Op(
+foreach: Op = register(Op(
     "foreach", ("xs",), _infer_foreach, _foreach, "foreach", vjp=_foreach_gradient, variadic=True, outputs=0,
     doc="`body` carried out for each of `groups` groups of operands; as many results as body outputs times groups."))

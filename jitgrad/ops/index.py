@@ -35,7 +35,7 @@ def check_range(name: str, index: np.ndarray, size: int) -> None:
         raise complain(OutOfRangeError, name, f"index {bad} is out of range for a dimension of size {size}")
 
 
-_UNSIGNED = {4: np.dtype(np.uint32), 8: np.dtype(np.uint64)}
+_UNSIGNED: dict[int, Any] = {4: np.dtype(np.uint32), 8: np.dtype(np.uint64)}
 
 
 def _infer_take(x: TensorType, index: TensorType, *, axis: int) -> TensorType:
@@ -50,7 +50,7 @@ def _take(x: np.ndarray, index: np.ndarray, *, axis: int) -> np.ndarray:
     return x.take(index, axis, mode="wrap") if index.size else np.take(x, index, axis)
 
 
-take = register(Op(
+take: Op = register(Op(
     "take", ("x", "index"), _infer_take, _take, "index", effects=MAY_FAIL,
     vjp=(lambda g, x_type, index, axis: ops.index_add(zeros_like(x_type), index, g, axis=axis), None),
     doc="The slices of x along `axis` that `index` names: x.shape[:axis] + index.shape + x.shape[axis + 1:]."))
@@ -90,7 +90,7 @@ def _index_add(x: np.ndarray, index: np.ndarray, source: np.ndarray, *, axis: in
     return out
 
 
-index_add = register(Op(
+index_add: Op = register(Op(
     "index_add", ("x", "index", "source"), _infer_indexed_write("index_add", "buifc"), in_float32(_index_add), "index",
     effects=MAY_FAIL, vjp=(lambda g: g, None, lambda g, index, axis: ops.take(g, index, axis=axis)),
     doc="x with the slices of `source` added at the places along `axis` that `index` names; the adjoint of take."))
@@ -103,7 +103,7 @@ def _index_update(x: np.ndarray, index: np.ndarray, source: np.ndarray, *, axis:
     return out
 
 
-index_update = register(Op(
+index_update: Op = register(Op(
     "index_update", ("x", "index", "source"), _infer_indexed_write("index_update", "buifc"), _index_update, "index",
     effects=MAY_FAIL,
     vjp=(lambda g, index, source_type, axis: ops.index_update(g, index, zeros_like(source_type), axis=axis), None,
@@ -134,12 +134,12 @@ def _infer_gather(x: TensorType, index: TensorType, *, axis: int) -> TensorType:
     return x.with_shape(index.shape)
 
 
-def _gather(x: np.ndarray, index: np.ndarray, *, axis: int) -> np.ndarray:
+def _gather(x: np.ndarray, index: np.ndarray, *, axis: int) -> Any:
     check_range("gather", index, x.shape[axis])
     return x[along(index, axis)]
 
 
-gather = register(Op(
+gather: Op = register(Op(
     "gather", ("x", "index"), _infer_gather, _gather, "index", effects=MAY_FAIL,
     vjp=(lambda g, x_type, index, axis: ops.scatter_add(zeros_like(x_type), index, g, axis=axis), None),
     doc="For every place of `index` the element of x there, but along `axis` the one that index names."))
@@ -161,7 +161,7 @@ def _scatter_add(x: np.ndarray, index: np.ndarray, source: np.ndarray, *, axis: 
     return out
 
 
-scatter_add = register(Op(
+scatter_add: Op = register(Op(
     "scatter_add", ("x", "index", "source"), _infer_scatter("scatter_add"), in_float32(_scatter_add), "index",
     effects=MAY_FAIL, vjp=(lambda g: g, None, lambda g, index, axis: ops.gather(g, index, axis=axis)),
     doc="x with every element of `source` added at its place, along `axis` at the one that `index` names; the adjoint "
@@ -175,7 +175,7 @@ def _scatter(x: np.ndarray, index: np.ndarray, source: np.ndarray, *, axis: int)
     return out
 
 
-scatter = register(Op(
+scatter: Op = register(Op(
     "scatter", ("x", "index", "source"), _infer_scatter("scatter"), _scatter, "index", effects=MAY_FAIL,
     vjp=(lambda g, index, source_type, axis: ops.scatter(g, index, zeros_like(source_type), axis=axis), None,
          lambda g, index, axis: ops.gather(g, index, axis=axis)),

@@ -32,7 +32,7 @@ def _infer_reshape(x: TensorType, *, shape: Ints) -> TensorType:
     return x.with_shape(tuple(shape))
 
 
-reshape = register(Op(
+reshape: Op = register(Op(
     "reshape", ("x",), _infer_reshape, lambda x, *, shape: x.reshape(shape), "movement", view=True,
     vjp=(lambda g, x_type: ops.reshape(g, shape=x_type.shape),),
     doc="The same elements in row-major order at another shape; a view where strides allow it."))
@@ -52,7 +52,7 @@ def inverse_permutation(axes: Ints) -> Ints:
     return tuple(inverse)
 
 
-permute = register(Op(
+permute: Op = register(Op(
     "permute", ("x",), _infer_permute, lambda x, *, axes: x.transpose(axes), "movement", view=True,
     vjp=(lambda g, axes: ops.permute(g, axes=inverse_permutation(axes)),),
     doc="Dimensions reordered: dimension k of the result is dimension axes[k] of x."))
@@ -83,7 +83,7 @@ def _broadcast_gradient(g: Any, x_type: TensorType, shape: Ints) -> Any:
     return summed if summed.shape == x_type.shape else ops.reshape(summed, shape=x_type.shape)
 
 
-broadcast_to = register(Op(
+broadcast_to: Op = register(Op(
     "broadcast_to", ("x",), _infer_broadcast_to, _broadcast_to, "movement", view=True, vjp=(_broadcast_gradient,),
     doc="Dimensions of size 1 repeated to the sizes of `shape`, which has as many dimensions as x."))
 
@@ -100,7 +100,7 @@ def _slices(start: Ints, stop: Ints, step: Ints) -> tuple[Any, ...]:
     return tuple([_slice_object(*bounds) for bounds in zip(start, stop, step, strict=True)])
 
 
-_slice_object = slice
+_slice_object: Any = slice             # the built-in, before the op takes its name
 
 
 def _slice_gradient(g: Any, x_type: TensorType, start: Ints, step: Ints) -> Any:
@@ -110,7 +110,7 @@ def _slice_gradient(g: Any, x_type: TensorType, start: Ints, step: Ints) -> Any:
     return ops.slice_update(zeros_like(x_type), g, start=start, step=step)
 
 
-slice = register(Op(
+slice: Op = register(Op(
     "slice", ("x",), _infer_slice, lambda x, *, start, stop, step: x[_slices(start, stop, step)], "movement",
     view=True, vjp=(_slice_gradient,), doc="x[start:stop:step] in every dimension; steps are positive."))
 
@@ -126,8 +126,9 @@ def _flip(x: np.ndarray, *, axes: Ints) -> np.ndarray:
 
 _ALL, _REVERSED = _slice_object(None), _slice_object(None, None, -1)
 
-flip = register(Op("flip", ("x",), _infer_flip, _flip, "movement", view=True,
-                   vjp=(lambda g, axes: ops.flip(g, axes=axes),), doc="The order of elements along `axes` reversed."))
+flip: Op = register(Op("flip", ("x",), _infer_flip, _flip, "movement", view=True,
+                       vjp=(lambda g, axes: ops.flip(g, axes=axes),),
+                       doc="The order of elements along `axes` reversed."))
 
 # ---- copies ----------------------------------------------------------------------------------------------------
 
@@ -150,8 +151,8 @@ def _pad_gradient(g: Any, x_type: TensorType, low: Ints) -> Any:
     return ops.slice(g, start=low, stop=stop, step=(1,) * len(low))
 
 
-pad = register(Op("pad", ("x",), _infer_pad, _pad, "movement", vjp=(_pad_gradient,),
-                  doc="x with `low` zeros before and `high` zeros after it in every dimension."))
+pad: Op = register(Op("pad", ("x",), _infer_pad, _pad, "movement", vjp=(_pad_gradient,),
+                      doc="x with `low` zeros before and `high` zeros after it in every dimension."))
 
 
 def _infer_concat(*xs: TensorType, axis: int) -> TensorType:
@@ -181,8 +182,8 @@ def _concat_gradient(g: Any, xs_types: tuple[TensorType, ...], axis: int) -> tup
     return tuple(pieces)
 
 
-concat = register(Op("concat", ("xs",), _infer_concat, lambda *xs, axis: np.concatenate(xs, axis), "movement",
-                     vjp=_concat_gradient, variadic=True, doc="Operands one after the other along `axis`."))
+concat: Op = register(Op("concat", ("xs",), _infer_concat, lambda *xs, axis: np.concatenate(xs, axis), "movement",
+                         vjp=_concat_gradient, variadic=True, doc="Operands one after the other along `axis`."))
 
 
 def _region_stop(start: Ints, shape: Ints, step: Ints) -> Ints:
@@ -214,7 +215,7 @@ def _update_gradient(g: Any, update_type: TensorType, start: Ints, step: Ints) -
     return ops.slice(g, start=start, stop=_region_stop(start, update_type.shape, step), step=step)
 
 
-slice_update = register(Op(
+slice_update: Op = register(Op(
     "slice_update", ("x", "update"), _infer_slice_update, _slice_update, "movement",
     vjp=(_slice_update_gradient, _update_gradient),
     doc="x with the region that starts at `start` and goes by `step` replaced by `update`."))

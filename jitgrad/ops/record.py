@@ -84,7 +84,7 @@ def predicate(name: str, operands: tuple[str, ...], eager: Callable[..., Any], *
 def keep_dtype(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, with its result cast back to the first operand's dtype where NumPy widened it."""
 
-    def eager(x: np.ndarray, *others: Any, **attrs: Any) -> np.ndarray:
+    def eager(x: np.ndarray, *others: Any, **attrs: Any) -> Any:
         out = function(x, *others, **attrs)
         return out if out.dtype == x.dtype else out.astype(x.dtype)
 
@@ -95,7 +95,7 @@ def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` with 16-bit floats widened to float32 on the way in and rounded once on the way out: for ops that
     accumulate, where NumPy would round after every step."""
 
-    def eager(x: np.ndarray, *others: Any, **attrs: Any) -> np.ndarray:
+    def eager(x: np.ndarray, *others: Any, **attrs: Any) -> Any:
         if x.dtype not in NARROW:
             return function(x, *others, **attrs)
         wide = [y.astype(np.float32) if y.dtype in NARROW else y for y in (x, *others)]

@@ -45,9 +45,9 @@ def _reduce(ufunc: np.ufunc) -> Callable[..., Any]:
     return in_float32(lambda x, *, axes: ufunc.reduce(x, axes, x.dtype))
 
 
-sum = register(Op("sum", ("x",), _infer("sum", "buifc", False), _reduce(np.add), "reduction", identity=0,
-                  vjp=(lambda g, x_type, axes: repeat_back(g, axes, x_type.shape),), spell="{0} + {1}",
-                  doc="Sum over `axes`, in the dtype of x."))
+sum: Op = register(Op("sum", ("x",), _infer("sum", "buifc", False), _reduce(np.add), "reduction", identity=0,
+                      vjp=(lambda g, x_type, axes: repeat_back(g, axes, x_type.shape),), spell="{0} + {1}",
+                      doc="Sum over `axes`, in the dtype of x."))
 
 
 def _prod_gradient(g: Any, x: Any, axes: Ints) -> Any:
@@ -75,8 +75,8 @@ def _products_before(rows: Any, axis: int) -> Any:
     return ops.cumprod(ops.concat(ones, head, axis=axis), axis=axis)
 
 
-prod = register(Op("prod", ("x",), _infer("prod", "buifc", False), _reduce(np.multiply), "reduction", identity=1,
-                   vjp=(_prod_gradient,), spell="{0} * {1}", doc="Product over `axes`, in the dtype of x."))
+prod: Op = register(Op("prod", ("x",), _infer("prod", "buifc", False), _reduce(np.multiply), "reduction", identity=1,
+                       vjp=(_prod_gradient,), spell="{0} * {1}", doc="Product over `axes`, in the dtype of x."))
 
 
 def _extreme_gradient(g: Any, out: Any, x: Any, axes: Ints) -> Any:
@@ -92,8 +92,8 @@ def _extreme(name: str, ufunc: np.ufunc, doc: str) -> Op:
                        vjp=(_extreme_gradient,), spell=ufunc.__name__ + "({0}, {1})", doc=doc))
 
 
-max = _extreme("max", np.maximum, "Largest element over `axes`; nan if there is one.")
-min = _extreme("min", np.minimum, "Smallest element over `axes`; nan if there is one.")
+max: Op = _extreme("max", np.maximum, "Largest element over `axes`; nan if there is one.")
+min: Op = _extreme("min", np.minimum, "Smallest element over `axes`; nan if there is one.")
 
 
 def _arg_extreme(name: str, eager: Callable[..., Any], doc: str) -> Op:
@@ -108,7 +108,7 @@ def _arg_extreme(name: str, eager: Callable[..., Any], doc: str) -> Op:
                        "reduction", doc=doc))
 
 
-argmax = _arg_extreme("argmax", np.argmax, "Position of the largest element along `axis`, the first of equals; "
-                                           "nan counts as largest.")
-argmin = _arg_extreme("argmin", np.argmin, "Position of the smallest element along `axis`, the first of equals; "
-                                           "nan counts as smallest.")
+argmax: Op = _arg_extreme("argmax", np.argmax, "Position of the largest element along `axis`, the first of equals; "
+                                               "nan counts as largest.")
+argmin: Op = _arg_extreme("argmin", np.argmin, "Position of the smallest element along `axis`, the first of equals; "
+                                               "nan counts as smallest.")

@@ -34,8 +34,8 @@ def _sum_from_the_end(g: Any, axis: int) -> Any:
     return ops.flip(ops.cumsum(ops.flip(g, axes=(axis,)), axis=axis), axes=(axis,))
 
 
-cumsum = register(Op("cumsum", ("x",), _infer("cumsum"), _scan(np.add), "scan", spell="{0} + {1}",
-                     vjp=(_sum_from_the_end,), doc="Sum of all elements up to and with each one along `axis`."))
+cumsum: Op = register(Op("cumsum", ("x",), _infer("cumsum"), _scan(np.add), "scan", spell="{0} + {1}",
+                         vjp=(_sum_from_the_end,), doc="Sum of all elements up to and with each one along `axis`."))
 
 
 def _cumprod_gradient(g: Any, out: Any, x: Any, axis: int) -> Any:
@@ -52,5 +52,6 @@ def _cumprod_gradient(g: Any, out: Any, x: Any, axis: int) -> Any:
     return ops.where(before, quotient, ops.where(first, at_first, zero))
 
 
-cumprod = register(Op("cumprod", ("x",), _infer("cumprod"), _scan(np.multiply), "scan", spell="{0} * {1}",
-                      vjp=(_cumprod_gradient,), doc="Product of all elements up to and with each one along `axis`."))
+cumprod: Op = register(Op("cumprod", ("x",), _infer("cumprod"), _scan(np.multiply), "scan", spell="{0} * {1}",
+                          vjp=(_cumprod_gradient,),
+                          doc="Product of all elements up to and with each one along `axis`."))

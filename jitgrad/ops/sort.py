@@ -30,7 +30,7 @@ def _sort(x: np.ndarray, *, axis: int, descending: bool, stable: bool) -> tuple[
     return x[along(order, axis)], order.astype(np.int64, copy=False)
 
 
-sort = register(Op(
+sort: Op = register(Op(
     "sort", ("x",), _infer_sort, _sort, "sort", outputs=2,
     vjp=(lambda g0, out1, x_type, axis: ops.scatter(zeros_like(x_type), out1, g0, axis=axis),),
     doc="The elements of x in order along `axis`, and where each one stood; nan is larger than everything. The order "

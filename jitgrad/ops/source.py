@@ -21,7 +21,7 @@ def _infer_constant(*, value: Any, dtype: DType) -> TensorType:
     return TensorType(dtype, ())
 
 
-constant = register(Op(
+constant: Op = register(Op(
     "constant", (), _infer_constant, lambda *, value, dtype: np.array(value, dtype.numpy), "source",
     doc="A 0-d value: the Python scalar `value` as `dtype`."))
 
@@ -40,8 +40,8 @@ def _iota(*, shape: tuple[int, ...], axis: int, dtype: DType) -> np.ndarray:
     return np.ascontiguousarray(np.broadcast_to(aligned, shape)) if count.size else np.empty(shape, dtype.numpy)
 
 
-iota = register(Op("iota", (), _infer_iota, _iota, "source",
-                   doc="0, 1, 2 … along `axis`, the same along all other dimensions."))
+iota: Op = register(Op("iota", (), _infer_iota, _iota, "source",
+                       doc="0, 1, 2 … along `axis`, the same along all other dimensions."))
 
 
 def _infer_random_bits(key: TensorType, offset: TensorType, *, shape: tuple[int, ...]) -> TensorType:
@@ -51,7 +51,7 @@ def _infer_random_bits(key: TensorType, offset: TensorType, *, shape: tuple[int,
     return TensorType(uint32, tuple(shape))
 
 
-random_bits = register(Op(
+random_bits: Op = register(Op(
     "random_bits", ("key", "offset"), _infer_random_bits,
     lambda key, offset, *, shape: philox_bits(int(key), int(offset), shape), "source",
     effects=frozenset({"random"}),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -45,20 +46,20 @@ _LGAMMA = (
 _DIGAMMA = (1 / 12, -1 / 120, 1 / 252, -1 / 240, 1 / 132, -691 / 32760, 1 / 12, -3617 / 8160)
 _BERNOULLI = tuple(2 * (k + 1) * c for k, c in enumerate(_DIGAMMA))
 
-Function = Callable[[np.ndarray, float], np.ndarray]
+Function = Callable[[np.ndarray, float], Any]
 
 
-def _reference(function: Function) -> Callable[..., np.ndarray]:
+def _reference(function: Function) -> Callable[..., Any]:
     """A function of (at least 1-d float64 array, needed precision), as an op's reference of any dtype and shape."""
 
-    def eager(x: np.ndarray) -> np.ndarray:
+    def eager(x: np.ndarray) -> Any:
         precision = 1e-18 if x.dtype == np.float64 else 1e-10
         return function(np.atleast_1d(x).astype(np.float64), precision).astype(x.dtype).reshape(x.shape)
 
     return eager
 
 
-def _chebyshev(coefficients: tuple[float, ...], t: np.ndarray, precision: float) -> np.ndarray:
+def _chebyshev(coefficients: tuple[float, ...], t: np.ndarray, precision: float) -> Any:
     """The series at t in [-1, 1] by Clenshaw's recurrence, without its last terms where they are below `precision`."""
     terms = len(coefficients)
     while abs(coefficients[terms - 1]) < precision:
@@ -70,11 +71,11 @@ def _chebyshev(coefficients: tuple[float, ...], t: np.ndarray, precision: float)
     return t * current - last + coefficients[0]
 
 
-def _erf_near_zero(x: np.ndarray, precision: float) -> np.ndarray:
+def _erf_near_zero(x: np.ndarray, precision: float) -> Any:
     return x * _chebyshev(_ERF, 2 * x * x - 1, precision)
 
 
-def _erfc_positive(x: np.ndarray, precision: float) -> np.ndarray:
+def _erfc_positive(x: np.ndarray, precision: float) -> Any:
     x = np.minimum(x, 40.0)                                     # erfc is 0 from 27.3 on
     series = _chebyshev(_ERFC, (x - 3.75) / (x + 3.75), precision) / (1 + 2 * x)
     head = x.astype(np.float32).astype(np.float64)              # head² is exact, so exp(-x²) keeps its accuracy
@@ -100,7 +101,7 @@ def _erfc(x: np.ndarray, precision: float) -> np.ndarray:
     return out
 
 
-def _erfinv(y: np.ndarray, precision: float) -> np.ndarray:
+def _erfinv(y: np.ndarray, precision: float) -> Any:
     """A first guess (S. Winitzki, 2008), then Halley's steps on erf, or on erfc where 1 - |y| is exact."""
     size = np.absolute(y)
     with np.errstate(all="ignore"):
@@ -127,12 +128,12 @@ def _lgamma(x: np.ndarray, precision: float) -> np.ndarray:
         return np.where(np.isinf(x), np.inf, out)
 
 
-def _sin_pi(x: np.ndarray) -> np.ndarray:
+def _sin_pi(x: np.ndarray) -> Any:
     """sin(pi x), exactly 0 at integers."""
     return np.sin(math.pi * (x - np.rint(x)))
 
 
-def _lgamma_right(x: np.ndarray, precision: float) -> np.ndarray:
+def _lgamma_right(x: np.ndarray, precision: float) -> Any:
     """log(gamma(x)) for x >= 0.5: Stirling's series from 10 on; below, shifted down into the table's range."""
     base, factor = np.minimum(x, 10.0), np.ones_like(x)
     for _ in range(7):

@@ -126,20 +126,20 @@ def _infer_max_pool_gather(x: TensorType, index: TensorType) -> TensorType:
     return x.with_shape(index.shape)
 
 
-def _max_pool_gather(x: np.ndarray, index: np.ndarray) -> np.ndarray:
+def _max_pool_gather(x: np.ndarray, index: np.ndarray) -> Any:
     planes, size = math.prod(x.shape[:2]), math.prod(x.shape[2:])
     return x.reshape(-1)[_plane_places(index, planes, size)].reshape(index.shape)
 
 
-max_pool2d = register(Op(
+max_pool2d: Op = register(Op(
     "max_pool2d", ("x",), _infer_max_pool, _max_pool, "window", outputs=2,
     vjp=(lambda g0, out1, x_type: ops.max_pool2d_grad(g0, out1, input_shape=x_type.shape),),
     doc="Largest element of every window (nan if there is one), and its position within the plane."))
-max_pool2d_grad = register(Op(
+max_pool2d_grad: Op = register(Op(
     "max_pool2d_grad", ("gradient", "index"), _infer_max_pool_grad, _max_pool_grad, "window",
     vjp=(lambda g, index: ops.max_pool2d_gather(g, index), None),
     doc="Zeros of `input_shape` with `gradient` added at the positions `index` of each plane."))
-max_pool2d_gather = register(Op(
+max_pool2d_gather: Op = register(Op(
     "max_pool2d_gather", ("x", "index"), _infer_max_pool_gather, _max_pool_gather, "window",
     vjp=(lambda g, index, x_type: ops.max_pool2d_grad(g, index, input_shape=x_type.shape), None),
     doc="The elements of x at the positions `index` of each plane."))
@@ -171,7 +171,7 @@ def _window_counts(size: int, count: int, kernel: int, stride: int, padding: tup
 
 
 def _divisors(shape: Ints, out: Ints, kernel: Ints, stride: Ints, padding: Padding, count_include_pad: bool,
-              dtype: Any) -> np.ndarray:
+              dtype: Any) -> Any:
     rows, columns = [_window_counts(*one, count_include_pad)
                      for one in zip(shape[2:], out, kernel, stride, padding, strict=True)]
     return (rows[:, None] * columns).astype(dtype)
@@ -205,12 +205,12 @@ def _mean_attrs(kernel: Ints, stride: Ints, padding: Padding, count_include_pad:
             "ceil_mode": ceil_mode}
 
 
-avg_pool2d = register(Op(
+avg_pool2d: Op = register(Op(
     "avg_pool2d", ("x",), _infer_avg_pool, in_float32(_avg_pool), "window",
     vjp=(lambda g, x_type, kernel, stride, padding, count_include_pad, ceil_mode: ops.avg_pool2d_grad(
         g, input_shape=x_type.shape, **_mean_attrs(kernel, stride, padding, count_include_pad, ceil_mode)),),
     doc="Mean of every window; padding counts as zeros, or not at all without `count_include_pad`."))
-avg_pool2d_grad = register(Op(
+avg_pool2d_grad: Op = register(Op(
     "avg_pool2d_grad", ("gradient",), _infer_avg_pool_grad, in_float32(_avg_pool_grad), "window",
     vjp=(lambda g, kernel, stride, padding, count_include_pad, ceil_mode: ops.avg_pool2d(
         g, **_mean_attrs(kernel, stride, padding, count_include_pad, ceil_mode)),),
