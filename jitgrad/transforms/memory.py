@@ -14,11 +14,9 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 
-from jitgrad.ir.axes import Axes, Demands
 from jitgrad.ir.graph import Graph, Node, Value, inner_graphs
 from jitgrad.ir.types import TensorType
 
@@ -233,62 +231,6 @@ def has_effects(node: Node) -> bool:
     if node.op.effects - {"random"}:
         return True
     return any(has_effects(inner) for _, graph in inner_graphs(node) for inner in graph.nodes)
-
-
-# ---- where a kernel reads ---------------------------------------------------------------------------------------
-
-
-def reads_where_it_writes(node: Node, output: int, operand: int) -> bool:
-    """True when the kernel of a region or foreach reads that operand only where it writes that output."""
-    if node.op.kind == "foreach":
-        return _is_one_group(node, output, operand)
-    if node.op.kind != "region":
-        return False
-    body: Graph = node.attrs["body"]
-    old, new = body.inputs[operand], body.outputs[output]
-    if old.type != new.type or old in body.outputs:
-        return False
-    if node.attrs["template"] in ("map", "row", "column", "full"):
-        return _is_one_place(body, output, operand)
-    return _is_elementwise_from(body, old)
-
-
-def _is_one_place(body: Graph, output: int, operand: int) -> bool:
-    """By the loops that code generation will use: one demand, the output's, along all loops or all kept ones."""
-    demands = Demands(Axes())
-    seeds = [demands.axes.fresh_index(v.shape) for v in body.outputs]
-    for v, seed in zip(body.outputs, seeds, strict=True):
-        demands.add(v, seed)
-    reduced: tuple[int, ...] = ()
-    for node in reversed(body.nodes):
-        for index in [i for v in node.outputs for i in demands.of.get(v, [])]:
-            new = demands.take_node(node, index)
-            if new and reduced:
-                demands.try_unify(partial(demands.axes.unify_atoms, reduced, new))
-            reduced = reduced or new
-    read = demands.only(body.inputs[operand])
-    if read is None or not demands.axes.same(read, seeds[output]):
-        return False
-    loops, inner = demands.space(), frozenset(demands.axes.resolve(reduced))
-    return frozenset(demands.axes.flat(seeds[output])) in (loops, loops - inner)
-
-
-def _is_one_group(node: Node, output: int, operand: int) -> bool:
-    """Of a foreach: a tensor, not a scalar for all groups, and the result of its own group."""
-    groups, shared = node.attrs["groups"], node.attrs["shared"]
-    same_type = node.outputs[output].type == node.inputs[operand].type
-    return same_type and operand >= shared and (operand - shared) % groups == output % groups
-
-
-def _is_elementwise_from(body: Graph, old: Value) -> bool:
-    """Everything computed from `old` is computed elementwise, at its own shape (what follows a matmul, a foreach)."""
-    touched = {old}
-    for node in body.nodes:
-        if not touched.isdisjoint(node.inputs):
-            if node.op.kind != "elementwise" or node.output.shape != old.shape:
-                return False
-            touched.add(node.output)
-    return True
 
 
 # ---- the arena --------------------------------------------------------------------------------------------------

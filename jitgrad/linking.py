@@ -1,0 +1,126 @@
+"""The last step of compiling: nodes with memory become the entries of a plan.
+
+In: the `Assignment` of a fused graph (`jitgrad.transforms.memory`). Every node is lowered to launches of kernels, or
+becomes a host entry when there is no kernel for it; slots become places in the arena, in inputs, outputs and constants.
+Out: `LinkedStep`s, from which `plan_spec` makes the PlanSpec. Nothing is compiled here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jitgrad import ops
+from jitgrad.codegen import library
+from jitgrad.codegen import lower as regions
+from jitgrad.codegen.call import IN_PLACE
+from jitgrad.codegen.kernel import Buffer, Function, Launch, Lowered
+from jitgrad.codegen.sharing import shareable
+from jitgrad.ir.graph import Graph, GraphBuilder, Node
+from jitgrad.ir.types import TensorType
+from jitgrad.runtime.build import kernel_key
+from jitgrad.runtime.spec import Argument, Entry, HostCall, Output, PlanSpec, Ref
+from jitgrad.transforms.memory import Assignment, Copy, Slot, Step, place_temporaries
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LinkedStep:
+    """A node with its memory, its launches (None: NumPy carries it out) and the memory of their scratch buffers."""
+
+    step: Step
+    lowered: Lowered | None
+    scratch: tuple[Slot, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Linked:
+    """All steps in order, and the size of the arena in bytes."""
+
+    steps: tuple[LinkedStep, ...]
+    arena: int
+
+
+def may_share(node: Node, output: int, operand: int) -> bool:
+    """Whether a kernel for `node` may write that output over that operand."""
+    if node.op.name in IN_PLACE:
+        return output == operand == 0
+    return (output, operand) in shareable(node.op, tuple([v.type for v in node.inputs]), node.attrs)
+
+
+def link(assignment: Assignment) -> Linked:
+    """Lower every step and place all temporary memory."""
+    steps = []
+    for position, part in enumerate(assignment.steps):
+        step = copy_step(part) if isinstance(part, Copy) else part
+        lowered = lower_step(step)
+        sizes = lowered.scratch if lowered else ()
+        steps.append(LinkedStep(step, lowered, tuple([Slot("arena", 0, n, position, position) for n in sizes])))
+    scratch = [slot for linked in steps for slot in linked.scratch]
+    return Linked(tuple(steps), place_temporaries([*assignment.temporaries, *scratch]))
+
+
+def lower_step(step: Step) -> Lowered | None:
+    """The launches of one node; None when it becomes a host entry."""
+    node = step.node
+    types = tuple([v.type for v in node.inputs])
+    lower = regions.lower if node.op.kind in ("region", "foreach") else library.lower
+    return lower(node.op, types, node.attrs, step.shared, node.where)
+
+
+def copy_step(copy: Copy) -> Step:
+    """A copy as a region that computes nothing, over a flat array: one kernel per dtype."""
+    builder = GraphBuilder("copy")
+    x = builder.input(TensorType(copy.type.dtype, (copy.type.size,)))
+    body = builder.build([x])
+    outer = GraphBuilder("copy")
+    source = outer.input(x.type)
+    outer.run(ops.REGISTRY["region"], (source,), {"body": body, "template": "map"})
+    return Step(outer.nodes[-1], (copy.source,), (copy.target,))
+
+
+def plan_spec(graph: Graph, assignment: Assignment, linked: Linked) -> PlanSpec:
+    """The plan of `graph` as data."""
+    entries: list[Entry] = []
+    sources: dict[str, str] = {}
+    for step in linked.steps:
+        if step.lowered is None:
+            entries.append(host_entry(step.step))
+            continue
+        for launch in step.lowered.launches:
+            for text in kernel_texts(launch):
+                sources.setdefault(kernel_key(text), text)
+            entries.append(Entry(launch.name, kernel_key(launch.source), None, launch.items,
+                                 launch_arguments(step, launch), step.step.node.where))
+    outputs = [Output(v.type, reference(slot)) for v, slot in zip(graph.outputs, assignment.outputs, strict=True)]
+    written = tuple(sorted({position for position, _ in graph.writes}))
+    return PlanSpec(tuple([v.type for v in graph.inputs]), tuple(outputs), written, assignment.constants,
+                    linked.arena, tuple(entries), sources)
+
+
+def kernel_texts(launch: Launch) -> list[str]:
+    """The text of the kernel, and of those that it calls."""
+    return [launch.source, *[a.source for a in launch.arguments if isinstance(a, Function)]]
+
+
+def launch_arguments(step: LinkedStep, launch: Launch) -> tuple[Argument, ...]:
+    """The arguments of a launch: buffers as places (inputs, then outputs, then scratch), kernels by their keys."""
+    slots: Sequence[Slot] = (*step.step.inputs, *step.step.outputs, *step.scratch)
+
+    def argument(given: Buffer | Function | int) -> Argument:
+        if isinstance(given, Buffer):
+            return reference(slots[given.index])
+        return kernel_key(given.source) if isinstance(given, Function) else given
+
+    return tuple([argument(a) for a in launch.arguments])
+
+
+def host_entry(step: Step) -> Entry:
+    """A call of the op's NumPy form."""
+    node = step.node
+    inputs = tuple([(reference(slot), v.type) for slot, v in zip(step.inputs, node.inputs, strict=True)])
+    outputs = tuple([(reference(slot), v.type) for slot, v in zip(step.outputs, node.outputs, strict=True)])
+    return Entry(node.op.name, None, HostCall(node.op.name, dict(node.attrs), inputs, outputs), 1, (), node.where)
+
+
+def reference(slot: Slot) -> Ref:
+    return slot.space, slot.index
