@@ -22,7 +22,7 @@ from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu import tape
 from jitgrad.runtime import build, errors, threads
 from jitgrad.runtime.memory import Arena, arenas, size_class
-from jitgrad.runtime.spec import Entry, HostCall, Output, PlanSpec, Ref
+from jitgrad.runtime.spec import Argument, Entry, HostCall, Output, PlanSpec, Ref
 
 __all__ = ["Entry", "HostCall", "Output", "Plan", "PlanSpec", "Ref"]
 
@@ -127,7 +127,7 @@ class Frame:
             starts.append(block)
             function = 0 if entry.kernel is None else plan.kernels[entry.kernel]
             self._write(entries_at + tape.ENTRY_BYTES * k, function, self.address + block, entry.items, 0)
-            self._write(block, self.address, *[a if isinstance(a, int) else 0 for a in entry.arguments])
+            self._write(block, self.address, *[_known_argument(a, plan.kernels) for a in entry.arguments])
             block += 8 * (1 + len(entry.arguments))
         for k, (entry_index, argument, slot, offset) in enumerate(patches):
             word = self.address + starts[entry_index] + 8 * (1 + argument)
@@ -223,6 +223,13 @@ def load_plan(spec: PlanSpec) -> Plan | None:
     return Plan(spec, addresses) if set(spec.kernels) <= set(addresses) else None
 
 
+def _known_argument(argument: Argument, kernels: Mapping[str, int]) -> int:
+    """What an argument is before any call: a number, the address of a kernel; 0 for memory, which calls bring."""
+    if isinstance(argument, str):
+        return kernels[argument]
+    return argument if isinstance(argument, int) else 0
+
+
 def _patches(spec: PlanSpec) -> Iterator[tuple[int, int, int, int]]:
     """(entry, argument, pointer slot, byte offset) of every argument that is memory."""
     inputs = len(spec.inputs)
@@ -230,7 +237,7 @@ def _patches(spec: PlanSpec) -> Iterator[tuple[int, int, int, int]]:
     first_slot = {"arena": extra + _ARENA_SLOT, "constant": extra + _CONSTANT_SLOT}
     for k, entry in enumerate(spec.entries):
         for position, argument in enumerate(entry.arguments):
-            if isinstance(argument, int):
+            if isinstance(argument, (int, str)):
                 continue
             space, place = resolve(spec, argument)
             if space in first_slot:

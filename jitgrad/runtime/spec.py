@@ -4,7 +4,7 @@ A `PlanSpec` holds no code and no address, so it can be stored as JSON and read 
 every field: a file that says anything else raises ValueError.
 
 Memory is named by a Ref, ``(space, place)``: ``("input", k)``, ``("output", k)``, ``("arena", byte offset)`` or
-``("constant", byte offset)``.
+``("constant", byte offset)``. An argument that is text is the key of another kernel: its address is passed.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jitgrad import dtypes
+from jitgrad import dtypes, ops
 from jitgrad.dtypes import DType
 from jitgrad.ir.graph import Graph, Where
-from jitgrad.ir.op import REGISTRY
+
 from jitgrad.ir.parse import parse_graph
 from jitgrad.ir.types import TensorType, parse_type
 
 Ref = tuple[str, int]
+Argument = Ref | int | str
 SPACES = ("input", "output", "arena", "constant")
 _KEY = re.compile(r"[0-9a-f]{16,64}\Z")
 
@@ -55,7 +56,7 @@ class Entry:
     kernel: str | None
     host: HostCall | None
     items: int
-    arguments: tuple[Ref | int, ...]
+    arguments: tuple[Argument, ...]
     where: Where = None
 
 
@@ -78,7 +79,8 @@ class PlanSpec:
     @property
     def kernels(self) -> dict[str, str]:
         """The keys of the kernels that it needs, with a name for each."""
-        return {entry.kernel: entry.name for entry in self.entries if entry.kernel is not None}
+        called = {a: f"part of {entry.name}" for entry in self.entries for a in entry.arguments if isinstance(a, str)}
+        return called | {entry.kernel: entry.name for entry in self.entries if entry.kernel is not None}
 
     def to_json(self) -> str:
         """The plan as JSON text, from which `from_json` makes an equal one."""
@@ -129,6 +131,8 @@ def _check_entry(entry: Entry, check_ref: Callable[[Ref, int], None]) -> None:
     for argument in entry.arguments:
         if isinstance(argument, int):
             _require(-(1 << 63) <= argument < 1 << 63, f"{entry.name}: {argument} is no int64")
+        elif isinstance(argument, str):
+            _require(bool(_KEY.match(argument)), f"{entry.name}: a kernel's key is hexadecimal")
         else:
             check_ref(argument, 0)
     if entry.host is not None:
@@ -160,7 +164,7 @@ def _write_entry(entry: Entry) -> dict[str, Any]:
                            "inputs": [[list(r), str(t)] for r, t in entry.host.inputs],
                            "outputs": [[list(r), str(t)] for r, t in entry.host.outputs]}
     return {"name": entry.name, "kernel": entry.kernel, "host": host, "items": entry.items,
-            "arguments": [a if isinstance(a, int) else list(a) for a in entry.arguments],
+            "arguments": [a if isinstance(a, (int, str)) else list(a) for a in entry.arguments],
             "where": entry.where and list(entry.where)}
 
 
@@ -180,7 +184,7 @@ def _read_entry(data: Any) -> Entry:
                                      _read_places(data["host"]["inputs"]), _read_places(data["host"]["outputs"]))
     where = data["where"] and (_read(data["where"][0], str), _read(data["where"][1], int))
     kernel = None if data["kernel"] is None else _read(data["kernel"], str)
-    arguments = tuple([a if type(a) is int else _read_ref(a) for a in data["arguments"]])
+    arguments = tuple([a if type(a) in (int, str) else _read_ref(a) for a in data["arguments"]])
     return Entry(_read(data["name"], str), kernel, host, _read(data["items"], int), arguments, where)
 
 
