@@ -35,6 +35,7 @@ def lower(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any], shar
 
 
 def lower_body(body: Graph, template: str, shared: tuple[tuple[int, int], ...] = ()) -> Lowered:
+    """The kernels of a region with this body."""
     if template == "matmul":
         return lower_matmul(body, shared)
     region = analyse(body, shared)

@@ -73,12 +73,16 @@ def _claim(node: Node, held: set[int], taint: int, sizes: list[int]) -> int | No
 
 def _give_up_side_branches(graph: Graph, claims: Claims) -> None:
     needed = set(graph.results)
+    within: dict[Value, int] = {}                   # values that a claimed node reads, and its claim (as a bit)
     for node in reversed(graph.nodes):
         claim = claims.of.get(node)
-        if claim is not None and is_elementwise(node) and node.output not in needed:
+        plain = is_elementwise(node)
+        if claim is not None and plain and node.output not in needed and not within.get(node.output, 0) >> claim & 1:
             del claims.of[node]
             claim = None
         for v in node.inputs:
             # An unclaimed elementwise reader computes from v elsewhere: that alone does not keep v's node claimed.
-            if claim is not None or not is_elementwise(node):
+            if not plain:
                 needed.add(v)
+            elif claim is not None:
+                within[v] = within.get(v, 0) | 1 << claim

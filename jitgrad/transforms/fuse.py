@@ -42,7 +42,17 @@ class Fusion:
             self.visit(node)
         for v in self.graph.inputs:
             self.merge_readers(v)
+        self.merge_makers()
         return self.groups
+
+    def merge_makers(self) -> None:
+        """A result that has to be stored may still be stored by the very kernel that reduces it."""
+        makers = {v: group for group in self.groups.living() if group.template == "map"
+                  for node in group.nodes for v in node.outputs if v in self.groups.readers}
+        for v, maker in makers.items():
+            for reader in self.groups.readers_of(v):
+                if reader.reduced:
+                    self.groups.merge(reader, self.groups.find(maker.number))
 
     def visit(self, node: Node) -> None:
         if not any(v in self.stored or v in self.groups.readers for v in node.outputs):
@@ -127,7 +137,7 @@ class Fusion:
 
     def may_hold(self, group: Group, node: Node, claim: int | None) -> bool:
         """Epilogues of matmuls hold what they have claimed, and what does not depend on their matmul."""
-        if group.template in ("single", "matmul"):
+        if group.template == "single":
             return False
         if group.claim is None or group.claim == claim:
             return group.claim == claim
@@ -135,9 +145,13 @@ class Fusion:
 
     def fits(self, node: Node, group: Group, is_read_outside: bool) -> bool:
         """True when `group` can compute `node` in its loops."""
-        indices = group.demands.of[node.output]
+        indices = group.demands.of.get(node.output, [])
+        if not indices:
+            return False                            # a factor of a matmul is read from memory
         if len(indices) > 1:
             return is_cheap(node) and not is_read_outside
+        if is_read_outside and group.template in ("column", "full", "matmul"):
+            return False                            # it may belong to the kernel that makes its operands
         place = group.place(indices[0])
         if place == group.space or (group.template == "row" and place == group.kept):
             return True

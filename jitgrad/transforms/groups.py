@@ -145,7 +145,7 @@ class Groups:
             return False
         if self.has_detour(a, b) or self.has_detour(b, a):
             return False
-        if template in ("full", "column") and (self.reaches(a, b) or self.reaches(b, a)):
+        if template in ("full", "column") and any(x.reduced and self.reaches(x, y) for x, y in ((a, b), (b, a))):
             return False
         mark = self.axes.mark()
         if not self._unify(a, b, template):

@@ -1,0 +1,53 @@
+"""Which results of a region or foreach may lie in the memory of an operand.
+
+A kernel reads everything at an index before it writes there, so an output can take the memory of an input that is read
+at the output's own index and nowhere else. What the memory plan decides from this becomes `shared` of `lower`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jitgrad.codegen.region import Region, analyse
+from jitgrad.ir.graph import Value
+from jitgrad.ir.op import Op
+from jitgrad.ir.types import TensorType
+
+
+def shareable(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
+    """All pairs (output, input) that may be one memory; the plan picks at most one for each output and each input."""
+    if op.kind == "foreach":
+        return _foreach_pairs(inputs, attrs)
+    if op.kind != "region":
+        return ()
+    region = analyse(attrs["body"], ())
+    readers = _matmul_operands(region)
+    return tuple([(k, i) for k in range(len(region.outputs)) for i, v in enumerate(region.body.inputs)
+                  if v not in readers and _same_place(region, k, v)])
+
+
+def _same_place(region: Region, output: int, value: Value) -> bool:
+    made, index, _ = region.outputs[output]
+    read = region.demands.only(value)
+    return made.type == value.type and read is not None and region.axes.same(read, index)
+
+
+def _matmul_operands(region: Region) -> set[Value]:
+    """Inputs that a matmul reads: whole rows and columns, not one place."""
+    found: set[Value] = set()
+    for node in reversed(region.body.nodes):
+        if node.op.kind == "contraction" or (node.op.kind == "movement" and node.output in found):
+            found.update(node.inputs)
+    return found
+
+
+def _foreach_pairs(inputs: tuple[TensorType, ...], attrs: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
+    body, groups, shared = attrs["body"], attrs["groups"], attrs["shared"]
+    pairs = []
+    for group in range(groups):
+        operands = range(shared + group, len(inputs), groups)
+        for k, v in enumerate(body.outputs):
+            pairs += [(k * groups + group, i) for i in operands
+                      if inputs[i].shape == inputs[operands[0]].shape and inputs[i].dtype is v.dtype]
+    return tuple(pairs)
