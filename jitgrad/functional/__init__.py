@@ -17,4 +17,4 @@ from jitgrad.functional.reduce import *
 from jitgrad.functional.shape import *
 
 __all__ = [*elementwise.__all__, *reduce.__all__, *shape.__all__, *linalg.__all__, *index.__all__, *random.__all__,
-           *(name for name in nn.__all__ if name not in ("pad", "unfold")), "foreach", "result_type"]
+           *(name for name in nn.__all__ if name not in ("pad", "unfold", "sigmoid", "tanh")), "foreach", "result_type"]

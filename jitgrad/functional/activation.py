@@ -28,8 +28,6 @@ from jitgrad.functional.core import (
     widened,
 )
 from jitgrad.functional.elementwise import add, clamp, gt, mul, where
-from jitgrad.functional.elementwise import sigmoid as sigmoid
-from jitgrad.functional.elementwise import tanh as tanh
 from jitgrad.functional.reduce import detached
 from jitgrad.functional.shape import chunk
 from jitgrad.ops.builders import broadcast, expand_dims, full_like, ones_like, zeros_like
@@ -37,8 +35,8 @@ from jitgrad.ops.builders import broadcast, expand_dims, full_like, ones_like, z
 __all__ = [
     "alpha_dropout", "celu", "dropout", "dropout1d", "dropout2d", "dropout3d", "elu", "gelu", "glu",
     "gumbel_softmax", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "log_softmax",
-    "logsigmoid", "mish", "prelu", "relu", "relu6", "selu", "sigmoid", "silu", "softmax", "softmin",
-    "softplus", "softshrink", "softsign", "swish", "tanh", "tanhshrink", "threshold",
+    "logsigmoid", "mish", "prelu", "relu", "relu6", "selu", "silu", "softmax", "softmin",
+    "softplus", "softshrink", "softsign", "swish", "tanhshrink", "threshold",
 ]
 
 

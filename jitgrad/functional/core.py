@@ -26,6 +26,7 @@ Dims = int | Sequence[int] | None
 
 _PYTHON_NUMBERS = frozenset((bool, int, float, complex))
 _NUMBERS = (int, float, complex, np.number, np.bool_)
+HALF = (dtypes.float16, dtypes.bfloat16)
 _CATEGORY_OF_KIND = {"b": "b", "i": "i", "u": "i", "f": "f", "c": "c"}
 
 
@@ -280,18 +281,15 @@ def unknown_choice(op: str, name: str, value: object, legal: Sequence[object]) -
     return complain(ShapeError, op, f"{name}={value!r} is none of {', '.join(map(repr, legal))}")
 
 
-_HALF = (dtypes.float16, dtypes.bfloat16)
-
-
 def widened(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`function` of a half-precision first argument computes in float32 and rounds once, at the end: what PyTorch's
     kernels do. For other dtypes nothing changes."""
 
     @functools.wraps(function)
     def wrapper(x: Tensor, *args: Any, **options: Any) -> Tensor:
-        if x.dtype not in _HALF:
+        if x.dtype not in HALF:
             return function(x, *args, **options)
-        wide = [ops.cast(a, dtype=dtypes.float32) if getattr(a, "dtype", None) in _HALF else a for a in args]
+        wide = [ops.cast(a, dtype=dtypes.float32) if getattr(a, "dtype", None) in HALF else a for a in args]
         result = function(ops.cast(x, dtype=dtypes.float32), *wide, **options)
         return cast(result, x.dtype)
 

@@ -1,7 +1,7 @@
 """`foreach`: one elementwise program over many groups of tensors, as a single node.
 
-This is how an optimizer updates all parameters at once: its rule is written once, over 0-d values with ordinary operators,
-and traced once for each combination of dtypes.
+This is how an optimizer updates all parameters at once: its formula is written once, over single elements with ordinary
+operators, and traced once for each combination of dtypes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 from jitgrad import dtypes, ops
 from jitgrad.dtypes import DType
 from jitgrad.errors import ShapeError, complain
-from jitgrad.functional.core import Operand, Tensor, as_operand, is_number
+from jitgrad.functional import elementwise
+from jitgrad.functional.core import HALF, Operand, Tensor, as_operand, cast
 from jitgrad.functional.methods import TensorMethods
 from jitgrad.ir.graph import Graph, GraphBuilder, Value
 from jitgrad.ir.interpreter import interpret
@@ -21,13 +22,27 @@ from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
 
 
-class Symbol(TensorMethods):
-    """A 0-d value of the program that is being traced; it has the operators and methods of a Tensor."""
+def _of_two(function: Callable[..., Any], reflected: bool = False) -> Callable[..., Any]:
+    """A method of two operands; a number takes the dtype of an element that it meets."""
 
-    __slots__ = ("value",)
+    def method(self: Scalar, other: Any) -> Any:
+        x, y = self, other
+        if isinstance(other, Scalar) and self.weak != other.weak:
+            x, y = (cast(x, y.dtype), y) if self.weak else (x, cast(y, x.dtype))
+        return function(y, x) if reflected else function(x, y)
 
-    def __init__(self, value: Value):
+    return method
+
+
+class Scalar(TensorMethods):
+    """A 0-d value of the program that is being traced, with the operators and methods of a Tensor: an element, or (`weak`)
+    a number, which is float64 until it meets an element."""
+
+    __slots__ = ("value", "weak")
+
+    def __init__(self, value: Value, weak: bool = False):
         self.value = value
+        self.weak = weak
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -37,57 +52,73 @@ class Symbol(TensorMethods):
     def dtype(self) -> DType:
         return self.value.dtype
 
+    def number(self) -> Scalar:
+        """This element as a number."""
+        return Scalar(cast(self, dtypes.float64).value, weak=True)
+
+    def where(self, x: Any, y: Any) -> Any:
+        """`x` if this bool holds, otherwise `y`."""
+        return elementwise.where(self, x, y)
+
+    __add__, __radd__ = _of_two(elementwise.add), _of_two(elementwise.add, True)
+    __sub__, __rsub__ = _of_two(elementwise.sub), _of_two(elementwise.sub, True)
+    __mul__, __rmul__ = _of_two(elementwise.mul), _of_two(elementwise.mul, True)
+    __truediv__, __rtruediv__ = _of_two(elementwise.div), _of_two(elementwise.div, True)
+    __pow__, __rpow__ = _of_two(elementwise.pow), _of_two(elementwise.pow, True)
+    __lt__, __le__, __gt__, __ge__ = (_of_two(elementwise.lt), _of_two(elementwise.le), _of_two(elementwise.gt),
+                                      _of_two(elementwise.ge))
+    maximum, minimum = _of_two(elementwise.maximum), _of_two(elementwise.minimum)
+
 
 class _BodyTracer:
-    """The interpreter that appends what is done with Symbols to a graph."""
+    """The interpreter that appends what is done with Scalars to a graph. What comes of numbers alone is a number."""
 
     def __init__(self, builder: GraphBuilder):
         self.builder = builder
 
-    def run(self, op: Op, inputs: tuple[Symbol, ...], attrs: dict[str, Any]) -> Any:
+    def run(self, op: Op, inputs: tuple[Scalar, ...], attrs: dict[str, Any]) -> Any:
         result = self.builder.run(op, tuple([x.value for x in inputs]), attrs)
-        return tuple(map(Symbol, result)) if isinstance(result, tuple) else Symbol(result)
+        return Scalar(result, weak=all(x.weak for x in inputs))
 
 
 @functools.lru_cache(maxsize=256)
-def _trace(body: Callable[..., Any], types: tuple[DType, ...]) -> Graph:
-    """`body` as a graph over 0-d values of those dtypes."""
-    builder = GraphBuilder(body.__name__.strip("_<>"))
-    symbols = [Symbol(builder.input(TensorType(t, ()))) for t in types]
+def _trace(body: Callable[..., Any], shared: int, types: tuple[DType, ...]) -> Graph:
+    """`body` as a graph over `shared` numbers and 0-d elements of those dtypes. Where all floats are half precision it
+    computes in float32 and rounds its results."""
+    rounded = types[0] if types[0] in HALF and dtypes.float32 not in types else None
+    builder = GraphBuilder(body.__name__)
+    numbers = [Scalar(builder.input(TensorType(dtypes.float64, ())), weak=True) for _ in range(shared)]
+    elements = [Scalar(builder.input(TensorType(t, ()))) for t in types]
     with interpret(_BodyTracer(builder)):
-        result = body(*symbols)
-    results = result if isinstance(result, (tuple, list)) else (result,)
+        if rounded:
+            elements = [cast(x, dtypes.float32) if x.dtype in HALF else x for x in elements]
+        result = body(*numbers, *elements)
+        results = result if isinstance(result, tuple) else (result,)
+        if rounded:
+            results = tuple([r if r.weak else cast(r, rounded) for r in results])
     return builder.build([r.value for r in results])
 
 
-def foreach(body: Callable[..., Any], shared: Sequence[Operand], lists: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
-    """``body(*shared, *operands)`` for each group of operands: ``lists[j][i]`` is operand j of group i. `body` takes 0-d
-    values and returns one or several; the result has one list for each of them, with an entry per group, of the shape
-    of operand 0. Another operand has that shape or is 0-d. Shared numbers take the dtype of operand 0 (float32 for half
-    precision). `body` is traced once per combination of dtypes, so it must be a function that depends on nothing else."""
+def foreach(body: Callable[..., Any], shared: Sequence[Operand],
+            lists: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
+    """``body(*shared, *operands)`` for each group of operands: ``lists[j][i]`` is operand j of group i.
+
+    `body` takes `Scalar`s and returns one or a tuple of them; the result has one list for each, with an entry per group,
+    of the shape of operand 0. Another operand has that shape or is 0-d. `shared` are numbers (or 0-d tensors that count
+    as numbers). `body` is traced once per combination of dtypes, so it must depend on nothing but its arguments."""
     groups = len(lists[0])
     if any(len(other) != groups for other in lists):
         raise complain(ShapeError, "foreach", f"lists differ in length: {[len(other) for other in lists]}")
+    numbers = [cast(as_operand(s, dtypes.float64), dtypes.float64) for s in shared]
     kinds: dict[tuple[DType, ...], list[int]] = {}
     for i in range(groups):
         kinds.setdefault(tuple([operands[i].dtype for operands in lists]), []).append(i)
     results: list[list[Tensor]] = []
     for types, members in kinds.items():
-        outputs = _same_dtypes(body, shared, types, [[operands[i] for i in members] for operands in lists])
-        results = results or [[None] * groups for _ in outputs]
-        for column, values in zip(results, outputs):
-            for i, value in zip(members, values):
-                column[i] = value
+        graph = _trace(body, len(numbers), types)
+        outputs = ops.foreach(*numbers, *[operands[i] for operands in lists for i in members], body=graph,
+                              groups=len(members), shared=len(numbers))
+        results = results or [[None] * groups for _ in graph.outputs]
+        for k, value in enumerate(outputs):
+            results[k // len(members)][members[k % len(members)]] = value
     return results
-
-
-def _same_dtypes(body: Callable[..., Any], shared: Sequence[Operand], types: tuple[DType, ...],
-                 lists: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
-    """One node, for groups that agree in the dtypes of their operands."""
-    number_type = dtypes.float32 if types[0] in (dtypes.float16, dtypes.bfloat16) else types[0]
-    scalars = [as_operand(s, number_type) if is_number(s) else s for s in shared]
-    graph = _trace(body, (*[s.dtype for s in scalars], *types))
-    groups = len(lists[0])
-    flat = ops.foreach(*scalars, *[x for operands in lists for x in operands], body=graph, groups=groups,
-                       shared=len(scalars))
-    return [list(flat[k:k + groups]) for k in range(0, len(flat), groups)]

@@ -4,6 +4,7 @@ attention."""
 from jitgrad.functional import activation, attention, loss, normalization, window
 from jitgrad.functional.activation import *
 from jitgrad.functional.attention import *
+from jitgrad.functional.elementwise import sigmoid, tanh
 from jitgrad.functional.linalg import bilinear, linear
 from jitgrad.functional.loss import *
 from jitgrad.functional.normalization import *
@@ -11,4 +12,4 @@ from jitgrad.functional.shape import pad
 from jitgrad.functional.window import *
 
 __all__ = [*activation.__all__, *attention.__all__, *loss.__all__, *normalization.__all__, *window.__all__, "bilinear",
-           "linear", "pad"]
+           "linear", "pad", "sigmoid", "tanh"]

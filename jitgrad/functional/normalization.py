@@ -10,6 +10,7 @@ from typing import Any
 
 from jitgrad import dtypes, ops
 from jitgrad.functional.core import (
+    HALF,
     Tensor,
     as_operand,
     cast,
@@ -26,11 +27,10 @@ __all__ = [
     "batch_norm", "group_norm", "instance_norm", "layer_norm", "local_response_norm", "normalize", "rms_norm",
 ]
 
-_HALF = (dtypes.float16, dtypes.bfloat16)
 
 
 def _wide(x: Tensor | None) -> Tensor | None:
-    return ops.cast(x, dtype=dtypes.float32) if x is not None and x.dtype in _HALF else x
+    return ops.cast(x, dtype=dtypes.float32) if x is not None and x.dtype in HALF else x
 
 
 def _moments(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
