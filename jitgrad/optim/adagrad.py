@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jitgrad.functional.foreach import Scalar, foreach
+from jitgrad.functional.foreach import foreach
 from jitgrad.optim.groups import ParamGroup
 from jitgrad.optim.optimizer import (
     Optimizer,
@@ -16,23 +16,21 @@ from jitgrad.optim.optimizer import (
     option,
     scalar_state,
     sign,
-    store,
+    update,
 )
 from jitgrad.tensor import Tensor
 
 
-def decayed_rate(lr: Any, lr_decay: Any, step: Scalar) -> tuple[Scalar, Scalar]:
-    """The new step count n, and lr / (1 + (n - 1) lr_decay)."""
-    step = step + 1
-    return step, lr / (1 + (step.number() - 1) * lr_decay)
+def decayed_rate(lr: Any, lr_decay: Any, step: Any) -> Any:
+    """lr / (1 + (n - 1) lr_decay) at step n."""
+    return lr / (1 + (step - 1) * lr_decay)
 
 
-def adagrad(sign: Any, weight_decay: Any, eps: Any, p: Scalar, g: Scalar, total: Scalar,
-            rate: Scalar) -> tuple[Scalar, Scalar]:
+def adagrad(sign: Any, weight_decay: Any, eps: Any, p: Any, total: Any, g: Any, rate: Any) -> tuple[Any, Any]:
     """`total` is the sum of all squared gradients."""
     g = sign * g + weight_decay * p
     total = total + g * g
-    return p - rate.number() * (g / (total.sqrt() + eps)), total
+    return p - rate * (g / (total.sqrt() + eps)), total
 
 
 class Adagrad(Optimizer):
@@ -47,25 +45,24 @@ class Adagrad(Optimizer):
 
     def _update(self, group: ParamGroup, params: list[Tensor]) -> None:
         steps = self._states(params, "step", scalar_state())
+        update(advance, [], [steps], [])
+        (rates,) = foreach(decayed_rate, [option(group, "lr"), option(group, "lr_decay")], [steps])
         totals = self._states(params, "sum", filled_state(group["initial_accumulator_value"]))
-        counts, rates = foreach(decayed_rate, [option(group, "lr"), option(group, "lr_decay")], [steps])
         shared = [sign(group), option(group, "weight_decay"), option(group, "eps")]
-        results = foreach(adagrad, shared, [params, gradients(params), totals, rates])
-        store([counts, *results], [steps, params, totals])
+        update(adagrad, shared, [params, totals], [gradients(params), rates])
 
 
-def adadelta(sign: Any, lr: Any, weight_decay: Any, rho: Any, eps: Any, p: Scalar, g: Scalar, v: Scalar,
-             d: Scalar) -> tuple[Scalar, Scalar, Scalar]:
-    """`v` and `d` are the running means of the squared gradient and of the squared change."""
+def adadelta(sign: Any, lr: Any, weight_decay: Any, rho: Any, fresh: Any, eps: Any, p: Any, v: Any, d: Any,
+             g: Any) -> tuple[Any, Any, Any]:
+    """`v` and `d` are the running means of the squared gradient and of the squared change; `fresh` is 1 - rho."""
     g = sign * g + weight_decay * p
-    v = rho * v + (1 - rho) * (g * g)
+    v = rho * v + fresh * (g * g)
     change = (d + eps).sqrt() / (v + eps).sqrt() * g
-    d = rho * d + (1 - rho) * (change * change)
-    return p - lr * change, v, d
+    return p - lr * change, v, rho * d + fresh * (change * change)
 
 
 class Adadelta(Optimizer):
-    """Steps in proportion to the root mean square of earlier steps over that of the gradients."""
+    """Steps in proportion to the root mean square of earlier changes over that of the gradients."""
 
     def __init__(self, params: Params, lr: float = 1.0, rho: float = 0.9, eps: float = 1e-6,
                  weight_decay: float = 0.0, *, maximize: bool = False):
@@ -75,7 +72,7 @@ class Adadelta(Optimizer):
 
     def _update(self, group: ParamGroup, params: list[Tensor]) -> None:
         states = [self._states(params, name, filled_state()) for name in ("square_avg", "acc_delta")]
-        steps = self._states(params, "step", scalar_state())
-        shared = [sign(group), *(option(group, name) for name in ("lr", "weight_decay", "rho", "eps"))]
-        results = foreach(adadelta, shared, [params, gradients(params), *states])
-        store([*results, *foreach(advance, [], [steps])], [params, *states, steps])
+        rho = option(group, "rho")
+        shared = [sign(group), option(group, "lr"), option(group, "weight_decay"), rho, 1 - rho, option(group, "eps")]
+        update(adadelta, shared, [params, *states], [gradients(params)])
+        update(advance, [], [self._states(params, "step", scalar_state())], [])

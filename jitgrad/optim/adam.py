@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
-from jitgrad.functional.foreach import Scalar, foreach
+from jitgrad import dtypes
+from jitgrad.functional.core import as_operand
+from jitgrad.functional.foreach import foreach
 from jitgrad.optim.groups import ParamGroup
 from jitgrad.optim.optimizer import (
     Optimizer,
     Params,
+    advance,
     check_betas,
     check_not_negative,
     filled_state,
@@ -18,43 +19,45 @@ from jitgrad.optim.optimizer import (
     option,
     scalar_state,
     sign,
-    store,
+    update,
 )
 from jitgrad.tensor import Tensor
 
 
-def next_step(lr: Any, beta1: Any, beta2: Any, step: Scalar) -> tuple[Scalar, Scalar, Scalar]:
-    """The new step count n, the step size lr / (1 - beta1**n), and sqrt(1 - beta2**n)."""
-    step = step + 1
-    n = step.number()
-    return step, lr / (1 - beta1 ** n), (1 - beta2 ** n).sqrt()
+def corrections(lr: Any, beta1: Any, beta2: Any, step: Any) -> tuple[Any, Any]:
+    """Step size lr / (1 - beta1**n) and sqrt(1 - beta2**n) at step n. All of it is float64: 1 - beta2 is small."""
+    n = step.double()
+    return lr / (1 - beta1 ** n), (1 - beta2 ** n).sqrt()
 
 
-@functools.cache
-def adam_formula(decoupled: bool, amsgrad: bool) -> Callable[..., tuple[Scalar, ...]]:
-    """The update of one element. `m` and `v` are the running means of gradient and squared gradient; weight decay is
-    part of the gradient, or `decoupled` from it."""
+def adam(sign: Any, weight_decay: Any, shrink: Any, beta2: Any, fresh1: Any, fresh2: Any, eps: Any,
+         p: Any, m: Any, v: Any, g: Any, step_size: Any, correction: Any) -> tuple[Any, Any, Any]:
+    """`m` and `v` are the running means of gradient and squared gradient; `fresh1`, `fresh2` are 1 - beta1, 1 - beta2."""
+    p, m, v = _moments(sign, weight_decay, shrink, beta2, fresh1, fresh2, p, m, v, g)
+    return _stepped(p, m, v, eps, step_size, correction), m, v
 
-    def adam(sign: Any, lr: Any, weight_decay: Any, beta1: Any, beta2: Any, eps: Any, p: Scalar, g: Scalar, m: Scalar,
-             v: Scalar, step_size: Scalar, correction: Scalar, largest: Any = None) -> tuple[Scalar, ...]:
-        g = sign * g
-        if decoupled:
-            p = p * (1 - lr * weight_decay)
-        else:
-            g = g + weight_decay * p
-        m = m + (1 - beta1) * (g - m)
-        v = beta2 * v + (1 - beta2) * (g * g)
-        top = largest.maximum(v) if amsgrad else v
-        p = p - step_size.number() * (m / (top.sqrt() / correction.number() + eps))
-        return (p, m, v, top) if amsgrad else (p, m, v)
 
-    return adam
+def amsgrad(sign: Any, weight_decay: Any, shrink: Any, beta2: Any, fresh1: Any, fresh2: Any, eps: Any,
+            p: Any, m: Any, v: Any, largest: Any, g: Any, step_size: Any,
+            correction: Any) -> tuple[Any, Any, Any, Any]:
+    """As `adam`, divided by the largest `v` so far."""
+    p, m, v = _moments(sign, weight_decay, shrink, beta2, fresh1, fresh2, p, m, v, g)
+    largest = largest.maximum(v)
+    return _stepped(p, m, largest, eps, step_size, correction), m, v, largest
+
+
+def _moments(sign: Any, weight_decay: Any, shrink: Any, beta2: Any, fresh1: Any, fresh2: Any,
+             p: Any, m: Any, v: Any, g: Any) -> tuple[Any, Any, Any]:
+    g = sign * g + weight_decay * p
+    return p * shrink, m + fresh1 * (g - m), beta2 * v + fresh2 * (g * g)
+
+
+def _stepped(p: Any, m: Any, v: Any, eps: Any, step_size: Any, correction: Any) -> Any:
+    return p - step_size.to(p.dtype) * (m / (v.sqrt() / correction.to(p.dtype) + eps))
 
 
 class Adam(Optimizer):
     """``p -= lr * m / (sqrt(v) + eps)`` with bias-corrected running means m of the gradient and v of its square."""
-
-    _decoupled = False
 
     def __init__(self, params: Params, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
                  weight_decay: float = 0.0, amsgrad: bool = False, *, maximize: bool = False):
@@ -63,36 +66,45 @@ class Adam(Optimizer):
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,
                                   "amsgrad": amsgrad, "maximize": maximize})
 
+    def _decay(self, group: ParamGroup) -> tuple[Any, Any]:
+        """What of a parameter is added to its gradient, and by what the parameter is multiplied."""
+        return option(group, "weight_decay"), 1.0
+
     def _update(self, group: ParamGroup, params: list[Tensor]) -> None:
-        lr, beta1, beta2 = option(group, "lr"), option(group, "betas", 0), option(group, "betas", 1)
-        steps = self._states(params, "step", scalar_state())
-        states = [self._states(params, name, filled_state()) for name in ("exp_avg", "exp_avg_sq")]
-        if group["amsgrad"]:
-            states.append(self._states(params, "max_exp_avg_sq", filled_state()))
-        counts, step_sizes, corrections = foreach(next_step, [lr, beta1, beta2], [steps])
-        shared = [sign(group), lr, option(group, "weight_decay"), beta1, beta2, option(group, "eps")]
-        lists = [params, gradients(params), *states[:2], step_sizes, corrections, *states[2:]]
-        results = foreach(adam_formula(self._decoupled, bool(group["amsgrad"])), shared, lists)
-        store([counts, *results], [steps, params, *states])
+        names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * bool(group["amsgrad"])
+        written = [params, *(self._states(params, name, filled_state()) for name in names)]
+        beta1, beta2 = option(group, "betas", 0), option(group, "betas", 1)
+        shared = [sign(group), *self._decay(group), beta2, 1 - beta1, 1 - beta2, option(group, "eps")]
+        read = [gradients(params), *_count_and_correct(self, group, params)]
+        update(amsgrad if group["amsgrad"] else adam, shared, written, read)
 
 
 class AdamW(Adam):
     """Adam whose weight decay shrinks the parameters directly: ``p *= 1 - lr * weight_decay``."""
 
-    _decoupled = True
-
     def __init__(self, params: Params, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
                  weight_decay: float = 1e-2, amsgrad: bool = False, *, maximize: bool = False):
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize)
 
+    def _decay(self, group: ParamGroup) -> tuple[Any, Any]:
+        return 0.0, 1 - option(group, "lr") * option(group, "weight_decay")
 
-def adamax_formula(sign: Any, weight_decay: Any, beta1: Any, beta2: Any, eps: Any, p: Scalar, g: Scalar, m: Scalar,
-                   u: Scalar, step_size: Scalar) -> tuple[Scalar, Scalar, Scalar]:
+
+def _count_and_correct(optimizer: Optimizer, group: ParamGroup, params: list[Tensor]) -> list[list[Tensor]]:
+    """Count one step of each parameter; its step size and correction, as 0-d Tensors."""
+    steps = optimizer._states(params, "step", scalar_state())
+    update(advance, [], [steps], [])
+    numbers = (option(group, "lr"), option(group, "betas", 0), option(group, "betas", 1))
+    return foreach(corrections, [as_operand(x, dtypes.float64) for x in numbers], [steps])
+
+
+def adamax(sign: Any, weight_decay: Any, beta2: Any, fresh1: Any, eps: Any, p: Any, m: Any, u: Any, g: Any,
+           step_size: Any) -> tuple[Any, Any, Any]:
     """`u` is a decaying maximum of the gradient's magnitude."""
     g = sign * g + weight_decay * p
-    m = m + (1 - beta1) * (g - m)
-    u = (beta2 * u).maximum(abs(g) + eps)
-    return p - step_size.number() * (m / u), m, u
+    m = m + fresh1 * (g - m)
+    u = (beta2 * u).maximum(g.abs() + eps)
+    return p - step_size.to(p.dtype) * (m / u), m, u
 
 
 class Adamax(Optimizer):
@@ -106,10 +118,8 @@ class Adamax(Optimizer):
                                   "maximize": maximize})
 
     def _update(self, group: ParamGroup, params: list[Tensor]) -> None:
-        beta1, beta2 = option(group, "betas", 0), option(group, "betas", 1)
-        steps = self._states(params, "step", scalar_state())
-        states = [self._states(params, name, filled_state()) for name in ("exp_avg", "exp_inf")]
-        counts, step_sizes, _ = foreach(next_step, [option(group, "lr"), beta1, beta2], [steps])
-        shared = [sign(group), option(group, "weight_decay"), beta1, beta2, option(group, "eps")]
-        results = foreach(adamax_formula, shared, [params, gradients(params), *states, step_sizes])
-        store([counts, *results], [steps, params, *states])
+        written = [params, *(self._states(params, name, filled_state()) for name in ("exp_avg", "exp_inf"))]
+        step_sizes, _ = _count_and_correct(self, group, params)
+        shared = [sign(group), option(group, "weight_decay"), option(group, "betas", 1),
+                  1 - option(group, "betas", 0), option(group, "eps")]
+        update(adamax, shared, written, [gradients(params), step_sizes])

@@ -1,14 +1,15 @@
 """`Optimizer`: param groups, the state of each parameter, and the step that subclasses fill in.
 
-A subclass defines the options' defaults and `_update(group, params)`, which computes new values of all `params` (those
-of one group that have a gradient and one dtype) as one `functional.foreach`, and stores them with `_store`. The state
-dict has PyTorch's format: state by the position of the parameter, groups with positions instead of Parameters.
+A subclass defines the options' defaults, and `_update(group, params)` for those parameters of one group that have a
+gradient: a plain formula of one element, which `update` carries out over all of them as one node. The state dict has
+PyTorch's format: state by the position of the parameter, groups with positions instead of Parameters.
 """
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from jitgrad import changes, dtypes
 from jitgrad.autograd import eager_state, enable_grad, no_grad, number
-from jitgrad.functional.foreach import Scalar
+from jitgrad.functional.foreach import foreach
 from jitgrad.hooks import Hook, HookTable, RemovableHandle
 from jitgrad.optim.groups import ParamGroup, WatchedList
 from jitgrad.tensor import Tensor
@@ -91,14 +92,15 @@ class Optimizer:
                 loss = closure()
         with no_grad():
             for group in self.param_groups:
-                for params in _with_gradient_by_dtype(group["params"]):
+                params = [param for param in group["params"] if param.grad is not None]
+                if params:
                     self._update(group, params)
         for hook in self._post_hooks:
             hook.function(self, (closure,), {})
         return loss
 
     def _update(self, group: ParamGroup, params: list[Tensor]) -> None:
-        """One update of `params`, which share a dtype and all have a gradient."""
+        """One update of `params`, which all have a gradient."""
         raise NotImplementedError(f"{type(self).__name__}: define _update(group, params)")
 
     def _states(self, params: list[Tensor], name: str, make: Callable[[Tensor], Tensor]) -> list[Tensor]:
@@ -187,13 +189,8 @@ def filled_state(value: float = 0.0) -> Callable[[Tensor], Tensor]:
     return lambda param: Tensor(np.full(param.shape, value, param.dtype.numpy))
 
 
-def advance(step: Scalar) -> Scalar:
-    """Count one step."""
-    return step + 1
-
-
 def option(group: ParamGroup, *keys: Any) -> Any:
-    """A number of `group` as `functional.foreach` takes it: traced while a function is being compiled."""
+    """A number of `group`, traced while a function is being compiled; arithmetic on it is in float64."""
     value: Any = group
     for key in keys:
         value = value[key]
@@ -210,11 +207,34 @@ def gradients(params: list[Tensor]) -> list[Tensor]:
     return [param.grad if param.grad.dtype is param.dtype else param.grad.to(param.dtype) for param in params]
 
 
-def store(results: list[list[Tensor]], targets: list[list[Tensor]]) -> None:
-    """Store every result of a `foreach` into its target, in place."""
-    for new, old in zip(results, targets, strict=True):
+Formula = Callable[..., Any]
+
+
+def update(formula: Formula, shared: Sequence[Any], written: list[list[Tensor]], read: Sequence[list[Tensor]]) -> None:
+    """One `foreach`: ``formula(*shared, *written, *read)`` of every parameter gives the new values of `written`, which
+    are stored in place. The arithmetic is as wide as the operands and rounds once, when it is stored."""
+    results = foreach(_rounding(formula, len(shared), len(written)), shared, [*written, *read])
+    for new, old in zip(results, written, strict=True):
         for value, target in zip(new, old, strict=True):
             target._assign(value)
+
+
+@functools.cache
+def _rounding(formula: Formula, shared: int, written: int) -> Formula:
+    """`formula` with its results in the dtypes of the values that they replace."""
+
+    @functools.wraps(formula)
+    def rounded(*operands: Any) -> tuple[Any, ...]:
+        results = formula(*operands)
+        results = results if isinstance(results, tuple) else (results,)
+        return tuple(r.to(old.dtype) for r, old in zip(results, operands[shared:shared + written], strict=True))
+
+    return rounded
+
+
+def advance(step: Any) -> Any:
+    """Count one step."""
+    return step + 1
 
 
 def check_not_negative(optimizer: str, **options: Any) -> None:
@@ -228,15 +248,6 @@ def check_betas(optimizer: str, betas: tuple[float, float]) -> None:
     """ValueError unless both lie in [0, 1)."""
     if not all(0 <= beta < 1 for beta in betas):
         raise ValueError(f"{optimizer}: betas must lie in [0, 1), got {betas}")
-
-
-def _with_gradient_by_dtype(params: Iterable[Tensor]) -> Iterable[list[Tensor]]:
-    """Those that have a gradient, in lists of one dtype."""
-    lists: dict[Any, list[Tensor]] = {}
-    for param in params:
-        if param.grad is not None:
-            lists.setdefault(param.dtype, []).append(param)
-    return lists.values()
 
 
 def _adopt(entry: Mapping[str, Any], param: Tensor) -> dict[str, Any]:

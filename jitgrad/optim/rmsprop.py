@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
-from jitgrad.functional.foreach import Scalar, foreach
 from jitgrad.optim.groups import ParamGroup
 from jitgrad.optim.optimizer import (
+    Formula,
     Optimizer,
     Params,
     advance,
@@ -18,30 +17,29 @@ from jitgrad.optim.optimizer import (
     option,
     scalar_state,
     sign,
-    store,
+    update,
 )
 from jitgrad.tensor import Tensor
 
 
 @functools.cache
-def rmsprop_formula(centered: bool, with_momentum: bool) -> Callable[..., tuple[Scalar, ...]]:
-    """The update of one element: `v` is the running mean of the squared gradient, then, as asked for, the running mean
-    of the gradient and the momentum buffer."""
+def rmsprop_formula(centered: bool, with_momentum: bool) -> Formula:
+    """The update of one element. Behind the running mean `v` of the squared gradient stand, as asked for, the running
+    mean of the gradient and the momentum buffer; `fresh` is 1 - alpha."""
 
-    def rmsprop(sign: Any, lr: Any, weight_decay: Any, alpha: Any, eps: Any, momentum: Any, p: Scalar, g: Scalar,
-                v: Scalar, *more: Scalar) -> tuple[Scalar, ...]:
+    def rmsprop(sign: Any, lr: Any, weight_decay: Any, alpha: Any, fresh: Any, eps: Any, momentum: Any,
+                p: Any, v: Any, *others: Any) -> tuple[Any, ...]:
+        *states, g = others
         g = sign * g + weight_decay * p
-        v = alpha * v + (1 - alpha) * (g * g)
-        states, spread = [v], v
+        v = alpha * v + fresh * (g * g)
+        spread = v
         if centered:
-            mean = more[0] + (1 - alpha) * (g - more[0])
-            spread = v - mean * mean
-            states.append(mean)
+            states[0] = states[0] + fresh * (g - states[0])
+            spread = v - states[0] * states[0]
         direction = g / (spread.sqrt() + eps)
         if with_momentum:
-            direction = momentum * more[-1] + direction
-            states.append(direction)
-        return p - lr * direction, *states
+            states[-1] = direction = momentum * states[-1] + direction
+        return p - lr * direction, v, *states
 
     return rmsprop
 
@@ -58,8 +56,9 @@ class RMSprop(Optimizer):
     def _update(self, group: ParamGroup, params: list[Tensor]) -> None:
         centered, with_momentum = bool(group["centered"]), bool(group["momentum"])
         names = ["square_avg"] + ["grad_avg"] * centered + ["momentum_buffer"] * with_momentum
-        states = [self._states(params, name, filled_state()) for name in names]
-        steps = self._states(params, "step", scalar_state())
-        shared = [sign(group), *(option(group, name) for name in ("lr", "weight_decay", "alpha", "eps", "momentum"))]
-        results = foreach(rmsprop_formula(centered, with_momentum), shared, [params, gradients(params), *states])
-        store([*results, *foreach(advance, [], [steps])], [params, *states, steps])
+        written = [params, *(self._states(params, name, filled_state()) for name in names)]
+        alpha = option(group, "alpha")
+        shared = [sign(group), option(group, "lr"), option(group, "weight_decay"), alpha, 1 - alpha,
+                  option(group, "eps"), option(group, "momentum")]
+        update(rmsprop_formula(centered, with_momentum), shared, written, [gradients(params)])
+        update(advance, [], [self._states(params, "step", scalar_state())], [])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from jitgrad.functional.foreach import Scalar, foreach
 from jitgrad.optim.groups import ParamGroup
 from jitgrad.optim.optimizer import (
     Optimizer,
@@ -16,33 +15,33 @@ from jitgrad.optim.optimizer import (
     option,
     scalar_state,
     sign,
-    store,
+    update,
 )
 from jitgrad.tensor import Tensor
 
 
-def descend(sign: Any, lr: Any, weight_decay: Any, p: Scalar, g: Scalar) -> Scalar:
+def descend(sign: Any, lr: Any, weight_decay: Any, p: Any, g: Any) -> Any:
     """Without momentum."""
     return p - lr * (sign * g + weight_decay * p)
 
 
-def descend_with_momentum(sign: Any, lr: Any, weight_decay: Any, momentum: Any, p: Scalar, g: Scalar,
-                          buffer: Scalar) -> tuple[Scalar, Scalar]:
+def descend_with_momentum(sign: Any, lr: Any, weight_decay: Any, momentum: Any, p: Any, buffer: Any,
+                          g: Any) -> tuple[Any, Any]:
     """`buffer` is the running direction, zero before the first step."""
     buffer = momentum * buffer + (sign * g + weight_decay * p)
     return p - lr * buffer, buffer
 
 
-def descend_with_dampening(sign: Any, lr: Any, weight_decay: Any, momentum: Any, dampening: Any, p: Scalar, g: Scalar,
-                          buffer: Scalar, step: Scalar) -> tuple[Scalar, Scalar]:
-    """`buffer` is the running direction, zero before the first step; the first gradient is not dampened."""
+def descend_with_dampening(sign: Any, lr: Any, weight_decay: Any, momentum: Any, fresh: Any, p: Any, buffer: Any,
+                           g: Any, step: Any) -> tuple[Any, Any]:
+    """Only the share `fresh` of a gradient enters the direction, except of the first one."""
     g = sign * g + weight_decay * p
-    buffer = momentum * buffer + (step > 1).where((1 - dampening) * g, g)
+    buffer = momentum * buffer + (fresh * g).where(step > 1, g)
     return p - lr * buffer, buffer
 
 
-def descend_with_nesterov(sign: Any, lr: Any, weight_decay: Any, momentum: Any, p: Scalar, g: Scalar,
-                          buffer: Scalar) -> tuple[Scalar, Scalar]:
+def descend_with_nesterov(sign: Any, lr: Any, weight_decay: Any, momentum: Any, p: Any, buffer: Any,
+                          g: Any) -> tuple[Any, Any]:
     """The direction looks one step of the momentum ahead."""
     g = sign * g + weight_decay * p
     buffer = momentum * buffer + g
@@ -62,18 +61,16 @@ class SGD(Optimizer):
 
     def _update(self, group: ParamGroup, params: list[Tensor]) -> None:
         shared = [sign(group), option(group, "lr"), option(group, "weight_decay")]
-        lists = [params, gradients(params)]
         if not group["momentum"]:
-            store(foreach(descend, shared, lists), [params])
+            update(descend, shared, [params], [gradients(params)])
             return
-        buffers = self._states(params, "momentum_buffer", filled_state())
         shared.append(option(group, "momentum"))
+        written, read = [params, self._states(params, "momentum_buffer", filled_state())], [gradients(params)]
         if group["nesterov"]:
-            results = foreach(descend_with_nesterov, shared, [*lists, buffers])
+            update(descend_with_nesterov, shared, written, read)
         elif not group["dampening"]:
-            results = foreach(descend_with_momentum, shared, [*lists, buffers])
+            update(descend_with_momentum, shared, written, read)
         else:
             steps = self._states(params, "step", scalar_state())
-            store(foreach(advance, [], [steps]), [steps])
-            results = foreach(descend_with_dampening, [*shared, option(group, "dampening")], [*lists, buffers, steps])
-        store(results, [params, buffers])
+            update(advance, [], [steps], [])
+            update(descend_with_dampening, [*shared, 1 - option(group, "dampening")], written, [*read, steps])
