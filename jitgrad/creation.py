@@ -1,0 +1,293 @@
+"""Functions that make Tensors: from Python values and NumPy arrays, filled, counted, random.
+
+Dtypes are inferred as PyTorch does: floats become the default dtype, ints int64, bools bool; a NumPy array keeps its own.
+Filled and random Tensors are results of ops, so under ``compile`` they are part of the graph.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jitgrad import dtypes, ops
+from jitgrad.dtypes import DType
+from jitgrad.errors import DeviceError, DTypeError, ShapeError, complain
+from jitgrad.functional import random
+from jitgrad.functional.core import (
+    Operand,
+    as_operand,
+    cast,
+    install_tensor,
+    is_number,
+    number_category,
+    number_dtype,
+    require_shape,
+    sizes_of,
+)
+from jitgrad.functional.elementwise import add, mul
+from jitgrad.functional.shape import clone
+from jitgrad.ops.builders import broadcast
+from jitgrad.tensor import Tensor
+
+__all__ = [
+    "arange", "as_tensor", "asarray", "empty", "empty_like", "eye", "from_numpy", "full", "full_like", "linspace",
+    "logspace", "ones", "ones_like", "rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "randperm",
+    "scalar_tensor", "tensor", "tril_indices", "triu_indices", "zeros", "zeros_like",
+]
+
+install_tensor(Tensor)
+
+
+def _finish(x: Tensor, requires_grad: bool, device: Any = None, op: str = "tensor") -> Tensor:
+    """A leaf with what was asked for."""
+    if device is not None and str(device) not in ("cpu", "cpu:0"):
+        raise complain(DeviceError, op, f"no device {device!r} can be used by this version; the devices are: cpu")
+    if requires_grad:
+        x.requires_grad = True
+    return x
+
+
+# from values
+
+def tensor(data: Any, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """A new Tensor with a copy of `data`: a number, nested lists of numbers or Tensors, a NumPy array, a Tensor."""
+    if isinstance(data, Tensor):
+        copied = clone(data.detach())
+        return _finish(copied if dtype is None else cast(copied, dtype), requires_grad, device)
+    if is_number(data):
+        scalar = as_operand(data, dtype or _scalar_dtype(data))
+        return _finish(scalar, requires_grad, device)
+    array = _array_of(data)
+    wanted = dtype or _inferred(data, array)
+    return _finish(Tensor(np.array(array, dtype=wanted.numpy, order="C")), requires_grad, device)
+
+
+def _scalar_dtype(value: Any) -> DType:
+    return dtypes.from_numpy(value.dtype) if isinstance(value, np.generic) else number_dtype(value)
+
+
+def _array_of(data: Any) -> np.ndarray:
+    """Nested sequences as an array; Tensors in them are read."""
+    if isinstance(data, np.ndarray):
+        return data
+    try:
+        return np.asarray(_plain(data))
+    except ValueError as error:
+        raise complain(ShapeError, "tensor", f"nested lists differ in length ({error})") from None
+
+
+def _plain(data: Any) -> Any:
+    if isinstance(data, Tensor):
+        return data.detach().numpy()
+    if isinstance(data, (list, tuple)) and any(isinstance(v, (list, tuple, Tensor)) for v in data):
+        return [_plain(v) for v in data]
+    if is_number(data) and hasattr(data, "_traced_number"):
+        return data.specialize()
+    return data
+
+
+def _inferred(data: Any, array: np.ndarray) -> DType:
+    """The dtype of the Tensor of `data`: an array's own, or the one that its Python numbers stand for."""
+    if isinstance(data, np.ndarray):
+        return dtypes.from_numpy(array.dtype)
+    if array.dtype.kind == "O" or array.dtype.kind in "USV":
+        raise complain(DTypeError, "tensor", f"cannot make a tensor of {type(data).__name__} with elements that are no "
+                                             "numbers")
+    inner = data
+    while isinstance(inner, (list, tuple)) and inner:
+        inner = inner[0]
+    if isinstance(inner, (np.ndarray, np.generic, Tensor)):
+        return dtypes.from_numpy(array.dtype)
+    if array.size == 0:
+        return dtypes.get_default_dtype()
+    return number_dtype(array.dtype.type(0))
+
+
+def as_tensor(data: Any, dtype: DType | None = None, device: Any = None) -> Tensor:
+    """`data` as a Tensor, sharing memory with a Tensor or array of the right dtype."""
+    if isinstance(data, Tensor):
+        return _finish(data if dtype is None else cast(data, dtype), False, device)
+    if isinstance(data, np.ndarray) and (dtype is None or dtype is dtypes.from_numpy(data.dtype)):
+        return _finish(from_numpy(data), False, device)
+    return tensor(data, dtype=dtype, device=device)
+
+
+asarray = as_tensor
+
+
+def from_numpy(ndarray: np.ndarray) -> Tensor:
+    """A Tensor that shares memory with a NumPy array."""
+    if not isinstance(ndarray, np.ndarray):
+        raise complain(DTypeError, "from_numpy", f"expected a NumPy array, got {type(ndarray).__name__}",
+                       fix="Did you mean jitgrad.tensor(x)?")
+    return Tensor(ndarray)
+
+
+def scalar_tensor(value: Operand, *, dtype: DType | None = None) -> Tensor:
+    """A 0-d Tensor."""
+    return tensor(value, dtype=dtype or dtypes.get_default_dtype())
+
+
+# filled
+
+def _sizes(op: str, size: tuple[Any, ...]) -> tuple[int, ...]:
+    shape = sizes_of(size)
+    if shape and min(shape) < 0:
+        require_shape(op, False, f"sizes must not be negative, got {list(shape)}")
+    return shape
+
+
+def full(size: Any, fill_value: Operand, *, dtype: DType | None = None, device: Any = None,
+         requires_grad: bool = False) -> Tensor:
+    """`fill_value` everywhere; by default with the dtype that it stands for."""
+    return _filled("full", _sizes("full", (size,)), fill_value, dtype or _value_dtype(fill_value), device,
+                   requires_grad)
+
+
+def _value_dtype(value: Operand) -> DType:
+    return number_dtype(value) if is_number(value) else value.dtype  # type: ignore[no-any-return]
+
+
+def _filled(op: str, shape: tuple[int, ...], value: Operand, dtype: DType, device: Any, requires_grad: bool) -> Tensor:
+    scalar = cast(as_operand(value, dtype, op), dtype)
+    whole = broadcast(scalar, shape)
+    return _finish(clone(whole) if whole is not scalar else scalar, requires_grad, device, op)
+
+
+def zeros(*size: Any, dtype: DType | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """0 everywhere, by default in the default dtype."""
+    return _filled("zeros", _sizes("zeros", size), 0, dtype or dtypes.get_default_dtype(), device, requires_grad)
+
+
+def ones(*size: Any, dtype: DType | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """1 everywhere, by default in the default dtype."""
+    return _filled("ones", _sizes("ones", size), 1, dtype or dtypes.get_default_dtype(), device, requires_grad)
+
+
+def empty(*size: Any, dtype: DType | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """A Tensor for values still to come; here it holds zeros."""
+    return zeros(*size, dtype=dtype, device=device, requires_grad=requires_grad)
+
+
+def full_like(input: Tensor, fill_value: Operand, *, dtype: DType | None = None, device: Any = None,
+              requires_grad: bool = False) -> Tensor:
+    """`fill_value` everywhere, with the shape and dtype of `input`."""
+    return _filled("full_like", tuple(input.shape), fill_value, dtype or input.dtype, device, requires_grad)
+
+
+def zeros_like(input: Tensor, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """0 everywhere, with the shape and dtype of `input`."""
+    return full_like(input, 0, dtype=dtype, device=device, requires_grad=requires_grad)
+
+
+def ones_like(input: Tensor, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """1 everywhere, with the shape and dtype of `input`."""
+    return full_like(input, 1, dtype=dtype, device=device, requires_grad=requires_grad)
+
+
+empty_like = zeros_like
+
+
+# counted
+
+def arange(start: Any, end: Any = None, step: Any = 1, *, dtype: DType | None = None, device: Any = None,
+           requires_grad: bool = False) -> Tensor:
+    """start, start + step, … below `end`; one argument is the end. int64 for integers, else the default float."""
+    start, end = (0, start) if end is None else (start, end)
+    is_integer = all(number_category(v) in "bi" for v in (start, end, step))
+    dtype = dtype or (dtypes.int64 if is_integer else dtypes.get_default_dtype())
+    if step == 0 or (end - start) * step < 0:
+        require_shape("arange", False, f"the step {step} does not lead from {start} to {end}")
+    count = -((start - end) // step) if is_integer else math.ceil((end - start) / step)
+    wide = dtypes.int64 if is_integer else dtypes.float64
+    steps = ops.iota(shape=(max(int(count), 0),), axis=0, dtype=wide)
+    plain = is_integer and start == 0 and step == 1
+    return _finish(cast(steps if plain else add(mul(steps, step), start), dtype), requires_grad, device, "arange")
+
+
+def linspace(start: Any, end: Any, steps: int, *, dtype: DType | None = None, device: Any = None,
+             requires_grad: bool = False) -> Tensor:
+    """`steps` evenly spaced values from `start` to `end`, both included."""
+    require_shape("linspace", steps >= 0, f"the number of steps must not be negative, got {steps}")
+    numbers = ops.iota(shape=(steps,), axis=0, dtype=dtypes.float64)
+    gap = (end - start) / max(steps - 1, 1)
+    rising = add(mul(numbers, gap), start)                     # from both ends, so that both are exact
+    falling = add(mul(add(numbers, -(steps - 1)), gap), end)
+    half = broadcast(as_operand(steps / 2, dtypes.float64), numbers.shape)
+    values = ops.where(ops.lt(numbers, half), rising, falling) if steps > 1 else rising
+    return _finish(cast(values, dtype or dtypes.get_default_dtype()), requires_grad, device, "linspace")
+
+
+def logspace(start: Any, end: Any, steps: int, base: float = 10.0, *, dtype: DType | None = None,
+             requires_grad: bool = False) -> Tensor:
+    """`base` to evenly spaced powers from `start` to `end`."""
+    powers = linspace(start, end, steps, dtype=dtypes.float64)
+    raised = ops.pow(broadcast(as_operand(base, dtypes.float64), powers.shape), powers)
+    return _finish(cast(raised, dtype or dtypes.get_default_dtype()), requires_grad)
+
+
+def eye(n: int, m: int | None = None, *, dtype: DType | None = None, device: Any = None,
+        requires_grad: bool = False) -> Tensor:
+    """1 on the diagonal of an n x m matrix (m = n by default), 0 elsewhere."""
+    shape = _sizes("eye", (n, n if m is None else m))
+    diagonal = ops.eq(ops.iota(shape=shape, axis=0, dtype=dtypes.int64), ops.iota(shape=shape, axis=1, dtype=dtypes.int64))
+    return _finish(cast(diagonal, dtype or dtypes.get_default_dtype()), requires_grad, device, "eye")
+
+
+def tril_indices(row: int, col: int, offset: int = 0, *, dtype: DType = dtypes.int64) -> Tensor:
+    """Rows and columns of the lower triangle up to diagonal `offset`: [2, count]."""
+    return Tensor(np.stack(np.tril_indices(row, offset, col)).astype(dtype.numpy))
+
+
+def triu_indices(row: int, col: int, offset: int = 0, *, dtype: DType = dtypes.int64) -> Tensor:
+    """Rows and columns of the upper triangle from diagonal `offset` on: [2, count]."""
+    return Tensor(np.stack(np.triu_indices(row, offset, col)).astype(dtype.numpy))
+
+
+# random
+
+def rand(*size: Any, generator: random.Generator | None = None, dtype: DType | None = None, device: Any = None,
+         requires_grad: bool = False) -> Tensor:
+    """Uniform numbers in [0, 1)."""
+    return _finish(random.uniform(_sizes("rand", size), dtype=dtype, generator=generator), requires_grad, device, "rand")
+
+
+def randn(*size: Any, generator: random.Generator | None = None, dtype: DType | None = None, device: Any = None,
+          requires_grad: bool = False) -> Tensor:
+    """Normal numbers of mean 0 and deviation 1."""
+    return _finish(random.standard_normal(_sizes("randn", size), dtype, generator), requires_grad, device, "randn")
+
+
+def randint(low: int, high: Any = None, size: Sequence[int] | None = None, *,
+            generator: random.Generator | None = None, dtype: DType = dtypes.int64, device: Any = None) -> Tensor:
+    """Uniform integers in [low, high), or in [0, low): ``randint(high, size)`` or ``randint(low, high, size)``."""
+    if size is None:
+        low, high, size = 0, low, high
+    elif high is None:
+        low, high = 0, low
+    return _finish(random.integers(low, high, _sizes("randint", (size,)), dtype, generator), False, device, "randint")
+
+
+def randperm(n: int, *, generator: random.Generator | None = None, dtype: DType = dtypes.int64,
+             device: Any = None) -> Tensor:
+    """0 … n - 1 in random order."""
+    return _finish(random.permutation(n, dtype, generator), False, device, "randperm")
+
+
+def rand_like(input: Tensor, *, dtype: DType | None = None, requires_grad: bool = False) -> Tensor:
+    """`rand` with the shape and dtype of `input`."""
+    return rand(input.shape, dtype=dtype or input.dtype, requires_grad=requires_grad)
+
+
+def randn_like(input: Tensor, *, dtype: DType | None = None, requires_grad: bool = False) -> Tensor:
+    """`randn` with the shape and dtype of `input`."""
+    return randn(input.shape, dtype=dtype or input.dtype, requires_grad=requires_grad)
+
+
+def randint_like(input: Tensor, low: int, high: int | None = None, *, dtype: DType | None = None) -> Tensor:
+    """`randint` with the shape and dtype of `input`."""
+    low, high = (0, low) if high is None else (low, high)
+    return randint(low, high, input.shape, dtype=dtype or input.dtype)
