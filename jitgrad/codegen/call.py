@@ -11,13 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jitgrad.codegen.kernel import Buffer, Launch, Lowered
+from jitgrad.codegen.kernel import Argument, Buffer, Launch, Lowered
 from jitgrad.ir.types import TensorType
 
 BLOCK = 16384                                   # elements of an item where any number would do
 LINES = 64                                      # neighbouring lines of one item
-
-Argument = Buffer | int
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,6 +106,9 @@ class Function:
     source: str
 
 
+Argument = Union[Buffer, Function, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Launch:
     """One entry of the tape: `items` work items of the kernel with this text. `arguments` become ``args[1:]``."""
@@ -113,7 +116,7 @@ class Launch:
     name: str
     source: str
     items: int
-    arguments: tuple[Buffer | Function | int, ...]
+    arguments: tuple[Argument, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jitgrad.kernels.cpu.tile import Tile, tile_for
+from jitgrad.kernels.cpu.tile import DEPTH_BLOCK, Tile, tile_for
 
 BATCH_DIMENSIONS = 4
-DEPTH_BLOCK = 384                               # a panel of B of this depth (48 KiB) is reused out of a near cache
 ITEM_COST = 1 << 20                             # multiply-adds below which an item is not cut further
 ITEMS = 8                                       # as many items as there are, at most, are wanted for balance
 ITEM_ROWS, ITEM_COLUMNS = 168, 256
@@ -184,15 +183,15 @@ def arrange(short: str, batch: tuple[int, ...], m: int, n: int, k: int, a: Matri
     """The blocking of C[*batch, m, n] = A[*batch, m, k] @ B[*batch, k, n], with C contiguous, for elements `short`.
     `convert`: the operands have another element type, so both are packed. At most `BATCH_DIMENSIONS` batch sizes."""
     tile, itemsize = element_tile(short), 8 if short == "f64" else 4
-    panel_rows = -(-m // max(-(-m // tile.rows), 1)) or 1
+    panel_rows = panel_height(m, tile)
     panels = -(-m // panel_rows)
     pack_a = pack_b = None
     if convert or _must_pack_a(a, m, k, itemsize):
-        pack_a, a, a_panel = _pack(a, batch, m, k, panel_rows, tile.packed_rows, a.row, a.column)
+        pack_a, a, a_panel = pack(a, batch, m, k, panel_rows, tile.packed_rows, a.row, a.column)
     else:
         a_panel = panel_rows * a.row
     if convert or _must_pack_b(b, m, n, k, itemsize):
-        pack_b, packed, b_panel = _pack(b, batch, n, k, tile.columns, tile.columns, b.column, b.row)
+        pack_b, packed, b_panel = pack(b, batch, n, k, tile.columns, tile.columns, b.column, b.row)
         b = Matrices(packed.batch, packed.column, 1)
     else:
         b_panel = tile.columns
@@ -207,6 +206,11 @@ def arrange(short: str, batch: tuple[int, ...], m: int, n: int, k: int, a: Matri
     return Arrangement(pack_a if panels else None, pack_b, count, integers)
 
 
+def panel_height(rows: int, tile: Tile) -> int:
+    """Rows of a panel of A: no more than the tile has, and evenly, so that the last panel is not much shorter."""
+    return -(-rows // max(-(-rows // tile.rows), 1)) or 1
+
+
 def _must_pack_a(a: Matrices, m: int, k: int, itemsize: int) -> bool:
     """Rows at a distance of whole pages fall into the same few places of the cache; a stride in both directions spends a
     cache line on every element."""
@@ -218,7 +222,7 @@ def _must_pack_b(b: Matrices, m: int, n: int, k: int, itemsize: int) -> bool:
     return n > 1 and (b.column != 1 or m > ITEM_ROWS and b.row * itemsize % 4096 == 0)
 
 
-def _pack(x: Matrices, batch: tuple[int, ...], rows: int, depth: int, panel_rows: int, width: int, row_stride: int,
+def pack(x: Matrices, batch: tuple[int, ...], rows: int, depth: int, panel_rows: int, width: int, row_stride: int,
           depth_stride: int) -> tuple[Packing, Matrices, int]:
     """The phase that packs `x`, the operand that it makes, and the stride of its panels. A batch dimension in which the
     operand is broadcast is packed once."""

@@ -17,6 +17,11 @@ import numpy as np
 
 Pointer = Any                                   # a typed pointer of kernel text
 
+DEPTH_BLOCK = 384
+PANEL_BYTES = 48 * 1024
+"""Steps of the depth that are multiplied at once, and a panel of B of that depth, two vectors wide, at the widest: what
+is reused out of the nearest caches."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:
@@ -94,4 +99,28 @@ def invoke(args: Any, place: int, begin: int, end: int, thread: int) -> None:
     args[place](args.behind(place), begin, end, thread)
 
 
-NAMES: dict[str, Callable[..., Any]] = {f.__name__: f for f in (multiply_tile, transpose_tile, invoke)}
+def make_panel(like: Pointer) -> Pointer:
+    """A buffer on the stack, of the element type of `like`, for one panel of B as deep as a block of the core."""
+    elements = PANEL_BYTES // like.memory.dtype.itemsize
+    return type(like)(np.zeros(elements, like.memory.dtype), "panel")
+
+
+def multiply_panel(args: Any, place: int, rows: int, columns: int, depth: int, panel_rows: int, a: Pointer,
+                   a_offset: int, a_panel: int, a_step: int, b: Pointer, b_step: int, c: Pointer, c_offset: int,
+                   c_row: int, accumulate: int) -> None:
+    """Run the GEMM core, whose address is ``args[place]``, for packed panels of A (`panel_rows` rows each) and one packed
+    panel of B: `rows` x `columns` elements of C, which is added to if `accumulate` is not 0."""
+    block = panel_block(rows, columns, depth, panel_rows, a_panel, a_step, b_step, c_row, accumulate)
+    memory = [p.memory[p.base + offset:] for p, offset in ((a, a_offset), (b, 0), (c, c_offset))]
+    args[place](type(args)(args.kernel, [*memory, *block]), 0, 1, 0)
+
+
+def panel_block(rows: Any, columns: Any, depth: Any, panel_rows: Any, a_panel: Any, a_step: Any, b_step: Any,
+                c_row: Any, accumulate: Any) -> list[Any]:
+    """The core's integers (`gemm.ARGUMENTS`) for one item that is all of C, and one panel wide."""
+    return [rows, columns, depth, panel_rows, a_panel, 1, a_step, 0, b_step, c_row, 0,
+            rows, 1, columns, 1, depth, accumulate, 1, 1, 1, *[0] * 10]
+
+
+NAMES: dict[str, Callable[..., Any]] = {f.__name__: f for f in (
+    multiply_tile, transpose_tile, invoke, make_panel, multiply_panel)}

@@ -276,12 +276,40 @@ def _emit_invoke(context: Any, builder: ir.IRBuilder, signature: Any, values: An
     return context.get_dummy_value()
 
 
-def _teach(function: Callable[..., Any], emit: Callable[..., ir.Value]) -> None:
-    """`function` returns nothing, and `emit` writes its code."""
+# --- panels on the stack, and the core called for them --------------------------------------------------------------
+
+
+def _emit_make_panel(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    with builder.goto_entry_block():
+        buffer = builder.alloca(ir.ArrayType(I8, tile.PANEL_BYTES))
+    buffer.align = 64
+    return builder.bitcast(buffer, values[0].type)
+
+
+def _emit_multiply_panel(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    whole = [context.cast(builder, v, t, types.int64) if isinstance(t, types.Integer) else v
+             for v, t in zip(values, signature.args, strict=True)]
+    args, place, rows, columns, depth, panel_rows, a, a_offset, a_panel, a_step, b, b_step, c, c_offset, c_row, more = whole
+    pointers = [builder.ptrtoint(builder.gep(p, [offset]), I64)
+                for p, offset in ((a, a_offset), (b, _constant(0)), (c, c_offset))]
+    numbers = tile.panel_block(rows, columns, depth, panel_rows, a_panel, a_step, b_step, c_row, more)
+    words = [_constant(0), *pointers, *[_constant(n) if isinstance(n, int) else n for n in numbers]]
+    with builder.goto_entry_block():
+        block = builder.alloca(I64, len(words))
+    for k, word in enumerate(words):
+        builder.store(word, builder.gep(block, [_constant(k)]))
+    core = builder.load(builder.gep(args, [place]))
+    kind = ir.FunctionType(ir.VoidType(), [args.type, I64, I64, I64])
+    builder.call(builder.inttoptr(core, kind.as_pointer()), [block, _constant(0), _constant(1), _constant(0)])
+    return context.get_dummy_value()
+
+
+def _teach(function: Callable[..., Any], emit: Callable[..., ir.Value], result: Any = None) -> None:
+    """`emit` writes the code of `function`, which returns nothing, or what ``result(*types)`` says."""
     count = function.__code__.co_argcount
     names = ", ".join(function.__code__.co_varnames[:count])
-    namespace: dict[str, Any] = {"none": types.none}
-    exec(f"def typing(context):\n def typer({names}):\n  return none\n return typer", namespace)
+    namespace: dict[str, Any] = {"result": result or (lambda *_: types.none)}
+    exec(f"def typing(context):\n def typer({names}):\n  return result({names})\n return typer", namespace)
     type_callable(function)(namespace["typing"])
     lower_builtin(function, *[types.Any] * count)(emit)
 
@@ -289,3 +317,5 @@ def _teach(function: Callable[..., Any], emit: Callable[..., ir.Value]) -> None:
 _teach(tile.multiply_tile, _emit_multiply)
 _teach(tile.transpose_tile, _emit_transpose)
 _teach(tile.invoke, _emit_invoke)
+_teach(tile.make_panel, _emit_make_panel, lambda like: like)
+_teach(tile.multiply_panel, _emit_multiply_panel)

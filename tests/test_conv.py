@@ -1,0 +1,101 @@
+"""Convolution and its gradients against the NumPy reference of their ops."""
+
+import itertools
+
+import numpy as np
+import pytest
+from launching import run
+
+from jitgrad import ops
+from jitgrad.codegen import library
+from jitgrad.dtypes import from_numpy
+from jitgrad.ir import TensorType
+
+RANDOM = np.random.default_rng(0)
+
+
+def case(images=2, channels=3, height=9, width=8, out=5, kernel=(3, 3), stride=(1, 1), padding=((0, 0), (0, 0)),
+         dilation=(1, 1), groups=1):
+    return ((images, channels, height, width), (out, channels // groups, *kernel),
+            {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups})
+
+
+SAME = ((1, 1), (1, 1))
+CASES = {
+    "plain": case(),
+    "same": case(padding=SAME),
+    "one by one": case(kernel=(1, 1)),
+    "strided": case(stride=(2, 2), padding=SAME),
+    "uneven": case(kernel=(2, 3), stride=(2, 1), padding=((0, 1), (2, 1)), dilation=(1, 2)),
+    "dilated": case(dilation=(2, 2), padding=((2, 2), (2, 2))),
+    "stride that leaves a rest": case(height=10, width=11, stride=(3, 3)),
+    "groups": case(channels=6, out=4, groups=2, padding=SAME),
+    "depthwise": case(channels=7, out=14, groups=7, padding=SAME),
+    "one dimension": case(height=1, width=60, kernel=(1, 5), padding=((0, 0), (2, 2))),
+    "many channels": case(channels=70, height=6, width=7, out=33, padding=SAME),
+    "many positions": case(images=3, channels=2, height=30, width=31, out=17, padding=SAME),
+    "larger padding than image": case(height=2, width=2, kernel=(5, 5), padding=((3, 3), (3, 3))),
+}
+
+
+def type_of(array):
+    return TensorType(from_numpy(array.dtype), array.shape)
+
+
+def check(op, inputs, attrs, **how):
+    types = tuple(type_of(x) for x in inputs)
+    lowered = library.lower(op, types, attrs)
+    assert lowered is not None
+    (got,) = run(lowered, list(inputs), op.result_types(types, attrs), **how)
+    wanted = op.eager(*inputs, **attrs)
+    limit = 1e-11 if got.dtype == np.float64 else 5e-4
+    np.testing.assert_allclose(got, wanted, rtol=limit, atol=limit)
+    return got
+
+
+def operands(shape_x, shape_w, attrs, dtype):
+    x, w = (RANDOM.standard_normal(s).astype(dtype) for s in (shape_x, shape_w))
+    y = ops.convolution.result_types((type_of(x), type_of(w)), attrs)[0]
+    return x, w, RANDOM.standard_normal(y.shape).astype(dtype)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+def test_convolution_and_both_gradients(name, dtype):
+    shape_x, shape_w, attrs = CASES[name]
+    x, w, g = operands(shape_x, shape_w, attrs, dtype)
+    check(ops.convolution, (x, w), attrs)
+    check(ops.convolution_input_grad, (g, w), {"input_shape": shape_x, **attrs})
+    check(ops.convolution_weight_grad, (x, g), {"weight_shape": shape_w, **attrs})
+
+
+@pytest.mark.parametrize("stride", (1, 2))
+def test_the_text_means_the_same_as_plain_python(stride):
+    shape_x, shape_w, attrs = case(images=2, channels=2, height=4, width=5, out=3, padding=SAME, stride=(stride, stride))
+    x, w, g = operands(shape_x, shape_w, attrs, np.float32)
+    check(ops.convolution, (x, w), attrs, plain=True)
+    check(ops.convolution_input_grad, (g, w), {"input_shape": shape_x, **attrs}, plain=True)
+    check(ops.convolution_weight_grad, (x, g), {"weight_shape": shape_w, **attrs}, plain=True)
+
+
+def test_results_do_not_depend_on_how_items_are_handed_out():
+    shape_x, shape_w, attrs = case(images=5, height=20, width=21, padding=SAME)
+    x, w, g = operands(shape_x, shape_w, attrs, np.float32)
+    for op, inputs, more in ((ops.convolution, (x, w), {}), (ops.convolution_input_grad, (g, w), {"input_shape": shape_x}),
+                             (ops.convolution_weight_grad, (x, g), {"weight_shape": shape_w})):
+        results = [check(op, inputs, {**more, **attrs}, pieces=n) for n in (1, 3)]
+        assert np.array_equal(*results)
+
+
+def test_nan_stays_in_reach_of_its_taps():
+    shape_x, shape_w, attrs = case(images=1, channels=1, height=9, width=9, out=1, padding=SAME)
+    x, w = np.ones(shape_x, "f"), np.ones(shape_w, "f")
+    x[0, 0, 4, 4] = np.nan
+    y = check(ops.convolution, (x, w), attrs)[0, 0]
+    reach = {(4 + i, 4 + j) for i, j in itertools.product((-1, 0, 1), repeat=2)}
+    assert {(int(i), int(j)) for i, j in np.argwhere(np.isnan(y))} == reach
+
+
+def test_nothing_to_do_goes_to_the_host():
+    x, w = TensorType(from_numpy("f4"), (0, 3, 8, 8)), TensorType(from_numpy("f4"), (4, 3, 3, 3))
+    assert library.lower(ops.convolution, (x, w), CASES["plain"][2]) is None
