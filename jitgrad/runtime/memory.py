@@ -18,13 +18,14 @@ ALIGNMENT = 64
 class Arena:
     """Aligned, uninitialized memory: `bytes`, and its `address`."""
 
-    __slots__ = ("address", "bytes")
+    __slots__ = ("address", "bytes", "size")
 
     def __init__(self, nbytes: int):
         whole = np.empty(nbytes + ALIGNMENT, np.uint8)
         shift = -whole.ctypes.data % ALIGNMENT
         self.bytes = whole[shift:shift + nbytes]
         self.address: int = self.bytes.ctypes.data
+        self.size = nbytes
 
 
 class ArenaPool:
@@ -47,7 +48,7 @@ class ArenaPool:
 
     def give_back(self, arena: Arena) -> None:
         """Take an arena back from a call that has ended."""
-        size = arena.bytes.size
+        size = arena.size
         with self._lock:
             self._idle.setdefault(size, []).append(arena)
             self.idle_bytes += size

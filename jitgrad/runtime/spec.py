@@ -19,13 +19,14 @@ from typing import Any
 from jitgrad import dtypes, ops
 from jitgrad.dtypes import DType
 from jitgrad.ir.graph import Graph, Where
-
+from jitgrad.ir.op import REGISTRY
 from jitgrad.ir.parse import parse_graph
 from jitgrad.ir.types import TensorType, parse_type
 
 Ref = tuple[str, int]
 Argument = Ref | int | str
 SPACES = ("input", "output", "arena", "constant")
+OPS = ops                                                   # importing them is what fills the registry
 _KEY = re.compile(r"[0-9a-f]{16,64}\Z")
 
 

@@ -83,7 +83,7 @@ def stop() -> None:
         if not _handles:
             return
         _word(tape.STOP).value = 1
-        native.function(_waker())(pool(), 0, 0, 0)
+        native.function(_thread_kernels()[1])(pool(), 0, 0, 0)
         for handle in _handles:
             _libc().pthread_join(handle, None)
         _forget()
@@ -98,14 +98,16 @@ def aligned(nbytes: int) -> np.ndarray:
 
 def _create_thread() -> ctypes.c_size_t | None:
     handle = ctypes.c_size_t()
-    body = ctypes.c_void_p(build.kernel(tape.source("worker"), "worker"))
+    body = ctypes.c_void_p(_thread_kernels()[0])
     if _libc().pthread_create(ctypes.byref(handle), None, body, ctypes.c_void_p(pool())) != 0:
         return None
     return handle
 
 
-def _waker() -> int:
-    return build.kernel(tape.source("wake"), "wake")
+@cache
+def _thread_kernels() -> tuple[int, ...]:
+    """What a thread runs, and what wakes it at the end: nothing is compiled while the interpreter shuts down."""
+    return tuple(build.kernels([(tape.source(name), name) for name in ("worker", "wake")]).values())
 
 
 def _word(offset: int) -> ctypes.c_int64:
