@@ -1,1 +1,51 @@
-"""jitgrad: a JIT-compiling deep-learning array framework in Python."""
+"""jitgrad: a JIT-compiling deep-learning array framework in Python.
+
+    import jitgrad as jg
+
+    @jg.compile
+    def step(x, y):
+        optimizer.zero_grad()
+        loss = criterion(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+Names and meaning are PyTorch's. A traced function becomes one graph, the graph a few kernels, a step one native call.
+"""
+
+import numpy as _np
+
+_np.seterr(all="ignore")                # as in PyTorch: inf and NaN are results, not warnings
+
+from jitgrad import autograd, config, data, dtypes, errors, func, nn, optim, utils
+from jitgrad.autograd import (
+    enable_grad,
+    inference_mode,
+    is_grad_enabled,
+    is_inference_mode_enabled,
+    no_grad,
+    set_grad_enabled,
+)
+from jitgrad.compile import compile
+#CREATION
+from jitgrad.dtypes import (
+    DType as dtype,
+    bfloat16,
+    bool_ as bool,
+    complex64,
+    complex128,
+    float16,
+    float32,
+    float64,
+    get_default_dtype,
+    int8,
+    int16,
+    int32,
+    int64,
+    set_default_dtype,
+    uint8,
+    uint32,
+)
+from jitgrad.functional import *
+from jitgrad.serialization import load, save
+from jitgrad.tensor import Tensor

@@ -134,6 +134,12 @@ def is_inference_mode_enabled() -> bool:
 
 _sequence = itertools.count()
 
+
+def next_sequence() -> int:
+    """A number above that of every node so far and below that of every later one."""
+    return next(_sequence)
+
+
 Edge = tuple[Any, int] | None          # (TapeNode, which output) | (leaf Tensor, 0) | None: no gradient wanted
 
 
@@ -234,13 +240,36 @@ class OpNode(TapeNode):
 _reads = functools.lru_cache(maxsize=None)(gradient.reads)
 
 
+class SpentNode(TapeNode):
+    """The history of a result whose backward pass was part of the compiled call that made it."""
+
+    __slots__ = ("_name", "_type")
+
+    def __init__(self, name: str, type: TensorType):
+        super().__init__(())
+        self._name, self._type = name, type
+        self.freed = True
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def output_types(self) -> tuple[TensorType, ...]:
+        return (self._type,)
+
+    def pull(self, gradients: list[Any]) -> Sequence[Any]:
+        raise complain(AutogradError, self._name, "backward a second time: the compiled call that made this tensor has "
+                       "gone back through it already", fix="Pass retain_graph=True to the backward() inside of it")
+
+
 def record(op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any], outputs: tuple[Tensor, ...]) -> None:
     """Put one application on the tape; every interpreter of Tensors calls this for ops on inputs that require grad."""
     if op.variadic:
         edges = tuple([edge_of(t) for t in inputs]) if op.differentiable else (None,) * len(inputs)
     else:
         edges = tuple([None if r is None else edge_of(t) for t, r in zip(inputs, op.rules)])
-    if not any(edges):
+    if not any([e is not None for e in edges]):
         return
     node = OpNode(op, attrs, inputs, outputs, edges)
     for k, out in enumerate(outputs):

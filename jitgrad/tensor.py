@@ -188,6 +188,8 @@ class Tensor(TensorMethods):
     def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> autograd.RemovableHandle:
         """`hook(gradient)` runs when the gradient of this tensor is known; what it returns, if anything, takes its place."""
         node = self._history_node()
+        if self._array is None:
+            interpreter.state.current.hooked = True  # type: ignore[union-attr]
         if node is not None:
             return autograd._add_hook(node, self._index, hook)
         if not self._requires_grad:

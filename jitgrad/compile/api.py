@@ -19,6 +19,7 @@ import numpy as np
 
 from jitgrad import autograd, config, dtypes, pipeline
 from jitgrad.compile.analysis import Findings, Impure, analyze
+from jitgrad.compile.edge import Edge, EdgeNode
 from jitgrad.compile.number import Number, trace_number
 from jitgrad.compile.recorder import Recorder
 from jitgrad.compile.seal import Sealed, fingerprint, leaf_signature, run_on_memory
@@ -26,7 +27,7 @@ from jitgrad.errors import CompileError, complain, describe_location
 from jitgrad.ir.graph import Graph
 from jitgrad.ir.interpreter import interpret, state
 from jitgrad.tensor import Tensor
-from jitgrad.tree import flatten, map_tree
+from jitgrad.tree import flatten, unflatten
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
@@ -92,6 +93,7 @@ class CompiledFunction:
         self.name = name or getattr(function, "__name__", type(function).__name__)
         self.statistics = Statistics()
         self._plans: dict[Any, Any] = {}
+        self._edges: dict[Any, Edge] = {}
         self._candidates: dict[Any, Candidate] = {}
         self._sealed: dict[Any, list[Sealed]] = {}
         self._lock = threading.RLock()
@@ -135,20 +137,21 @@ class CompiledFunction:
         recorder = Recorder(self._execute, self.name, self.fullgraph)
         traced = [trace_number(recorder, a, ("argument", k)) for k, a in enumerate(args)]
         traced_kw = {k: trace_number(recorder, a, ("argument", k)) for k, a in kwargs.items()}
+        returned: list[Any] = []                      # its leaves; nothing else may hold them when they are counted
         with interpret(recorder):                     # type: ignore[arg-type]
             try:
-                result = self.function(*traced, **traced_kw)
+                structure = flatten(self.function(*traced, **traced_kw), returned)
             except BaseException as error:
                 self._settle_after(error, recorder)
                 raise
-            recorder.flush()
+            recorder.finish(returned)
         self.statistics.cuts.extend(recorder.cuts)
         if key is not None:
-            self._consider(candidate, state, recorder, call, key, result)
-        return map_tree(_plain, result)
+            self._consider(candidate, state, recorder, call, key, structure, returned)
+        return unflatten(structure, [leaf.value if type(leaf) is Number else leaf for leaf in returned])
 
     def _consider(self, candidate: Candidate | None, state: Any, recorder: Recorder, call: Any, key: Any,
-                  result: Any) -> None:
+                  structure: Any, returned: list[Any]) -> None:
         """After a replayed call: may the next ones like it be sealed?"""
         try:
             graph_key = _sealable(recorder)
@@ -156,9 +159,8 @@ class CompiledFunction:
                 findings = analyze(self.function, _numbered(call[0]), trusted=self.pure)
                 self._candidates[key] = Candidate(graph_key, findings)
                 return
-            plan = self._plans[graph_key]
             forms = self._sealed.setdefault(key, [])
-            forms.insert(0, Sealed(candidate.findings, recorder, plan, call, result, state))
+            forms.insert(0, Sealed(self, candidate.findings, recorder, call, structure, returned, state))
             del forms[_SEALED_FORMS:]
         except Impure as impure:
             self.statistics.replayed_because = str(impure)
@@ -172,12 +174,32 @@ class CompiledFunction:
         except Exception as second:
             raise second from error
 
-    def _execute(self, recorder: Recorder, graph: Graph, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    def _execute(self, recorder: Recorder, graph: Graph, arrays: list[np.ndarray],
+                 crossing: tuple[Any, Any] | None) -> tuple[list[np.ndarray], EdgeNode | None]:
+        """Run a recorded graph; with `crossing` (inputs, outputs that gradients go between) also its tape node."""
+        if crossing is None:
+            return run_on_memory(self._plan(graph), arrays, [k for k, _ in graph.writes]), None
+        key = graph.key, crossing
+        edge = self._edges.get(key)
+        if edge is None:
+            edge = self._edges[key] = Edge(graph, *crossing)
+        tensors = [unit.tensor for unit in recorder.units]
+        return self._run_forward(edge, tensors, arrays)
+
+    def _run_forward(self, edge: Edge, tensors: list[Any], arrays: list[np.ndarray]) -> tuple[Any, EdgeNode]:
+        results = run_on_memory(self._plan(edge.forward), arrays, [k for k, _ in edge.graph.writes])
+        count = len(edge.graph.outputs)
+        return results[:count], edge.node(tensors, results[count:], self._run_backward)
+
+    def _run_backward(self, graph: Graph, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        return run_on_memory(self._plan(graph), arrays, [])
+
+    def _plan(self, graph: Graph) -> Any:
         key = graph.key
         plan = self._plans.get(key)
         if plan is None:
             plan = self._plans[key] = self._compile(graph)
-        return run_on_memory(plan, arrays, [k for k, _ in graph.writes])
+        return plan
 
     def _compile(self, graph: Graph) -> Any:
         start = time.perf_counter()
@@ -199,10 +221,6 @@ class CompiledFunction:
             if a.op is not b.op or dict(a.attrs) != dict(b.attrs):
                 return f"{describe_location(b.where)} recorded {b.op.name}, where {a.op.name} was recorded before"
         return f"{len(graph.nodes)} ops were recorded, {len(last.nodes)} before"
-
-
-def _plain(leaf: Any) -> Any:
-    return leaf.value if type(leaf) is Number else leaf
 
 
 def compile(function: Any = None, *, mode: str = "default", dynamic: bool | None = None, fullgraph: bool = False,

@@ -68,12 +68,13 @@ class Segment:
     roots: list[Tensor]
     views: list[Tensor]
     values: list[Value]
+    edge: tuple[tuple[int, ...], tuple[int, ...]] | None
 
 
 class Recorder:
-    """See the module. `execute(recorder, graph, arrays)` runs a graph; it is given by the compiled function."""
+    """See the module. `execute(recorder, graph, arrays, edge)` runs a graph; it is given by the compiled function."""
 
-    def __init__(self, execute: Callable[[Recorder, Graph, list[np.ndarray]], list[np.ndarray]], name: str = "graph",
+    def __init__(self, execute: Callable[..., Any], name: str = "graph",
                  fullgraph: bool = False):
         self.execute = execute
         self.name = name
@@ -85,6 +86,8 @@ class Recorder:
         self.read_in_python: list[Any] = []           # where Python read a value that was there already
         self.draws: dict[int, list[Any]] = {}         # generator, its offset before the call, draws taken
         self.last: Segment | None = None
+        self.hooked = False                           # a hook was put on a lazy Tensor
+        self.first_sequence = autograd.next_sequence()
         self.segments = 0
         self.forever: list[Tensor] = []               # inputs of numbers: their ids must not be used again
         self.flat: list[tuple[int, int]] = []         # memory (first, last byte) whose tensors overlap oddly
@@ -98,6 +101,8 @@ class Recorder:
         self.memory: dict[tuple[int, int], Unit] = {}  # contiguous captured memory by (address, bytes)
         self.spans: list[tuple[int, int]] = []        # the same, as sorted (first byte, past the last)
         self.live: list[weakref.ref[Tensor]] = []
+        self.tracked: set[Value] = set()              # values with a history
+        self.partial: set[Value] = set()              # values whose history is not just that of the graph
 
     # --- ops -------------------------------------------------------------------------------------------------------
 
@@ -106,20 +111,24 @@ class Recorder:
         if op.view:
             out = self._view(op, inputs[0], attrs)
             if out is not None:
-                if autograd.mode.enabled and inputs[0].requires_grad:
-                    autograd.record(op, inputs, attrs, (out,))
+                if inputs[0].requires_grad:
+                    if autograd.mode.enabled:
+                        autograd.record(op, inputs, attrs, (out,))
                 return out
         self.builder.where = user_location(2)
-        values = self.builder.run(op, tuple([self.read(t) for t in inputs]), attrs)
-        if op.outputs == 1:
-            out = self.lazy(values)
-            if autograd.mode.enabled and any([t.requires_grad for t in inputs]):
-                autograd.record(op, inputs, attrs, (out,))
-            return out
-        outs = tuple([self.lazy(v) for v in values])
-        if autograd.mode.enabled and any([t.requires_grad for t in inputs]):
-            autograd.record(op, inputs, attrs, outs)
-        return outs
+        read = tuple([self.read(t) for t in inputs])
+        values = self.builder.run(op, read, attrs)
+        outs = (self.lazy(values),) if op.outputs == 1 else tuple([self.lazy(v) for v in values])
+        history = [t.requires_grad for t in inputs]
+        if any(history):
+            if autograd.mode.enabled:
+                autograd.record(op, inputs, attrs, outs)
+                self.tracked.update([t._pending.unit.value for t in outs if t._node is not None])
+            else:
+                self.partial.update([t._pending.unit.value for t in outs])
+        if any([v in self.tracked and not h for v, h in zip(read, history)]):
+            self.partial.update([t._pending.unit.value for t in outs])
+        return outs[0] if op.outputs == 1 else outs
 
     def lazy(self, value: Value) -> Tensor:
         """A lazy root whose contents are `value`."""
@@ -237,6 +246,8 @@ class Recorder:
 
     def _new_unit(self, tensor: Tensor) -> Unit:
         unit = Unit(self.builder.input(tensor.tensor_type), tensor)
+        if tensor.requires_grad:
+            self.tracked.add(unit.value)
         self.units.append(unit)
         return unit
 
@@ -305,19 +316,73 @@ class Recorder:
                 raise complain(CompileError, self.name, f"{reason} in the middle of the function, but fullgraph=True",
                                where=where, fix="Return the tensor and read it outside, or compile without fullgraph")
             self.cuts.append((where, reason))
+        self._run([])
+        self._start()
+
+    def finish(self, results: list[Any]) -> None:
+        """The end of the call: run what was recorded. `results` are the leaves of what the function returns; those
+        with a history get the whole call as one node of the tape, where that is the same."""
+        lazy = [t for t in results if isinstance(t, Tensor) and t._array is None]
+        waiting = list({id(t): t for t in lazy if self._waits(t)}.values())
+        crossing: list[Tensor] = []
+        if waiting and self._is_plain(waiting):
+            kept = [(t._node, t._index) for t in waiting]
+            for t in waiting:
+                t._node = None
+            others = [t for t in (r() for r in self.live) if t is not None and self._waits(t)]
+            if others:                                # somebody else holds on to the history: it stays as it is
+                for t, (node, index) in zip(waiting, kept):
+                    t._node, t._index = node, index
+            else:
+                crossing = waiting
+            del kept, others
+        del lazy, waiting
+        self._run(crossing)
+        self._start()
+
+    def _waits(self, t: Tensor) -> bool:
+        """True when `t` has a history, made in this call, that no backward pass has gone through."""
+        node = t._node
+        return node is not None and not node.freed and node.sequence >= self.first_sequence
+
+    def _is_plain(self, tensors: list[Tensor]) -> bool:
+        """True when the history of `tensors` is that of the graph: no hooks, no detach or no_grad on the way."""
+        if self.hooked or self.segments or any(u.dirty and u.initial in self.tracked for u in self.units):
+            return False
+        wanted = {self.read(t) for t in tensors}
+        if wanted & {u.initial for u in self.units}:
+            return False
+        for node in reversed(self.builder.nodes):
+            if any(v in wanted for v in node.outputs):
+                if any(v in self.partial for v in node.outputs):
+                    return False
+                wanted.update(node.inputs)
+        return True
+
+    def _run(self, crossing: list[Tensor]) -> None:
+        """Run the graph recorded so far, and give the lazy Tensors that are alive their arrays. `crossing` are those
+        among them whose gradients will come back to this call."""
         roots, views, outputs = self._alive()
         writes = [(k, unit.value) for k, unit in enumerate(self.units) if unit.dirty]
-        if not outputs and not writes and not any(n.op.effects - {"random"} for n in self.builder.nodes):
-            self._start()
+        wanted_effects = any(n.op.effects - {"random"} for n in self.builder.nodes)
+        if not outputs and not writes and not wanted_effects:
             return
         units, arrays = self.units, [unit.tensor._array for unit in self.units]
+        crossing_values = [self.read(t) for t in crossing]
         given = {unit.initial: k for k, unit in enumerate(units)}
-        wanted = list(dict.fromkeys([v for v in outputs if v not in given]))
+        wanted = list(dict.fromkeys([v for v in [*outputs, *crossing_values] if v not in given]))
         copies = {v: arrays[k].copy() for v, k in given.items() if v in set(outputs)}
         graph = self.builder.build(wanted, writes)
         self.segments += 1
-        self.last = Segment(graph, units, roots, views, outputs)
-        results = dict(zip(wanted, self.execute(self, graph, arrays), strict=True))
+        edge = None
+        if crossing:
+            position = {v: k for k, v in enumerate(wanted)}
+            of = tuple(sorted({position[v] for v in crossing_values}))
+            wrt = tuple([k for k, u in enumerate(units) if u.initial in self.tracked])
+            edge = wrt, of
+        self.last = Segment(graph, units, roots, views, outputs, edge)
+        found, node = self.execute(self, graph, arrays, edge)
+        results = dict(zip(wanted, found))
         results.update(copies)
         taken: set[Value] = set()
         for t, v in zip(roots, outputs):
@@ -326,7 +391,9 @@ class Recorder:
             taken.add(v)
         for t in views:
             self._settle_view(t)
-        self._start()
+        for t, v in zip(crossing, crossing_values):
+            t._node, t._index = node, node.edge.halves.seeds.index(position[v])
+            t._seen = t._root._renewals if t._root is not None else 0
 
     def _alive(self) -> tuple[list[Tensor], list[Tensor], list[Value]]:
         """Lazy roots somebody still holds (or a view of them), the lazy views, and the values of the roots."""

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from jitgrad import changes
+from jitgrad.autograd import SpentNode, no_grad
 from jitgrad.compile.analysis import SIMPLE, Findings, Impure
+from jitgrad.compile.edge import EdgeNode
 from jitgrad.compile.number import Number, evaluate
 from jitgrad.compile.recorder import Recorder, Segment, Unit
 from jitgrad.dtypes import DType
@@ -23,7 +25,7 @@ from jitgrad.ir.graph import Value
 from jitgrad.nn.module import Module
 from jitgrad.optim.optimizer import Optimizer
 from jitgrad.tensor import Tensor, _wrap
-from jitgrad.tree import flatten, unflatten
+from jitgrad.tree import unflatten
 
 Fetch = Callable[[Any], Any]              # (arguments, their leaves) of a call -> the Tensor
 
@@ -82,12 +84,14 @@ def _stable(value: Any) -> Any:
 class Sealed:
     """One sealed form of a function's calls; `matches`, then `run`."""
 
-    def __init__(self, findings: Findings, recorder: Recorder, plan: Any, call: Any, result: Any,
-                 state: tuple[Any, ...]):
+    def __init__(self, owner: Any, findings: Findings, recorder: Recorder, call: Any, structure: Any,
+                 returned: list[Any], state: tuple[Any, ...]):
         segment = recorder.last
         assert segment is not None
         self.findings = findings
-        self.plan = plan
+        self.owner = owner
+        self.edge = owner._edges[segment.graph.key, segment.edge] if segment.edge else None
+        self.plan = owner._plan(self.edge.forward if self.edge else segment.graph)
         self.state = state
         leaves = call[1]
         self.held = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
@@ -95,7 +99,8 @@ class Sealed:
         self.paths = [(path, expected) for path, expected in findings.guards.values()]
         self.draws = [(generator, count) for generator, _, count in recorder.draws.values()]
         self._find_inputs(recorder, segment, call)
-        self._find_outputs(segment, result, leaves)
+        self.structure = structure
+        self._find_outputs(segment, returned, leaves)
         self.written = [k for k, _ in segment.graph.writes]
         self.owners = self._memory_pattern([u.tensor._array for u in segment.units]) if self.written else None
         self.count = changes.count
@@ -121,36 +126,46 @@ class Sealed:
     def _private_input(unit: Unit) -> Fetch:
         """A Tensor that the body made from guarded values (``jg.tensor([1., 2.])``) and nobody else holds."""
         tensor = unit.tensor
-        # References: the unit, the recorder's list of what it captured, the local name, and getrefcount's argument.
-        if unit.dirty or sys.getrefcount(tensor) > 4:
+        # References: the unit, the recorder's list of what it captured, the call's node on the tape, the local name, and
+        # getrefcount's argument.
+        if unit.dirty or sys.getrefcount(tensor) > 5:
             raise Impure(f"uses a tensor ({tensor.tensor_type}) that cannot be found again from its arguments, Modules or "
                          "variables", None)
         return lambda _: tensor
 
     # --- where the plan's outputs went -----------------------------------------------------------------------------------
 
-    def _find_outputs(self, segment: Segment, result: Any, leaves: list[Any]) -> None:
-        if any(t._node is not None for t in segment.roots + segment.views):
-            raise Impure("returns or keeps tensors whose gradients are still to be computed", None)
+    def _find_outputs(self, segment: Segment, returned: list[Any], leaves: list[Any]) -> None:
         index = {v: k for k, v in enumerate(segment.graph.outputs)}
         self.output_of = {id(t): index[v] for t, v in zip(segment.roots, segment.values) if v in index}
         if len(self.output_of) != len(segment.roots) or len(set(self.output_of.values())) != len(segment.roots):
             raise Impure("returns or keeps one value in several tensors", None)
-        found: list[Any] = []
-        self.structure = flatten(result, found)
-        self.result = [self._result_leaf(leaf, segment) for leaf in found]
+        self.histories = {self.output_of[id(t)]: self._history(t) for t in segment.roots}
+        self.result = [self._result_leaf(leaf, segment) for leaf in returned]
         held = {id(t): 0 for t in segment.roots + segment.views}
-        for leaf in found:
-            if id(leaf) in held:
-                held[id(leaf)] += 2                   # in the result, and in `found`
+        for key in map(id, returned):                 # not by name: a name would be one more reference
+            if key in held:
+                held[key] += 1
         self.bindings = self._find_bindings(segment, leaves, held)
         for t in segment.views:
             if t._root is not None and id(t._root) in held:
                 held[id(t._root)] += 1
         for t in segment.roots + segment.views:
-            extra = sys.getrefcount(t) - held[id(t)] - _REFERENCES_HERE
-            if extra > 0:
+            if sys.getrefcount(t) > held[id(t)] + _REFERENCES_HERE:
                 raise Impure(f"keeps a tensor ({t.tensor_type}) in a place that is not known to belong to the call", None)
+
+    @staticmethod
+    def _history(t: Tensor) -> Any:
+        """What the sealed call attaches to this output: None, a spent node, or the position among the
+        outputs of the call's node."""
+        node = t._node
+        if node is None:
+            return None
+        if type(node) is EdgeNode:
+            return t._index
+        if not node.freed:
+            raise Impure("returns or keeps tensors whose gradients are still to be computed", None)
+        return SpentNode(node.name, t.tensor_type)
 
     def _result_leaf(self, leaf: Any, segment: Segment) -> Any:
         if type(leaf) is Number:
@@ -163,7 +178,7 @@ class Sealed:
             return "output", self.output_of[id(leaf)]
         for t in segment.views:
             if t is leaf and t._root is not None and id(t._root) in self.output_of:
-                return "view", (self.output_of[id(t._root)], t._chain)
+                return "view", (self.output_of[id(t._root)], t._chain, self._history(t))
         if id(leaf) in self.places:
             return "same", self.places[id(leaf)]
         raise Impure(f"returns a tensor ({leaf.tensor_type}) that cannot be found again", None)
@@ -182,7 +197,8 @@ class Sealed:
         for t in self._reachable_tensors(segment, leaves):
             if id(t) not in seen:
                 seen.add(id(t))
-                bind("grad", t, None, t._grad)
+                where = self.places.get(id(t))
+                bind("grad", where or (lambda _, t=t: t), None, t._grad)
         for module in self.findings.modules.values():
             for table in (module.__dict__["_buffers"], module.__dict__):
                 for name, value in table.items():
@@ -235,23 +251,29 @@ class Sealed:
         arrays = [t._array for t in tensors]
         if self.owners is not None and self._memory_pattern(arrays) != self.owners:
             return NotImplemented
-        outputs = run_on_memory(self.plan, arrays, self.written)
+        if self.edge is None:
+            outputs, node = run_on_memory(self.plan, arrays, self.written), None
+        else:
+            outputs, node = self.owner._run_forward(self.edge, tensors, arrays)
         for k in self.written:
             t = tensors[k]
             (t._root or t)._version += 1
         for generator, count in self.draws:
             generator.advance(count)
         made = [_wrap(a) for a in outputs]
+        for j, history in self.histories.items():
+            _give_history(made[j], history, node)
         for kind, owner, name, j in self.bindings:
             if kind == "grad":
-                if owner._grad is None:
+                target = owner(call)
+                if target._grad is None:
                     changes.bump()
-                owner._grad = made[j]
+                target._grad = made[j]
             else:
                 owner[name] = made[j]
-        return unflatten(self.structure, [self._deliver(spec, made, call) for spec in self.result])
+        return unflatten(self.structure, [self._deliver(spec, made, call, node) for spec in self.result])
 
-    def _deliver(self, spec: Any, made: list[Tensor], call: Any) -> Any:
+    def _deliver(self, spec: Any, made: list[Tensor], call: Any, node: Any) -> Any:
         kind, what = spec
         if kind == "output":
             return made[what]
@@ -261,9 +283,12 @@ class Sealed:
             return what(call)
         if kind == "number":
             return evaluate(what, lambda origin: read_number(origin, call[0]))
-        t = made[what[0]]
-        for op, attrs in what[1]:
-            t = op(t, **attrs)
+        root, chain, history = what
+        t = made[root]
+        with no_grad():
+            for op, attrs in chain:
+                t = op(t, **attrs)
+        _give_history(t, history, node)
         return t
 
     @staticmethod
@@ -281,6 +306,13 @@ class Sealed:
 
 # In _find_outputs: the segment's list, the list that is walked, the loop's name, and getrefcount's argument.
 _REFERENCES_HERE = 4
+
+
+def _give_history(tensor: Tensor, history: Any, node: Any) -> None:
+    if type(history) is int:
+        tensor._node, tensor._index = node, history
+    elif history is not None:
+        tensor._node = history
 
 
 def run_on_memory(plan: Any, arrays: list[np.ndarray], written: list[int]) -> list[np.ndarray]:

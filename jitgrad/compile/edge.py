@@ -1,0 +1,107 @@
+"""Gradients across the edge of a compiled call: the whole call is one node on the eager tape.
+
+When a call returns Tensors whose gradients are still to be computed, its graph is differentiated and divided: the forward
+plan also returns the values that the backward plan reads, and those belong to the call. `backward` runs the backward
+plan, compiled at first use. Under ``create_graph``, or while another function is being compiled, the backward pass is
+carried out op by op under the current interpreter, so that it has a history of its own.
+
+A graph knows nothing of ``detach`` and ``no_grad``; the recorder says (`Recorder.is_plain`) when the history of a result
+is just the graph's. When it is not, the tape that the recording left stays, which is always right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jitgrad import autograd, ops
+from jitgrad.errors import AutogradError, complain
+from jitgrad.ir import interpreter, replay
+from jitgrad.ir.graph import Graph
+from jitgrad.ir.types import TensorType
+from jitgrad.tensor import Tensor, _wrap
+from jitgrad.transforms.autodiff import split, vjp
+
+Run = Callable[[Graph, list[np.ndarray]], list[np.ndarray]]
+
+
+class Edge:
+    """How gradients of outputs `of` of a graph reach its inputs `wrt`: the two halves, shared by all calls."""
+
+    def __init__(self, graph: Graph, wrt: tuple[int, ...], of: tuple[int, ...]):
+        self.graph = graph
+        self.wrt = wrt
+        self.of = of
+        self.halves = split(vjp(graph, wrt, of))
+        self.computed = [k for k, source in enumerate(self.halves.saved_inputs) if source is None]
+        count = len(graph.outputs)
+        saved = [self.halves.forward.outputs[count + k] for k in self.computed]
+        self.forward = self.halves.forward.replace(outputs=(*graph.outputs, *saved))
+        self.types = tuple([graph.outputs[k].type for k in self.halves.seeds])
+
+    def node(self, tensors: Sequence[Tensor], saved: list[np.ndarray], run: Run) -> EdgeNode:
+        """The tape node of one call on `tensors` whose forward plan gave `saved`."""
+        return EdgeNode(self, tensors, saved, run)
+
+
+class EdgeNode(autograd.TapeNode):
+    """One compiled call on the tape."""
+
+    __slots__ = ("edge", "inputs", "run", "saved", "versions")
+
+    def __init__(self, edge: Edge, tensors: Sequence[Tensor], saved: list[np.ndarray], run: Run):
+        super().__init__(tuple([autograd.edge_of(tensors[k]) for k in edge.wrt]))
+        self.edge = edge
+        self.run = run
+        self.saved: list[np.ndarray] | None = saved
+        # Kept: inputs that the backward plan reads, and those that a second order would start from.
+        self.inputs: list[Tensor] | None = list(tensors)
+        read = {source for source in edge.halves.saved_inputs if source is not None}
+        self.versions = {k: tensors[k]._count() for k in read}
+
+    @property
+    def name(self) -> str:
+        return "CompiledBackward"
+
+    @property
+    def output_types(self) -> tuple[TensorType, ...]:
+        return self.edge.types
+
+    def free(self) -> None:
+        self.freed = True
+        self.saved = self.inputs = None
+
+    def pull(self, gradients: list[Any]) -> Sequence[Any]:
+        if self.saved is None or self.inputs is None:
+            raise complain(AutogradError, self.edge.graph.name, "backward through this compiled call a second time, but "
+                           "what it saved was freed by the first",
+                           fix="Pass retain_graph=True to the first backward() or grad()")
+        for k, version in self.versions.items():
+            if self.inputs[k]._count() != version:
+                raise complain(AutogradError, self.edge.graph.name, f"a value needed for its gradient "
+                               f"({self.inputs[k].tensor_type}) was changed in place after the call",
+                               fix="Call backward() before the change, or clone() the value before the call")
+        seeds = [ops.zeros_like(t) if g is None else g for g, t in zip(gradients, self.edge.types)]
+        return self._again(seeds) if autograd.mode.enabled else self._pull(seeds)
+
+    def _pull(self, seeds: list[Any]) -> list[Any]:
+        halves = self.edge.halves
+        assert self.saved is not None and self.inputs is not None
+        computed = iter(self.saved)
+        saved = [_wrap(next(computed)) if source is None else self.inputs[source] for source in halves.saved_inputs]
+        if isinstance(interpreter.state.current, type(interpreter._State.current)):
+            results = [_wrap(a) for a in self.run(halves.backward, [t._array for t in (*saved, *seeds)])]
+        else:                                         # inside of another compiled function: recorded there
+            results = list(replay(halves.backward, [*saved, *seeds]))
+        return [None if k is None else results[k] for k in halves.gradients]
+
+    def _again(self, seeds: list[Any]) -> list[Any]:
+        """The gradient with a history: forward once more, op by op, and back with ``create_graph``."""
+        edge = self.edge
+        assert self.inputs is not None
+        results = replay(edge.graph, self.inputs)
+        outputs = [results[k] for k in edge.halves.seeds]
+        wanted = [self.inputs[k] for k in edge.wrt]
+        return list(autograd.grad(outputs, wanted, seeds, retain_graph=True, create_graph=True, allow_unused=True))
