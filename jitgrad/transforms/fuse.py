@@ -48,7 +48,7 @@ class Fusion:
     def merge_makers(self) -> None:
         """A result that has to be stored may still be stored by the very kernel that reduces it."""
         makers = {v: group for group in self.groups.living() if group.template == "map"
-                  for node in group.nodes for v in node.outputs if v in self.groups.readers}
+                  for v in group.made if v in self.groups.readers}
         for v, maker in makers.items():
             for reader in self.groups.readers_of(v):
                 if reader.reduced:
@@ -73,7 +73,7 @@ class Fusion:
     def stand_alone(self, node: Node) -> None:
         """`node` becomes no part of a region; it reads its operands from memory."""
         group = self.groups.new("single")
-        group.nodes[node] = None
+        self.groups.place(node, group)
         for v in node.inputs:
             self.stored.add(v)
             self.groups.readers.setdefault(v, []).append(group.number)
@@ -110,6 +110,7 @@ class Fusion:
         index = self.groups.axes.fresh_index(node.output.shape)
         if node.op.kind == "movement":
             self.groups.demand(group, node.output, index)
+            self.groups.place(node, group)
         else:
             group.demands.add(node.output, index)
         return group
@@ -165,7 +166,7 @@ class Fusion:
         return group.template in ("map", "row") and (not order or order[-1] not in place)
 
     def join(self, node: Node, group: Group) -> None:
-        group.nodes[node] = None
+        self.groups.place(node, group)
         group.taint |= self.claims.taint[node.output]
         for index in list(group.demands.of[node.output]):
             for v in node.inputs:
@@ -209,7 +210,7 @@ class Fusion:
             self.groups.axes.undo(mark)
             return False
         group.template, group.reduced = template, group.reduced or new
-        group.nodes[node] = None
+        self.groups.place(node, group)
         group.demands.reads[node] = source
         self.groups.demand(group, node.inputs[0], source)
         return True
@@ -272,7 +273,7 @@ class Fusion:
             group = self.seed("map", node, claim)
         self.link(group, value)
         group.template = "matmul"
-        group.nodes[node] = None
+        self.groups.place(node, group)
         for v in node.inputs:
             self.read_matrix(group, v)
 
@@ -303,8 +304,6 @@ def assemble(graph: Graph, groups: Groups) -> Graph:
     """The graph of regions, every one behind what it reads."""
     position = {node: k for k, node in enumerate(graph.nodes)}
     living = groups.living()
-    made = {v: group for group in living for node in group.nodes for v in node.outputs
-            if node.op.kind != "movement" or v in groups.readers or v in set(graph.results)}
     nodes: list[Node] = []
     done: set[int] = set()
     results = set(graph.results)
@@ -329,7 +328,7 @@ def _region_node(group: Group, groups: Groups, position: dict[Node, int], result
         return members[0]
     inside = {v for node in members for v in node.outputs}
     inputs = dict.fromkeys([v for node in members for v in node.inputs if v not in inside])
-    outputs = [v for node in members for v in node.outputs if _is_read_outside(v, group, groups, results)]
+    outputs = [v for node in members for v in node.outputs if v in group.made and _is_read_outside(v, group, groups, results)]
     body = Graph(tuple(inputs), tuple(members), tuple(outputs), group.template)
     return Node(region, body.inputs, {"body": body, "template": group.template}, body.outputs, members[-1].where)
 

@@ -27,12 +27,14 @@ LARGEST = 400
 @dataclass(eq=False)
 class Group:
     """`template` is that of the region, or "single" for a primitive that stays alone. `reduced`: its reduced loops.
+    `made`: the values that this group is the place of; movement ops in between are copied into every group.
     `claim`: the number of the matmul whose epilogue this is. `taint`: matmuls that it depends on from outside."""
 
     number: int
     template: str
     demands: Demands
     nodes: dict[Node, None] = field(default_factory=dict)
+    made: dict[Value, None] = field(default_factory=dict)
     reduced: Place = ()
     claim: int | None = None
     taint: int = 0
@@ -67,6 +69,11 @@ class Groups:
         self.all: list[Group] = []
         self.merged_into: list[int] = []
         self.readers: dict[Value, list[int]] = {}       # groups that read a value made elsewhere
+
+    def place(self, node: Node, group: Group) -> None:
+        """`node` becomes part of `group`, which is the place of its results."""
+        group.nodes[node] = None
+        group.made.update(dict.fromkeys(node.outputs))
 
     def new(self, template: str, claim: int | None = None) -> Group:
         number = len(self.all)
@@ -180,6 +187,7 @@ class Groups:
     def _join(self, a: Group, b: Group, template: str) -> None:
         a.template, a.reduced, a.taint = template, a.reduced or b.reduced, a.taint | b.taint
         a.nodes.update(b.nodes)
+        a.made.update(b.made)
         for value, indices in b.demands.of.items():
             known = a.demands.of.setdefault(value, [])
             known.extend([i for i in indices if not any(self.axes.same(i, k) for k in known)])
