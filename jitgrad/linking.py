@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jitgrad import ops
 from jitgrad.codegen import library
 from jitgrad.codegen import lower as regions
 from jitgrad.codegen.call import IN_PLACE
@@ -18,6 +17,7 @@ from jitgrad.codegen.kernel import Buffer, Function, Launch, Lowered
 from jitgrad.codegen.sharing import shareable
 from jitgrad.ir.graph import Graph, GraphBuilder, Node
 from jitgrad.ir.types import TensorType
+from jitgrad.ops.region import region
 from jitgrad.runtime.build import kernel_key
 from jitgrad.runtime.spec import Argument, Entry, HostCall, Output, PlanSpec, Ref
 from jitgrad.transforms.memory import Assignment, Copy, Slot, Step, place_temporaries
@@ -74,7 +74,7 @@ def copy_step(copy: Copy) -> Step:
     body = builder.build([x])
     outer = GraphBuilder("copy")
     source = outer.input(x.type)
-    outer.run(ops.REGISTRY["region"], (source,), {"body": body, "template": "map"})
+    outer.run(region, (source,), {"body": body, "template": "map"})
     return Step(outer.nodes[-1], (copy.source,), (copy.target,))
 
 
