@@ -23,14 +23,14 @@ from jitgrad.tensor import Tensor
 
 def decayed_rate(lr: Any, lr_decay: Any, step: Any) -> Any:
     """lr / (1 + (n - 1) lr_decay) at step n."""
-    return lr / (1 + (step - 1) * lr_decay)
+    return lr / (1 + (step.number() - 1) * lr_decay)
 
 
 def adagrad(sign: Any, weight_decay: Any, eps: Any, p: Any, total: Any, g: Any, rate: Any) -> tuple[Any, Any]:
     """`total` is the sum of all squared gradients."""
     g = sign * g + weight_decay * p
     total = total + g * g
-    return p - rate * (g / (total.sqrt() + eps)), total
+    return p - rate.number() * (g / (total.sqrt() + eps)), total
 
 
 class Adagrad(Optimizer):
@@ -45,20 +45,20 @@ class Adagrad(Optimizer):
 
     def _update(self, group: ParamGroup, params: list[Tensor]) -> None:
         steps = self._states(params, "step", scalar_state())
-        update(advance, [], [steps], [])
+        update(advance, [], [steps])
         (rates,) = foreach(decayed_rate, [option(group, "lr"), option(group, "lr_decay")], [steps])
         totals = self._states(params, "sum", filled_state(group["initial_accumulator_value"]))
         shared = [sign(group), option(group, "weight_decay"), option(group, "eps")]
         update(adagrad, shared, [params, totals], [gradients(params), rates])
 
 
-def adadelta(sign: Any, lr: Any, weight_decay: Any, rho: Any, fresh: Any, eps: Any, p: Any, v: Any, d: Any,
+def adadelta(sign: Any, lr: Any, weight_decay: Any, rho: Any, eps: Any, p: Any, v: Any, d: Any,
              g: Any) -> tuple[Any, Any, Any]:
-    """`v` and `d` are the running means of the squared gradient and of the squared change; `fresh` is 1 - rho."""
+    """`v` and `d` are the running means of the squared gradient and of the squared change."""
     g = sign * g + weight_decay * p
-    v = rho * v + fresh * (g * g)
+    v = rho * v + (1 - rho) * (g * g)
     change = (d + eps).sqrt() / (v + eps).sqrt() * g
-    return p - lr * change, v, rho * d + fresh * (change * change)
+    return p - lr * change, v, rho * d + (1 - rho) * (change * change)
 
 
 class Adadelta(Optimizer):
@@ -72,7 +72,6 @@ class Adadelta(Optimizer):
 
     def _update(self, group: ParamGroup, params: list[Tensor]) -> None:
         states = [self._states(params, name, filled_state()) for name in ("square_avg", "acc_delta")]
-        rho = option(group, "rho")
-        shared = [sign(group), option(group, "lr"), option(group, "weight_decay"), rho, 1 - rho, option(group, "eps")]
+        shared = [sign(group), *(option(group, name) for name in ("lr", "weight_decay", "rho", "eps"))]
         update(adadelta, shared, [params, *states], [gradients(params)])
-        update(advance, [], [self._states(params, "step", scalar_state())], [])
+        update(advance, [], [self._states(params, "step", scalar_state())])

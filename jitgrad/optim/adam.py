@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
-from jitgrad import dtypes
-from jitgrad.functional.core import as_operand
 from jitgrad.functional.foreach import foreach
 from jitgrad.optim.groups import ParamGroup
 from jitgrad.optim.optimizer import (
@@ -25,39 +25,43 @@ from jitgrad.tensor import Tensor
 
 
 def corrections(lr: Any, beta1: Any, beta2: Any, step: Any) -> tuple[Any, Any]:
-    """Step size lr / (1 - beta1**n) and sqrt(1 - beta2**n) at step n. All of it is float64: 1 - beta2 is small."""
-    n = step.double()
+    """Step size lr / (1 - beta1**n) and sqrt(1 - beta2**n) at step n, in float64, since 1 - beta2 is small."""
+    n = step.number()
     return lr / (1 - beta1 ** n), (1 - beta2 ** n).sqrt()
 
 
-def adam(sign: Any, weight_decay: Any, shrink: Any, beta2: Any, fresh1: Any, fresh2: Any, eps: Any,
-         p: Any, m: Any, v: Any, g: Any, step_size: Any, correction: Any) -> tuple[Any, Any, Any]:
-    """`m` and `v` are the running means of gradient and squared gradient; `fresh1`, `fresh2` are 1 - beta1, 1 - beta2."""
-    p, m, v = _moments(sign, weight_decay, shrink, beta2, fresh1, fresh2, p, m, v, g)
-    return _stepped(p, m, v, eps, step_size, correction), m, v
+def coupled_decay(lr: Any, weight_decay: Any, p: Any, g: Any) -> tuple[Any, Any]:
+    """Adam's weight decay: a part of the gradient."""
+    return p, g + weight_decay * p
 
 
-def amsgrad(sign: Any, weight_decay: Any, shrink: Any, beta2: Any, fresh1: Any, fresh2: Any, eps: Any,
-            p: Any, m: Any, v: Any, largest: Any, g: Any, step_size: Any,
-            correction: Any) -> tuple[Any, Any, Any, Any]:
-    """As `adam`, divided by the largest `v` so far."""
-    p, m, v = _moments(sign, weight_decay, shrink, beta2, fresh1, fresh2, p, m, v, g)
-    largest = largest.maximum(v)
-    return _stepped(p, m, largest, eps, step_size, correction), m, v, largest
+def decoupled_decay(lr: Any, weight_decay: Any, p: Any, g: Any) -> tuple[Any, Any]:
+    """AdamW's: the parameter shrinks."""
+    return p * (1 - lr * weight_decay), g
 
 
-def _moments(sign: Any, weight_decay: Any, shrink: Any, beta2: Any, fresh1: Any, fresh2: Any,
-             p: Any, m: Any, v: Any, g: Any) -> tuple[Any, Any, Any]:
-    g = sign * g + weight_decay * p
-    return p * shrink, m + fresh1 * (g - m), beta2 * v + fresh2 * (g * g)
+@functools.cache
+def adam_formula(decay: Callable[..., tuple[Any, Any]], amsgrad: bool) -> Callable[..., tuple[Any, ...]]:
+    """The update of one element. `m` and `v` are the running means of gradient and squared gradient; with `amsgrad`,
+    the largest `v` so far comes behind them and takes its place."""
 
+    def adam(sign: Any, lr: Any, weight_decay: Any, beta1: Any, beta2: Any, eps: Any, p: Any, m: Any, v: Any,
+             *others: Any) -> tuple[Any, ...]:
+        *largest, g, step_size, correction = others
+        p, g = decay(lr, weight_decay, p, sign * g)
+        m = m + (1 - beta1) * (g - m)
+        v = beta2 * v + (1 - beta2) * (g * g)
+        largest = [largest[0].maximum(v)] if amsgrad else []
+        scale = (largest[0] if amsgrad else v).sqrt() / correction.number() + eps
+        return p - step_size.number() * (m / scale), m, v, *largest
 
-def _stepped(p: Any, m: Any, v: Any, eps: Any, step_size: Any, correction: Any) -> Any:
-    return p - step_size.to(p.dtype) * (m / (v.sqrt() / correction.to(p.dtype) + eps))
+    return adam
 
 
 class Adam(Optimizer):
     """``p -= lr * m / (sqrt(v) + eps)`` with bias-corrected running means m of the gradient and v of its square."""
+
+    _decay = staticmethod(coupled_decay)
 
     def __init__(self, params: Params, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
                  weight_decay: float = 0.0, amsgrad: bool = False, *, maximize: bool = False):
@@ -66,45 +70,39 @@ class Adam(Optimizer):
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,
                                   "amsgrad": amsgrad, "maximize": maximize})
 
-    def _decay(self, group: ParamGroup) -> tuple[Any, Any]:
-        """What of a parameter is added to its gradient, and by what the parameter is multiplied."""
-        return option(group, "weight_decay"), 1.0
-
     def _update(self, group: ParamGroup, params: list[Tensor]) -> None:
         names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * bool(group["amsgrad"])
         written = [params, *(self._states(params, name, filled_state()) for name in names)]
-        beta1, beta2 = option(group, "betas", 0), option(group, "betas", 1)
-        shared = [sign(group), *self._decay(group), beta2, 1 - beta1, 1 - beta2, option(group, "eps")]
+        shared = [sign(group), option(group, "lr"), option(group, "weight_decay"), option(group, "betas", 0),
+                  option(group, "betas", 1), option(group, "eps")]
         read = [gradients(params), *_count_and_correct(self, group, params)]
-        update(amsgrad if group["amsgrad"] else adam, shared, written, read)
+        update(adam_formula(self._decay, bool(group["amsgrad"])), shared, written, read)
 
 
 class AdamW(Adam):
     """Adam whose weight decay shrinks the parameters directly: ``p *= 1 - lr * weight_decay``."""
 
+    _decay = staticmethod(decoupled_decay)
+
     def __init__(self, params: Params, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
                  weight_decay: float = 1e-2, amsgrad: bool = False, *, maximize: bool = False):
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize)
-
-    def _decay(self, group: ParamGroup) -> tuple[Any, Any]:
-        return 0.0, 1 - option(group, "lr") * option(group, "weight_decay")
 
 
 def _count_and_correct(optimizer: Optimizer, group: ParamGroup, params: list[Tensor]) -> list[list[Tensor]]:
     """Count one step of each parameter; its step size and correction, as 0-d Tensors."""
     steps = optimizer._states(params, "step", scalar_state())
-    update(advance, [], [steps], [])
-    numbers = (option(group, "lr"), option(group, "betas", 0), option(group, "betas", 1))
-    return foreach(corrections, [as_operand(x, dtypes.float64) for x in numbers], [steps])
+    update(advance, [], [steps])
+    return foreach(corrections, [option(group, "lr"), option(group, "betas", 0), option(group, "betas", 1)], [steps])
 
 
-def adamax(sign: Any, weight_decay: Any, beta2: Any, fresh1: Any, eps: Any, p: Any, m: Any, u: Any, g: Any,
+def adamax(sign: Any, weight_decay: Any, beta1: Any, beta2: Any, eps: Any, p: Any, m: Any, u: Any, g: Any,
            step_size: Any) -> tuple[Any, Any, Any]:
     """`u` is a decaying maximum of the gradient's magnitude."""
     g = sign * g + weight_decay * p
-    m = m + fresh1 * (g - m)
+    m = m + (1 - beta1) * (g - m)
     u = (beta2 * u).maximum(g.abs() + eps)
-    return p - step_size.to(p.dtype) * (m / u), m, u
+    return p - step_size.number() * (m / u), m, u
 
 
 class Adamax(Optimizer):
@@ -120,6 +118,6 @@ class Adamax(Optimizer):
     def _update(self, group: ParamGroup, params: list[Tensor]) -> None:
         written = [params, *(self._states(params, name, filled_state()) for name in ("exp_avg", "exp_inf"))]
         step_sizes, _ = _count_and_correct(self, group, params)
-        shared = [sign(group), option(group, "weight_decay"), option(group, "betas", 1),
-                  1 - option(group, "betas", 0), option(group, "eps")]
+        shared = [sign(group), option(group, "weight_decay"), option(group, "betas", 0),
+                  option(group, "betas", 1), option(group, "eps")]
         update(adamax, shared, written, [gradients(params), step_sizes])

@@ -7,7 +7,6 @@ PyTorch's format: state by the position of the parameter, groups with positions 
 
 from __future__ import annotations
 
-import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
@@ -50,17 +49,14 @@ class Optimizer:
         """Add parameters with options of their own; what is not given has the optimizer's defaults."""
         if not isinstance(group, Mapping):
             raise TypeError(f"{type(self).__name__}: a param group is a dict, not a {type(group).__name__}")
-        complete = ParamGroup()
-        complete.update({**self.defaults, **group})
-        members = complete["params"]
-        if isinstance(group["params"], Tensor):
-            members = [group["params"]]
-        if isinstance(group["params"], (set, frozenset)):
+        given = group["params"]
+        if isinstance(given, (set, frozenset)):
             raise TypeError(f"{type(self).__name__}: parameters must be in an order; a set has none. Use a list")
+        members: list[Any] = [given] if isinstance(given, Tensor) else list(given)
+        complete = ParamGroup()
+        complete.update({**self.defaults, **group, "params": members})
         if members and isinstance(members[0], tuple):
-            complete["param_names"] = [name for name, _ in members]
-            members = [param for _, param in members]
-        complete["params"] = members
+            complete.update(param_names=[name for name, _ in members], params=[param for _, param in members])
         self._check_members(complete)
         self.param_groups.append(complete)
 
@@ -207,29 +203,14 @@ def gradients(params: list[Tensor]) -> list[Tensor]:
     return [param.grad if param.grad.dtype is param.dtype else param.grad.to(param.dtype) for param in params]
 
 
-Formula = Callable[..., Any]
-
-
-def update(formula: Formula, shared: Sequence[Any], written: list[list[Tensor]], read: Sequence[list[Tensor]]) -> None:
+def update(formula: Callable[..., Any], shared: Sequence[Any], written: list[list[Tensor]],
+           read: Sequence[list[Tensor]] = ()) -> None:
     """One `foreach`: ``formula(*shared, *written, *read)`` of every parameter gives the new values of `written`, which
-    are stored in place. The arithmetic is as wide as the operands and rounds once, when it is stored."""
-    results = foreach(_rounding(formula, len(shared), len(written)), shared, [*written, *read])
+    are stored in place."""
+    results = foreach(formula, shared, [*written, *read])
     for new, old in zip(results, written, strict=True):
         for value, target in zip(new, old, strict=True):
             target._assign(value)
-
-
-@functools.cache
-def _rounding(formula: Formula, shared: int, written: int) -> Formula:
-    """`formula` with its results in the dtypes of the values that they replace."""
-
-    @functools.wraps(formula)
-    def rounded(*operands: Any) -> tuple[Any, ...]:
-        results = formula(*operands)
-        results = results if isinstance(results, tuple) else (results,)
-        return tuple(r.to(old.dtype) for r, old in zip(results, operands[shared:shared + written], strict=True))
-
-    return rounded
 
 
 def advance(step: Any) -> Any:
@@ -257,7 +238,7 @@ def _adopt(entry: Mapping[str, Any], param: Tensor) -> dict[str, Any]:
         if not hasattr(value, "shape"):
             adopted[name] = deepcopy(value)
             continue
-        tensor = value.detach().clone() if isinstance(value, Tensor) else Tensor(np.array(value))
+        tensor = value.detach().clone() if isinstance(value, Tensor) else Tensor(np.asarray(value).copy())
         floats = tensor.dtype.is_floating_point and param.dtype.is_floating_point
         adopted[name] = tensor.to(param.dtype) if floats and name != "step" else tensor
     return adopted

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from jitgrad.optim.groups import ParamGroup
 from jitgrad.optim.optimizer import (
-    Formula,
     Optimizer,
     Params,
     advance,
@@ -23,18 +23,18 @@ from jitgrad.tensor import Tensor
 
 
 @functools.cache
-def rmsprop_formula(centered: bool, with_momentum: bool) -> Formula:
+def rmsprop_formula(centered: bool, with_momentum: bool) -> Callable[..., tuple[Any, ...]]:
     """The update of one element. Behind the running mean `v` of the squared gradient stand, as asked for, the running
-    mean of the gradient and the momentum buffer; `fresh` is 1 - alpha."""
+    mean of the gradient and the momentum buffer."""
 
-    def rmsprop(sign: Any, lr: Any, weight_decay: Any, alpha: Any, fresh: Any, eps: Any, momentum: Any,
+    def rmsprop(sign: Any, lr: Any, weight_decay: Any, alpha: Any, eps: Any, momentum: Any,
                 p: Any, v: Any, *others: Any) -> tuple[Any, ...]:
         *states, g = others
         g = sign * g + weight_decay * p
-        v = alpha * v + fresh * (g * g)
+        v = alpha * v + (1 - alpha) * (g * g)
         spread = v
         if centered:
-            states[0] = states[0] + fresh * (g - states[0])
+            states[0] = states[0] + (1 - alpha) * (g - states[0])
             spread = v - states[0] * states[0]
         direction = g / (spread.sqrt() + eps)
         if with_momentum:
@@ -57,8 +57,6 @@ class RMSprop(Optimizer):
         centered, with_momentum = bool(group["centered"]), bool(group["momentum"])
         names = ["square_avg"] + ["grad_avg"] * centered + ["momentum_buffer"] * with_momentum
         written = [params, *(self._states(params, name, filled_state()) for name in names)]
-        alpha = option(group, "alpha")
-        shared = [sign(group), option(group, "lr"), option(group, "weight_decay"), alpha, 1 - alpha,
-                  option(group, "eps"), option(group, "momentum")]
+        shared = [sign(group), *(option(group, name) for name in ("lr", "weight_decay", "alpha", "eps", "momentum"))]
         update(rmsprop_formula(centered, with_momentum), shared, written, [gradients(params)])
-        update(advance, [], [self._states(params, "step", scalar_state())], [])
+        update(advance, [], [self._states(params, "step", scalar_state())])

@@ -32,11 +32,11 @@ def descend_with_momentum(sign: Any, lr: Any, weight_decay: Any, momentum: Any, 
     return p - lr * buffer, buffer
 
 
-def descend_with_dampening(sign: Any, lr: Any, weight_decay: Any, momentum: Any, fresh: Any, p: Any, buffer: Any,
-                           g: Any, step: Any) -> tuple[Any, Any]:
-    """Only the share `fresh` of a gradient enters the direction, except of the first one."""
+def descend_with_dampening(sign: Any, lr: Any, weight_decay: Any, momentum: Any, dampening: Any, p: Any,
+                           buffer: Any, g: Any, step: Any) -> tuple[Any, Any]:
+    """Of a gradient only the share 1 - dampening enters the direction, but all of the first one."""
     g = sign * g + weight_decay * p
-    buffer = momentum * buffer + (fresh * g).where(step > 1, g)
+    buffer = momentum * buffer + (step > 1).where((1 - dampening) * g, g)
     return p - lr * buffer, buffer
 
 
@@ -65,12 +65,16 @@ class SGD(Optimizer):
             update(descend, shared, [params], [gradients(params)])
             return
         shared.append(option(group, "momentum"))
+        steps = self._states(params, "step", self._steps_so_far) if group["dampening"] else []
         written, read = [params, self._states(params, "momentum_buffer", filled_state())], [gradients(params)]
         if group["nesterov"]:
             update(descend_with_nesterov, shared, written, read)
         elif not group["dampening"]:
             update(descend_with_momentum, shared, written, read)
         else:
-            steps = self._states(params, "step", scalar_state())
-            update(advance, [], [steps], [])
-            update(descend_with_dampening, [*shared, 1 - option(group, "dampening")], written, [*read, steps])
+            update(advance, [], [steps])
+            update(descend_with_dampening, [*shared, option(group, "dampening")], written, [*read, steps])
+
+    def _steps_so_far(self, param: Tensor) -> Tensor:
+        """The count that dampening begins with: a buffer that is there (PyTorch saves no count) has had a first step."""
+        return scalar_state(1.0 if "momentum_buffer" in self.state[param] else 0.0)(param)
