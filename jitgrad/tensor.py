@@ -150,7 +150,7 @@ class Tensor(TensorMethods):
         """The same memory without history: what the tape saves of an output, and what detach() gives."""
         t = _new(Tensor)
         t._array, t._type = self._array, self._type
-        t._root, t._chain = self._root or self, self._chain
+        t._root, t._chain = (self if self._root is None else self._root), self._chain
         t._differentiable_view = False
         if self._array is None:
             t._pending = self._pending
