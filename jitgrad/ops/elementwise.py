@@ -266,7 +266,9 @@ minimum: Op = binary("minimum", np.minimum, categories="buif", commutative=True,
 
 
 def _over_square_radius(g: Any, x: Any, y: Any) -> Any:
-    return ops.div(g, ops.add(ops.mul(x, x), ops.mul(y, y)))
+    """g / (x² + y²), but g at the origin, so that the gradient of atan2 is 0 there."""
+    square = ops.add(ops.mul(x, x), ops.mul(y, y))
+    return ops.div(g, ops.where(ops.eq(square, zeros_like(x)), ones_like(x), square))
 
 
 atan2: Op = binary("atan2", np.arctan2, categories="f", doc="Angle of the point (y, x): x is the height.",

@@ -120,7 +120,7 @@ def _infer_flip(x: TensorType, *, axes: Ints) -> TensorType:
     return x
 
 
-def _flip(x: np.ndarray, *, axes: Ints) -> np.ndarray:
+def _flip(x: np.ndarray, *, axes: Ints) -> Any:
     return x[tuple([_REVERSED if k in axes else _ALL for k in range(x.ndim)])]
 
 

@@ -82,7 +82,7 @@ def _erfc_positive(x: np.ndarray, precision: float) -> Any:
     return series * np.exp(-head * head) * np.exp((head - x) * (head + x))
 
 
-def _erf(x: np.ndarray, precision: float) -> np.ndarray:
+def _erf(x: np.ndarray, precision: float) -> Any:
     near = np.absolute(x) <= 1
     if near.all():
         return _erf_near_zero(x, precision)

@@ -23,7 +23,7 @@ everything else with effects is computed once.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jitgrad import ops
@@ -147,43 +147,51 @@ def _needed(nodes: Sequence[Node], results: Iterable[Value], given: Iterable[Val
 
 def _values_to_save(graph: Graph, late: set[Value], gradients: Iterable[Value]) -> list[Value]:
     """The cheapest set of early values from which the late nodes (and gradients) can be computed, in graph order."""
-    read = {v for node in graph.nodes if node.outputs[0] in late for v in node.inputs if v not in late}
-    read.update(v for v in gradients if v not in late)
     early = [node for node in graph.nodes if node.outputs[0] not in late]
     network = Network()
+    price = _prices(graph, early)
     entrance: dict[Value, int] = {}
-    length: dict[Value, int] = {}
-    inputs = [v for v in graph.inputs if v not in late]
-    stored = _stored_values(graph, early)
-    for v in inputs:
-        entrance[v] = _split_vertex(network, v, stored)
-        network.connect(Network.SOURCE, entrance[v])
-    for node in early:
-        chain = 1 + max([length.get(v, 0) for v in node.inputs], default=0)
-        again = node.op.kind in RECOMPUTED_KINDS and not node.op.effects and chain <= LONGEST_CHAIN
-        for v in node.outputs:
-            entrance[v] = _split_vertex(network, v, stored)
-            length[v] = chain if again else 0
-            if not again:
-                network.connect(Network.SOURCE, entrance[v])
-            elif node.inputs:
-                for x in node.inputs:
-                    network.connect(entrance[x] + 1, entrance[v])
-    for v in read:
-        network.connect(entrance[v] + 1, Network.SINK)
+    for v in graph.inputs:
+        if v not in late:
+            entrance[v] = _split_vertex(network, price[v])
+            network.connect(Network.SOURCE, entrance[v])
+    _connect_nodes(network, early, entrance, price)
+    read = {v for node in graph.nodes if node.outputs[0] in late for v in node.inputs}
+    for v in read.union(gradients):
+        if v not in late:
+            network.connect(entrance[v] + 1, Network.SINK)
     reached = network.source_side()
     return [v for v, vertex in entrance.items() if vertex in reached and vertex + 1 not in reached]
 
 
-def _stored_values(graph: Graph, early: Iterable[Node]) -> set[Value]:
-    """Values that are in memory whether saved or not: inputs, outputs, and what other nodes than elementwise make."""
-    computed = {v for node in early if node.op.kind not in RECOMPUTED_KINDS for v in node.outputs}
-    return computed | set(graph.inputs) | set(graph.results)
+def _connect_nodes(network: Network, early: Iterable[Node], entrance: dict[Value, int],
+                   price: Mapping[Value, int]) -> None:
+    """Edges from operands to results where computing again is allowed; from the source where it is not."""
+    length: dict[Value, int] = {}
+    for node in early:
+        chain = 1 + max([length.get(v, 0) for v in node.inputs], default=0)
+        again = node.op.kind in RECOMPUTED_KINDS and not node.op.effects and chain <= LONGEST_CHAIN
+        for v in node.outputs:
+            entrance[v] = _split_vertex(network, price[v])
+            length[v] = chain if again else 0
+            for tail in [entrance[x] + 1 for x in node.inputs] if again else [Network.SOURCE]:
+                network.connect(tail, entrance[v])
 
 
-def _split_vertex(network: Network, v: Value, stored: set[Value]) -> int:
-    """Two vertices for a value, n before and n + 1 behind the edge whose capacity is the price of saving it: its
-    bytes, and as many again to write it when a fused kernel would not have stored it otherwise."""
+def _split_vertex(network: Network, price: int) -> int:
+    """Two vertices for a value, n before and n + 1 behind the edge that a cut pays for."""
     before, behind = network.vertex(), network.vertex()
-    network.connect(before, behind, v.type.nbytes * (1 if v in stored else 2) + 1)
+    network.connect(before, behind, price)
     return before
+
+
+def _prices(graph: Graph, early: Iterable[Node]) -> dict[Value, int]:
+    """What saving a value costs: its bytes, and as many again to write it where a fused kernel would not store it
+    anyway (as it does inputs, outputs and what other nodes than elementwise ones make)."""
+    stored = {*graph.inputs, *graph.results}
+    values = list(graph.inputs)
+    for node in early:
+        values += node.outputs
+        if node.op.kind not in RECOMPUTED_KINDS:
+            stored.update(node.outputs)
+    return {v: v.type.nbytes * (1 if v in stored else 2) + 1 for v in values}
