@@ -15,12 +15,12 @@ import numpy as np
 
 from jitgrad import ops
 from jitgrad.errors import DTypeError, ShapeError, complain
-from jitgrad.ir.graph import Graph, GraphBuilder
+from jitgrad.ir.graph import Graph
 from jitgrad.ir.op import Op, register
 from jitgrad.ir.replay import evaluate
 from jitgrad.ir.types import TensorType
 from jitgrad.ops.builders import full, sum_to, zero_of
-from jitgrad.ops.gradient import reverse
+from jitgrad.ops.gradient import continue_graph, reverse
 
 __all__ = ["foreach"]
 
@@ -61,9 +61,7 @@ def _foreach(*xs: np.ndarray, body: Graph, groups: int, shared: int) -> tuple[np
 
 def _body_gradient(body: Graph) -> Graph:
     """Over 0-d values: the inputs of `body` and a gradient for each of its outputs -> a gradient for each input."""
-    builder = GraphBuilder(f"{body.name}_backward")
-    builder.inputs, builder.nodes = list(body.inputs), list(body.nodes)
-    builder.count = 1 + max([v.id for v in (*body.inputs, *(v for node in body.nodes for v in node.outputs))])
+    builder = continue_graph(body)
     with builder:
         seeds: dict[Any, Any] = {}
         for v in body.outputs:

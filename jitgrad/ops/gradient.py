@@ -4,6 +4,7 @@
     apply_rule(op, …, which)                 one rule, its parameters looked up by where they come from
     operand_gradients(op, …, wanted)         the gradients of all wanted operands of one application of an op
     reverse(nodes, seeds, wrt)               the whole backward pass over a straight list of nodes
+    continue_graph(graph)                    a builder to append such a pass to a graph with
 
 Rules call ops, so all of this runs under whatever interpreter is current. Operands and gradients are values of that
 interpreter (arrays, Tensors, graph Values); a gradient that is not there is None, and counts as zero.
@@ -15,11 +16,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from jitgrad import ops
-from jitgrad.ir.graph import Node, Value
+from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value
 from jitgrad.ir.op import Op, Rule
 from jitgrad.ir.types import TensorType
 
-__all__ = ["apply_rule", "depends_on", "operand_gradients", "reads", "reverse"]
+__all__ = ["apply_rule", "continue_graph", "depends_on", "operand_gradients", "reads", "reverse"]
 
 
 def reads(op: Op, wanted: Sequence[bool]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -131,3 +132,12 @@ def reverse(nodes: Sequence[Node], seeds: Mapping[Value, Any], wrt: Collection[V
             if g is not None:
                 gradients[v] = ops.add(gradients[v], g) if v in gradients else g
     return {v: gradients[v] for v in wrt if v in gradients}
+
+
+def continue_graph(graph: Graph) -> GraphBuilder:
+    """A builder that goes on where `graph` ends. Values are never changed, so the two may share them."""
+    builder = GraphBuilder(graph.name)
+    builder.inputs, builder.nodes = list(graph.inputs), list(graph.nodes)
+    values = (*graph.inputs, *(v for node in graph.nodes for v in node.outputs))
+    builder.count = max([v.id for v in values], default=-1) + 1
+    return builder

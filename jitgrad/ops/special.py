@@ -170,10 +170,10 @@ def _digamma(x: np.ndarray, precision: float) -> np.ndarray:
         return np.where(x == 0, -np.copysign(np.inf, x), out)
 
 
-def polygamma(x: np.ndarray, *, n: int) -> np.ndarray:
+def polygamma(x: np.ndarray, *, n: int) -> Any:
     """The derivative of order n >= 1 of digamma; nan at negative x unless n is 1."""
 
-    def function(x: np.ndarray, precision: float) -> np.ndarray:
+    def function(x: np.ndarray, precision: float) -> Any:
         sign = math.factorial(n) * (-1.0) ** (n + 1)
         with np.errstate(all="ignore"):
             if n > 1:

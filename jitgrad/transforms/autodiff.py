@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 from jitgrad import ops
 from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value
-from jitgrad.ops.gradient import depends_on, reverse
+from jitgrad.ops.gradient import continue_graph, depends_on, reverse
 from jitgrad.transforms.mincut import Network
 
 RECOMPUTED_KINDS = ("elementwise", "movement", "source")
@@ -77,15 +77,6 @@ def vjp(graph: Graph, wrt: Sequence[int], of: Sequence[int] | None = None) -> Jo
     present = [g for g in reached if g is not None]
     joint = builder.build([*graph.outputs, *present], graph.writes)
     return Joint(joint, len(graph.inputs), len(graph.outputs), seeds, _positions(reached, len(graph.outputs)))
-
-
-def continue_graph(graph: Graph) -> GraphBuilder:
-    """A builder that goes on where `graph` ends. Values are never changed, so the two may share them."""
-    builder = GraphBuilder(graph.name)
-    builder.inputs, builder.nodes = list(graph.inputs), list(graph.nodes)
-    values = (*graph.inputs, *(v for node in graph.nodes for v in node.outputs))
-    builder.count = max([v.id for v in values], default=-1) + 1
-    return builder
 
 
 def follow_lines(builder: GraphBuilder) -> Callable[[Node], None]:
