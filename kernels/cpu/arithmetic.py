@@ -6,7 +6,6 @@ integer divided by zero gives 0 in here; a kernel writes ``if y == 0: fail(args,
 
 from __future__ import annotations
 
-from jitgrad.kernels.cpu.exponential import scale_f64
 from jitgrad.kernels.cpu.logarithmic import INFINITY, NAN, pow_f32, pow_f64
 from jitgrad.kernels.cpu.scalar import (
     Scalar,
@@ -21,6 +20,7 @@ from jitgrad.kernels.cpu.scalar import (
     i64,
     like,
     scalar,
+    scale,
     select,
     sqrt,
 )
@@ -168,7 +168,7 @@ def fmod_f64(x: Scalar, y: Scalar) -> Scalar:
     while places > i64(0):
         step = select(places < i64(11), places, i64(11))
         rest, places = i64(i64(rest << step) % divisor), i64(places - step)
-    r = select(a < b, x, copysign(scale_f64(f64(rest), i64(b_exponent - i64(1075))), x))
+    r = select(a < b, x, copysign(scale(f64(rest), i64(b_exponent - i64(1075))), x))
     return select(broken, f64(NAN), r)
 
 

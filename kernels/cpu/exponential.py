@@ -1,4 +1,4 @@
-"""exp, exp2, expm1, tanh, sigmoid: scalar functions that LLVM turns into full-width vector code.
+"""exp, exp2, expm1 and sigmoid: scalar functions that LLVM turns into full-width vector code.
 
 Each is straight-line: argument reduction by bit patterns, a polynomial, a select for the special values; no branches,
 no tables, no calls. Coefficients are Chebyshev fits on the reduced range, made with 40 digits. The reductions follow
@@ -11,17 +11,18 @@ from jitgrad.kernels.cpu.scalar import (
     Scalar,
     abs,
     by_type,
-    copysign,
+    clamp,
     f32,
     f64,
-    from_bits,
     horner,
     i32,
     i64,
     like,
     multiply_add,
+    power_of_two,
     round,
     scalar,
+    scale,
     select,
     to_int,
 )
@@ -45,45 +46,12 @@ LN2_HIGH_DOUBLE, LN2_LOW_DOUBLE = 0.6931471803691238, 1.9082149292705877e-10
 
 
 @scalar
-def power_of_two_f32(n: Scalar) -> Scalar:
-    """2**n for an int32 n in -126 … 127."""
-    return from_bits(i32(i32(n + i32(127)) << i32(23)))
-
-
-@scalar
-def power_of_two_f64(n: Scalar) -> Scalar:
-    """2**n for an int64 n in -1022 … 1023."""
-    return from_bits(i64(i64(n + i64(1023)) << i64(52)))
-
-
-@scalar
-def scale_f32(x: Scalar, n: Scalar) -> Scalar:
-    """x * 2**n, also where 2**n alone is denormal or too large (|n| < 250)."""
-    half = i32(n >> i32(1))
-    return x * power_of_two_f32(half) * power_of_two_f32(i32(n - half))
-
-
-@scalar
-def scale_f64(x: Scalar, n: Scalar) -> Scalar:
-    """x * 2**n, also where 2**n alone is denormal or too large (|n| < 2040)."""
-    half = i64(n >> i64(1))
-    return x * power_of_two_f64(half) * power_of_two_f64(i64(n - half))
-
-
-@scalar
-def clamp(x: Scalar, low: Scalar, high: Scalar) -> Scalar:
-    """x limited to low … high; NaN gives low."""
-    raised = select(x > low, x, low)
-    return select(raised < high, raised, high)
-
-
-@scalar
 def exp_f32(x: Scalar) -> Scalar:
     t = clamp(x, f32(-104.0), f32(89.0))
     n = round(t * f32(LOG2_E))
     r = multiply_add(n, f32(-LN2_LOW_SINGLE), multiply_add(n, f32(-LN2_HIGH_SINGLE), t))
     y = multiply_add(r * r, horner(r, EXP_SINGLE), r) + f32(1.0)
-    return select(x != x, x, scale_f32(y, to_int(n)))
+    return select(x != x, x, scale(y, to_int(n)))
 
 
 @scalar
@@ -93,13 +61,19 @@ def exp_scaled_f64(x: Scalar, k: Scalar) -> Scalar:
 
 
 @scalar
-def exp_pair_f64(x: Scalar, error: Scalar, k: Scalar) -> Scalar:
-    """exp(x + error) * 2**k for a tiny `error`."""
+def exp_parts_f64(x: Scalar, error: Scalar) -> tuple[Scalar, Scalar]:
+    """(z, n) with exp(x + error) = (1 + z) * 2**n for a tiny `error`; n is an int64."""
     t = clamp(x, f64(-748.0), f64(712.0))
     n = round(t * f64(LOG2_E))
     r = multiply_add(n, f64(-LN2_LOW_DOUBLE), multiply_add(n, f64(-LN2_HIGH_DOUBLE), t)) + error
-    y = multiply_add(r * r, horner(r, EXP_DOUBLE), r) + f64(1.0)
-    return select(x != x, x, scale_f64(y, i64(to_int(n) + k)))
+    return multiply_add(r * r, horner(r, EXP_DOUBLE), r), to_int(n)
+
+
+@scalar
+def exp_pair_f64(x: Scalar, error: Scalar, k: Scalar) -> Scalar:
+    """exp(x + error) * 2**k for a tiny `error`."""
+    z, n = exp_parts_f64(x, error)
+    return select(x != x, x, scale(z + f64(1.0), i64(n + k)))
 
 
 @scalar
@@ -112,7 +86,7 @@ def exp2_f32(x: Scalar) -> Scalar:
     t = clamp(x, f32(-151.0), f32(129.0))
     n = round(t)
     r = t - n
-    return select(x != x, x, scale_f32(multiply_add(r, horner(r, EXP2_SINGLE), f32(1.0)), to_int(n)))
+    return select(x != x, x, scale(multiply_add(r, horner(r, EXP2_SINGLE), f32(1.0)), to_int(n)))
 
 
 @scalar
@@ -120,7 +94,7 @@ def exp2_f64(x: Scalar) -> Scalar:
     t = clamp(x, f64(-1076.0), f64(1025.0))
     n = round(t)
     r = t - n
-    return select(x != x, x, scale_f64(multiply_add(r, horner(r, EXP2_DOUBLE), f64(1.0)), to_int(n)))
+    return select(x != x, x, scale(multiply_add(r, horner(r, EXP2_DOUBLE), f64(1.0)), to_int(n)))
 
 
 @scalar
@@ -129,7 +103,7 @@ def expm1_f32(x: Scalar) -> Scalar:
     n = round(t * f32(LOG2_E))
     r = multiply_add(n, f32(-LN2_LOW_SINGLE), multiply_add(n, f32(-LN2_HIGH_SINGLE), t))
     y = multiply_add(r * r, horner(r, EXP_SINGLE), r)
-    half = power_of_two_f32(i32(to_int(n) - i32(1)))
+    half = power_of_two(i32(to_int(n) - i32(1)))
     return select(x == f32(0.0), x, select(x != x, x, f32(2.0) * multiply_add(half, y, half - f32(0.5))))
 
 
@@ -139,28 +113,13 @@ def expm1_f64(x: Scalar) -> Scalar:
     n = round(t * f64(LOG2_E))
     r = multiply_add(n, f64(-LN2_LOW_DOUBLE), multiply_add(n, f64(-LN2_HIGH_DOUBLE), t))
     y = multiply_add(r * r, horner(r, EXP_DOUBLE), r)
-    half = power_of_two_f64(i64(to_int(n) - i64(1)))
+    half = power_of_two(i64(to_int(n) - i64(1)))
     return select(x == f64(0.0), x, select(x != x, x, f64(2.0) * multiply_add(half, y, half - f64(0.5))))
-
-
-@scalar
-def tanh_f32(x: Scalar) -> Scalar:
-    t = abs(x)
-    y = expm1_f32(f32(2.0) * select(t < f32(10.0), t, f32(10.0)))
-    return select(x != x, x, copysign(y / (y + f32(2.0)), x))
-
-
-@scalar
-def tanh_f64(x: Scalar) -> Scalar:
-    t = abs(x)
-    y = expm1_f64(f64(2.0) * select(t < f64(20.0), t, f64(20.0)))
-    return select(x != x, x, copysign(y / (y + f64(2.0)), x))
 
 
 exp = by_type("exp", exp_f32, exp_f64)
 exp2 = by_type("exp2", exp2_f32, exp2_f64)
 expm1 = by_type("expm1", expm1_f32, expm1_f64)
-tanh = by_type("tanh", tanh_f32, tanh_f64)
 
 
 @scalar

@@ -14,6 +14,7 @@ from jitgrad.kernels.cpu.exponential import (
     LN2_LOW_SINGLE,
     exp_pair_f64,
 )
+from jitgrad.kernels.cpu.pairs import two_product, two_sum
 from jitgrad.kernels.cpu.scalar import (
     Scalar,
     abs,
@@ -177,15 +178,6 @@ def log1p_f64(x: Scalar) -> Scalar:
 
 
 @scalar
-def two_product(x: Scalar, y: Scalar) -> tuple[Scalar, Scalar]:
-    """(p, e) with x * y = p + e exactly (float64, no overflow): p is the rounded product."""
-    p = x * y
-    x_high, y_high = from_bits(i64(bits(x) & i64(-134217728))), from_bits(i64(bits(y) & i64(-134217728)))
-    x_low, y_low = x - x_high, y - y_high
-    return p, ((x_high * y_high - p) + x_high * y_low + x_low * y_high) + x_low * y_low
-
-
-@scalar
 def log_pair_f64(x: Scalar) -> tuple[Scalar, Scalar]:
     """log(x) as an unevaluated sum, for positive finite x, with a relative error of about 2**-65."""
     r, n = split_f64(x)
@@ -202,9 +194,7 @@ def log_pair_f64(x: Scalar) -> tuple[Scalar, Scalar]:
     y, y_low = two_product(f64(2.0) * s, w)
     y_low = y_low + f64(2.0) * (s * w_low + s_low * w)
     base = n * f64(LN2_HIGH_DOUBLE)
-    total = base + y
-    swap = abs(base) < abs(y)
-    lost = select(swap, base - (total - y), y - (total - base))
+    total, lost = two_sum(base, y)
     return total, lost + y_low + n * f64(LN2_LOW_DOUBLE)
 
 

@@ -28,25 +28,13 @@ from jitgrad.kernels.cpu.arithmetic import (
     shift_right,
     sign,
 )
-from jitgrad.kernels.cpu.exponential import exp, exp2, expm1, sigmoid, tanh
+from jitgrad.kernels.cpu.exponential import exp, exp2, expm1, sigmoid
+from jitgrad.kernels.cpu.hyperbolic import acosh, asinh, atanh, cosh, sinh, tanh
 from jitgrad.kernels.cpu.logarithmic import log, log1p, log2, log10
 from jitgrad.kernels.cpu.philox import random_bits_block, random_bits_lane
 from jitgrad.kernels.cpu.scalar import abs, ceil, copysign, floor, like, multiply_add, round, select, sqrt, trunc
 from jitgrad.kernels.cpu.special import digamma, erf, erfc, erfinv, lgamma
-from jitgrad.kernels.cpu.trigonometric import (
-    acos,
-    acosh,
-    asin,
-    asinh,
-    atan,
-    atan2,
-    atanh,
-    cos,
-    cosh,
-    sin,
-    sinh,
-    tan,
-)
+from jitgrad.kernels.cpu.trigonometric import acos, asin, atan, atan2, cos, sin, tan
 
 NAMES: dict[str, Callable[..., Any]] = {function.__name__: function for function in (
     abs, acos, acosh, asin, asinh, atan, atan2, atanh, bitwise_not, ceil, copysign, cos, cosh, digamma, erf, erfc,

@@ -90,6 +90,38 @@ def _to_int(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) ->
     return builder.fptosi(values[0], context.get_value_type(signature.return_type))
 
 
+def _clamp(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    x, low, high = _cast_all(context, builder, signature, values)
+    raised = builder.select(builder.fcmp_ordered(">", x, low), x, low)
+    return builder.select(builder.fcmp_ordered("<", raised, high), raised, high)
+
+
+def _power(builder: ir.IRBuilder, n: ir.Value) -> ir.Value:
+    bias, places, kind = (127, 23, ir.FloatType()) if n.type.width == 32 else (1023, 52, ir.DoubleType())
+    exponent = builder.add(n, ir.Constant(n.type, bias))
+    return builder.bitcast(builder.shl(exponent, ir.Constant(n.type, places)), kind)
+
+
+def _power_of_two(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    return _power(builder, values[0])
+
+
+def _scale(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    x, n = values
+    half = builder.ashr(n, ir.Constant(n.type, 1))
+    return builder.fmul(builder.fmul(x, _power(builder, half)), _power(builder, builder.sub(n, half)))
+
+
+def _two_over_pi(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    kind = ir.ArrayType(ir.DoubleType(), len(scalar.TWO_OVER_PI))
+    table = builder.module.globals.get("jitgrad.two_over_pi")
+    if table is None:
+        table = ir.GlobalVariable(builder.module, kind, "jitgrad.two_over_pi")
+        table.global_constant, table.linkage = True, "internal"
+        table.initializer = ir.Constant(kind, [float(c) for c in scalar.TWO_OVER_PI])
+    return builder.load(builder.gep(table, [ir.Constant(ir.IntType(64), 0), values[0]], inbounds=True))
+
+
 def _abs(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
     kind = signature.return_type
     if isinstance(kind, types.Float):
@@ -117,6 +149,10 @@ def _teach_instructions() -> None:
         instruction(getattr(scalar, name), 1, first, llvm_intrinsic(llvm))
     instruction(scalar.copysign, 2, first, llvm_intrinsic("copysign"))
     instruction(scalar.abs, 1, first, _abs)
+    instruction(scalar.clamp, 3, first, _clamp)
+    instruction(scalar.power_of_two, 1, as_float.get, _power_of_two)
+    instruction(scalar.scale, 2, first, _scale)
+    instruction(scalar.two_over_pi, 1, {types.int64: types.float64}.get, _two_over_pi)
     instruction(scalar.bit_width, 1, first, _bit_width)
 
 

@@ -27,6 +27,13 @@ SCALARS: dict[str, Callable[..., Scalar]] = {}
 DISPATCHERS: dict[str, tuple[Callable[..., Scalar], ...]] = {}
 """Every function made by `by_type`: (the function itself, its float32, float64 and integer bodies)."""
 
+TWO_OVER_PI = (42722829, 48555073, 21659401, 56087029, 13858563, 28715353, 38736100, 4324945, 26128250, 62674459,
+               29957006, 37899730, 58726692, 49193117, 6588223, 35515164, 46442140, 65964067, 24988590, 54822121,
+               41009306, 54917092, 5137525, 37323603, 15192690, 4585659, 58608142, 52426903, 67074070, 25231090,
+               63202006, 34237727, 28629499, 15891632, 40752081, 37709470, 25143477, 55737260, 33225084, 24853767,
+               15195689, 19476134, 50255852, 18845021, 2185228, 50622407, 47901436)
+"""The binary places of 2 / pi, 26 at a time: those behind the point first."""
+
 
 def scalar(function: Callable[..., Scalar]) -> Callable[..., Scalar]:
     """Mark `function` as part of kernel text: natively it is always inlined, with no flags on its arithmetic."""
@@ -134,3 +141,25 @@ def to_int(x: Scalar) -> Scalar:
     kind = i32 if isinstance(x, f32) else i64
     limit = np.iinfo(kind)
     return kind(x) if limit.min <= x <= limit.max - 512 else kind(limit.min)
+
+
+def clamp(x: Scalar, low: Scalar, high: Scalar) -> Scalar:
+    """x limited to low … high; NaN gives low."""
+    raised = x if x > low else low
+    return raised if raised < high else high
+
+
+def power_of_two(n: Scalar) -> Scalar:
+    """2**n: float32 for an int32 n in -126 … 127, float64 for an int64 n in -1022 … 1023."""
+    return from_bits((n + i32(127)) << i32(23) if isinstance(n, i32) else (n + i64(1023)) << i64(52))
+
+
+def scale(x: Scalar, n: Scalar) -> Scalar:
+    """x * 2**n, also where 2**n alone is denormal or too large: |n| < 250 for float32 x, < 2040 for float64."""
+    half = n >> type(n)(1)
+    return x * power_of_two(half) * power_of_two(n - half)
+
+
+def two_over_pi(k: Scalar) -> Scalar:
+    """Binary places 26 * k + 1 … 26 * k + 26 of 2 / pi, as a float64 integer; k is an int64 in 0 … 46."""
+    return f64(TWO_OVER_PI[k])

@@ -7,23 +7,22 @@ Stirling's series above, and reflection for negative arguments.
 
 from __future__ import annotations
 
-from jitgrad.kernels.cpu.exponential import exp_f32, exp_pair_f64
+from jitgrad.kernels.cpu.exponential import exp_f32, exp_parts_f64
 from jitgrad.kernels.cpu.logarithmic import INFINITY, NAN, log_f64
+from jitgrad.kernels.cpu.pairs import split, sum_ordered, two_product
 from jitgrad.kernels.cpu.scalar import (
     Scalar,
     abs,
-    bits,
     by_type,
     copysign,
     f32,
     f64,
     floor,
-    from_bits,
     horner,
-    i64,
     multiply_add,
     round,
     scalar,
+    scale,
     select,
     sqrt,
 )
@@ -45,8 +44,8 @@ ERFC_DOUBLE = (-2.4463257462151428e-08, 1.4403583386129837e-07, -8.2043738193506
                3.420483221602019e-07, 3.5149530804581646e-06, -7.351941269643587e-07, -2.011418192644693e-05,
                4.952470533302082e-06, 0.00012510192359161854, -0.00010516054420877889, -0.0007798325676492488,
                0.0018886904539234515, 0.0025293918364890553, -0.02377051492504454, 0.06830802734317813,
-               -0.119273663415099, 0.12964515870277596, -0.047562294353453334, -0.13562110612458128,
-               1.2530080582697296)
+               -0.119273663415099, 0.12964515870277596, -0.047562294353453334, -0.13562110612458128)
+ERFC_DOUBLE_LAST = 1.2530080582697296
 # lgamma(z) / ((z - 1) * (z - 2)) of z - 1.5, 1 <= z <= 2
 LGAMMA = (-7.760660152513446e-06, 1.2140008083973407e-05, -8.355075869795273e-06, 1.3186019073996835e-05,
           -2.7201673025504752e-05, 4.30276814976503e-05, -6.614136022346414e-05, 0.00010535512483785591,
@@ -61,25 +60,28 @@ STIRLING = (0.005065905360156132, -0.001890382993887715, 0.0008414700852503147, 
 DIGAMMA = (0.06362150587634356, -0.020697987372370493, 0.007571689620283902, -0.0041666448230497,
            0.0039682539119537084, -0.008333333333278636, 0.08333333333333333)
 
-# erfinv(x) / x: of w - 3.125, w = -log(1 - x**2) < 6.25; of sqrt(w) - 3.25, w < 16; of sqrt(w) - 5
-ERFINV_NEAR = (-3.5932028927020693e-22, 3.194015548136271e-21, 1.999259988861535e-20, -3.4734793888538036e-19,
-               6.075050702072414e-19, 1.5510787009902526e-17, -1.2215637192404172e-16, -3.94018812230432e-17,
-               6.521333511502239e-15, -4.0020031087558496e-14, -8.07192593899004e-14, 2.6305268312595183e-12,
-               -1.2978805369932565e-11, -5.414303283919504e-11, 1.051223377050429e-09, -4.1126604371632185e-09,
-               -2.907039127564132e-08, 4.23478816822246e-07, -1.3654691758785656e-06, -1.3882523393957483e-05,
-               0.00018673420801981186, -0.0007407025341546431, -0.006033670871426851, 0.24015818242558834,
-               1.6536545626831027)
+# erfinv(x) / x, w = -log(1 - x**2): of w < 2, of w - 4.125 < 2.125, of sqrt(w) - 3.25 < 0.75, of sqrt(w) - 5
+ERFINV_CENTER = (2.2697626912516596e-14, -2.289628703441694e-13, -6.521037717532366e-13, 1.6764871819735877e-11,
+                 -2.814313106037036e-11, -5.026332899563926e-10, 7.260482291725715e-10, 2.2820916379019017e-08,
+                 -3.73147899537184e-08, -1.0125441301862486e-06, 2.0199849881037343e-06, 4.6611441407008436e-05,
+                 -0.00012804329443152814, -0.0023351016415928544, 0.01154934203826991, 0.23201366653465452)
+ERFINV_NEAR = (7.780972069273118e-19, 2.3470495548701027e-17, -2.635133515505956e-16, 1.6281505086267283e-16,
+               1.454428482759722e-14, -1.2771784277132816e-13, 2.196832568898822e-13, 5.794627673946071e-12,
+               -6.343712973520258e-11, 1.9794590344168086e-10, 2.154447580965131e-09, -3.117301702617685e-08,
+               1.4491047054338556e-07, 6.273196973249886e-07, -1.5095674340358412e-05, 0.00010930641145857938,
+               -0.00014693690018380441, -0.007286705803949207, 0.22654076904845152)
 ERFINV_MIDDLE = (7.633691428917867e-09, -1.5405442548741828e-08, -2.079552944126927e-08, 1.3184413710135048e-07,
                  -2.456259700489211e-07, -2.7895486741709117e-08, 1.481672536807299e-06, -3.985541911448451e-06,
                  2.9325525810809953e-06, 1.246497096070878e-05, -4.732067527913043e-05, 6.828712942963752e-05,
                  2.403151221089547e-05, -0.0003550378152652618, 0.0009532893416222481, -0.0016882755353507652,
-                 0.002491442097955697, -0.0037512085082276724, 0.005370914553555044, 1.0052589676941655,
-                 3.0838856104922208)
+                 0.002491442097955697, -0.0037512085082276724, 0.005370914553555044, 1.0052589676941655)
 ERFINV_FAR = (5.841530389700038e-12, -2.0541711940901768e-11, 1.4890382344482798e-11, 7.01823182982719e-11,
               -3.810309747432761e-10, 1.3149790570026425e-09, -3.5339457842733433e-09, 7.822305451465012e-09,
               -1.5213736370231545e-08, 2.9018232531614878e-08, -6.757272912034954e-08, 2.2905292974028484e-07,
               -9.930254932588424e-07, 4.526052509952851e-06, -1.9681771196366817e-05, 7.599527809787885e-05,
-              -0.0002150301197991643, -0.0001387193183801729, 1.0103004648645448, 4.849906401408584)
+              -0.0002150301197991643, -0.0001387193183801729, 1.0103004648645448)
+ERFINV_CENTER_LAST, ERFINV_NEAR_LAST = 0.886226925452758, 1.8872102492009424
+ERFINV_MIDDLE_LAST, ERFINV_FAR_LAST = 3.0838856104922208, 4.849906401408584
 
 
 @scalar
@@ -92,12 +94,18 @@ def erf_f32(x: Scalar) -> Scalar:
 
 @scalar
 def erfc_far(t: Scalar) -> Scalar:
-    """erfc(t) for t >= 0.9; t**2 is carried with its rounding error, since exp magnifies it."""
+    """erfc(t) for t >= 0.9. t**2 is carried with its rounding error, since exp magnifies it; and so are the factors."""
     t = select(t < f64(28.0), t, f64(28.0))
-    head = from_bits(i64(bits(t) & i64(-134217728)))
-    error = (head - t) * (head + t)
+    head, _ = split(t)
+    z, n = exp_parts_f64(-(head * head), (head - t) * (head + t))
+    power, power_low = sum_ordered(f64(1.0), z)
     q = (t - f64(3.0)) / (t + f64(3.0))
-    return exp_pair_f64(-(head * head), error, i64(0)) * horner(q, ERFC_DOUBLE) / (f64(1.0) + f64(2.0) * t)
+    above, above_low = sum_ordered(f64(ERFC_DOUBLE_LAST), q * horner(q, ERFC_DOUBLE))
+    below = f64(1.0) + f64(2.0) * t
+    y = above / below
+    p, e = two_product(y, below)
+    y_low = ((above - p) - e + above_low) / below
+    return scale(power * y + (power * y_low + power_low * y), n)
 
 
 @scalar
@@ -148,7 +156,8 @@ def sin_cos_pi(x: Scalar) -> tuple[Scalar, Scalar]:
     small = r < f64(0.25)
     turn = select(small, r, f64(0.5) - r)
     angle, error = f64(PI_HIGH) * turn, f64(PI_LOW) * turn
-    sine, cosine = sin_reduced(angle, error), cos_reduced(angle, error)
+    sine, _ = sin_reduced(angle, error)
+    cosine, _ = cos_reduced(angle, error)
     return select(small, sine, cosine), select(small, cosine, sine)
 
 
@@ -197,11 +206,19 @@ def digamma_f32(x: Scalar) -> Scalar:
 @scalar
 def erfinv_f64(x: Scalar) -> Scalar:
     """The inverse of erf, after M. Giles, *Approximating the erfinv function* (2010): polynomials in log(1 - x**2)."""
-    w = -log_f64((f64(1.0) - x) * (f64(1.0) + x))
+    square, error = two_product(x, x)
+    rest, rest_low = sum_ordered(f64(1.0), -square)
+    w = -(log_f64(rest) + (rest_low - error) / rest)
     s = sqrt(w)
-    y = select(w < f64(6.25), horner(w - f64(3.125), ERFINV_NEAR),
-               select(s < f64(4.0), horner(s - f64(3.25), ERFINV_MIDDLE), horner(s - f64(5.0), ERFINV_FAR)))
-    return x * select(abs(x) == f64(1.0), f64(INFINITY), y)
+    center, near, middle = w < f64(2.0), w < f64(6.25), s < f64(4.0)
+    u = select(center, w, select(near, w - f64(4.125), select(middle, s - f64(3.25), s - f64(5.0))))
+    close = select(center, horner(u, ERFINV_CENTER), horner(u, ERFINV_NEAR))
+    tail = u * select(near, close, select(middle, horner(u, ERFINV_MIDDLE), horner(u, ERFINV_FAR)))
+    close = select(center, f64(ERFINV_CENTER_LAST), f64(ERFINV_NEAR_LAST))
+    last = select(near, close, select(middle, f64(ERFINV_MIDDLE_LAST), f64(ERFINV_FAR_LAST)))
+    slope, slope_low = sum_ordered(last, tail)
+    y = x * slope + x * slope_low
+    return select(abs(x) == f64(1.0), x * f64(INFINITY), y)
 
 
 @scalar

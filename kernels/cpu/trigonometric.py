@@ -1,15 +1,16 @@
-"""sin, cos, tan, their inverses, and the hyperbolic functions: scalar functions without branches, calls or tables.
+"""sin, cos, tan and their inverses: scalar functions without branches or calls.
 
 float32 bodies compute in float64 where that is simplest: the result is then correctly rounded nearly always.
 """
 
 from __future__ import annotations
 
-from jitgrad.kernels.cpu.exponential import exp_scaled_f64, expm1_f64
-from jitgrad.kernels.cpu.logarithmic import NAN, log1p_f64, log_f64
+from jitgrad.kernels.cpu.logarithmic import INFINITY, NAN
+from jitgrad.kernels.cpu.pairs import split, two_product, two_sum
 from jitgrad.kernels.cpu.scalar import (
     Scalar,
     abs,
+    bits,
     by_type,
     copysign,
     f32,
@@ -17,24 +18,28 @@ from jitgrad.kernels.cpu.scalar import (
     horner,
     i64,
     multiply_add,
+    power_of_two,
     round,
     scalar,
     select,
     sqrt,
     to_int,
+    two_over_pi,
 )
 
-TWO_OVER_PI = 0.6366197723675814
-HALF_PI_1, HALF_PI_2, HALF_PI_3 = 1.5707963267341256, 6.077100506303966e-11, 2.0222662487959506e-21
 PI_HIGH, PI_LOW = 3.141592653589793, 1.2246467991473532e-16
+HALF_PI_HIGH, HALF_PI_LOW = 1.5707963267948966, 6.123233995736766e-17
+PIECE_0, PIECE_1, PIECE_2, PIECE_3, PIECE_4, PIECE_5, PIECE_6 = [     # 28 binary places of 2/pi each
+    places * 2.0 ** (-28 * (k + 1)) for k, places in enumerate(
+        (170891318, 240010261, 44024437, 131200308, 232525238, 43358524, 70845471))]
 
 # (sin(r) - r) / r**3 and (cos(r) - 1 + r**2 / 2) / r**4 of z = r**2 on |r| <= pi / 4
 SIN_DOUBLE = (1.591784866512194e-10, -2.505112794596564e-08, 2.755731608382574e-06, -0.00019841269836722437,
               0.008333333333330925, -0.16666666666666666)
 COS_DOUBLE = (-1.1382456865840483e-11, 2.0876143829213935e-09, -2.755731726001471e-07, 2.480158729874308e-05,
               -0.0013888888888887382, 0.041666666666666664)
-SIN_SINGLE = (-0.00019587387320241361, 0.008332745937548115, -0.16666664650298102)
-COS_SINGLE = (2.454743746250183e-05, -0.0013888300698073966, 0.04166666464746341)
+SIN_WIDE = (2.7246868722877944e-06, -0.00019840063040804117, 0.00833333183062943, -0.16666666663741367)
+COS_WIDE = (-2.7298407652795173e-07, 2.4800580601354642e-05, -0.0013888887635227975, 0.04166666666422613)
 # (atan(r) - r) / r**3 of r**2 on |r| <= tan(pi / 8)
 ATAN_DOUBLE = (0.016258145857267047, -0.03454562257510452, 0.04550622525030452, -0.05230241257513991,
                0.058789000468626215, -0.06666422365298535, 0.07692296234562104, -0.09090908748637679,
@@ -48,38 +53,81 @@ ASIN_DOUBLE = (0.028964515529972108, -0.015148720316881723, 0.0175870063207938, 
 
 @scalar
 def reduce_quadrant(x: Scalar) -> tuple[Scalar, Scalar, Scalar]:
-    """x = n * pi/2 + r + s with |r| <= pi/4 and s the rounding error of r; gives (r, s, n as int64)."""
-    n = round(x * f64(TWO_OVER_PI))
-    a = x - n * f64(HALF_PI_1)
-    w = n * f64(HALF_PI_2)
-    b = a - w
-    v = n * f64(HALF_PI_3) - ((a - b) - w)
-    r = b - v
-    return r, (b - r) - v, to_int(select(abs(n) < f64(9e18), n, f64(0.0)))
+    """x = n * pi/2 + r + s with |r| <= pi/4 and s the rounding error of r, for any finite float64; gives (r, s, n
+    modulo 4 as int64). M. Payne and R. Hanek, *Radian reduction for trigonometric functions* (1983): x is multiplied
+    by those places of 2/pi that are not whole turns of it."""
+    exponent = i64(i64(bits(x) >> i64(52)) & i64(0x7FF))
+    first = select(exponent >= i64(1103), i64(i64(exponent - i64(1077)) // i64(26)), i64(0))
+    scaled = x * power_of_two(i64(i64(-26) * first)) * f64(2.0 ** -26)
+    high, low = split(scaled)
+    total, lost, weight = f64(0.0), f64(0.0), f64(1.0)
+    for k in range(5):
+        places = weight * two_over_pi(i64(first + i64(k)))
+        total, high_error = two_sum(total, part_of_turn(high * places))
+        total, low_error = two_sum(total, part_of_turn(low * places))
+        lost, weight = lost + (high_error + low_error), weight * f64(2.0 ** -26)
+    for k in range(5, 7):
+        lost, weight = lost + scaled * (weight * two_over_pi(i64(first + i64(k)))), weight * f64(2.0 ** -26)
+    n = round(total)
+    turn, rest = two_sum(total - n, lost)
+    r, error = two_product(turn, f64(HALF_PI_HIGH))
+    r, s = two_sum(r, error + (turn * f64(HALF_PI_LOW) + rest * f64(HALF_PI_HIGH)))
+    return r, s, to_int(select(x - x == f64(0.0), n, f64(0.0)))
 
 
 @scalar
-def sin_reduced(r: Scalar, s: Scalar) -> Scalar:
-    """sin(r + s) for |r| <= pi/4."""
+def by_size(t: Scalar, near: float, far: float, farther: float, farthest: float) -> Scalar:
+    """One of four constants: for t below 2**53, 2**81, 2**109, and above."""
+    close = select(t < f64(2.0 ** 53), f64(near), f64(far))
+    return select(t < f64(2.0 ** 81), close, select(t < f64(2.0 ** 109), f64(farther), f64(farthest)))
+
+
+@scalar
+def part_of_turn(x: Scalar) -> Scalar:
+    """x modulo 4, in -2 … 2, exactly."""
+    return x - f64(4.0) * round(f64(0.25) * x)
+
+
+@scalar
+def reduce_quadrant_wide(x: Scalar) -> tuple[Scalar, Scalar]:
+    """(r, n) as `reduce_quadrant` for a float32 given as float64, with four pieces of 28 places of 2/pi."""
+    t = abs(x)
+    first = part_of_turn(x * by_size(t, PIECE_0, PIECE_1, PIECE_2, PIECE_3))
+    second = part_of_turn(x * by_size(t, PIECE_1, PIECE_2, PIECE_3, PIECE_4))
+    third = x * by_size(t, PIECE_2, PIECE_3, PIECE_4, PIECE_5)
+    total, lost = two_sum(first, second)
+    n = round(total)
+    total, error = two_sum(total - n, third)
+    turn = total + (lost + error + x * by_size(t, PIECE_3, PIECE_4, PIECE_5, PIECE_6))
+    return turn * f64(HALF_PI_HIGH), to_int(select(t < f64(INFINITY), n, f64(0.0)))
+
+
+@scalar
+def sin_reduced(r: Scalar, s: Scalar) -> tuple[Scalar, Scalar]:
+    """sin(r + s) for |r| <= pi/4, with its rounding error."""
     z = r * r
-    v = z * r
-    p = horner(z, SIN_DOUBLE)
-    return r + multiply_add(v, p, s - f64(0.5) * z * s)
+    tail = multiply_add(z * r, horner(z, SIN_DOUBLE), s - f64(0.5) * z * s)
+    y = r + tail
+    return y, tail - (y - r)
 
 
 @scalar
-def cos_reduced(r: Scalar, s: Scalar) -> Scalar:
-    """cos(r + s) for |r| <= pi/4."""
+def cos_reduced(r: Scalar, s: Scalar) -> tuple[Scalar, Scalar]:
+    """cos(r + s) for |r| <= pi/4, with its rounding error."""
     z = r * r
     half = f64(0.5) * z
     w = f64(1.0) - half
-    return w + (((f64(1.0) - w) - half) + multiply_add(z * z, horner(z, COS_DOUBLE), -r * s))
+    tail = ((f64(1.0) - w) - half) + multiply_add(z * z, horner(z, COS_DOUBLE), -r * s)
+    y = w + tail
+    return y, tail - (y - w)
 
 
 @scalar
 def sin_quadrant(r: Scalar, s: Scalar, n: Scalar) -> Scalar:
     """sin(r + s + n * pi/2)."""
-    y = select((n & i64(1)) != i64(0), cos_reduced(r, s), sin_reduced(r, s))
+    sine, _ = sin_reduced(r, s)
+    cosine, _ = cos_reduced(r, s)
+    y = select((n & i64(1)) != i64(0), cosine, sine)
     return select((n & i64(2)) != i64(0), -y, y)
 
 
@@ -98,25 +146,46 @@ def cos_f64(x: Scalar) -> Scalar:
 @scalar
 def tan_f64(x: Scalar) -> Scalar:
     r, s, n = reduce_quadrant(x)
-    sine, cosine = sin_reduced(r, s), cos_reduced(r, s)
+    sine, sine_low = sin_reduced(r, s)
+    cosine, cosine_low = cos_reduced(r, s)
     odd = (n & i64(1)) != i64(0)
-    y = select(odd, -cosine, sine) / select(odd, sine, cosine)
-    return select(abs(x) < f64(1e-8), x, y)
+    a, a_low = select(odd, -cosine, sine), select(odd, -cosine_low, sine_low)
+    b, b_low = select(odd, sine, cosine), select(odd, sine_low, cosine_low)
+    y = a / b
+    p, e = two_product(y, b)
+    return select(abs(x) < f64(1e-8), x, y + ((a - p) - e + (a_low - y * b_low)) / b)
+
+
+@scalar
+def sin_cos_wide(r: Scalar) -> tuple[Scalar, Scalar]:
+    """(sin(r), cos(r)) for |r| <= pi/4, to 1e-11."""
+    z = r * r
+    sine = multiply_add(r * z, horner(z, SIN_WIDE), r)
+    return sine, multiply_add(z * z, horner(z, COS_WIDE), f64(1.0) - f64(0.5) * z)
 
 
 @scalar
 def sin_f32(x: Scalar) -> Scalar:
-    return f32(sin_f64(f64(x)))
+    r, n = reduce_quadrant_wide(f64(x))
+    sine, cosine = sin_cos_wide(r)
+    y = f32(select((n & i64(1)) != i64(0), cosine, sine))
+    return select((n & i64(2)) != i64(0), -y, y)
 
 
 @scalar
 def cos_f32(x: Scalar) -> Scalar:
-    return f32(cos_f64(f64(x)))
+    r, n = reduce_quadrant_wide(f64(x))
+    sine, cosine = sin_cos_wide(r)
+    y = f32(select((n & i64(1)) != i64(0), sine, cosine))
+    return select((i64(n + i64(1)) & i64(2)) != i64(0), -y, y)
 
 
 @scalar
 def tan_f32(x: Scalar) -> Scalar:
-    return f32(tan_f64(f64(x)))
+    r, n = reduce_quadrant_wide(f64(x))
+    sine, cosine = sin_cos_wide(r)
+    odd = (n & i64(1)) != i64(0)
+    return f32(select(odd, -cosine, sine) / select(odd, sine, cosine))
 
 
 @scalar
@@ -169,42 +238,6 @@ def atan2_f64(y: Scalar, x: Scalar) -> Scalar:
 
 
 @scalar
-def sinh_f64(x: Scalar) -> Scalar:
-    t = abs(x)
-    e = expm1_f64(select(t < f64(20.0), t, f64(20.0)))
-    near = f64(0.5) * (e + e / (e + f64(1.0)))
-    return copysign(select(t < f64(20.0), near, exp_scaled_f64(t, i64(-1))), x)
-
-
-@scalar
-def cosh_f64(x: Scalar) -> Scalar:
-    half = exp_scaled_f64(abs(x), i64(-1))
-    return half + f64(0.25) / half
-
-
-@scalar
-def asinh_f64(x: Scalar) -> Scalar:
-    t = abs(x)
-    z = select(t < f64(1e8), t, f64(1e8))
-    square = z * z
-    near = log1p_f64(z + square / (f64(1.0) + sqrt(f64(1.0) + square)))
-    return copysign(select(t < f64(1e8), near, log_f64(t) + f64(0.6931471805599453)), x)
-
-
-@scalar
-def acosh_f64(x: Scalar) -> Scalar:
-    t = select(x < f64(1e8), x, f64(1e8)) - f64(1.0)
-    near = log1p_f64(t + sqrt(f64(2.0) * t + t * t))
-    return select(x >= f64(1e8), log_f64(x) + f64(0.6931471805599453), select(x != x, x, near))
-
-
-@scalar
-def atanh_f64(x: Scalar) -> Scalar:
-    t = abs(x)
-    return copysign(f64(0.5) * log1p_f64(f64(2.0) * t / (f64(1.0) - t)), x)
-
-
-@scalar
 def atan_f32(x: Scalar) -> Scalar:
     return f32(atan_f64(f64(x)))
 
@@ -224,31 +257,6 @@ def atan2_f32(y: Scalar, x: Scalar) -> Scalar:
     return f32(atan2_f64(f64(y), f64(x)))
 
 
-@scalar
-def sinh_f32(x: Scalar) -> Scalar:
-    return f32(sinh_f64(f64(x)))
-
-
-@scalar
-def cosh_f32(x: Scalar) -> Scalar:
-    return f32(cosh_f64(f64(x)))
-
-
-@scalar
-def asinh_f32(x: Scalar) -> Scalar:
-    return f32(asinh_f64(f64(x)))
-
-
-@scalar
-def acosh_f32(x: Scalar) -> Scalar:
-    return f32(acosh_f64(f64(x)))
-
-
-@scalar
-def atanh_f32(x: Scalar) -> Scalar:
-    return f32(atanh_f64(f64(x)))
-
-
 sin = by_type("sin", sin_f32, sin_f64)
 cos = by_type("cos", cos_f32, cos_f64)
 tan = by_type("tan", tan_f32, tan_f64)
@@ -256,8 +264,3 @@ asin = by_type("asin", asin_f32, asin_f64)
 acos = by_type("acos", acos_f32, acos_f64)
 atan = by_type("atan", atan_f32, atan_f64)
 atan2 = by_type("atan2", atan2_f32, atan2_f64)
-sinh = by_type("sinh", sinh_f32, sinh_f64)
-cosh = by_type("cosh", cosh_f32, cosh_f64)
-asinh = by_type("asinh", asinh_f32, asinh_f64)
-acosh = by_type("acosh", acosh_f32, acosh_f64)
-atanh = by_type("atanh", atanh_f32, atanh_f64)
