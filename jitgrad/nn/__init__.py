@@ -1,7 +1,6 @@
 """Layers, losses and containers, with PyTorch's names and meaning."""
 
-from jitgrad.functional import nn as functional
-from jitgrad.nn import init, utils
+from jitgrad.nn import functional, init, utils
 from jitgrad.nn.activation import (ELU, GELU, GLU, SELU, Hardsigmoid, Hardswish, Hardtanh, LeakyReLU, LogSigmoid,
                                    LogSoftmax, Mish, PReLU, ReLU, ReLU6, Sigmoid, SiLU, Softmax, Softmin, Softplus,
                                    Tanh)
