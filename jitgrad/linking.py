@@ -15,12 +15,15 @@ from jitgrad.codegen import lower as regions
 from jitgrad.codegen.call import IN_PLACE
 from jitgrad.codegen.kernel import Buffer, Function, Launch, Lowered
 from jitgrad.codegen.sharing import shareable
+from jitgrad.dtypes import int16, int32, int64, uint8
 from jitgrad.ir.graph import Graph, GraphBuilder, Node
 from jitgrad.ir.types import TensorType
 from jitgrad.ops.region import region
 from jitgrad.runtime.build import kernel_key
 from jitgrad.runtime.spec import Argument, Entry, HostCall, Output, PlanSpec, Ref
 from jitgrad.transforms.memory import Assignment, Copy, Slot, Step, place_temporaries
+
+_WORDS = {1: uint8, 2: int16, 4: int32, 8: int64}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,17 +63,20 @@ def link(assignment: Assignment) -> Linked:
 
 
 def lower_step(step: Step) -> Lowered | None:
-    """The launches of one node; None when it becomes a host entry."""
+    """The launches of one node; None when it becomes a host entry, as all of complex numbers do."""
     node = step.node
     types = tuple([v.type for v in node.inputs])
+    if any(v.dtype.is_complex for v in (*node.inputs, *node.outputs)):
+        return None
     lower = regions.lower if node.op.kind in ("region", "foreach") else library.lower
     return lower(node.op, types, node.attrs, step.shared, node.where)
 
 
 def copy_step(copy: Copy) -> Step:
-    """A copy as a region that computes nothing, over a flat array: one kernel per dtype."""
+    """A copy as a region that computes nothing, over a flat array of integers: one kernel per width."""
     builder = GraphBuilder("copy")
-    x = builder.input(TensorType(copy.type.dtype, (copy.type.size,)))
+    word = _WORDS[min(copy.type.dtype.itemsize, 8)]
+    x = builder.input(TensorType(word, (copy.type.nbytes // word.itemsize,)))
     body = builder.build([x])
     outer = GraphBuilder("copy")
     source = outer.input(x.type)
