@@ -1,6 +1,7 @@
 """Carries out what lowering made, without a plan: natively, or as plain Python. For tests of kernels."""
 
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -23,7 +24,7 @@ def run(lowered, inputs, types, *, shared=(), plain=False, pieces=1):
     memory = [*inputs, *outputs, *[garbage(np.dtype("u1"), (n,)) for n in lowered.scratch]]
     for launch in lowered.launches:
         bounds = np.linspace(0, launch.items, pieces + 1).astype(int)
-        for begin, end in reversed(list(zip(bounds, bounds[1:], strict=False))):
+        for begin, end in reversed(list(pairwise(bounds))):
             (run_as_python if plain else run_native)(launch, memory, int(begin), int(end))
     return outputs
 
@@ -35,8 +36,8 @@ def garbage(dtype, shape):
 
 
 def run_as_python(launch, memory, begin, end):
-    arguments = [memory[a.index] if isinstance(a, Buffer) else define(a.source, a.name) if isinstance(a, Function) else a
-                 for a in launch.arguments]
+    arguments = [memory[a.index] if isinstance(a, Buffer) else define(a.source, a.name)
+                 if isinstance(a, Function) else a for a in launch.arguments]
     assert run_plain(launch.source, launch.name, arguments, begin, end) is None
 
 

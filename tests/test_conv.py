@@ -71,7 +71,7 @@ def test_convolution_and_both_gradients(name, dtype):
 
 @pytest.mark.parametrize("stride", (1, 2))
 def test_the_text_means_the_same_as_plain_python(stride):
-    shape_x, shape_w, attrs = case(images=2, channels=2, height=4, width=5, out=3, padding=SAME, stride=(stride, stride))
+    shape_x, shape_w, attrs = case(channels=2, height=4, width=5, out=3, padding=SAME, stride=(stride, stride))
     x, w, g = operands(shape_x, shape_w, attrs, np.float32)
     check(ops.convolution, (x, w), attrs, plain=True)
     check(ops.convolution_input_grad, (g, w), {"input_shape": shape_x, **attrs}, plain=True)
@@ -81,7 +81,8 @@ def test_the_text_means_the_same_as_plain_python(stride):
 def test_results_do_not_depend_on_how_items_are_handed_out():
     shape_x, shape_w, attrs = case(images=5, height=20, width=21, padding=SAME)
     x, w, g = operands(shape_x, shape_w, attrs, np.float32)
-    for op, inputs, more in ((ops.convolution, (x, w), {}), (ops.convolution_input_grad, (g, w), {"input_shape": shape_x}),
+    for op, inputs, more in ((ops.convolution, (x, w), {}),
+                             (ops.convolution_input_grad, (g, w), {"input_shape": shape_x}),
                              (ops.convolution_weight_grad, (x, g), {"weight_shape": shape_w})):
         results = [check(op, inputs, {**more, **attrs}, pieces=n) for n in (1, 3)]
         assert np.array_equal(*results)

@@ -1,8 +1,8 @@
 """Lowering of convolution and its two gradients to the kernels of `jitgrad.kernels.cpu.conv` on the GEMM core.
 
-Each is: pack the left operand (weights, or the gradient for the weights' gradient), then multiply it with columns that are
-gathered from the image. The weights' gradient of few taps is summed up per run of images first, so that there are items
-enough; the runs depend on shapes alone.
+Each is: pack the left operand (weights, or the gradient for the weights' gradient), then multiply it with columns
+that are gathered from the image. The weights' gradient of few taps is summed up per run of images first, so that there
+are items enough; the runs depend on shapes alone.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ def columns_per_item(parts: int, positions: int, panel: int) -> int:
     """Columns of one item: many, but so that there are items enough."""
     wanted = max(min(ITEM_COLUMNS, positions * parts // ITEMS), panel)
     blocks = -(-positions // wanted)
-    return -(-(-(-positions // blocks)) // panel) * panel
+    panels = -(-positions // (blocks * panel))
+    return panels * panel
 
 
 def geometry(call: Call, kernel: tuple[int, ...]) -> dict[str, int]:
@@ -150,8 +151,7 @@ def _enter(name: str, lower: Callable[[Call, dict[str, int]], Lowered], kernel: 
 
 
 def _forward(call: Call, steps: dict[str, int]) -> Lowered:
-    x, w = call.inputs
-    return _Lowering(call).convolve(call.input(1), call.input(0), x.shape, call.outputs[0].shape, steps)
+    return _Lowering(call).convolve(call.input(1), call.input(0), call.inputs[0].shape, call.outputs[0].shape, steps)
 
 
 def _input_gradient(call: Call, steps: dict[str, int]) -> Lowered:

@@ -2,9 +2,9 @@
 
 What goes in: the body of a region with one `matmul`. Movement ops between the body's inputs and the product become
 strides; what is no stride (or no movement op) is computed first, by a kernel of its own. What comes out: launches that
-pack operands where `gemm.arrange` says so, then one launch whose items are blocks of the product. With an epilogue that
-launch is a generated kernel: it calls the compiled core for a block, then runs the elementwise part over the block while
-it is in cache.
+pack operands where `gemm.arrange` says so, then one launch whose items are blocks of the product. With an epilogue
+that launch is a generated kernel: it calls the compiled core for a block, then runs the elementwise part over the block
+while it is in cache.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from jitgrad import dtypes
 from jitgrad.codegen.call import Call, launch, lowers
@@ -194,8 +195,8 @@ def split_epilogue(body: Graph, node: Node) -> Graph:
 
 
 def strides_through(chain: Sequence[Node], source: TensorType, result: TensorType) -> Matrices | None:
-    """How `source`, contiguous, is read as `result` through the movement ops of `chain` (last one first): None when some
-    dimension has no one stride."""
+    """How `source`, contiguous, is read as `result` through the movement ops of `chain` (last one first): None when
+    some dimension has no one stride."""
     axes = Axes()
     index = wanted = axes.fresh_index(result.shape)
     for node in chain:
@@ -232,7 +233,7 @@ def fold_rows(batch: tuple[int, ...], m: int, a: Matrices, b: Matrices) -> tuple
         return None
     spacing, sizes = (*a.batch, a.row), (*batch, m)
     long = [(stride, size) for stride, size in zip(spacing, sizes, strict=True) if size > 1] or [(a.row, 1)]
-    if any(outer != size * inner for (outer, _), (inner, size) in zip(long, long[1:])):
+    if any(outer != size * inner for (outer, _), (inner, size) in pairwise(long)):
         return None
     return Matrices((), long[-1][0], a.column, a.first), Matrices((), b.row, b.column, b.first)
 

@@ -1,9 +1,9 @@
 """Convolutions as matrix products whose right operand is gathered from the image while it is packed (implicit GEMM).
 
-The column matrix (im2col) is never in memory: a kernel gathers one panel of it, at most as deep as a block of the core,
-into a buffer on its stack, calls the GEMM core for it, and goes on. `convolve` makes [channels, positions] of each image
-and group; with its steps turned around it is the gradient in the image too. `convolve_weight` makes the gradient in the
-weights: the panel's columns are taps, its depth are positions. Left operands arrive packed by `gemm.pack_source`.
+The column matrix (im2col) is never in memory: a kernel gathers one panel of it, at most as deep as a block of the
+core, into a buffer on its stack, calls the GEMM core for it, and goes on. `convolve` makes [channels, positions] of each
+image and group; with its steps turned around it is the gradient in the image too. `convolve_weight` makes the gradient
+in the weights: the panel's columns are taps, its depth are positions. Left operands arrive packed by `gemm.pack_source`.
 
 A position (y, x) and a tap (i, j) meet in the image at row ``(y * stride + shift + i * tap) / spread``, if that is a
 whole number inside of it, and likewise for columns; elsewhere is zero. A convolution has spread 1, shift -padding and

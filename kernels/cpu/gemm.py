@@ -1,10 +1,10 @@
-"""Matrix multiplication: C = A @ B for batches of matrices with any strides, on the register tile of `kernels.cpu.tile`.
+"""Matrix multiplication: C = A @ B for batches of matrices with any strides, on the register tile of `tile`.
 
-`source` is the text of the core, compiled once per element type: its items are blocks of C, cut by shape alone, and each
-sum runs through the depth in one order, so results depend neither on threads nor on which call does which items.
+`source` is the text of the core, compiled once per element type: its items are blocks of C, cut by shape alone, and
+each sum runs through the depth in one order, so results depend neither on threads nor on which call does which items.
 `pack_source` is the text of an earlier phase that copies an operand into panels, for operands that the core cannot read
-at full speed where they lie. Which operand is packed, and all blocking, is decided by `arrange` from shapes and strides and
-reaches both kernels as integers.
+at full speed where they lie. Which operand is packed, and all blocking, is decided by `arrange` from shapes and strides
+and reaches both kernels as integers.
 
 The core never asks whether an operand is packed: A is a row of panels of `panel_rows` rows, B of panels as wide as the
 tile, and a panel, a row and a step in the depth each have a stride.
@@ -199,7 +199,8 @@ def arrange(short: str, batch: tuple[int, ...], m: int, n: int, k: int, a: Matri
     row_blocks, column_blocks = -(-m // rows), -(-n // columns)
     sizes = (1,) * (BATCH_DIMENSIONS - len(batch)) + batch
     integers = (m, n, k, panel_rows, a_panel, a.row, a.column, b_panel, b.row, n, m * n, rows, row_blocks, columns,
-                column_blocks, DEPTH_BLOCK, int(accumulate), *sizes[1:], a.first, *_padded(a.batch), b.first, *_padded(b.batch))
+                column_blocks, DEPTH_BLOCK, int(accumulate), *sizes[1:],
+                a.first, *_padded(a.batch), b.first, *_padded(b.batch))
     count = row_blocks * column_blocks
     for size in batch:
         count *= size
@@ -207,19 +208,20 @@ def arrange(short: str, batch: tuple[int, ...], m: int, n: int, k: int, a: Matri
 
 
 def panel_height(rows: int, tile: Tile) -> int:
-    """Rows of a panel of A: no more than the tile has, and evenly, so that the last panel is not much shorter."""
-    return -(-rows // max(-(-rows // tile.rows), 1)) or 1
+    """Rows of a panel of A: an even number, no more than the tile has, so that the last panel is not much shorter."""
+    even = -(-rows // max(-(-rows // tile.rows), 1))
+    return max(even + even % 2, 1) if rows > 1 else 1
 
 
 def _must_pack_a(a: Matrices, m: int, k: int, itemsize: int) -> bool:
-    """Rows at a distance of whole pages fall into the same few places of the cache; a stride in both directions spends a
-    cache line on every element."""
+    """Rows at a distance of whole pages fall into the same few places of the cache; a stride in both directions spends
+    a cache line on every element."""
     return m > 1 and k > 4 and a.row != 1 and (a.column != 1 or a.row * itemsize % 4096 == 0)
 
 
 def _must_pack_b(b: Matrices, m: int, n: int, k: int, itemsize: int) -> bool:
-    """The micro-kernel reads whole vectors of B's rows. Rows far apart are copied when enough rows of A go over them."""
-    return n > 1 and (b.column != 1 or m > ITEM_ROWS and b.row * itemsize % 4096 == 0)
+    """The micro-kernel reads whole vectors of B's rows. Rows far apart are copied when enough rows of A use them."""
+    return n > 1 and (b.column != 1 or (m > ITEM_ROWS and b.row * itemsize % 4096 == 0))
 
 
 def pack(x: Matrices, batch: tuple[int, ...], rows: int, depth: int, panel_rows: int, width: int, row_stride: int,
@@ -234,7 +236,8 @@ def pack(x: Matrices, batch: tuple[int, ...], rows: int, depth: int, panel_rows:
         count *= size
     kind = "rows" if row_stride == 1 else "depth" if depth_stride == 1 else "any"
     padded = (1,) * (BATCH_DIMENSIONS - len(sizes)) + sizes
-    integers = (rows, depth, row_stride, depth_stride, panel_rows, width, panels, *padded[1:], x.first, *_padded(x.batch))
+    integers = (rows, depth, row_stride, depth_stride, panel_rows, width, panels,
+                *padded[1:], x.first, *_padded(x.batch))
     packing = Packing(kind, count, integers, count * width * depth)
     return packing, Matrices(tuple(reversed(strides)), 1, width), width * depth
 

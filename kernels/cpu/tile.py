@@ -38,6 +38,13 @@ class Tile:
     def columns(self) -> int:
         return self.vectors * self.lanes
 
+    def heights(self, vectors: int) -> tuple[int, ...]:
+        """The numbers of rows that there are micro-kernels for, highest first: even ones for full width, fewer for a
+        narrow tile. A tile of another height is several of them, one below the other."""
+        if vectors == self.vectors:
+            return (*range(self.rows, 0, -2), 1)
+        return (self.rows, *[n for n in (8, 4, 2, 1) if n < self.rows])
+
     @property
     def packed_rows(self) -> int:
         """Rows of a packed panel of A: whole vectors, so that a transposed block is stored without a mask."""
@@ -49,14 +56,13 @@ def tile_for(itemsize: int) -> Tile:
     """The tile of this machine for elements of 4 or 8 bytes: two vectors wide, and as high as the registers allow
     beside two vectors of B and what a broadcast needs."""
     bits, registers, masked = vector_unit()
-    lanes = bits // 8 // itemsize
-    return Tile((registers - 4) // 2, 2, lanes, masked)
+    return Tile((registers - 4) // 2, 2, bits // 8 // itemsize, masked)
 
 
 @functools.cache
 def vector_unit() -> tuple[int, int, bool]:
     """(vector width in bits, number of vector registers, masks are free) of the processor we run on."""
-    import llvmlite.binding as llvm             # loads in milliseconds, and only when something is lowered
+    import llvmlite.binding as llvm  # loads in milliseconds, and only when something is lowered
     features = llvm.get_host_cpu_features()
     if features.get("avx512f") and features.get("avx512vl"):
         return 512, 32, True
@@ -74,7 +80,7 @@ def multiply_tile(rows: int, columns: int, depth: int, a: Pointer, a_offset: int
     """C[i, j] = (C[i, j] if accumulate else 0) + sum over d of A[i, d] * B[d, j] for i < rows, j < columns.
 
     A[i, d] is ``a[a_offset + i * a_row + d * a_step]``, B[d, j] ``b[b_offset + d * b_step + j]`` and C[i, j]
-    ``c[c_offset + i * c_row + j]``; C is disjoint from A and B. Each sum starts with C and is taken in the order of d."""
+    ``c[c_offset + i * c_row + j]``; C is disjoint from A and B. Sums start with C and are taken in the order of d."""
     for i in range(rows):
         for j in range(columns):
             total = c[c_offset + i * c_row + j]
@@ -94,8 +100,8 @@ def transpose_tile(rows: int, x: Pointer, x_offset: int, x_row: int, o: Pointer,
 
 
 def invoke(args: Any, place: int, begin: int, end: int, thread: int) -> None:
-    """Run items begin … end of the kernel whose address is ``args[place]`` (in the plain form: the function itself); its
-    own arguments are those that follow."""
+    """Run items begin … end of the kernel whose address is ``args[place]`` (in the plain form: the function itself);
+    its own arguments are those that follow."""
     args[place](args.behind(place), begin, end, thread)
 
 
@@ -108,8 +114,8 @@ def make_panel(like: Pointer) -> Pointer:
 def multiply_panel(args: Any, place: int, rows: int, columns: int, depth: int, panel_rows: int, a: Pointer,
                    a_offset: int, a_panel: int, a_step: int, b: Pointer, b_step: int, c: Pointer, c_offset: int,
                    c_row: int, accumulate: int) -> None:
-    """Run the GEMM core, whose address is ``args[place]``, for packed panels of A (`panel_rows` rows each) and one packed
-    panel of B: `rows` x `columns` elements of C, which is added to if `accumulate` is not 0."""
+    """Run the GEMM core, whose address is ``args[place]``, for packed panels of A (`panel_rows` rows each) and one
+    packed panel of B: `rows` x `columns` elements of C, which is added to if `accumulate` is not 0."""
     block = panel_block(rows, columns, depth, panel_rows, a_panel, a_step, b_step, c_row, accumulate)
     memory = [p.memory[p.base + offset:] for p, offset in ((a, a_offset), (b, 0), (c, c_offset))]
     args[place](type(args)(args.kernel, [*memory, *block]), 0, 1, 0)

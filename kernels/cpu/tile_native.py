@@ -1,8 +1,8 @@
-"""Teaches Numba what `kernels.cpu.tile` means in machine code: register tiles of vector accumulators, vector transposes.
+"""Teaches Numba what `kernels.cpu.tile` means in machine code: tiles of vector accumulators, vector transposes.
 
-Like `kernels.cpu.native`, importing it is all there is to do, and only the compiler of kernels imports it. The micro-kernel
-is one LLVM function per number of rows and vectors; the text's call becomes a switch to the right one, so that a short
-last tile costs only the rows that it has.
+Like `kernels.cpu.native`, importing it is all there is to do, and only the compiler of kernels imports it. The
+micro-kernel is one LLVM function for each of a few heights and widths; the text's call becomes a loop that takes the
+highest one that fits until no rows are left, so that a short last tile costs little more than the rows that it has.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from jitgrad.kernels.cpu import tile
+from jitgrad.kernels.cpu.tile import Tile
 from llvmlite import ir
 from numba.core import types
 from numba.extending import lower_builtin, type_callable
-
-from jitgrad.kernels.cpu import tile
-from jitgrad.kernels.cpu.tile import Tile
 
 I1, I8, I32, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 POINTER = I8.as_pointer()
@@ -36,9 +35,9 @@ def _declare(module: ir.Module, name: str, result: ir.Type, arguments: list[ir.T
 class MicroKernel:
     """Writes the LLVM function that multiplies one tile of exactly `rows` rows and `vectors` vectors; columns beyond
     `columns` are masked off when `masked`. Its arguments are those of `tile.multiply_tile` without `rows`, with
-    addresses for pointers and offsets and with strides in bytes. `a_rows` points to the odd multiples of A's row stride:
-    read from memory they stay independent of each other, and the loop addresses each row by base, one of them and a scale;
-    LLVM would else walk from row to row, and wait for each addition."""
+    addresses for pointers and offsets and with strides in bytes. `a_rows` points to the odd multiples of A's row
+    stride: read from memory they stay independent of each other, and the loop addresses each row by base, one of them
+    and a scale; LLVM would else walk from row to row, and wait for each addition."""
 
     ARGUMENTS = ("columns", "depth", "a", "a_rows", "a_step", "b", "b_step", "c", "c_row", "accumulate")
 
@@ -62,7 +61,8 @@ class MicroKernel:
         entry, loop, done = [self.function.append_basic_block(n) for n in ("entry", "loop", "done")]
         builder = self.builder = ir.IRBuilder(entry)
         table = builder.bitcast(self.a_rows, I64.as_pointer())
-        self.multiples = {odd: builder.load(builder.gep(table, [_constant(odd // 2)])) for odd in range(1, self.rows, 2)}
+        self.multiples = {odd: builder.load(builder.gep(table, [_constant(odd // 2)]))
+                          for odd in range(1, self.rows, 2)}
         self.masks = [self.mask(j, self.columns) for j in range(self.vectors)]
         kept = builder.select(builder.icmp_signed("!=", self.accumulate, _constant(0)), self.columns, _constant(0))
         kept_masks = [self.mask(j, kept) for j in range(self.vectors)]
@@ -169,31 +169,33 @@ def splat(builder: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
     return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(I32, lanes), None))
 
 
+def _integers(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> list[ir.Value]:
+    """All arguments, integers as int64."""
+    return [context.cast(builder, v, t, types.int64) if isinstance(t, types.Integer) else v
+            for v, t in zip(values, signature.args, strict=True)]
+
+
 def _emit_multiply(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
     element = context.get_value_type(signature.args[3].dtype)
-    shape, size = tile.tile_for(element_bytes(element)), element_bytes(element)
-    whole = [context.cast(builder, v, t, types.int64) if isinstance(t, types.Integer) else v
-             for v, t in zip(values, signature.args, strict=True)]
-    rows, columns, depth, a, a_offset, a_row, a_step, b, b_offset, b_step, c, c_offset, c_row, accumulate = whole
+    shape = tile.tile_for(element_bytes(element))
+    (rows, columns, depth, a, a_offset, a_row, a_step, b, b_offset, b_step, c, c_offset, c_row,
+     accumulate) = _integers(context, builder, signature, values)
 
     def place(pointer: ir.Value, offset: ir.Value) -> ir.Value:
         return builder.bitcast(builder.gep(pointer, [offset]), POINTER)
 
     def stride(value: ir.Value) -> ir.Value:
-        return builder.mul(value, _constant(size))
+        return builder.mul(value, _constant(element_bytes(element)))
 
-    arguments = [columns, depth, place(a, a_offset), _odd_multiples(builder, stride(a_row), shape.rows), stride(a_step), place(b, b_offset), stride(b_step),
-                 place(c, c_offset), stride(c_row), accumulate]
-    choice = _number_of_kernel(builder, shape, rows, columns)
-    end = builder.append_basic_block("tile.end")
-    switch = builder.switch(choice, end)
-    for number, kernel in enumerate(_kernels(builder.module, element, shape)):
-        block = builder.append_basic_block(f"tile.{number}")
-        switch.add_case(_constant(number), block)
-        builder.position_at_end(block)
-        builder.call(kernel.function, arguments)
-        builder.branch(end)
-    builder.position_at_end(end)
+    a_row, c_row = stride(a_row), stride(c_row)
+    tail = [_odd_multiples(builder, a_row, shape.rows), stride(a_step), place(b, b_offset), stride(b_step)]
+    form = _form(builder, shape, columns)
+
+    def call(kernel: MicroKernel, a: ir.Value, c: ir.Value) -> None:
+        builder.call(kernel.function, [columns, depth, a, *tail, c, c_row, accumulate])
+
+    _for_pieces(builder, rows, (place(a, a_offset), a_row), (place(c, c_offset), c_row), form,
+                _kernels(builder.module, element, shape), call)
     return context.get_dummy_value()
 
 
@@ -206,33 +208,70 @@ def _odd_multiples(builder: ir.IRBuilder, stride: ir.Value, rows: int) -> ir.Val
     return builder.bitcast(table, POINTER)
 
 
-def _kernels(module: ir.Module, element: ir.Type, shape: Tile) -> list[MicroKernel]:
-    """All micro-kernels of one element type, in the order of `_number_of_kernel`."""
+def _kernels(module: ir.Module, element: ir.Type, shape: Tile) -> list[list[MicroKernel]]:
+    """The micro-kernels of one element type by form (see `_form`), highest first."""
     forms = [(v, True) for v in range(1, shape.vectors + 1)] + ([] if shape.masked else [(shape.vectors, False)])
-    return [MicroKernel(module, element, shape, rows, vectors, masked)
-            for vectors, masked in forms for rows in range(1, shape.rows + 1)]
+    return [[MicroKernel(module, element, shape, rows, vectors, masked) for rows in shape.heights(vectors)]
+            for vectors, masked in forms]
 
 
-def _number_of_kernel(builder: ir.IRBuilder, shape: Tile, rows: ir.Value, columns: ir.Value) -> ir.Value:
-    """(form) * (rows of a tile) + rows - 1, where the form is the number of vectors - 1, or one more for a full width
-    without masks."""
+def _form(builder: ir.IRBuilder, shape: Tile, columns: ir.Value) -> ir.Value:
+    """The number of vectors - 1, or one more for a full width that needs no masks."""
     form = builder.sdiv(builder.sub(columns, _constant(1)), _constant(shape.lanes))
     if not shape.masked:
         full = builder.icmp_signed("==", columns, _constant(shape.columns))
         form = builder.add(form, builder.zext(full, I64))
-    return builder.sub(builder.add(builder.mul(form, _constant(shape.rows)), rows), _constant(1))
+    return form
+
+
+Walk = tuple[ir.Value, ir.Value]                # a place, and the bytes to the next row
+
+
+def _for_pieces(builder: ir.IRBuilder, rows: ir.Value, a: Walk, c: Walk, form: ir.Value,
+                kernels: list[list[MicroKernel]], call: Callable[[MicroKernel, ir.Value, ir.Value], None]) -> None:
+    """The loop that calls the highest kernel of the form that fits, until no rows are left."""
+    before = builder.block
+    head, advance, end = [builder.append_basic_block(f"tile.{name}") for name in ("head", "advance", "end")]
+    builder.cbranch(builder.icmp_signed(">", rows, _constant(0)), head, end)
+    builder.position_at_end(head)
+    left, place_a, place_c = builder.phi(I64), builder.phi(POINTER), builder.phi(POINTER)
+    pieces: dict[ir.Block, int] = {}
+    choose = builder.switch(form, end)
+    for number, family in enumerate(kernels):
+        block = builder.append_basic_block(f"tile.form{number}")
+        choose.add_case(_constant(number), block)
+        for kernel in family:
+            fits, smaller = [builder.append_basic_block(f"tile.{name}") for name in ("fits", "smaller")]
+            builder.position_at_end(block)
+            builder.cbranch(builder.icmp_signed(">=", left, _constant(kernel.rows)), fits, smaller)
+            builder.position_at_end(fits)
+            call(kernel, place_a, place_c)
+            builder.branch(advance)
+            pieces[fits], block = kernel.rows, smaller
+        builder.position_at_end(block)
+        builder.branch(end)
+    builder.position_at_end(advance)
+    taken = builder.phi(I64)
+    for block, count in pieces.items():
+        taken.add_incoming(_constant(count), block)
+    rest = builder.sub(left, taken)
+    for phi, start, following in ((left, rows, rest), *[
+            (phi, start, builder.gep(phi, [builder.mul(taken, row)], source_etype=I8))
+            for phi, (start, row) in ((place_a, a), (place_c, c))]):
+        phi.add_incoming(start, before)
+        phi.add_incoming(following, advance)
+    builder.cbranch(builder.icmp_signed(">", rest, _constant(0)), head, end)
+    builder.position_at_end(end)
 
 
 # --- transposing a block --------------------------------------------------------------------------------------------
 
 
 def _emit_transpose(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
-    element = context.get_value_type(signature.args[5 - 1].dtype)
+    element = context.get_value_type(signature.args[1].dtype)
     lanes = tile.tile_for(element_bytes(element)).lanes
     vector = ir.VectorType(element, lanes)
-    whole = [context.cast(builder, v, t, types.int64) if isinstance(t, types.Integer) else v
-             for v, t in zip(values, signature.args, strict=True)]
-    rows, x, x_offset, x_row, o, o_offset, o_row, _ = whole
+    rows, x, x_offset, x_row, o, o_offset, o_row, _ = _integers(context, builder, signature, values)
     last = builder.sub(rows, _constant(1))
 
     def place(pointer: ir.Value, offset: ir.Value, number: ir.Value, stride: ir.Value) -> ir.Value:
@@ -255,21 +294,20 @@ def _transpose(builder: ir.IRBuilder, lines: list[ir.Value]) -> list[ir.Value]:
     lanes = len(lines)
     step = lanes // 2
     while step:
-        low = [j if not j & step else lanes + j - step for j in range(lanes)]
-        high = [j + step if not j & step else lanes + j for j in range(lanes)]
+        low, high = [ir.Constant(ir.VectorType(I32, lanes), [j + shift if not j & step else lanes + j - step + shift
+                                                             for j in range(lanes)]) for shift in (0, step)]
         following = list(lines)
         for i in range(lanes):
             if not i & step:
                 first, second = lines[i], lines[i + step]
-                following[i] = builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(I32, lanes), low))
-                following[i + step] = builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(I32, lanes), high))
+                following[i] = builder.shuffle_vector(first, second, low)
+                following[i + step] = builder.shuffle_vector(first, second, high)
         lines, step = following, step // 2
     return lines
 
 
 def _emit_invoke(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
-    args = values[0]
-    place, *items = [context.cast(builder, v, t, types.int64) for v, t in zip(values[1:], signature.args[1:], strict=True)]
+    args, place, *items = _integers(context, builder, signature, values)
     block = builder.gep(args, [place])
     kind = ir.FunctionType(ir.VoidType(), [args.type, I64, I64, I64])
     builder.call(builder.inttoptr(builder.load(block), kind.as_pointer()), [block, *items])
@@ -287,9 +325,8 @@ def _emit_make_panel(context: Any, builder: ir.IRBuilder, signature: Any, values
 
 
 def _emit_multiply_panel(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
-    whole = [context.cast(builder, v, t, types.int64) if isinstance(t, types.Integer) else v
-             for v, t in zip(values, signature.args, strict=True)]
-    args, place, rows, columns, depth, panel_rows, a, a_offset, a_panel, a_step, b, b_step, c, c_offset, c_row, more = whole
+    (args, place, rows, columns, depth, panel_rows, a, a_offset, a_panel, a_step, b, b_step, c, c_offset, c_row,
+     more) = _integers(context, builder, signature, values)
     pointers = [builder.ptrtoint(builder.gep(p, [offset]), I64)
                 for p, offset in ((a, a_offset), (b, _constant(0)), (c, c_offset))]
     numbers = tile.panel_block(rows, columns, depth, panel_rows, a_panel, a_step, b_step, c_row, more)
