@@ -377,15 +377,24 @@ def test_short_entries_stay_on_the_callers_thread():
         assert all(set(plan.run([])[0].tolist()) == {0} for _ in range(20))
 
 
+def arena_plan(n: int) -> Plan:
+    """(x + y) + y by way of the arena, less y by way of a host call."""
+    kind = parse_type(f"f32[{n}]")
+    host = HostCall("sub", {}, ((("output", 0), kind), (("input", 1), kind)), ((("output", 0), kind),))
+    return plan_of([str(kind)] * 2, [str(kind)],
+                   (ADD, 1, (("input", 0), ("input", 1), ("arena", 0), n)),
+                   (ADD, 1, (("arena", 0), ("input", 1), ("output", 0), n)), host, arena=4 * n)
+
+
 def test_many_python_threads_run_plans_at_once():
-    plans = [add_plan(64, 512), add_plan(32, 4096), add_plan(2, 2)]
+    plans = [add_plan(64, 512), add_plan(32, 4096), add_plan(2, 2), arena_plan(64), arena_plan(1 << 15)]
     failures = []
 
     def work(seed: int) -> None:
         generator = np.random.default_rng(seed)
         for _ in range(40):
-            plan = plans[generator.integers(3)]
-            x = generator.standard_normal(plan.spec.inputs[0].shape, np.float32)
+            plan = plans[generator.integers(len(plans))]
+            x = generator.integers(-99, 99, plan.spec.inputs[0].shape).astype(np.float32)
             if not np.array_equal(plan.run([x, x])[0], x + x):
                 failures.append(seed)
 

@@ -27,6 +27,7 @@ from jitgrad.runtime.spec import Argument, Entry, HostCall, Output, PlanSpec, Re
 __all__ = ["Entry", "HostCall", "Output", "Plan", "PlanSpec", "Ref"]
 
 _NOTHING = np.empty(0)                                      # stands for an output that has no memory of its own
+SMALL_ARENA = 1 << 16                                       # bytes; up to here each frame keeps an arena of its own
 _ARENA_SLOT, _CONSTANT_SLOT, _EXTRA_SLOTS = 0, 1, 2         # pointers behind those of inputs and outputs
 
 
@@ -45,7 +46,8 @@ class Plan:
         self._threaded = any(entry.items > 1 for entry in spec.entries)
         self._pack = struct.Struct(f"{self.pointers.size}q").pack_into
         self._walk = threads.walk()
-        self._arena_size = size_class(spec.arena) if spec.arena else 0
+        self.shares_arena = spec.arena > SMALL_ARENA
+        self._arena_size = size_class(spec.arena)
         self._idle: list[Frame] = []
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -83,12 +85,12 @@ class Plan:
             frame = Frame(self)
         if self._threaded:
             frame.words[tape.LIMIT] = threads.limit()
-        if self._arena_size:
+        if self.shares_arena:
             frame.lend(arenas.lend(self._arena_size))
         return frame
 
     def _give_back(self, frame: Frame) -> None:
-        if frame.arena is not None:
+        if self.shares_arena and frame.arena is not None:
             arenas.give_back(frame.arena)
             frame.arena = None
         self._idle.append(frame)
@@ -134,6 +136,8 @@ class Frame:
             self._write(patches_at + tape.PATCH_BYTES * k, word, slot, offset)
         self.extra = self.pointers // 8 + plan.pointers.size
         self.words[self.extra + _CONSTANT_SLOT] = plan.constants.address
+        if not plan.shares_arena:
+            self.lend(Arena(spec.arena))
         numbers = [ctypes.c_int64(v) for v in (self.address, 0, 0, tape.OBJECT_IDS, tape.ADDRESSES)]
         self.start = numbers[:4]
         self.start_from_addresses = numbers[:3] + numbers[4:]

@@ -78,7 +78,8 @@ def start(count: int) -> int:
 
 
 def stop() -> None:
-    """End all threads of the pool and wait until they have gone. They start again when a plan wants them."""
+    """End all threads of the pool and wait until they have gone: when the interpreter ends, or while no plan runs. They
+    start again when a plan wants them."""
     with _lock:
         if not _handles:
             return
