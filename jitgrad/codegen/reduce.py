@@ -88,15 +88,36 @@ def steps(region: Region) -> list[list[Node]]:
     return groups
 
 
+PART = 4096
+"""Elements of a row that are added up by themselves: the error of a long sum grows with their number only."""
+
+
 def _reduce(writer: Writer, region: Region, nodes: list[Node], inner: list[Axis]) -> None:
     """One walk along the reduced loops for all of `nodes`; their results are known behind it."""
-    variables = [start(writer, node) for node in nodes]
-    writer.open_axes(inner)
+    totals = [start(writer, node) for node in nodes]
+    if inner:
+        writer.open_axes(inner[:-1])
+        writer.open("part", "0", f"({inner[-1].size} + {PART - 1}) // {PART}")
+        variables = [start(writer, node) if is_float_sum(node) else total
+                     for node, total in zip(nodes, totals, strict=True)]
+        writer.open(inner[-1].name, f"part * {PART}", f"min({inner[-1].size}, part * {PART} + {PART})")
+        writer.know(inner[-1])
+    else:
+        variables = totals
     for node, names in zip(nodes, variables, strict=True):
         accumulate(writer, region, node, names)
-    writer.close(len(inner))
-    for node, names in zip(nodes, variables, strict=True):
+    if inner:
+        writer.close()
+        for node, names, total in zip(nodes, variables, totals, strict=True):
+            if names is not total:
+                writer.accumulate(node, total[0], names[0])
+        writer.close(len(inner))
+    for node, names in zip(nodes, totals, strict=True):
         writer.bind(node.output, region.index_of(node.output), names[-1])
+
+
+def is_float_sum(node: Node) -> bool:
+    return node.op.spell == "{0} + {1}" and node.output.dtype.is_floating_point
 
 
 def start(writer: Writer, node: Node) -> tuple[str, ...]:
@@ -153,7 +174,7 @@ def _combine_partials(region: Region, split: Split, partials: list[tuple[Buffer,
         writer.accumulate(node, name, writer.load(buffer, type, "part"))
     writer.close()
     for node, name in zip(region.reductions, variables, strict=True):
-        writer.bind(node.output, (), name)
+        writer.bind(node.output, region.index_of(node.output), name)
     store_outputs(writer, region, split.small)
     return finish(writer, region, 1, "_combine")
 

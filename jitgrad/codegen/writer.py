@@ -237,7 +237,7 @@ class Writer:
         if node.op.name == "iota":
             text = self.position(atoms_of(index[node.attrs["axis"]]))
         elif node.op.name == "random_bits":
-            text = f"philox({names[0]}, {names[1]}, {self.position(self.axes.flat(index))})"
+            text = f"random_bits_lane({names[0]}, {names[1]}, {self.position(self.axes.flat(index))})"
         else:
             self._check(node, names, level)
             text = spell(node, names)

@@ -15,6 +15,7 @@ from jitgrad.ir.axes import Index, reduction_index, source_index
 from jitgrad.ir.graph import Graph, Node, Value
 from jitgrad.ops.region import region
 from jitgrad.transforms.epilogue import claim_epilogues, has_complex, is_elementwise, is_fusable_matmul
+from jitgrad.transforms.foreach import lift_constants
 from jitgrad.transforms.groups import Group, Groups, Place
 
 SINGLE_ROW = 1 << 16
@@ -23,6 +24,7 @@ SINGLE_ROW = 1 << 16
 
 def fuse(graph: Graph) -> Graph:
     """`graph` with every group of nodes that can be one kernel as one `region` node."""
+    graph = lift_constants(graph)
     groups = Fusion(graph).run()
     return assemble(graph, groups)
 
