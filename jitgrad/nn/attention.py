@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from jitgrad import dtypes
+from jitgrad import dtypes, functional
 from jitgrad.dtypes import DType
 from jitgrad.errors import ShapeError, complain
 from jitgrad.functional import nn as F
@@ -131,7 +131,7 @@ class MultiheadAttention(Module):
 def _as_scores(mask: Tensor, dtype: DType) -> Tensor:
     """A boolean mask as 0 and -inf; a float mask in the scores' dtype."""
     if mask.dtype is dtypes.bool_:
-        return F.zeros_like(mask, dtype=dtype).masked_fill(mask, -math.inf)
+        return functional.where(mask, -math.inf, 0.0).to(dtype)
     return mask.to(dtype)
 
 

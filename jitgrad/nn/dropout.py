@@ -22,18 +22,18 @@ class Dropout(_Dropout):
     """Each entry is zeroed with probability p."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.dropout(input, self.p, self.training, self.inplace)
+        return F.dropout(input, self.p, self.training, inplace=self.inplace)
 
 
 class Dropout1d(_Dropout):
     """Each channel of [N, C, L] is zeroed as a whole with probability p."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.dropout1d(input, self.p, self.training, self.inplace)
+        return F.dropout1d(input, self.p, self.training, inplace=self.inplace)
 
 
 class Dropout2d(_Dropout):
     """Each channel of [N, C, H, W] is zeroed as a whole with probability p."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.dropout2d(input, self.p, self.training, self.inplace)
+        return F.dropout2d(input, self.p, self.training, inplace=self.inplace)

@@ -372,6 +372,9 @@ class Module:
     def set_extra_state(self, value: Any) -> None:
         raise NotImplementedError(f"{type(self).__name__}: define set_extra_state")
 
+    def _has_extra_state(self) -> bool:
+        return type(self).get_extra_state is not Module.get_extra_state
+
     # --- hooks ----------------------------------------------------------------------------------------------------
 
     def register_forward_pre_hook(self, hook: Callable[..., Any], *, prepend: bool = False,

@@ -51,7 +51,7 @@ def collect(module: Module, result: dict[str, Any], prefix: str, keep_vars: bool
     """Enter the state of `module` and everything below into `result`, which is returned."""
     for place in _own_places(module, prefix):
         result[place.key] = place.tensor if keep_vars else place.tensor.detach()
-    if _has_extra_state(module):
+    if module._has_extra_state():
         result[prefix + EXTRA_STATE] = module.get_extra_state()
     for name, child in module._modules.items():
         if child is not None:
@@ -71,7 +71,7 @@ def load(module: Module, state_dict: Mapping[str, Any], strict: bool, assign: bo
         for hook in part._load_state_dict_pre_hooks:
             hook.function(part, entries, _prefix(path))
     places = [place for path, part in tree for place in _own_places(part, _prefix(path))]
-    extras = {_prefix(path) + EXTRA_STATE: part for path, part in tree if _has_extra_state(part)}
+    extras = {_prefix(path) + EXTRA_STATE: part for path, part in tree if part._has_extra_state()}
     found = _compare(module, entries, [p.key for p in places] + list(extras))
     _refuse(module, found if strict else IncompatibleKeys([], []), _mismatches(entries, places))
     with no_grad():
@@ -97,11 +97,6 @@ def _own_places(module: Module, prefix: str) -> Iterator[_Place]:
         for name, tensor in module.__dict__[table].items():
             if tensor is not None and not (table == "_buffers" and name in module._non_persistent):
                 yield _Place(prefix + name, module, table, name)
-
-
-def _has_extra_state(module: Module) -> bool:
-    from_base = "get_extra_state" not in {name for kind in type(module).__mro__[:-2] for name in vars(kind)}
-    return not from_base
 
 
 def _compare(module: Module, entries: Mapping[str, Any], expected: list[str]) -> IncompatibleKeys:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+import numpy as np
+
 from jitgrad import functional
 from jitgrad.autograd import no_grad
 from jitgrad.tensor import Tensor
@@ -19,7 +21,7 @@ def get_total_norm(tensors: Iterable[Tensor], norm_type: float = 2.0) -> Tensor:
     """The norm of all Tensors together, as if they were one vector."""
     members = list(tensors)
     if not members:
-        return functional.zeros(())
+        return Tensor(np.zeros((), np.float32))
     norms = [functional.norm(x.reshape(-1), norm_type) for x in members]
     return functional.norm(functional.stack(norms), norm_type)
 
