@@ -28,7 +28,8 @@ from jitgrad.kernels.cpu import intrinsics, math, native, tile, tile_native
 from jitgrad.kernels.cpu.frontend import lower_function
 
 TEACHERS = (native, tile_native)                # importing them is what teaches Numba the names of math and tile
-SIGNATURE = types.void(types.CPointer(types.int64), types.int64, types.int64, types.int64)
+ARGUMENTS = types.CPointer(types.int64)  # type: ignore[no-untyped-call]
+SIGNATURE = types.void(ARGUMENTS, types.int64, types.int64, types.int64)
 
 
 @dataclass(frozen=True, slots=True)
