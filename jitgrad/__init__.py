@@ -13,10 +13,6 @@
 Names and meaning are PyTorch's. A traced function becomes one graph, the graph a few kernels, a step one native call.
 """
 
-import numpy as _np
-
-_np.seterr(all="ignore")                # as in PyTorch: inf and NaN are results, not warnings
-
 from jitgrad import autograd, config, data, dtypes, errors, func, nn, optim, utils
 from jitgrad.autograd import (
     enable_grad,
@@ -27,7 +23,7 @@ from jitgrad.autograd import (
     set_grad_enabled,
 )
 from jitgrad.compile import compile
-#CREATION
+from jitgrad.creation import *
 from jitgrad.dtypes import (
     DType as dtype,
     bfloat16,

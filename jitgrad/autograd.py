@@ -36,6 +36,9 @@ class _Mode(threading.local):
     inference = False
     anomaly = False
 
+    def __init__(self) -> None:
+        ops.silence_numpy()                           # a setting of each thread: inf and NaN are results, not warnings
+
 
 mode = _Mode()
 

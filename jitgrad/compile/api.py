@@ -60,8 +60,12 @@ class Candidate:
     graph_key: Any
     findings: Findings
 
-    def state_now(self) -> Any:
-        return fingerprint(self.findings)
+    def state_now(self, arguments: Any) -> Any:
+        """What the next call starts from; None when something is not there any more."""
+        try:
+            return fingerprint(self.findings, arguments)
+        except (KeyError, AttributeError, IndexError, TypeError, ValueError):
+            return None
 
 
 _SEALED_FORMS = 8                       # per signature of the arguments: train and eval, with and without gradients …
@@ -133,7 +137,7 @@ class CompiledFunction:
 
     def _replay(self, args: tuple[Any, ...], kwargs: dict[str, Any], call: Any, key: Any) -> Any:
         candidate = self._candidates.get(key) if key is not None else None
-        state = candidate.state_now() if candidate else None
+        state = candidate.state_now(call[0]) if candidate else None
         recorder = Recorder(self._execute, self.name, self.fullgraph)
         traced = [trace_number(recorder, a, ("argument", k)) for k, a in enumerate(args)]
         traced_kw = {k: trace_number(recorder, a, ("argument", k)) for k, a in kwargs.items()}
@@ -155,7 +159,7 @@ class CompiledFunction:
         """After a replayed call: may the next ones like it be sealed?"""
         try:
             graph_key = _sealable(recorder)
-            if candidate is None or candidate.graph_key != graph_key:
+            if candidate is None or state is None or candidate.graph_key != graph_key:
                 findings = analyze(self.function, _numbered(call[0]), trusted=self.pure)
                 self._candidates[key] = Candidate(graph_key, findings)
                 return

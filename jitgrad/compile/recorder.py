@@ -220,9 +220,11 @@ class Recorder:
         if unit is not None and unit.value.dtype is tensor.dtype:
             same = unit.value.shape == array.shape
             return Pending(unit, () if same else ((ops.reshape, {"shape": array.shape}),))
+        if any(a < high and low < b for a, b in self.flat):
+            return self._place_overlapping(tensor, array)
         at = bisect.bisect_left(self.spans, (low, high))
         overlaps = (at > 0 and self.spans[at - 1][1] > low) or (at < len(self.spans) and self.spans[at][0] < high)
-        if overlaps or any(a < high and low < b for a, b in self.flat):
+        if overlaps:
             return self._place_overlapping(tensor, array)
         unit = self._new_unit(tensor)
         self.spans.insert(at, (low, high))
@@ -230,19 +232,25 @@ class Recorder:
         return Pending(unit)
 
     def _place_overlapping(self, tensor: Tensor, array: np.ndarray) -> Pending:
-        """Tensors that share part of their memory: the memory as a whole becomes the unit, and each of them the
-        elements that it has in it, listed by position."""
+        """Tensors that share part of their memory become views of one unit: the array that owns it. One that was
+        captured alone before needs a cut; from then on all of them are views."""
         owner = array
         while isinstance(owner.base, np.ndarray):
             owner = owner.base
         low, high = np.lib.array_utils.byte_bounds(owner)
-        if not any(a == low for a, _ in self.flat):
-            if self.builder.nodes:
-                self.flush(user_location(2), "tensors over the same memory")
+        chain = movement_between(owner, array)
+        if chain is None:
+            raise complain(CompileError, self.name, "two of its tensors overlap in memory in a way that cannot be compiled",
+                           fix="Pass a copy of one of them, or do not compile this function")
+        if (low, high) not in self.flat:
             self.flat.append((low, high))
-            return self.capture(tensor)
-        raise complain(CompileError, self.name, "two of its tensors overlap in memory in a way that cannot be compiled",
-                       fix="Pass a copy of one of them, or do not compile this function")
+            if self.units:
+                self.flush(user_location(2), "tensors share part of their memory")
+        unit = self.memory.get((low, high))
+        if unit is None:
+            unit = self.memory[low, high] = self._new_unit(Tensor(owner))
+        own = () if unit.value.shape == owner.shape else ((ops.reshape, {"shape": owner.shape}),)
+        return Pending(unit, (*own, *chain))
 
     def _new_unit(self, tensor: Tensor) -> Unit:
         unit = Unit(self.builder.input(tensor.tensor_type), tensor)
@@ -429,3 +437,52 @@ def _store_through(base: Value, chain: Any, value: Value) -> Value:
     inner = _store_through(op(base, **attrs), rest, value) if rest else value
     result: Value = undo_movement(op, attrs, base, inner)
     return result
+
+
+def movement_between(owner: np.ndarray, view: np.ndarray) -> tuple[tuple[Op, dict[str, Any]], ...] | None:
+    """The movement ops that make `view` out of the dense array `owner`, whose memory it lies in; None when there are
+    none (windows that overlap, another dtype)."""
+    if owner.dtype != view.dtype or not owner.flags.c_contiguous:
+        return None
+    for shape in (owner.shape, (owner.size,)):
+        chain = _slices(shape, owner, view)
+        if chain is not None:
+            return (*(() if shape == owner.shape else ((ops.reshape, {"shape": shape}),)), *chain)
+    return None
+
+
+def _slices(shape: tuple[int, ...], owner: np.ndarray, view: np.ndarray) -> list[tuple[Op, dict[str, Any]]] | None:
+    """`view` as slice, flip, reshape and permute of `owner` seen with this shape; None when it is not."""
+    strides = contiguous_strides(shape)
+    offset = (view.__array_interface__["data"][0] - owner.__array_interface__["data"][0]) // owner.itemsize
+    start = []
+    for stride in strides:
+        start.append(offset // stride)
+        offset -= start[-1] * stride
+    sizes, steps, axis_of, flipped = [1] * len(shape), [1] * len(shape), [], []
+    for size, byte_stride in zip(view.shape, view.strides):
+        step = byte_stride // owner.itemsize
+        axis = next((k for k, s in enumerate(strides) if s <= abs(step) and step % s == 0), None)
+        if size == 1 or axis is None or axis in axis_of or step == 0:
+            if size != 1:
+                return None
+            axis_of.append(None)
+            continue
+        axis_of.append(axis)
+        sizes[axis], steps[axis] = size, abs(step) // strides[axis]
+        if step < 0:
+            start[axis] -= (size - 1) * steps[axis]
+            flipped.append(axis)
+    stop = [a + (n - 1) * s + 1 for a, n, s in zip(start, sizes, steps)]
+    if any(a < 0 or b > n for a, b, n in zip(start, stop, shape)):
+        return None
+    chain: list[tuple[Op, dict[str, Any]]] = [
+        (ops.slice, {"start": tuple(start), "stop": tuple(stop), "step": tuple(steps)})]
+    if flipped:
+        chain.append((ops.flip, {"axes": tuple(sorted(flipped))}))
+    kept = [a for a in axis_of if a is not None]
+    order = sorted(kept)
+    chain.append((ops.reshape, {"shape": tuple([sizes[a] for a in order])}))
+    chain.append((ops.permute, {"axes": tuple([order.index(a) for a in kept])}))
+    chain.append((ops.reshape, {"shape": view.shape}))
+    return chain

@@ -36,7 +36,7 @@ def leaf_signature(leaf: Any) -> Any:
         array = leaf._array
         if array is None or leaf._history_node() is not None:
             return None
-        return array.dtype, array.shape, array.strides, leaf._requires_grad
+        return array.dtype, array.shape, array.strides, leaf._requires_grad and (1 if leaf._grad is None else 2)
     kind = type(leaf)
     if kind is float or kind is int:
         return kind
@@ -47,11 +47,12 @@ def leaf_signature(leaf: Any) -> Any:
     return None
 
 
-def fingerprint(findings: Findings) -> tuple[Any, ...]:
-    """The state that the counter of changes stands for: of every Module and optimizer reached, all but values."""
+def fingerprint(findings: Findings, arguments: Any) -> tuple[Any, ...]:
+    """The state that the counter of changes stands for: of every Module, optimizer and Tensor reached, all but values."""
     modules = tuple([_module_state(m) for m in findings.modules.values()])
     groups = tuple([_group_state(g) for o in findings.optimizers.values() for g in o.param_groups])
-    return modules, groups
+    tensors = tuple([(t._requires_grad, t._grad is None) for t in (p.fetch(arguments) for p in findings.tensors.values())])
+    return modules, groups, tensors
 
 
 def _module_state(module: Module) -> tuple[Any, ...]:
@@ -235,12 +236,12 @@ class Sealed:
                 value = evaluate(expression, lambda origin: read_number(origin, call[0]))
                 if value != expected or type(value) is not type(expected):
                     return False
+            if changes.count != self.count:
+                if fingerprint(self.findings, call[0]) != self.state:
+                    return False
+                self.count = changes.count
         except Exception:
             return False
-        if changes.count != self.count:
-            if fingerprint(self.findings) != self.state:
-                return False
-            self.count = changes.count
         return True
 
     def run(self, call: Any) -> Any:
