@@ -11,6 +11,8 @@ from jitgrad.nn import init
 from jitgrad.nn.parameter import Parameter
 from jitgrad.tensor import Tensor
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch")
+
 
 def tensor(*shape, seed=0, positive=False):
     values = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
@@ -110,7 +112,6 @@ def test_every_change_is_noted_and_assigning_the_same_object_is_not():
     assert noted(lambda: net.requires_grad_(False)) and not noted(lambda: net.requires_grad_(False))
     assert noted(lambda: net.register_forward_hook(print)) and noted(lambda: net.add_module("x", nn.ReLU()))
     assert noted(lambda: nn.ModuleList([nn.ReLU()]).append(nn.ReLU()))
-    assert not noted(lambda: net(tensor(1, 3)) if False else None)
 
 
 def test_repr():
@@ -505,10 +506,8 @@ def test_dropout_scales_what_it_keeps_and_rests_in_evaluation():
 
 def test_a_whole_model_is_that_of_torch_after_interchange_of_states():
     torch = pytest.importorskip("torch")
-    source = "Sequential({0}Conv2d(1, 4, 3), {0}BatchNorm2d(4), {0}ReLU(), {0}Flatten(), {0}Linear(144, 3))"
-    ours = eval(source.format("nn."))
-    theirs = eval(source.format("torch.nn."), {"torch": torch, "Sequential": torch.nn.Sequential}) \
-        if False else eval("torch.nn." + source.format("torch.nn."), {"torch": torch})
+    source = "{0}Sequential({0}Conv2d(1, 4, 3), {0}BatchNorm2d(4), {0}ReLU(), {0}Flatten(), {0}Linear(144, 3))"
+    ours, theirs = eval(source.format("nn.")), eval(source.format("torch.nn."), {"torch": torch})
     ours.load_state_dict(theirs.state_dict())
     x = tensor(2, 1, 8, 8)
     assert_close(ours(x), theirs(torch.tensor(x.numpy())), 1e-4)
