@@ -189,14 +189,15 @@ class _Workers:
 
     def __init__(self, loader: DataLoader):
         seed = draw_seed(loader.generator)
-        self.pools = [ThreadPoolExecutor(1, "jitgrad-data", _enter_worker,
-                                         (WorkerInfo(k, loader.num_workers, seed + k, loader.dataset),
-                                          loader.worker_init_fn))
-                      for k in range(loader.num_workers)]
+        self.pools = [ThreadPoolExecutor(1, "jitgrad-data") for _ in range(loader.num_workers)]
+        self.entered = [pool.submit(_enter_worker, WorkerInfo(k, loader.num_workers, seed + k, loader.dataset),
+                                    loader.worker_init_fn) for k, pool in enumerate(self.pools)]
         weakref.finalize(self, _stop, self.pools)
 
     def batches(self, loader: DataLoader) -> Iterator[Any]:
         """All batches of one epoch, in order; what is not asked for any more is cancelled."""
+        for entered in self.entered:
+            entered.result()                            # raises what worker_init_fn raised
         submit = self._streaming(loader) if loader._iterable else self._indexed(loader)
         pending: deque[Future[Any]] = deque(itertools.islice(submit, loader.num_workers * loader.prefetch_factor))
         try:
