@@ -93,7 +93,7 @@ def _inferred(data: Any, array: np.ndarray) -> DType:
     """The dtype of the Tensor of `data`: an array's own, or the one that its Python numbers stand for."""
     if isinstance(data, np.ndarray):
         return dtypes.from_numpy(array.dtype)
-    if array.dtype.kind == "O" or array.dtype.kind in "USV":
+    if array.dtype.kind in "OUS":
         raise complain(DTypeError, "tensor", f"cannot make a tensor of {type(data).__name__} with elements that are no "
                                              "numbers")
     inner = data

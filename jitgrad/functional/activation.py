@@ -17,6 +17,7 @@ from jitgrad.functional import random
 from jitgrad.functional.core import (
     Operand,
     Tensor,
+    as_float,
     as_operand,
     broadcast_all,
     cast,
@@ -35,8 +36,8 @@ from jitgrad.ops.builders import broadcast, expand_dims, full_like, ones_like, z
 __all__ = [
     "alpha_dropout", "celu", "dropout", "dropout1d", "dropout2d", "dropout3d", "elu", "gelu", "glu",
     "gumbel_softmax", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "log_softmax",
-    "logsigmoid", "mish", "prelu", "relu", "relu6", "selu", "silu", "softmax", "softmin",
-    "softplus", "softshrink", "softsign", "swish", "tanhshrink", "threshold",
+    "logsigmoid", "mish", "prelu", "relu", "relu6", "selu", "silu", "softmax", "softmin", "softplus",
+    "softshrink", "softsign", "swish", "tanhshrink", "threshold",
 ]
 
 
@@ -68,7 +69,8 @@ def relu6(input: Tensor) -> Tensor:
 @_with_inplace
 def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
     """`clamp` to [min_val, max_val]."""
-    return clamp(input, min_val, max_val)
+    low, high = (cast(as_operand(v, input.dtype), input.dtype) for v in (min_val, max_val))
+    return clamp(input, low, high)
 
 
 @widened
@@ -122,6 +124,7 @@ def _log1p_exp(x: Tensor) -> Tensor:
 
 def softsign(input: Tensor) -> Tensor:
     """``x / (1 + |x|)``."""
+    input = as_float(input)
     return ops.div(input, ops.add(ops.abs(input), ones_like(input)))
 
 
@@ -186,6 +189,7 @@ def hardswish(input: Tensor) -> Tensor:
 
 def tanhshrink(input: Tensor) -> Tensor:
     """``x - tanh(x)``."""
+    input = as_float(input)
     return ops.sub(input, ops.tanh(input))
 
 
@@ -220,13 +224,18 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
 def softmax(input: Tensor, dim: int, dtype: DType | None = None) -> Tensor:
     """``exp(x) / sum(exp(x))`` along `dim`, without overflow."""
     x = require_floating("softmax", input if dtype is None else cast(input, dtype))
-    return _softmax(x, one_dim("softmax", dim, len(x.shape))) if x.shape else ones_like(x)
+    return _over_dim(_softmax, x, one_dim("softmax", dim, len(x.shape)))
 
 
 def log_softmax(input: Tensor, dim: int, dtype: DType | None = None) -> Tensor:
     """``log(softmax(x))`` along `dim`, without underflow."""
     x = require_floating("log_softmax", input if dtype is None else cast(input, dtype))
-    return _log_softmax(x, one_dim("log_softmax", dim, len(x.shape))) if x.shape else zeros_like(x)
+    return _over_dim(_log_softmax, x, one_dim("log_softmax", dim, len(x.shape)))
+
+
+def _over_dim(function: Callable[..., Tensor], x: Tensor, axis: int) -> Tensor:
+    """`function` along a dimension; a 0-d tensor counts as one of size 1."""
+    return function(x, axis) if x.shape else ops.reshape(function(ops.reshape(x, shape=(1,)), 0), shape=())
 
 
 def softmin(input: Tensor, dim: int, dtype: DType | None = None) -> Tensor:

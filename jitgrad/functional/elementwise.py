@@ -41,7 +41,7 @@ __all__ = [
     "logical_and", "logical_not", "logical_or", "logical_xor", "logit", "lt", "maximum", "minimum", "mul",
     "multiply", "nan_to_num", "ne", "neg", "negative", "not_equal", "positive", "pow", "reciprocal",
     "remainder", "round", "rsqrt", "rsub", "sgn", "sigmoid", "sign", "sin", "sinh", "sqrt", "square", "sub",
-    "subtract", "tan", "tanh", "true_divide", "trunc", "where", "xlogy",
+    "subtract", "tan", "tanh", "true_divide", "trunc", "xlogy",
 ]
 
 # unary

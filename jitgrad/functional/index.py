@@ -16,6 +16,7 @@ import numpy as np
 
 from jitgrad import dtypes, ops
 from jitgrad.errors import DTypeError, OutOfRangeError, ShapeError, complain
+from jitgrad.functional import elementwise
 from jitgrad.functional.core import (
     Operand,
     Tensor,
@@ -38,7 +39,7 @@ from jitgrad.ops.builders import broadcast, expand_dims, full, zeros_like
 __all__ = [
     "argsort", "argwhere", "bincount", "bucketize", "gather", "histc", "index_add", "index_copy",
     "index_fill", "index_put", "index_select", "masked_fill", "masked_scatter", "masked_select", "nonzero",
-    "scatter", "scatter_add", "searchsorted", "sort", "take", "take_along_dim", "topk", "unique",
+    "scatter", "scatter_add", "searchsorted", "sort", "take", "take_along_dim", "topk", "unique", "where",
 ]
 
 
@@ -479,6 +480,13 @@ def bucketize(input: Operand, boundaries: Tensor, *, right: bool = False) -> Ten
 
 
 # results whose size depends on values
+
+def where(condition: Tensor, input: Operand | None = None, other: Operand | None = None) -> Any:
+    """`input` where `condition` is True, `other` elsewhere; of the condition alone where it is True, as `nonzero`."""
+    if input is None or other is None:
+        return nonzero(condition, as_tuple=True)
+    return elementwise.where(condition, input, other)
+
 
 def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
     """Where `input` is not zero: int64 [count, ndim], or one 1-d tensor for each dimension. Reads the value."""

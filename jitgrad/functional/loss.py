@@ -14,6 +14,7 @@ from jitgrad.functional.activation import log_softmax, logsigmoid
 from jitgrad.functional.core import (
     Operand,
     Tensor,
+    as_float,
     cast,
     describe,
     matched,
@@ -83,6 +84,7 @@ def huber_loss(input: Tensor, target: Tensor, reduction: str = "mean", delta: fl
 def poisson_nll_loss(input: Tensor, target: Tensor, log_input: bool = True, full: bool = False, eps: float = 1e-8,
                      reduction: str = "mean") -> Tensor:
     """Negative log likelihood of counts under Poisson rates ``exp(input)`` (or `input`)."""
+    input = as_float(input)
     if log_input:
         loss = sub(ops.exp(input), mul(target, input))
     else:

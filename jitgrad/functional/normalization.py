@@ -28,7 +28,6 @@ __all__ = [
 ]
 
 
-
 def _wide(x: Tensor | None) -> Tensor | None:
     return ops.cast(x, dtype=dtypes.float32) if x is not None and x.dtype in HALF else x
 
@@ -167,7 +166,7 @@ def normalize(input: Tensor, p: float = 2.0, dim: int | Sequence[int] = 1, eps: 
 
 def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
     """Each channel divided by ``(k + alpha * mean of squares of neighbouring channels) ** beta``."""
-    squares = ops.mul(input, input)
+    squares = ops.mul(require_floating("local_response_norm", input), input)
     before, ndim = size // 2, len(input.shape)
     low = tuple([before if d == 1 else 0 for d in range(ndim)])
     high = tuple([size - 1 - before if d == 1 else 0 for d in range(ndim)])

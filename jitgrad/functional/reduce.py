@@ -17,7 +17,7 @@ from jitgrad.functional.core import (
     Dims,
     Operand,
     Tensor,
-    as_operand,
+    as_float,
     cast,
     describe,
     many_dims,
@@ -319,7 +319,7 @@ vector_norm = norm
 def logsumexp(input: Tensor, dim: Dims, keepdim: bool = False) -> Tensor:
     """``log(sum(exp(input)))`` over `dim`, without overflow."""
     axes = many_dims("logsumexp", dim, len(input.shape))
-    x = require_floating("logsumexp", as_operand(input))
+    x = as_float(input)
     return _finish(_logsumexp(x, axes), axes, keepdim)
 
 

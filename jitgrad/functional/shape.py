@@ -242,7 +242,7 @@ def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Tensor, ...]:
     shape = tuple([size(v.shape) for v in axes])
     grids = [broadcast(ops.reshape(v, shape=tuple([n if d == k else 1 for d, n in enumerate(shape)])), shape)
              for k, v in enumerate(axes)]
-    return tuple([transpose(g, 0, 1) for g in (grids[1], grids[0], *grids[2:])]) if swap else tuple(grids)
+    return (grids[1], grids[0], *grids[2:]) if swap else tuple(grids)
 
 
 # cutting
@@ -482,7 +482,7 @@ def diag_embed(input: Tensor, offset: int = 0) -> Tensor:
     low = (0,) * (len(input.shape) - 1)
     padded = ops.pad(input, low=(*low, builtins.max(offset, 0)), high=(*low, builtins.max(-offset, 0)))
     on_diagonal = ops.eq(diagonal_distance(n, n), full((n, n), offset, dtypes.int64))
-    rows = expand_dims(padded, (len(input.shape) - (offset >= 0),))
+    rows = expand_dims(padded, (len(input.shape) - 1,))
     shape = (*input.shape[:-1], n, n)
     return ops.where(broadcast(on_diagonal, shape), broadcast(rows, shape), full(shape, 0, input.dtype))
 
