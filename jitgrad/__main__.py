@@ -1,0 +1,126 @@
+"""The command line: ``jitgrad info`` and ``jitgrad cache list|size|build|clear``."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib import import_module, metadata
+
+from jitgrad import config
+from jitgrad.runtime import cache, native, threads
+
+LIBRARIES = ("jitgrad", "numpy", "numba", "llvmlite", "ml_dtypes", "safetensors")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out one command; the exit status."""
+    options = parser().parse_args(arguments)
+    command: Callable[[], None] = options.command
+    command()
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser("jitgrad", description="A JIT-compiling deep-learning array framework.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    info = commands.add_parser("info", help="versions, processor, threads, cache: for a bug report")
+    info.set_defaults(command=print_info)
+    folder = commands.add_parser("cache", help="compiled kernels and plans")
+    actions = folder.add_subparsers(required=True, metavar="ACTION")
+    for name, (action, text) in CACHE_ACTIONS.items():
+        actions.add_parser(name, help=text).set_defaults(command=action)
+    return top
+
+
+# ---- info -------------------------------------------------------------------------------------------------------
+
+
+def print_info() -> None:
+    for name, value in information().items():
+        print(f"{name:<14}{value}")
+
+
+def information() -> dict[str, str]:
+    """What a bug report needs, by name."""
+    processor, _, features = native.host_name().partition(" ")
+    store = cache.current()
+    return {
+        **{name: version(name) for name in LIBRARIES},
+        "python": f"{platform.python_version()} ({platform.python_implementation()})",
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "processor": processor,
+        "vector width": f"{vector_width(features.split(','))} bits",
+        "features": features.replace(",", " "),
+        "threads": f"{threads.limit()} (available: {threads.available()})",
+        "cache": f"{store.folder} ({show_size(store.size())} in {len(store.entries())} entries)",
+        "settings": str(config.current()),
+    }
+
+
+def version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def vector_width(features: Sequence[str]) -> int:
+    """Bits of the widest vector registers that code is generated for."""
+    widths = {"avx512f": 512, "avx": 256, "sse2": 128, "neon": 128}
+    return max([bits for feature, bits in widths.items() if feature in features], default=64)
+
+
+# ---- cache ------------------------------------------------------------------------------------------------------
+
+
+def list_entries() -> None:
+    """One line per entry, the least recently used first."""
+    for entry in cache.current().entries():
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+        print(f"{entry.kind:<8} {entry.key[:16]} {show_size(entry.size):>10}  last used {used}")
+
+
+def print_size() -> None:
+    store = cache.current()
+    for kind in cache.KINDS:
+        sizes = [entry.size for entry in store.entries() if entry.kind == kind]
+        print(f"{kind:<8} {len(sizes):>6} {show_size(sum(sizes)):>10}")
+
+
+def build_kernels() -> None:
+    """Compile what every process needs, so that the first plan does not wait for it."""
+    import_module("jitgrad.pipeline")
+    begin = time.perf_counter()
+    threads.walk()
+    print(f"the loop that runs plans: ready in {time.perf_counter() - begin:.2f} s, in {cache.current().folder}")
+
+
+def clear_cache() -> None:
+    store = cache.current()
+    size = store.size()
+    store.clear()
+    print(f"removed {show_size(size)} from {store.folder}")
+
+
+CACHE_ACTIONS: dict[str, tuple[Callable[[], None], str]] = {
+    "list": (list_entries, "every entry with its size and last use"),
+    "size": (print_size, "number and size of kernels and plans"),
+    "build": (build_kernels, "compile ahead what every process needs"),
+    "clear": (clear_cache, "remove all entries"),
+}
+
+
+def show_size(n: float) -> str:
+    """``1.5 MiB``"""
+    for unit in ("B", "KiB", "MiB"):
+        if n < 1024:
+            return f"{n:.4g} {unit}"
+        n /= 1024
+    return f"{n:.4g} GiB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,361 @@
+"""Looking inside: what became of a function, as objects that print as text and show themselves in Jupyter.
+
+    Explanation     one decorated function: sealed or replayed and why, recompiles with their reasons, its plans
+    PlanView        one graph and its plan: the graph after every pass, steps, kernels, memory
+    StepView        one node of the fused graph: its kernels, bytes, arithmetic, time, and why it stands alone
+
+A PlanView is made from the graph as traced: passes are run again when something is asked for, so a plan from the cache
+can be looked at like one made now.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+
+from jitgrad import pipeline
+from jitgrad.errors import describe_location
+from jitgrad.ir.graph import Graph, Node, inner_graphs
+from jitgrad.ir.printer import highlight, print_graph
+from jitgrad.linking import LinkedStep
+from jitgrad.runtime.build import kernel_key
+from jitgrad.runtime.plan import Plan
+from jitgrad.runtime.timing import time_entries
+
+IN_CACHE = 16 << 20
+"""Bytes that may still lie in the cache of a processor."""
+
+
+@dataclass(frozen=True)
+class KernelView:
+    """One kernel of a step: its text, the number of work items, and the seconds that compiling it took (None: it came
+    from the cache)."""
+
+    name: str
+    source: str
+    items: int
+    compile_seconds: float | None = None
+
+    def __str__(self) -> str:
+        return self.source
+
+    def _repr_html_(self) -> str:
+        return highlight_python(self.source)
+
+
+@dataclass(frozen=True)
+class StepView:
+    """One node as it runs. `kind` is the region's template or the op's name; `note` says why no more is fused with it.
+    `seconds` is measured by `PlanView.time`, of all its kernels together."""
+
+    name: str
+    kind: str
+    note: str
+    where: str
+    kernels: tuple[KernelView, ...]
+    bytes_read: int
+    bytes_written: int
+    flops: int
+    in_place: bool
+    seconds: float | None = None
+
+    @property
+    def share_of_peak(self) -> float | None:
+        """Measured against what this machine's memory and arithmetic could do at best; 1.0 is perfect. What fits into
+        the cache is not held against memory."""
+        if not self.seconds:
+            return None
+        moved = self.bytes_read + self.bytes_written
+        memory = moved / machine_bandwidth() if moved > IN_CACHE else 0.0
+        return max(memory, self.flops / machine_flops()) / self.seconds
+
+
+@dataclass(frozen=True)
+class MemoryView:
+    """Bytes of one call. `slots` are the places in the arena: (first step, last step, offset, bytes)."""
+
+    inputs: int
+    outputs: int
+    constants: int
+    arena: int
+    slots: tuple[tuple[int, int, int, int], ...] = ()
+
+    @property
+    def peak(self) -> int:
+        """The most memory that a call needs at one time, inputs included."""
+        return self.inputs + self.outputs + self.constants + self.arena
+
+    def __str__(self) -> str:
+        parts = ("inputs", "outputs", "constants", "arena")
+        lines = [f"{name:<10}{show_bytes(getattr(self, name)):>10}  {bar(getattr(self, name), self.peak)}"
+                 for name in parts]
+        return "\n".join([*lines, f"{'peak':<10}{show_bytes(self.peak):>10}"])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+@dataclass(frozen=True)
+class PlanView:
+    """A graph and what it is carried out by. `measured` holds seconds per entry, when `time` has been called."""
+
+    graph: Graph
+    plan: Plan
+    measured: tuple[float, ...] = ()
+
+    @cached_property
+    def build(self) -> pipeline.Build:
+        return pipeline.build(self.graph)
+
+    @property
+    def stages(self) -> tuple[pipeline.Stage, ...]:
+        """The graph as traced and after every pass."""
+        return self.build.stages
+
+    @cached_property
+    def steps(self) -> tuple[StepView, ...]:
+        """What runs, in order."""
+        seconds = iter(self.measured)
+        return tuple([_step_view(step, [next(seconds, None) for _ in range(_entries(step))])
+                      for step in self.build.linked.steps])
+
+    @property
+    def kernels(self) -> tuple[KernelView, ...]:
+        """The kernels, each once."""
+        return tuple({k.source: k for step in self.steps for k in step.kernels}.values())
+
+    @cached_property
+    def memory(self) -> MemoryView:
+        spec = self.build.spec
+        outputs = sum(o.type.nbytes for k, o in enumerate(spec.outputs) if o.source == ("output", k))
+        slots = self.build.assignment.temporaries
+        return MemoryView(sum(t.nbytes for t in spec.inputs), outputs, len(spec.constants), spec.arena,
+                          tuple([(s.first, s.last, s.index, s.nbytes) for s in slots]))
+
+    def time(self, inputs: Sequence[np.ndarray], repeats: int = 5) -> PlanView:
+        """The same view with the time of every step: the least of `repeats` runs on copies of `inputs`."""
+        runs = [time_entries(self.plan, [np.array(x, order="C") for x in inputs]) for _ in range(repeats)]
+        return PlanView(self.graph, self.plan, tuple(np.min(runs, axis=0).tolist()))
+
+    def print_stages(self) -> str:
+        """The graph after every pass that changed it."""
+        texts, last = [], ""
+        for stage in self.stages:
+            text = print_graph(stage.graph)
+            if text != last:
+                texts.append(f"# {_title(stage)}\n{text}")
+            last = text
+        return "\n\n".join(texts)
+
+    def __str__(self) -> str:
+        longest = max([step.seconds or 0.0 for step in self.steps], default=0.0)
+        return "\n".join([_HEADER, *[_row(step, longest) for step in self.steps], "", str(self.memory)])
+
+    def _repr_html_(self) -> str:
+        sections = [_details(_title(stage), highlight(print_graph(stage.graph))) for stage in self.stages]
+        sources = [_details(kernel.name, kernel._repr_html_()) for kernel in self.kernels]
+        return f"<pre>{html.escape(str(self))}</pre>{''.join(sections)}{''.join(sources)}"
+
+
+@dataclass(frozen=True)
+class Recompile:
+    """Why a plan was made: the reason names what changed; `seconds` is what it cost."""
+
+    reason: str
+    where: str
+    seconds: float
+
+    def __str__(self) -> str:
+        place = f"  ({self.where})" if self.where else ""
+        return f"{self.reason}{place}: {1000 * self.seconds:.0f} ms"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What became of a decorated function. `mode` is "sealed", "replayed" or "eager"; `reasons` say why it is not
+    sealed, each with the user's line; `calls` counts calls by how they were carried out."""
+
+    name: str
+    mode: str
+    reasons: tuple[str, ...] = ()
+    plans: tuple[PlanView, ...] = ()
+    recompiles: tuple[Recompile, ...] = ()
+    calls: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def graphs(self) -> tuple[Graph, ...]:
+        """The graphs as traced."""
+        return tuple([plan.graph for plan in self.plans])
+
+    @property
+    def kernels(self) -> tuple[KernelView, ...]:
+        return tuple([kernel for plan in self.plans for kernel in plan.kernels])
+
+    def summary(self) -> str:
+        """Everything but the plans."""
+        calls = ", ".join(f"{count} {how}" for how, count in self.calls.items())
+        lines = [f"{self.name}: {self.mode}" + (f"; calls: {calls}" if calls else "")]
+        lines += [f"  because {reason}" for reason in self.reasons]
+        lines += [f"  compiled: {recompile}" for recompile in self.recompiles]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return "\n\n".join([self.summary(), *map(str, self.plans)])
+
+    def _repr_html_(self) -> str:
+        plans = [plan._repr_html_() for plan in self.plans]
+        return f"<pre>{html.escape(self.summary())}</pre>{'<hr>'.join(plans)}"
+
+
+# ---- one step ---------------------------------------------------------------------------------------------------
+
+
+def _entries(step: LinkedStep) -> int:
+    return 1 if step.lowered is None else len(step.lowered.launches)
+
+
+def _step_view(linked: LinkedStep, seconds: list[float | None]) -> StepView:
+    node = linked.step.node
+    launches = linked.lowered.launches if linked.lowered else ()
+    kernels = [KernelView(k.name, k.source, k.items, pipeline.compile_seconds.get(kernel_key(k.source)))
+               for k in launches]
+    known = [s for s in seconds if s is not None]
+    return StepView(name=kernels[0].name if kernels else node.op.name,
+                    kind=node.attrs.get("template", node.op.name), note=_note(linked),
+                    where=describe_location(node.where), kernels=tuple(kernels),
+                    bytes_read=sum({v: v.type.nbytes for v in node.inputs}.values()),
+                    bytes_written=sum(v.type.nbytes for v in node.outputs), flops=flops(node),
+                    in_place=bool(linked.step.shared), seconds=sum(known) if known else None)
+
+
+def _note(linked: LinkedStep) -> str:
+    """Why a node is a step of its own."""
+    node = linked.step.node
+    if linked.lowered is None:
+        return "no kernel for it: NumPy"
+    if node.op.kind == "region":
+        return f"{len(node.attrs['body'].nodes)} nodes fused" if node.attrs["body"].nodes else "a copy"
+    if node.op.kind == "foreach":
+        return f"{node.attrs['groups']} tensors in one kernel"
+    if node.op.kind in ("elementwise", "movement", "reduction"):
+        return "its result is needed whole before it is read"
+    return "has a kernel of its own"
+
+
+def flops(node: Node) -> int:
+    """Additions, multiplications and calls of functions that a node needs, those inside of it included."""
+    inner = sum(flops(n) for _, graph in inner_graphs(node) for n in graph.nodes)
+    if node.op.kind == "foreach":
+        return inner * sum(v.type.size for v in node.outputs) // max(1, len(node.attrs["body"].outputs))
+    return inner + _FLOPS.get(node.op.kind, lambda n: 0)(node)
+
+
+def _contraction(node: Node) -> int:
+    """Two per product. The terms of one sum are all dimensions of the weight but its first; of a matmul, its rows."""
+    x, y = node.inputs
+    if node.op.name == "matmul":
+        return 2 * node.output.type.size * x.shape[-1]
+    weight = node.attrs.get("weight_shape", y.shape)
+    rows = {"convolution": node.output, "convolution_input_grad": x, "convolution_weight_grad": y}[node.op.name]
+    return 2 * rows.type.size * math.prod(weight[1:])
+
+
+_FLOPS: dict[str, Callable[[Node], int]] = {
+    "elementwise": lambda n: n.output.type.size,
+    "reduction": lambda n: n.inputs[0].type.size,
+    "scan": lambda n: n.inputs[0].type.size,
+    "window": lambda n: n.inputs[0].type.size,
+    "contraction": _contraction,
+}
+
+
+# ---- this machine -----------------------------------------------------------------------------------------------
+
+
+@cache
+def machine_bandwidth() -> float:
+    """Bytes per second of memory, measured by a copy of 32 MiB."""
+    x = np.ones(1 << 22)
+    y = np.empty_like(x)
+    return 2 * x.nbytes / _least(lambda: np.copyto(y, x))
+
+
+@cache
+def machine_flops() -> float:
+    """Float32 operations per second, measured by a matrix product of NumPy."""
+    x = np.ones((512, 512), np.float32)
+    return 2 * 512 ** 3 / _least(lambda: x @ x)
+
+
+def _least(function: Callable[[], Any], repeats: int = 5) -> float:
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+# ---- text -------------------------------------------------------------------------------------------------------
+
+_HEADER = f"{'kernel':<36}{'kind':<10}{'bytes':>10}{'flops':>10}{'time':>10}{'of peak':>9}  line, note"
+
+
+def _row(step: StepView, longest: float) -> str:
+    moved = step.bytes_read + step.bytes_written
+    seconds = f"{1e6 * step.seconds:.1f} us" if step.seconds is not None else ""
+    share = step.share_of_peak
+    where = f"{step.where}, " if step.where else ""
+    note = f"{where}{step.note}{', in place' if step.in_place else ''}"
+    length = bar(step.seconds, longest) + " " if step.seconds is not None and longest else ""
+    return (f"{step.name[:35]:<36}{step.kind[:9]:<10}{show_bytes(moved):>10}{show_count(step.flops):>10}"
+            f"{seconds:>10}{'' if share is None else f'{share:.0%}':>9}  {length}{note}")
+
+
+def bar(value: float, whole: float, width: int = 20) -> str:
+    """``value / whole`` as a bar of at most `width` blocks."""
+    return "█" * round(width * value / whole) if whole else ""
+
+
+def show_bytes(n: float) -> str:
+    """``1.5 MiB``"""
+    for unit in ("B", "KiB", "MiB"):
+        if n < 1024:
+            return f"{n:.3g} {unit}"
+        n /= 1024
+    return f"{n:.3g} GiB"
+
+
+def show_count(n: float) -> str:
+    """``1.5M``"""
+    for unit in ("", "k", "M", "G"):
+        if n < 1000:
+            return f"{n:.3g}{unit}"
+        n /= 1000
+    return f"{n:.3g}T"
+
+
+def highlight_python(text: str) -> str:
+    """HTML of Python text, by Pygments where that is installed."""
+    try:
+        from pygments import highlight as paint
+        from pygments.formatters import HtmlFormatter
+        from pygments.lexers import PythonLexer
+    except ImportError:
+        return highlight(text)
+    return str(paint(text, PythonLexer(), HtmlFormatter(noclasses=True)))
+
+
+def _title(stage: pipeline.Stage) -> str:
+    return f"after {stage.name}: {len(stage.graph.nodes)} nodes, {1000 * stage.seconds:.1f} ms"
+
+
+def _details(title: str, content: str) -> str:
+    return f"<details><summary>{html.escape(title)}</summary>{content}</details>"
