@@ -4,8 +4,8 @@
     header    JSON: name -> {"dtype", "shape", "data_offsets"}, and "__metadata__": strings by name; padded with spaces
     data      the arrays, row-major and little-endian, without gaps
 
-See https://github.com/huggingface/safetensors. It is written out here because bfloat16 and the checksum of damaged files
-need more than its NumPy interface offers.
+See https://github.com/huggingface/safetensors. It is written out here because bfloat16 and a checksum need more than
+its NumPy interface offers.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ def read_from(file: BinaryIO, what: str = "the file") -> tuple[dict[str, np.ndar
 def _read_header(file: BinaryIO, what: str) -> dict[str, Any]:
     start = file.read(8)
     if start[:2] in (b"PK", b"\x80\x02"):
-        raise complain(FileFormatError, "load", f"{what} is a zip or pickle file, as torch.save writes; loading one could "
-                       f"run any code", fix="Write it with safetensors.torch.save_file(state_dict, path) instead")
+        raise complain(FileFormatError, "load", f"{what} is a zip or pickle file, as torch.save writes; loading "
+                       f"one could run any code", fix="Write it with safetensors.torch.save_file(state_dict, path) instead")
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else _LONGEST_HEADER + 1
     if length > _LONGEST_HEADER:
         raise _damaged(what, "it does not begin with the length of a header")

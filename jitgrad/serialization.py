@@ -53,8 +53,8 @@ def load(f: File, map_location: Any = None, *, weights_only: bool = True) -> Any
     if _FORMAT not in metadata:
         return {name: Tensor(array) for name, array in arrays.items()}
     if metadata[_FORMAT] != _VERSION:
-        raise complain(FileFormatError, "load", f"the file has format {metadata[_FORMAT]}, this jitgrad reads {_VERSION}",
-                       fix="Update jitgrad")
+        raise complain(FileFormatError, "load", f"the file has format {metadata[_FORMAT]}, this jitgrad reads "
+                       f"{_VERSION}", fix="Update jitgrad")
     try:
         shared = json.loads(metadata["shared"])
         return _Decoder(arrays, shared).decode(json.loads(metadata["structure"]))

@@ -37,7 +37,8 @@ class Counting(data.IterableDataset):
 
 
 def table(count=10):
-    return data.TensorDataset(Tensor(np.arange(count * 2, dtype=np.float32).reshape(count, 2)), Tensor(np.arange(count)))
+    features = np.arange(count * 2, dtype=np.float32).reshape(count, 2)
+    return data.TensorDataset(Tensor(features), Tensor(np.arange(count)))
 
 
 def labels(loader):
@@ -82,7 +83,8 @@ def test_samplers():
     assert set(drawn) == set(range(5))
     assert sorted(data.SubsetRandomSampler([7, 8, 9])) == [7, 8, 9]
     assert list(data.BatchSampler(range(5), 2, False)) == [[0, 1], [2, 3], [4]]
-    assert list(data.BatchSampler(range(5), 2, True)) == [[0, 1], [2, 3]] and len(data.BatchSampler(range(5), 2, True)) == 2
+    assert list(data.BatchSampler(range(5), 2, True)) == [[0, 1], [2, 3]]
+    assert len(data.BatchSampler(range(5), 2, True)) == 2
     with pytest.raises(ValueError, match="batch_size"):
         data.BatchSampler(range(5), 0, False)
 
@@ -135,11 +137,14 @@ def test_fast_path_gives_what_the_plain_path_gives():
 
 
 def test_shuffle_is_new_each_epoch_and_repeatable():
-    loader = data.DataLoader(table(30), batch_size=7, shuffle=True, drop_last=True, generator=Generator().manual_seed(5))
+    def build():
+        generator = Generator().manual_seed(5)
+        return data.DataLoader(table(30), batch_size=7, shuffle=True, drop_last=True, generator=generator)
+
+    loader = build()
     first, second = labels(loader), labels(loader)
     assert len(first) == len(loader) == 4 and first != second
-    again = data.DataLoader(table(30), batch_size=7, shuffle=True, drop_last=True, generator=Generator().manual_seed(5))
-    assert labels(again) == first
+    assert labels(build()) == first
 
 
 def test_samples_without_batches_and_own_samplers():
@@ -230,7 +235,8 @@ def test_a_timeout_is_an_error():
 
 def test_contradicting_options_are_refused():
     for options in ({"shuffle": True, "sampler": [1]}, {"num_workers": -1}, {"persistent_workers": True},
-                    {"batch_sampler": [[1]], "batch_size": 3}, {"batch_size": None, "drop_last": True}, {"batch_size": 0}):
+                    {"batch_sampler": [[1]], "batch_size": 3}, {"batch_size": 0},
+                    {"batch_size": None, "drop_last": True}):
         with pytest.raises(ValueError):
             data.DataLoader(table(), **options)
     with pytest.raises(ValueError, match="IterableDataset"):

@@ -168,7 +168,8 @@ def test_module_lists():
     del layers[1]
     layers.insert(0, nn.ReLU())
     layers += [nn.Tanh()]
-    assert list(layers.state_dict())[:2] == ["1.weight", "1.bias"] and type(layers.pop()) is nn.Tanh and len(layers) == 4
+    assert list(layers.state_dict())[:2] == ["1.weight", "1.bias"]
+    assert type(layers.pop()) is nn.Tanh and len(layers) == 4
     with pytest.raises(IndexError, match="out of range for 4"):
         layers[7]
     with pytest.raises(TypeError, match="int is not a Module"):
@@ -177,7 +178,7 @@ def test_module_lists():
 
 def test_sequential():
     net = nn.Sequential({"a": nn.Linear(2, 3), "b": nn.ReLU(), "c": nn.Linear(3, 1)})
-    assert net(tensor(5, 2)).shape == (5, 1) and type(net[1]) is nn.ReLU and list(net[1:].state_dict())[0] == "c.weight"
+    assert net(tensor(5, 2)).shape == (5, 1) and type(net[1]) is nn.ReLU and "c.weight" in net[1:].state_dict()
     net[1] = nn.Tanh()
     assert type(net.b) is nn.Tanh and len(nn.Sequential(nn.ReLU()).append(nn.ReLU())) == 2
 
@@ -248,8 +249,8 @@ def test_backward_hook_without_inputs_that_need_gradients():
 def test_state_dict_shares_memory_and_leaves_scratch_out():
     net = Net()
     state = net.state_dict()
-    assert list(state) == ["scale", "seen", "body.0.weight", "body.0.bias", "body.2.weight", "body.2.bias", "head.weight",
-                           "head.bias", "head_again.weight", "head_again.bias"]
+    assert list(state) == ["scale", "seen", "body.0.weight", "body.0.bias", "body.2.weight", "body.2.bias",
+                           "head.weight", "head.bias", "head_again.weight", "head_again.bias"]
     with no_grad():
         net.scale.fill_(7.0)
     assert (state["scale"].numpy() == 7).all() and not state["scale"].requires_grad
@@ -322,8 +323,8 @@ LAYERS = [
     ("Conv2d(2, 3, 3, padding=(1, 2), padding_mode='circular')", [(1, 2, 6, 5)]),
     ("Conv2d(2, 3, 3, padding=1, padding_mode='replicate')", [(1, 2, 6, 5)]), ("Conv2d(3, 4, 3)", [(3, 8, 7)]),
     ("MaxPool1d(3, 2)", [(2, 3, 9)]), ("MaxPool2d(2)", [(2, 3, 6, 7)]), ("MaxPool2d(3, 2, 1)", [(2, 3, 7, 8)]),
-    ("MaxPool2d(3, 2, ceil_mode=True)", [(2, 3, 8, 8)]), ("AvgPool1d(2)", [(2, 3, 8)]), ("AvgPool2d(2)", [(2, 3, 6, 6)]),
-    ("AvgPool2d(3, 2, 1, count_include_pad=False)", [(2, 3, 7, 7)]), ("AdaptiveAvgPool2d(1)", [(2, 3, 5, 6)]),
+    ("MaxPool2d(3, 2, ceil_mode=True)", [(2, 3, 8, 8)]), ("AvgPool1d(2)", [(2, 3, 8)]),
+    ("AvgPool2d(2)", [(2, 3, 6, 6)]), ("AvgPool2d(3, 2, 1, count_include_pad=False)", [(2, 3, 7, 7)]), ("AdaptiveAvgPool2d(1)", [(2, 3, 5, 6)]),
     ("AdaptiveAvgPool2d((2, 3))", [(2, 3, 5, 7)]),
     ("BatchNorm1d(4)", [(6, 4)]), ("BatchNorm1d(4, affine=False)", [(3, 4, 5)]), ("BatchNorm2d(3)", [(4, 3, 5, 5)]),
     ("BatchNorm2d(3, momentum=None)", [(4, 3, 2, 2)]), ("BatchNorm2d(3, track_running_stats=False)", [(4, 3, 2, 2)]),
@@ -392,9 +393,9 @@ def test_layers_are_those_of_torch(source, shapes):
 PAIR = [(4, 5), (4, 5)]
 LOSSES = [("MSELoss", {}), ("L1Loss", {}), ("SmoothL1Loss", {"beta": 0.5}), ("HuberLoss", {"delta": 0.7}),
           ("BCEWithLogitsLoss", {}), ("BCELoss", {}), ("KLDivLoss", {}), ("KLDivLoss", {"log_target": True}),
-          ("CrossEntropyLoss", {}), ("CrossEntropyLoss", {"label_smoothing": 0.1}), ("CrossEntropyLoss", {"ignore_index": 2}),
-          ("CrossEntropyLoss", {"weight": [1.0, 2.0, 0.5, 1.0, 3.0]}), ("NLLLoss", {}), ("NLLLoss", {"ignore_index": 1}),
-          ("BCEWithLogitsLoss", {"pos_weight": [1.0, 2.0, 0.5, 1.0, 3.0]})]
+          ("CrossEntropyLoss", {}), ("CrossEntropyLoss", {"label_smoothing": 0.1}),
+          ("CrossEntropyLoss", {"ignore_index": 2}), ("CrossEntropyLoss", {"weight": [1.0, 2.0, 0.5, 1.0, 3.0]}), ("NLLLoss", {}),
+          ("NLLLoss", {"ignore_index": 1}), ("BCEWithLogitsLoss", {"pos_weight": [1.0, 2.0, 0.5, 1.0, 3.0]})]
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

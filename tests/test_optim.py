@@ -134,7 +134,7 @@ SCHEDULES = [
 
 @pytest.mark.parametrize(("name", "options"), SCHEDULES, ids=lambda case: str(case))
 def test_schedules_are_those_of_torch(name, options):
-    torch, params, theirs, ours, reference = torch_pair("SGD", {"momentum": 0.9})
+    torch, _, _, ours, reference = torch_pair("SGD", {"momentum": 0.9})
     mine = getattr(lr_scheduler, name)(ours, **options)
     other = getattr(torch.optim.lr_scheduler, name)(reference, **options)
     for _ in range(19):

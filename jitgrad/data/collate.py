@@ -36,7 +36,8 @@ def _stacked_tensors(batch: Sequence[Tensor]) -> Tensor:
         return functional.stack(batch)
     shapes = {t.shape for t in batch}
     if len(shapes) > 1:
-        raise RuntimeError(f"default_collate: samples have different shapes: {sorted(shapes)}. Pad them in a collate_fn")
+        raise RuntimeError(f"default_collate: samples have different shapes: {sorted(shapes)}. "
+                           f"Pad them in a collate_fn")
     return Tensor(np.stack([t.numpy() for t in batch]))
 
 

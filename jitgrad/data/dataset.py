@@ -1,4 +1,4 @@
-"""Datasets: where samples come from. A map-style one has ``__getitem__`` and ``__len__``, an iterable one ``__iter__``."""
+"""Datasets: where samples come from, by index (``__getitem__`` and ``__len__``) or as they come (``__iter__``)."""
 
 from __future__ import annotations
 

@@ -80,8 +80,8 @@ class WeightedRandomSampler(Sampler[int]):
         if self.weights.ndim != 1 or (self.weights < 0).any() or not self.weights.sum() > 0:
             raise ValueError("WeightedRandomSampler: weights are a sequence of numbers >= 0, not all 0")
         if num_samples <= 0 or (not replacement and num_samples > np.count_nonzero(self.weights)):
-            raise ValueError(f"WeightedRandomSampler: num_samples={num_samples} is not positive, or more than there are "
-                             f"positive weights to draw without replacement")
+            raise ValueError(f"WeightedRandomSampler: num_samples={num_samples} is not positive, or more than there "
+                             f"are positive weights to draw without replacement")
         self.num_samples, self.replacement, self.generator = num_samples, replacement, generator
 
     def __iter__(self) -> Iterator[int]:

@@ -147,7 +147,8 @@ class TransformerEncoderLayer(Module):
                  dtype: DType | None = None):
         super().__init__()
         if isinstance(activation, str) and activation not in _ACTIVATIONS:
-            raise ValueError(f"TransformerEncoderLayer: activation must be relu, gelu or a function, got {activation!r}")
+            raise ValueError(f"TransformerEncoderLayer: activation must be relu, gelu or a function, "
+                             f"got {activation!r}")
         self.self_attn = MultiheadAttention(d_model, nhead, dropout, bias, batch_first=batch_first, dtype=dtype)
         self.linear1 = Linear(d_model, dim_feedforward, bias, dtype=dtype)
         self.dropout = Dropout(dropout)

@@ -36,7 +36,8 @@ class _Convolution(Module):
         if padding_mode not in _PADDING_MODES:
             raise ValueError(f"{type(self).__name__}: padding_mode must be one of {', '.join(_PADDING_MODES)}, "
                              f"got {padding_mode!r}")
-        self.in_channels, self.out_channels, self.groups, self.padding_mode = in_channels, out_channels, groups, padding_mode
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.groups, self.padding_mode = groups, padding_mode
         self.kernel_size, self.stride = _tuple_of(kernel_size, self.rank), _tuple_of(stride, self.rank)
         self.dilation = _tuple_of(dilation, self.rank)
         self.padding = self._check_padding(padding)

@@ -1,4 +1,4 @@
-"""Dropout: in training, random entries or channels become zero and the rest grows in proportion (Srivastava et al. 2014)."""
+"""Dropout (Srivastava et al. 2014): in training, random entries or channels become zero and the rest grows."""
 
 from __future__ import annotations
 

@@ -12,8 +12,9 @@ _REDUCTIONS = ("none", "mean", "sum")
 class _Loss(Module):
     def __init__(self, reduction: str = "mean"):
         super().__init__()
-        if reduction not in _REDUCTIONS + ("batchmean",):
-            raise ValueError(f"{type(self).__name__}: reduction must be one of {', '.join(_REDUCTIONS)}, got {reduction!r}")
+        if reduction not in (*_REDUCTIONS, "batchmean"):
+            raise ValueError(f"{type(self).__name__}: reduction must be one of {', '.join(_REDUCTIONS)}, "
+                             f"got {reduction!r}")
         self.reduction = reduction
 
 

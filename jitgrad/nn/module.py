@@ -2,8 +2,8 @@
 
 Assigning an attribute files it where it belongs: a Parameter among the parameters, a Module among the submodules, a
 Tensor under a buffer's name among the buffers, anything else in the instance as usual. Names, order, errors and the
-format of ``state_dict`` are PyTorch's. Every change of attributes, structure or mode goes through `changes.bump`, except
-assigning the object that is there already.
+format of ``state_dict`` are PyTorch's. Every change of attributes, structure or mode goes through `changes.bump`,
+except assigning the object that is there already.
 """
 
 from __future__ import annotations
@@ -93,14 +93,13 @@ class Module:
             return fields["_parameters"]
         if isinstance(value, Module):
             return fields["_modules"]
-        for table, what, kind in ((fields["_parameters"], "parameter", "Parameter"), (fields["_buffers"], "buffer", "Tensor"),
-                                  (fields["_modules"], "submodule", "Module")):
-            if name not in table:
+        for table, kind in (("_parameters", "Parameter"), ("_buffers", "Tensor"), ("_modules", "Module")):
+            if name not in fields[table]:
                 continue
             if value is not None and not (kind == "Tensor" and isinstance(value, Tensor)):
-                raise TypeError(f"{type(self).__name__}: {name!r} is a {what}; only a {kind} or None can be assigned to "
-                                f"it, not a {type(value).__name__}. Delete it first with del")
-            return table
+                raise TypeError(f"{type(self).__name__}: {name!r} is a {table[1:-1]}; only a {kind} or None can be "
+                                f"assigned to it, not a {type(value).__name__}. Delete it first with del")
+            return fields[table]
         return None
 
     def _file(self, table: dict[str, Any], name: str, value: Any) -> None:
@@ -143,8 +142,8 @@ class Module:
         if param is not None and not isinstance(param, Parameter):
             raise TypeError(f"register_parameter: {name!r} is a {type(param).__name__}; wrap it: Parameter(tensor)")
         if param is not None and param.grad_fn is not None:
-            raise ValueError(f"register_parameter: {name!r} is the result of an op; a parameter must be a leaf. Compute "
-                             f"it in forward instead")
+            raise ValueError(f"register_parameter: {name!r} is the result of an op; a parameter must be a leaf. "
+                             f"Compute it in forward instead")
         self._file(self._parameters, name, param)
         changes.bump()
 
@@ -303,7 +302,7 @@ class Module:
         return self
 
     def _apply(self: Self, convert: Callable[[Tensor], Tensor]) -> Self:
-        """Replace the data of all parameters (and their gradients) and all buffers; a Parameter stays the same object."""
+        """Replace the data of all parameters, their gradients and all buffers; a Parameter stays the same object."""
         with no_grad():
             for param in self.parameters():
                 param.data = convert(param.data)

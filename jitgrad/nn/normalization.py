@@ -39,7 +39,7 @@ class _Affine(Module):
 class _BatchNorm(_Affine):
     """Each channel normalized by its statistics over the batch, or in evaluation by running averages of them.
 
-    ``running = (1 - momentum) * running + momentum * batch``; with momentum None the running ones are plain averages."""
+    ``running = (1 - momentum) * running + momentum * batch``; with momentum None they are plain averages."""
 
     ranks: tuple[int, ...]
 

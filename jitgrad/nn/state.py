@@ -1,7 +1,7 @@
 """State dicts of Modules: collecting them, and loading them without losing anything.
 
-`load` works in two passes. The first compares names and shapes over the whole tree and changes nothing; only when all of
-it fits does the second copy the values. Values may be Tensors or anything that NumPy can read.
+`load` works in two passes. The first compares names and shapes over the whole tree and changes nothing; only when all
+of it fits does the second copy the values. Values may be Tensors or anything that NumPy can read.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ def _own_places(module: Module, prefix: str) -> Iterator[_Place]:
 
 def _compare(module: Module, entries: Mapping[str, Any], expected: list[str]) -> IncompatibleKeys:
     known = set(expected)
-    return IncompatibleKeys([key for key in expected if key not in entries], [key for key in entries if key not in known])
+    missing = [key for key in expected if key not in entries]
+    return IncompatibleKeys(missing, [key for key in entries if key not in known])
 
 
 def _mismatches(entries: Mapping[str, Any], places: list[_Place]) -> list[str]:

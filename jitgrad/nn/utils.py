@@ -33,7 +33,7 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, norm
     with no_grad():
         total = get_total_norm(gradients, float(norm_type))
         if error_if_nonfinite and not math.isfinite(total.item()):
-            raise RuntimeError(f"clip_grad_norm_: the norm of the gradients is {total.item()}, so they cannot be scaled")
+            raise RuntimeError(f"clip_grad_norm_: the gradients have the norm {total.item()} and cannot be scaled")
         factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
         for gradient in gradients:
             gradient.mul_(factor.to(gradient.dtype))

@@ -1,7 +1,7 @@
 """Param groups that tell `changes` when something changes that a compiled step took for granted.
 
-Numbers (lr, betas, weight decay …) are read anew by each step, so setting one is not a change, unless it becomes zero or
-stops being so: that may add or remove a part of the update.
+Numbers (lr, betas, weight decay …) are read anew by each step, so setting one is not a change, unless it becomes zero
+or stops being so: that may add or remove a part of the update.
 """
 
 from __future__ import annotations

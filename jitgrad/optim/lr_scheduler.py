@@ -170,7 +170,7 @@ class PolynomialLR(LRScheduler):
 
 
 class CosineAnnealingLR(LRScheduler):
-    """Half a cosine from the initial rate down to `eta_min` over `T_max` epochs, and back (Loshchilov & Hutter 2017)."""
+    """Half a cosine from the initial rate to `eta_min` over `T_max` epochs, and back (Loshchilov & Hutter 2017)."""
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0, last_epoch: int = -1):
         self.T_max, self.eta_min = T_max, eta_min

@@ -76,5 +76,5 @@ class SGD(Optimizer):
             update(descend_with_dampening, [*shared, option(group, "dampening")], written, [*read, steps])
 
     def _steps_so_far(self, param: Tensor) -> Tensor:
-        """The count that dampening begins with: a buffer that is there (PyTorch saves no count) has had a first step."""
+        """Where counting begins: a buffer that is there (PyTorch saves no count) has had its first step."""
         return scalar_state(1.0 if "momentum_buffer" in self.state[param] else 0.0)(param)
