@@ -211,7 +211,7 @@ def seconds(launches, memory):
 
 
 @pytest.mark.parametrize("program", [
-    lambda x: ops.tanh(ops.mul(x, x)), softmax,
+    lambda x: ops.sigmoid(ops.mul(x, x)), softmax,
     lambda x: ops.sub(x, along_rows(ops.sum(x, axes=(1,)), x.shape))], ids=["map", "softmax", "center"])
 def test_in_place_is_as_fast_as_out_of_place(program):
     graph = build([(256, 1024)], program)
@@ -228,7 +228,7 @@ def test_in_place_is_as_fast_as_out_of_place(program):
 
 
 def test_a_transposed_operand_is_read_in_tiles():
-    n = 2048
+    n = 4096
     straight = build([(n, n), (n, n)], ops.add)
     turned = build([(n, n), (n, n)], lambda a, b: ops.add(a, ops.permute(b, axes=(1, 0))))
     times = []
@@ -236,7 +236,7 @@ def test_a_transposed_operand_is_read_in_tiles():
         (node,) = fuse(graph).nodes
         memory = [*inputs_of(graph), garbage(np.dtype(np.float32), (n, n))]
         times.append(seconds(lower_node(node).launches, memory))
-    assert times[1] < 5 * times[0]
+    assert times[1] < 5 * times[0]      # one naive loop: more than 20 times
 
 
 # ---- foreach -------------------------------------------------------------------------------------------------------

@@ -89,17 +89,18 @@ def _output_buffer(body: Graph, position: int, shared: Sequence[tuple[int, int]]
 
 def accesses(region: Region) -> list[tuple[Place, ...]]:
     """For every place that memory or an element number is computed from: runs of loops, each contiguous."""
-    found = [_runs(region.axes, index) for v in region.body.inputs for index in region.demands.of.get(v, [])]
-    found += [_runs(region.axes, index) for _, index, _ in region.outputs]
+    found = [runs_of(region.axes, index) for v in region.body.inputs for index in region.demands.of.get(v, [])]
+    found += [runs_of(region.axes, index) for _, index, _ in region.outputs]
     for node in region.body.nodes:
         if node.op.kind == "source":
             for index in region.demands.of.get(node.output, []):
                 found.append(tuple([region.axes.resolve(atoms_of(dim)) for dim in index])
-                             if node.op.name == "iota" else _runs(region.axes, index))
+                             if node.op.name == "iota" else runs_of(region.axes, index))
     return found
 
 
-def _runs(axes: Axes, index: Index) -> tuple[Place, ...]:
+def runs_of(axes: Axes, index: Index) -> tuple[Place, ...]:
+    """Runs of loops that are contiguous in an array read at `index`."""
     if is_plain(index):
         return (axes.flat(index),)
     return tuple([axes.resolve(dim.atoms if isinstance(dim, Strided) else dim) for dim in index])

@@ -6,6 +6,7 @@ in: groups of atoms, outermost first. What comes out: loops opened in a `Writer`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,9 +44,7 @@ def make_space(writer: Writer, groups: Sequence[Place]) -> Space:
         return Space((), None, 1, 1)
     inner = writer.axis(groups[-1], "j")
     outer = outer_axes(writer, groups[:-1])
-    rows = 1
-    for group in groups[:-1]:
-        rows *= writer.axes.size(group)
+    rows = math.prod([writer.axes.size(group) for group in groups[:-1]])
     return Space(outer, inner, rows, writer.axes.size(inner.atoms))
 
 
@@ -80,6 +79,32 @@ def _open_part(writer: Writer, inner: Axis, part: str, block: str) -> None:
     writer.know(inner)
 
 
+TILE = 32, 128
+"""Rows and columns of a tile: small enough that the cache lines of a transposed operand stay until they are used up."""
+
+
+def open_tiles(writer: Writer, groups: Sequence[Place], turned: int) -> int:
+    """Loops over strips of tiles of loop number `turned` and the innermost one; the number of items. An item is one
+    strip."""
+    height, width = TILE
+    inner, across = writer.axis(groups[-1], "j"), writer.axis(groups[turned], "t")
+    rest = [group for k, group in enumerate(groups[:-1]) if k != turned]
+    count = -(-writer.axes.size(across.atoms) // height)
+    strips = writer.size("strips", count)
+    outer = outer_axes(writer, rest)
+    if outer:
+        _spread(writer, outer, f"item // {strips}")
+        for axis in outer:
+            writer.know(axis)
+    writer.let("t0", f"item % {strips} * {height}")
+    writer.open("tile", "0", f"({inner.size} + {width - 1}) // {width}")
+    writer.open(across.name, "t0", f"min({across.size}, t0 + {height})")
+    writer.know(across)
+    writer.open(inner.name, f"tile * {width}", f"min({inner.size}, tile * {width} + {width})")
+    writer.know(inner)
+    return count * math.prod([writer.axes.size(group) for group in rest])
+
+
 def open_rows(writer: Writer, outer: Sequence[Axis], group: str, rows_per_item: int) -> None:
     """One loop over the rows of group number `group`; inside of it the variables of all `outer` axes are known."""
     per_item = writer.size("rows", rows_per_item)
@@ -95,7 +120,7 @@ def open_rows(writer: Writer, outer: Sequence[Axis], group: str, rows_per_item: 
 
 def _spread(writer: Writer, outer: Sequence[Axis], row: str) -> None:
     """The variables of all axes from the number of the row."""
-    rest = row
+    rest = f"({row})" if " " in row else row
     for k, axis in reversed(list(enumerate(outer))):
         if k == 0:
             writer.let(axis.name, rest)

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from jitgrad.codegen.emit_cpu import emit
 from jitgrad.codegen.kernel import Launch
-from jitgrad.codegen.region import Region, accesses, collapse
-from jitgrad.codegen.space import make_space, open_block, open_items
+from jitgrad.codegen.region import Place, Region, accesses, collapse
+from jitgrad.codegen.space import make_space, open_block, open_items, open_tiles
 from jitgrad.codegen.writer import Writer
 from jitgrad.ir.graph import Graph
 
@@ -28,13 +28,30 @@ def kernel_name(body: Graph) -> str:
 
 
 def lower_map(region: Region) -> list[Launch]:
-    """Items are blocks of elements."""
+    """Items are blocks of elements; strips of tiles where an operand is transposed."""
+    runs = accesses(region)
+    groups = collapse(region.order(), runs)
+    turned = turned_group(groups, runs)
     writer = region.writer()
-    space = make_space(writer, collapse(region.order(), accesses(region)))
     open_items(writer)
-    open_block(writer, space)
+    if turned is None:
+        space = make_space(writer, groups)
+        open_block(writer, space)
+        items = space.items
+    else:
+        items = open_tiles(writer, groups, turned)
     store_outputs(writer, region, range(len(region.outputs)))
-    return [finish(writer, region, space.items)]
+    return [finish(writer, region, items)]
+
+
+def turned_group(groups: list[Place], runs: list[tuple[Place, ...]]) -> int | None:
+    """The number of a loop, not the innermost, along which some operand lies in memory; None when there is none."""
+    for access in runs:
+        last = next((run[-1] for run in reversed(access) if run), None)
+        for k, group in enumerate(groups[:-1]):
+            if last in group and any(a in run for run in access for a in groups[-1]):
+                return k
+    return None
 
 
 def store_outputs(writer: Writer, region: Region, which: Iterable[int]) -> None:
