@@ -129,7 +129,7 @@ def _read_header(file: BinaryIO, what: str) -> dict[str, Any]:
     start = file.read(8)
     if start[:2] in (b"PK", b"\x80\x02"):
         raise complain(FileFormatError, "load", f"{what} is a zip or pickle file, as torch.save writes; loading "
-                       f"one could run any code", fix="Write it with safetensors.torch.save_file(state_dict, path) instead")
+                       f"one could run any code", fix="Write it with safetensors.torch.save_file instead")
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else _LONGEST_HEADER + 1
     if length > _LONGEST_HEADER:
         raise _damaged(what, "it does not begin with the length of a header")

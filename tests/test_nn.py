@@ -324,7 +324,8 @@ LAYERS = [
     ("Conv2d(2, 3, 3, padding=1, padding_mode='replicate')", [(1, 2, 6, 5)]), ("Conv2d(3, 4, 3)", [(3, 8, 7)]),
     ("MaxPool1d(3, 2)", [(2, 3, 9)]), ("MaxPool2d(2)", [(2, 3, 6, 7)]), ("MaxPool2d(3, 2, 1)", [(2, 3, 7, 8)]),
     ("MaxPool2d(3, 2, ceil_mode=True)", [(2, 3, 8, 8)]), ("AvgPool1d(2)", [(2, 3, 8)]),
-    ("AvgPool2d(2)", [(2, 3, 6, 6)]), ("AvgPool2d(3, 2, 1, count_include_pad=False)", [(2, 3, 7, 7)]), ("AdaptiveAvgPool2d(1)", [(2, 3, 5, 6)]),
+    ("AvgPool2d(2)", [(2, 3, 6, 6)]), ("AvgPool2d(3, 2, 1, count_include_pad=False)", [(2, 3, 7, 7)]),
+    ("AdaptiveAvgPool2d(1)", [(2, 3, 5, 6)]),
     ("AdaptiveAvgPool2d((2, 3))", [(2, 3, 5, 7)]),
     ("BatchNorm1d(4)", [(6, 4)]), ("BatchNorm1d(4, affine=False)", [(3, 4, 5)]), ("BatchNorm2d(3)", [(4, 3, 5, 5)]),
     ("BatchNorm2d(3, momentum=None)", [(4, 3, 2, 2)]), ("BatchNorm2d(3, track_running_stats=False)", [(4, 3, 2, 2)]),
@@ -394,7 +395,8 @@ PAIR = [(4, 5), (4, 5)]
 LOSSES = [("MSELoss", {}), ("L1Loss", {}), ("SmoothL1Loss", {"beta": 0.5}), ("HuberLoss", {"delta": 0.7}),
           ("BCEWithLogitsLoss", {}), ("BCELoss", {}), ("KLDivLoss", {}), ("KLDivLoss", {"log_target": True}),
           ("CrossEntropyLoss", {}), ("CrossEntropyLoss", {"label_smoothing": 0.1}),
-          ("CrossEntropyLoss", {"ignore_index": 2}), ("CrossEntropyLoss", {"weight": [1.0, 2.0, 0.5, 1.0, 3.0]}), ("NLLLoss", {}),
+          ("CrossEntropyLoss", {"ignore_index": 2}), ("CrossEntropyLoss", {"weight": [1.0, 2.0, 0.5, 1.0, 3.0]}),
+          ("NLLLoss", {}),
           ("NLLLoss", {"ignore_index": 1}), ("BCEWithLogitsLoss", {"pos_weight": [1.0, 2.0, 0.5, 1.0, 3.0]})]
 
 
