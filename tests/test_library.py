@@ -1,19 +1,15 @@
 """Hand-written kernels against the NumPy reference of their op: natively, as plain Python, and in place."""
 
-from functools import cache
-
 import numpy as np
 import pytest
+from kernel_runner import run_as_python, run_natively
 
 from jitgrad import ops
 from jitgrad.codegen import library
 from jitgrad.codegen.call import IN_PLACE
 from jitgrad.codegen.kernel import Buffer
-from jitgrad.codegen.native import compile_source
-from jitgrad.codegen.plain import run_plain
 from jitgrad.dtypes import from_numpy
 from jitgrad.ir.types import TensorType
-from jitgrad.runtime import native
 
 RANDOM = np.random.default_rng(0)
 
@@ -97,25 +93,8 @@ def run(lowered, memory, execute):
     for entry in lowered.launches:
         args = [memory[a.index] if isinstance(a, Buffer) else a for a in entry.arguments]
         middle = entry.items // 2
-        failures += [execute(entry, args, middle, entry.items), execute(entry, args, 0, middle)]
+        failures += [execute(entry.source, entry.name, args, *span) for span in ((middle, entry.items), (0, middle))]
     return [f for f in failures if f]
-
-
-def run_as_python(entry, args, begin, end):
-    return run_plain(entry.source, entry.name, args, begin, end)
-
-
-@cache
-def compiled(source, name):
-    return native.function(native.load(compile_source(source, name), name))
-
-
-def run_natively(entry, args, begin, end):
-    context = np.zeros(8, np.int64)
-    addresses = [a.ctypes.data if isinstance(a, np.ndarray) else a for a in args]
-    block = np.array([context.ctypes.data, *addresses], np.int64)
-    compiled(entry.source, entry.name)(block.ctypes.data, begin, end, 0)
-    return tuple(context[:3]) if context[0] else None
 
 
 def check(name, inputs, attrs, execute):

@@ -32,7 +32,7 @@ EXPONENT = 0x7FF0000000000000                  # the bit pattern of infinity
 def sign(x: Scalar) -> Scalar:
     """-1, 0 or 1; NaN for NaN."""
     zero = like(x, 0)
-    return select(x > zero, like(x, 1), select(x < zero, like(x, -1), x))
+    return select(x > zero, like(x, 1), select(x < zero, like(x, -1), select(x != x, x, zero)))
 
 
 @scalar
@@ -108,7 +108,8 @@ def shift_left(x: Scalar, y: Scalar) -> Scalar:
 def shift_right(x: Scalar, y: Scalar) -> Scalar:
     """floor(x / 2**y); 0 or -1 for y negative or beyond the width."""
     inside = (y >= like(y, 0)) & (y < bit_width(y))
-    return like(x, x >> select(inside, y, bit_width(y) - like(y, 1)))
+    beyond = select(x < like(x, 0), like(x, -1), like(x, 0))
+    return select(inside, like(x, x >> select(inside, y, like(y, 0))), beyond)
 
 
 # --- division of integers -----------------------------------------------------------------------------------------
@@ -159,14 +160,14 @@ def pow_whole(x: Scalar, y: Scalar) -> Scalar:
 
 @scalar
 def fmod_f64(x: Scalar, y: Scalar) -> Scalar:
-    """x - y * trunc(x / y), exactly: long division of the mantissas, eleven bits at a time."""
+    """x - y * trunc(x / y), exactly: long division of the mantissas, ten bits at a time."""
     a, b = bits(abs(x)), bits(abs(y))
     broken = (a >= i64(EXPONENT)) | (b > i64(EXPONENT)) | (b == i64(0))
     a_exponent, b_exponent = exponent_field(a), exponent_field(b)
     divisor = select(broken, i64(1), mantissa(b))
     rest, places = i64(mantissa(a) % divisor), i64(a_exponent - b_exponent)
     while places > i64(0):
-        step = select(places < i64(11), places, i64(11))
+        step = select(places < i64(10), places, i64(10))
         rest, places = i64(i64(rest << step) % divisor), i64(places - step)
     r = select(a < b, x, copysign(scale(f64(rest), i64(b_exponent - i64(1075))), x))
     return select(broken, f64(NAN), r)
@@ -187,42 +188,32 @@ def mantissa(pattern: Scalar) -> Scalar:
 
 
 @scalar
-def remainder_f64(x: Scalar, y: Scalar) -> Scalar:
-    """x - y * floor(x / y): fmod, moved to the sign of y."""
-    r = fmod_f64(x, y)
-    wrong = (r != f64(0.0)) & ((r < f64(0.0)) != (y < f64(0.0)))
-    return select(wrong, r + y, select(r == f64(0.0), copysign(r, y), r))
-
-
-@scalar
-def floor_divide_f64(x: Scalar, y: Scalar) -> Scalar:
-    """floor(x / y) of the exact quotient, as Python and NumPy have it; x / y for y = 0."""
-    r = fmod_f64(x, y)
-    wrong = (r != f64(0.0)) & ((r < f64(0.0)) != (y < f64(0.0)))
-    q = (x - r) / y - select(wrong, f64(1.0), f64(0.0))
-    whole = floor(q)
-    whole = select(q - whole > f64(0.5), whole + f64(1.0), whole)
-    return select(y == f64(0.0), x / y, select(q == f64(0.0), copysign(f64(0.0), x / y), whole))
-
-
-@scalar
 def fmod_f32(x: Scalar, y: Scalar) -> Scalar:
     return f32(fmod_f64(f64(x), f64(y)))
 
 
-@scalar
-def remainder_f32(x: Scalar, y: Scalar) -> Scalar:
-    r = fmod_f32(x, y)
-    wrong = (r != f32(0.0)) & ((r < f32(0.0)) != (y < f32(0.0)))
-    return select(wrong, r + y, select(r == f32(0.0), copysign(r, y), r))
-
-
-@scalar
-def floor_divide_f32(x: Scalar, y: Scalar) -> Scalar:
-    return f32(floor_divide_f64(f64(x), f64(y)))
-
-
 fmod = by_type("fmod", fmod_f32, fmod_f64, fmod_whole)
-remainder = by_type("remainder", remainder_f32, remainder_f64, remainder_whole)
-floor_divide = by_type("floor_divide", floor_divide_f32, floor_divide_f64, floor_divide_whole)
+
+
+@scalar
+def remainder_float(x: Scalar, y: Scalar) -> Scalar:
+    """x - y * floor(x / y): fmod, moved to the sign of y."""
+    r, zero = fmod(x, y), like(x, 0.0)
+    wrong = (r != zero) & ((r < zero) != (y < zero))
+    return select(wrong, r + y, select(r == zero, copysign(r, y), r))
+
+
+@scalar
+def floor_divide_float(x: Scalar, y: Scalar) -> Scalar:
+    """floor(x / y), in the steps of Python, NumPy and PyTorch, so that roundings fall alike; x / y for y = 0."""
+    r, zero = fmod(x, y), like(x, 0.0)
+    wrong = (r != zero) & ((r < zero) != (y < zero))
+    q = (x - r) / y - select(wrong, like(x, 1.0), zero)
+    whole = floor(q)
+    whole = select(q - whole > like(x, 0.5), whole + like(x, 1.0), whole)
+    return select(y == zero, x / y, select(q == zero, copysign(zero, x / y), whole))
+
+
+remainder = by_type("remainder", remainder_float, remainder_float, remainder_whole)
+floor_divide = by_type("floor_divide", floor_divide_float, floor_divide_float, floor_divide_whole)
 pow = by_type("pow", pow_f32, pow_f64, pow_whole)

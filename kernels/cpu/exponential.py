@@ -104,7 +104,7 @@ def expm1_f32(x: Scalar) -> Scalar:
     r = multiply_add(n, f32(-LN2_LOW_SINGLE), multiply_add(n, f32(-LN2_HIGH_SINGLE), t))
     y = multiply_add(r * r, horner(r, EXP_SINGLE), r)
     half = power_of_two(i32(to_int(n) - i32(1)))
-    return select(x == f32(0.0), x, select(x != x, x, f32(2.0) * multiply_add(half, y, half - f32(0.5))))
+    return select(abs(x) < f32(1e-20), x, select(x != x, x, f32(2.0) * multiply_add(half, y, half - f32(0.5))))
 
 
 @scalar
@@ -114,7 +114,7 @@ def expm1_f64(x: Scalar) -> Scalar:
     r = multiply_add(n, f64(-LN2_LOW_DOUBLE), multiply_add(n, f64(-LN2_HIGH_DOUBLE), t))
     y = multiply_add(r * r, horner(r, EXP_DOUBLE), r)
     half = power_of_two(i64(to_int(n) - i64(1)))
-    return select(x == f64(0.0), x, select(x != x, x, f64(2.0) * multiply_add(half, y, half - f64(0.5))))
+    return select(abs(x) < f64(1e-30), x, select(x != x, x, f64(2.0) * multiply_add(half, y, half - f64(0.5))))
 
 
 exp = by_type("exp", exp_f32, exp_f64)

@@ -6,7 +6,7 @@ Near zero the first two are polynomials, elsewhere they come from exp; the inver
 from __future__ import annotations
 
 from jitgrad.kernels.cpu.exponential import exp_f32, exp_f64, exp_scaled_f64
-from jitgrad.kernels.cpu.logarithmic import log1p_f64, log_f64
+from jitgrad.kernels.cpu.logarithmic import NAN, log1p_f64, log_f64
 from jitgrad.kernels.cpu.scalar import (
     Scalar,
     abs,
@@ -39,7 +39,7 @@ def tanh_f32(x: Scalar) -> Scalar:
     z = x * x
     near = multiply_add(x * z, horner(z, TANH_SINGLE), x)
     far = f32(1.0) - f32(2.0) / (exp_f32(f32(2.0) * t) + f32(1.0))
-    return select(t < f32(0.625), near, select(x != x, x, copysign(far, x)))
+    return select(x != x, x, copysign(select(t < f32(0.625), near, far), x))
 
 
 @scalar
@@ -48,7 +48,7 @@ def tanh_f64(x: Scalar) -> Scalar:
     z = x * x
     near = multiply_add(x * z, horner(z, TANH_DOUBLE), x)
     far = f64(1.0) - f64(2.0) / (exp_f64(f64(2.0) * t) + f64(1.0))
-    return select(t < f64(0.625), near, select(x != x, x, copysign(far, x)))
+    return select(x != x, x, copysign(select(t < f64(0.625), near, far), x))
 
 
 @scalar
@@ -79,7 +79,8 @@ def asinh_f64(x: Scalar) -> Scalar:
 def acosh_f64(x: Scalar) -> Scalar:
     t = select(x < f64(1e8), x, f64(1e8)) - f64(1.0)
     near = log1p_f64(t + sqrt(f64(2.0) * t + t * t))
-    return select(x >= f64(1e8), log_f64(x) + f64(0.6931471805599453), select(x != x, x, near))
+    y = select(x >= f64(1e8), log_f64(x) + f64(0.6931471805599453), near)
+    return select(x >= f64(1.0), y, f64(NAN))
 
 
 @scalar

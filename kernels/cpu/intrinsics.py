@@ -109,7 +109,7 @@ def advance(typing: Any, base: types.Type, count: types.Type) -> Any:
     return base(base, types.unliteral(count)), codegen
 
 
-def _tag_scope(builder: ir.IRBuilder, instruction: Any, operand: int, count: int) -> None:
+def tag_scope(builder: ir.IRBuilder, instruction: Any, operand: int, count: int) -> None:
     """Say that `instruction` touches memory of this operand and of none of the `count` - 1 others."""
     module = builder.module
     domain = module.add_metadata(["jitgrad.domain"])
@@ -130,7 +130,7 @@ def load(typing: Any, p: types.Type, index: types.Type, operand: types.Type, cou
         position = context.cast(builder, arguments[1], signature.args[1], types.int64)
         raw = builder.load(builder.gep(arguments[0], [position]))
         raw.align = context.get_abi_sizeof(raw.type)
-        _tag_scope(builder, raw, signature.args[2].literal_value, signature.args[3].literal_value)
+        tag_scope(builder, raw, signature.args[2].literal_value, signature.args[3].literal_value)
         if element == BF16:
             return _bfloat_to_float(builder, raw)
         if element == F16:
@@ -158,7 +158,7 @@ def store(typing: Any, p: types.Type, index: types.Type, value: types.Type, oper
             raw = context.data_model_manager[element].as_data(builder, number)
         written = builder.store(raw, builder.gep(arguments[0], [position]))
         written.align = context.get_abi_sizeof(raw.type)
-        _tag_scope(builder, written, signature.args[3].literal_value, signature.args[4].literal_value)
+        tag_scope(builder, written, signature.args[3].literal_value, signature.args[4].literal_value)
         return context.get_dummy_value()
 
     return types.void(p, types.unliteral(index), types.unliteral(value), operand, count), codegen

@@ -13,15 +13,18 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from jitgrad.kernels.cpu import math, scalar
-from jitgrad.kernels.cpu.frontend import lower_function
 from llvmlite import ir
 from numba.core import types
 from numba.core.compiler import CompileResult
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import lower_builtin, type_callable
 
+from jitgrad.kernels.cpu import math, scalar
+from jitgrad.kernels.cpu.frontend import lower_function
+from jitgrad.kernels.cpu.intrinsics import tag_scope
+
 CONTRACT = ("contract",)
+NO_OPERAND = 64                                 # the table of 2/pi counts as an operand that no kernel has
 
 Emit = Callable[[Any, ir.IRBuilder, Any, Any], ir.Value]
 
@@ -119,7 +122,9 @@ def _two_over_pi(context: Any, builder: ir.IRBuilder, signature: Any, values: An
         table = ir.GlobalVariable(builder.module, kind, "jitgrad.two_over_pi")
         table.global_constant, table.linkage = True, "internal"
         table.initializer = ir.Constant(kind, [float(c) for c in scalar.TWO_OVER_PI])
-    return builder.load(builder.gep(table, [ir.Constant(ir.IntType(64), 0), values[0]], inbounds=True))
+    piece = builder.load(builder.gep(table, [ir.Constant(ir.IntType(64), 0), values[0]], inbounds=True))
+    tag_scope(builder, piece, NO_OPERAND, NO_OPERAND + 1)
+    return piece
 
 
 def _abs(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:

@@ -105,7 +105,8 @@ def erfc_far(t: Scalar) -> Scalar:
     y = above / below
     p, e = two_product(y, below)
     y_low = ((above - p) - e + above_low) / below
-    return scale(power * y + (power * y_low + power_low * y), n)
+    product, product_low = two_product(power, y)
+    return scale(product + (product_low + power * y_low + power_low * y), n)
 
 
 @scalar
@@ -217,8 +218,8 @@ def erfinv_f64(x: Scalar) -> Scalar:
     close = select(center, f64(ERFINV_CENTER_LAST), f64(ERFINV_NEAR_LAST))
     last = select(near, close, select(middle, f64(ERFINV_MIDDLE_LAST), f64(ERFINV_FAR_LAST)))
     slope, slope_low = sum_ordered(last, tail)
-    y = x * slope + x * slope_low
-    return select(abs(x) == f64(1.0), x * f64(INFINITY), y)
+    y, y_low = two_product(x, slope)
+    return select(abs(x) == f64(1.0), x * f64(INFINITY), y + (y_low + x * slope_low))
 
 
 @scalar

@@ -52,22 +52,35 @@ ASIN_DOUBLE = (0.028964515529972108, -0.015148720316881723, 0.0175870063207938, 
 
 
 @scalar
+def part_of_turn(x: Scalar) -> Scalar:
+    """x modulo 4, in -2 … 2, exactly."""
+    return x - f64(4.0) * round(f64(0.25) * x)
+
+
+@scalar
+def add_places(total: Scalar, lost: Scalar, high: Scalar, low: Scalar, places: Scalar) -> tuple[Scalar, Scalar]:
+    """total + lost + (high + low) * places, modulo 4, as such a pair again."""
+    total, high_error = two_sum(total, part_of_turn(high * places))
+    total, low_error = two_sum(total, part_of_turn(low * places))
+    return total, lost + (high_error + low_error)
+
+
+@scalar
 def reduce_quadrant(x: Scalar) -> tuple[Scalar, Scalar, Scalar]:
     """x = n * pi/2 + r + s with |r| <= pi/4 and s the rounding error of r, for any finite float64; gives (r, s, n
     modulo 4 as int64). M. Payne and R. Hanek, *Radian reduction for trigonometric functions* (1983): x is multiplied
     by those places of 2/pi that are not whole turns of it."""
     exponent = i64(i64(bits(x) >> i64(52)) & i64(0x7FF))
-    first = select(exponent >= i64(1103), i64(i64(exponent - i64(1077)) // i64(26)), i64(0))
+    first = select(exponent >= i64(1103), i64(i64(i64(exponent - i64(1077)) * i64(2521)) >> i64(16)), i64(0))
     scaled = x * power_of_two(i64(i64(-26) * first)) * f64(2.0 ** -26)
     high, low = split(scaled)
-    total, lost, weight = f64(0.0), f64(0.0), f64(1.0)
-    for k in range(5):
-        places = weight * two_over_pi(i64(first + i64(k)))
-        total, high_error = two_sum(total, part_of_turn(high * places))
-        total, low_error = two_sum(total, part_of_turn(low * places))
-        lost, weight = lost + (high_error + low_error), weight * f64(2.0 ** -26)
-    for k in range(5, 7):
-        lost, weight = lost + scaled * (weight * two_over_pi(i64(first + i64(k)))), weight * f64(2.0 ** -26)
+    total, lost = add_places(f64(0.0), f64(0.0), high, low, two_over_pi(first))
+    total, lost = add_places(total, lost, high, low, two_over_pi(i64(first + i64(1))) * f64(2.0 ** -26))
+    total, lost = add_places(total, lost, high, low, two_over_pi(i64(first + i64(2))) * f64(2.0 ** -52))
+    total, lost = add_places(total, lost, high, low, two_over_pi(i64(first + i64(3))) * f64(2.0 ** -78))
+    total, lost = add_places(total, lost, high, low, two_over_pi(i64(first + i64(4))) * f64(2.0 ** -104))
+    lost = lost + scaled * (two_over_pi(i64(first + i64(5))) * f64(2.0 ** -130))
+    lost = lost + scaled * (two_over_pi(i64(first + i64(6))) * f64(2.0 ** -156))
     n = round(total)
     turn, rest = two_sum(total - n, lost)
     r, error = two_product(turn, f64(HALF_PI_HIGH))
@@ -80,12 +93,6 @@ def by_size(t: Scalar, near: float, far: float, farther: float, farthest: float)
     """One of four constants: for t below 2**53, 2**81, 2**109, and above."""
     close = select(t < f64(2.0 ** 53), f64(near), f64(far))
     return select(t < f64(2.0 ** 81), close, select(t < f64(2.0 ** 109), f64(farther), f64(farthest)))
-
-
-@scalar
-def part_of_turn(x: Scalar) -> Scalar:
-    """x modulo 4, in -2 … 2, exactly."""
-    return x - f64(4.0) * round(f64(0.25) * x)
 
 
 @scalar
@@ -169,7 +176,7 @@ def sin_f32(x: Scalar) -> Scalar:
     r, n = reduce_quadrant_wide(f64(x))
     sine, cosine = sin_cos_wide(r)
     y = f32(select((n & i64(1)) != i64(0), cosine, sine))
-    return select((n & i64(2)) != i64(0), -y, y)
+    return select(x == f32(0.0), x, select((n & i64(2)) != i64(0), -y, y))
 
 
 @scalar
@@ -185,7 +192,7 @@ def tan_f32(x: Scalar) -> Scalar:
     r, n = reduce_quadrant_wide(f64(x))
     sine, cosine = sin_cos_wide(r)
     odd = (n & i64(1)) != i64(0)
-    return f32(select(odd, -cosine, sine) / select(odd, sine, cosine))
+    return select(x == f32(0.0), x, f32(select(odd, -cosine, sine) / select(odd, sine, cosine)))
 
 
 @scalar
