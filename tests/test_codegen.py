@@ -1,4 +1,4 @@
-"""Generated kernels: results as plain Python and natively, vectorization, memory shared in place, text without sizes."""
+"""Generated kernels: results as plain Python and natively, vectors, memory shared in place, text without sizes."""
 
 import re
 import time

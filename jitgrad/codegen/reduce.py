@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 from jitgrad.codegen.kernel import Buffer, Launch
 from jitgrad.codegen.region import BLOCK, Place, Region, accesses, collapse
@@ -45,7 +46,7 @@ def _join_free_loops(region: Region) -> None:
     for place in list(region.demands.places):
         free = tuple([a for a in region.axes.resolve(place) if a not in kept and a not in reduced])
         if free:
-            region.demands.try_unify(lambda free=free: region.axes.unify_atoms(reduced, free))  # type: ignore[misc]
+            region.demands.try_unify(partial(region.axes.unify_atoms, reduced, free))
             reduced = region.axes.resolve(reduced)
 
 
@@ -131,7 +132,7 @@ def accumulate(writer: Writer, region: Region, node: Node, names: tuple[str, ...
     if is_position(node):
         axis = index[node.attrs["axis"]]
         assert isinstance(axis, tuple)
-        writer.accumulate_position(node, *names, value, writer.position(axis))
+        writer.accumulate_position(node, names, value, writer.position(axis))
     else:
         writer.accumulate(node, names[0], value)
 

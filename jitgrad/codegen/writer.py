@@ -58,6 +58,7 @@ class Writer:
         self.sizes: dict[str, int] = {}
         self.levels = [Level([])]
         self.loops: dict[int, Axis] = {}            # first atom of each loop known here -> the loop
+        self.places: dict[Index, object] = {}       # indices, resolved
         self.counter = itertools.count()
         self.pending: list[tuple[Buffer, str, str]] = []
 
@@ -165,8 +166,13 @@ class Writer:
     # ---- values
 
     def key(self, value: Value, index: Index) -> object:
-        return value, tuple([self.axes.resolve(atoms_of(dim)) if not isinstance(dim, Strided)
-                             else (self.axes.resolve(dim.atoms), dim.start, dim.step) for dim in index])
+        """What a value at an index is known by. Loops do not change any more, so indices are resolved once."""
+        place = self.places.get(index)
+        if place is None:
+            place = self.places[index] = tuple([
+                (self.axes.resolve(dim.atoms), dim.start, dim.step) if isinstance(dim, Strided)
+                else self.axes.resolve(dim) for dim in index])
+        return value, place
 
     def find(self, key: object) -> tuple[str, int] | None:
         for k in range(len(self.levels) - 1, -1, -1):
@@ -182,16 +188,17 @@ class Writer:
         """The name of `value` at `index`, computed where it is not known yet."""
         stack = [(value, index)]
         while stack:
-            value_, index_ = stack[-1]
-            if self.find(self.key(value_, index_)):
+            wanted = stack[-1]
+            if self.find(self.key(*wanted)):
                 stack.pop()
                 continue
-            missing = [(v, i) for v, i in self._needs(value_, index_) if not self.find(self.key(v, i))]
-            if missing:
-                stack.extend(missing)
-            else:
-                self._compute(value_, index_)
+            needs = self._needs(*wanted)
+            known = [self.find(self.key(*need)) for need in needs]
+            if all(known):
+                self._compute(*wanted, [found for found in known if found])
                 stack.pop()
+            else:
+                stack.extend([need for need, found in zip(needs, known, strict=True) if not found])
         found = self.find(self.key(value, index))
         assert found is not None
         return found[0]
@@ -207,11 +214,11 @@ class Writer:
         assert node.op.kind != "reduction", f"{node.op.name} is read before its loop has run"
         return [(v, index if v.shape else ()) for v in node.inputs]
 
-    def _compute(self, value: Value, index: Index) -> None:
+    def _compute(self, value: Value, index: Index, operands: list[tuple[str, int]]) -> None:
+        """Add the statement of `value`; `operands` are the names and levels of what its node reads."""
         node = self.producers.get(value)
-        needs = [self.find(self.key(v, i)) for v, i in self._needs(value, index)]
-        names = [found[0] for found in needs if found]
-        level = max([found[1] for found in needs if found], default=0)
+        names = [name for name, _ in operands]
+        level = max([level for _, level in operands], default=0)
         if node is None:
             name, level = self._load(value, index)
         elif node.op.kind == "movement":
@@ -293,8 +300,9 @@ class Writer:
         self.emit(Let(place, dtypes.int64, "0"))
         return best, place
 
-    def accumulate_position(self, node: Node, best: str, place: str, value: str, position: str) -> None:
+    def accumulate_position(self, node: Node, names: tuple[str, ...], value: str, position: str) -> None:
         """A value that is not beyond `best` changes nothing, so the first of equals stays; nan is beyond all."""
+        best, place = names
         relation = "<=" if node.op.name == "argmax" else ">="
         better = self.fresh("better")
         self.emit(Let(better, dtypes.bool_, f"{best} == {best} and not {value} {relation} {best}"))

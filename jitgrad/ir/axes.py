@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from jitgrad.ir.graph import Node, Value
@@ -250,7 +251,7 @@ class Demands:
         """Record that `value` is read at `index`; True when it was not read there yet."""
         known = self.of.setdefault(value, [])
         for other in known:
-            if self.axes.same(other, index) or self.try_unify(lambda o=other: self.axes.unify(o, index), index):
+            if self.axes.same(other, index) or self.try_unify(partial(self.axes.unify, other, index), index):
                 return False
         known.append(index)
         self._occupy(index)

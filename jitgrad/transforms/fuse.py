@@ -1,8 +1,8 @@
 """Graph of primitives -> Graph whose nodes are regions (one kernel each) and primitives that stay alone.
 
-The walk goes from the last node to the first. A node joins the kernel that needs its result, when the loops fit; readers
-in several kernels are merged where that is possible, cheap nodes are computed in each of them, and what remains is
-stored once and read. Movement ops are index arithmetic: every kernel follows them to what they read.
+The walk goes from the last node to the first. A node joins the kernel that needs its result, when the loops fit;
+readers in several kernels are merged where that is possible, cheap nodes are computed in each of them, and what remains
+is stored once and read. Movement ops are index arithmetic: every kernel follows them to what they read.
 
 Templates: see `jitgrad.codegen.lower`. The body of a region consists of the very nodes of the graph.
 """
@@ -296,7 +296,7 @@ def has_affine_source(node: Node) -> bool:
 
 def is_cheap(node: Node) -> bool:
     """Plain operators cost less than reading their result from memory."""
-    return node.op.kind == "source" and not node.op.effects or "{" in (node.op.spell or "")
+    return "{" in (node.op.spell or "") or (node.op.kind == "source" and not node.op.effects)
 
 
 # ---- the new graph -------------------------------------------------------------------------------------------------
@@ -330,7 +330,8 @@ def _region_node(group: Group, groups: Groups, position: dict[Node, int], result
         return members[0]
     inside = {v for node in members for v in node.outputs}
     inputs = dict.fromkeys([v for node in members for v in node.inputs if v not in inside])
-    outputs = [v for node in members for v in node.outputs if v in group.made and _is_read_outside(v, group, groups, results)]
+    outputs = [v for node in members for v in node.outputs
+               if v in group.made and _is_read_outside(v, group, groups, results)]
     body = Graph(tuple(inputs), tuple(members), tuple(outputs), group.template)
     return Node(region, body.inputs, {"body": body, "template": group.template}, body.outputs, members[-1].where)
 
