@@ -196,6 +196,12 @@ class _AlongDim(Module):
         super().__init__()
         self.dim = dim
 
+    def _dim_of(self, input: Tensor) -> int:
+        """The dimension asked for; without one PyTorch's old choice, the channels of batches and the rows of others."""
+        if self.dim is not None:
+            return self.dim
+        return 0 if len(input.shape) in (0, 1, 3) else 1
+
     def extra_repr(self) -> str:
         return f"dim={self.dim}"
 
@@ -204,21 +210,21 @@ class Softmax(_AlongDim):
     """exp(x) / sum(exp(x)) along one dimension"""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.softmax(input, self.dim)
+        return F.softmax(input, self._dim_of(input))
 
 
 class Softmin(_AlongDim):
     """softmax(-x)"""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.softmax(-input, self.dim)
+        return F.softmax(-input, self._dim_of(input))
 
 
 class LogSoftmax(_AlongDim):
     """log softmax(x) along one dimension"""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.log_softmax(input, self.dim)
+        return F.log_softmax(input, self._dim_of(input))
 
 
 class GLU(Module):

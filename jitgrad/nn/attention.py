@@ -93,11 +93,11 @@ class MultiheadAttention(Module):
 
     def _project(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.in_proj_weight is not None and q is k and k is v:             # self-attention: one matrix product
-            return tuple(F.linear(q, self.in_proj_weight, self.in_proj_bias).chunk(3, -1))  # type: ignore[return-value]
+            return tuple(F.linear(q, self.in_proj_weight, self.in_proj_bias).chunk(3, -1))
         weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight) if self.in_proj_weight is None \
             else self.in_proj_weight.chunk(3, 0)
         biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3, 0)
-        return tuple(F.linear(x, w, b) for x, w, b in zip((q, k, v), weights, biases))  # type: ignore[return-value]
+        return tuple(F.linear(x, w, b) for x, w, b in zip((q, k, v), weights, biases))
 
     def _split_heads(self, x: Tensor) -> Tensor:
         n, length, _ = x.shape
