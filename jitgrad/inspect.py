@@ -254,7 +254,7 @@ def flops(node: Node) -> int:
     inner = sum(flops(n) for _, graph in inner_graphs(node) for n in graph.nodes)
     if node.op.kind == "foreach":
         return inner * sum(v.type.size for v in node.outputs) // max(1, len(node.attrs["body"].outputs))
-    return inner + _FLOPS.get(node.op.kind, lambda n: 0)(node)
+    return inner + (_FLOPS[node.op.kind](node) if node.op.kind in _FLOPS else 0)
 
 
 def _contraction(node: Node) -> int:
@@ -262,7 +262,7 @@ def _contraction(node: Node) -> int:
     x, y = node.inputs
     if node.op.name == "matmul":
         return 2 * node.output.type.size * x.shape[-1]
-    weight = node.attrs.get("weight_shape", y.shape)
+    weight: tuple[int, ...] = node.attrs.get("weight_shape", y.shape)
     rows = {"convolution": node.output, "convolution_input_grad": x, "convolution_weight_grad": y}[node.op.name]
     return 2 * rows.type.size * math.prod(weight[1:])
 

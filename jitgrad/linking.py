@@ -7,8 +7,10 @@ Out: `LinkedStep`s, from which `plan_spec` makes the PlanSpec. Nothing is compil
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 from jitgrad.codegen import library
 from jitgrad.codegen import lower as regions
@@ -16,7 +18,7 @@ from jitgrad.codegen.call import IN_PLACE
 from jitgrad.codegen.kernel import Buffer, Function, Launch, Lowered
 from jitgrad.codegen.sharing import shareable
 from jitgrad.dtypes import int16, int32, int64, uint8
-from jitgrad.ir.graph import Graph, GraphBuilder, Node
+from jitgrad.ir.graph import Graph, GraphBuilder, Node, attrs_key
 from jitgrad.ir.types import TensorType
 from jitgrad.ops.region import region
 from jitgrad.runtime.build import kernel_key
@@ -51,15 +53,24 @@ def may_share(node: Node, output: int, operand: int) -> bool:
 
 
 def link(assignment: Assignment) -> Linked:
-    """Lower every step and place all temporary memory."""
+    """Lower every step, equal ones once, and place all temporary memory."""
     steps = []
+    known: dict[tuple[Any, ...], Lowered | None] = {}
     for position, part in enumerate(assignment.steps):
         step = copy_step(part) if isinstance(part, Copy) else part
-        lowered = lower_step(step)
+        content = step_key(step)
+        if content not in known:
+            known[content] = lower_step(step)
+        lowered = known[content]
         sizes = lowered.scratch if lowered else ()
         steps.append(LinkedStep(step, lowered, tuple([Slot("arena", 0, n, position, position) for n in sizes])))
     scratch = [slot for linked in steps for slot in linked.scratch]
     return Linked(tuple(steps), place_temporaries([*assignment.temporaries, *scratch]))
+
+
+def step_key(step: Step) -> tuple[Any, ...]:
+    """Equal for steps that are lowered alike."""
+    return step.node.op.name, tuple([v.type for v in step.node.inputs]), attrs_key(step.node.attrs), step.shared
 
 
 def lower_step(step: Step) -> Lowered | None:
@@ -88,15 +99,16 @@ def plan_spec(graph: Graph, assignment: Assignment, linked: Linked) -> PlanSpec:
     """The plan of `graph` as data."""
     entries: list[Entry] = []
     sources: dict[str, str] = {}
+    key_of = cache(kernel_key)
     for step in linked.steps:
         if step.lowered is None:
             entries.append(host_entry(step.step))
             continue
         for launch in step.lowered.launches:
             for text in kernel_texts(launch):
-                sources.setdefault(kernel_key(text), text)
-            entries.append(Entry(launch.name, kernel_key(launch.source), None, launch.items,
-                                 launch_arguments(step, launch), step.step.node.where))
+                sources.setdefault(key_of(text), text)
+            entries.append(Entry(launch.name, key_of(launch.source), None, launch.items,
+                                 launch_arguments(step, launch, key_of), step.step.node.where))
     outputs = [Output(v.type, reference(slot)) for v, slot in zip(graph.outputs, assignment.outputs, strict=True)]
     written = tuple(sorted({position for position, _ in graph.writes}))
     return PlanSpec(tuple([v.type for v in graph.inputs]), tuple(outputs), written, assignment.constants,
@@ -108,14 +120,14 @@ def kernel_texts(launch: Launch) -> list[str]:
     return [launch.source, *[a.source for a in launch.arguments if isinstance(a, Function)]]
 
 
-def launch_arguments(step: LinkedStep, launch: Launch) -> tuple[Argument, ...]:
+def launch_arguments(step: LinkedStep, launch: Launch, key_of: Callable[[str], str]) -> tuple[Argument, ...]:
     """The arguments of a launch: buffers as places (inputs, then outputs, then scratch), kernels by their keys."""
     slots: Sequence[Slot] = (*step.step.inputs, *step.step.outputs, *step.scratch)
 
     def argument(given: Buffer | Function | int) -> Argument:
         if isinstance(given, Buffer):
             return reference(slots[given.index])
-        return kernel_key(given.source) if isinstance(given, Function) else given
+        return key_of(given.source) if isinstance(given, Function) else given
 
     return tuple([argument(a) for a in launch.arguments])
 
