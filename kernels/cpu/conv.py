@@ -1,55 +1,50 @@
 """Convolutions as matrix products whose right operand is gathered from the image while it is packed (implicit GEMM).
 
 The column matrix (im2col) is never in memory: a kernel gathers one panel of it, at most as deep as a block of the
-core, into a buffer on its stack, calls the GEMM core for it, and goes on. `convolve` makes [channels, positions] of each
-image and group; with its steps turned around it is the gradient in the image too. `convolve_weight` makes the gradient
-in the weights: the panel's columns are taps, its depth are positions. Left operands arrive packed by `gemm.pack_source`.
+core, into a buffer on its stack, calls the GEMM core for it, and goes on. `convolve` makes [channels, positions] of
+each image and group; with its steps turned around it is the gradient in the image too. `convolve_weight` makes the
+gradient in the weights: the panel's columns are taps, its depth are positions. The left operands come packed, by
+`gemm.pack_source`.
 
-A position (y, x) and a tap (i, j) meet in the image at row ``(y * stride + shift + i * tap) / spread``, if that is a
-whole number inside of it, and likewise for columns; elsewhere is zero. A convolution has spread 1, shift -padding and
-tap = dilation; its gradient in the image has stride 1, shift padding, tap = -dilation, spread = the stride.
+A position (y, x) and a tap (i, j) meet in the image at row ``y * stride + shift + i * tap``, if that is inside of it,
+and likewise for columns; elsewhere is zero. A convolution has shift -padding and tap = dilation. Its gradient in the
+image is one such product for each phase, that is for positions that are equal modulo the stride: only every so many-th
+tap meets them. `interleave` puts a phase in its places.
 """
 
 from __future__ import annotations
+
+from textwrap import indent
 
 from jitgrad.kernels.cpu.gemm import element_tile, unpack
 from jitgrad.kernels.cpu.tile import DEPTH_BLOCK
 
 GEOMETRY = ("channels", "height", "width", "out_height", "out_width", "kernel_height", "kernel_width",
-            "stride_y", "stride_x", "shift_y", "shift_x", "tap_y", "tap_x", "spread_y", "spread_x")
+            "stride_y", "stride_x", "shift_y", "shift_x", "tap_y", "tap_x")
 """What both kernels know of a convolution; `channels` of one group of the image that is gathered from."""
 
-ARGUMENTS = (*GEOMETRY, "groups", "rows", "panel_rows", "panels", "blocks", "columns_per_item", "channels_per_step")
+ARGUMENTS = (*GEOMETRY, "groups", "rows", "panel_rows", "panels", "blocks", "columns_per_item", "channels_per_step",
+             "images", "images_per_item")
 """The integers of `convolve`; before them: packed weights, image, result, the core."""
 
 WEIGHT_ARGUMENTS = (*GEOMETRY, "groups", "rows", "panel_rows", "panels", "blocks", "images", "images_per_item")
 """The integers of `convolve_weight`; before them: packed gradient, image, partial results, the core."""
 
-# One run of positions in a row of the result, for one tap: `run` elements from `place` on.
-_GATHER = {
-    False: """\
-line = row >= 0 and row < height
+# Which of a run of positions, in one row of the result, meet the image at the tap's column: those from `low` to `high`,
+# the first of them in column `source` of the image. Then the tap's row: nothing there ends the run at `low`.
+_FIND_COLUMNS = """\
 left = first_x * stride_x + shift_x + j * tap_x
-for r in range(run):
-    s = left + r * stride_x
-    value = {short}(0)
-    if line and s >= 0 and s < width:
-        value = load(x, plane + row * width + s, 1, 3)
-    store({buffer}, {place} + r, value, 2, 3)
-""",
-    True: """\
-line = row >= 0 and row % spread_y == 0 and row // spread_y < height
-left = first_x * stride_x + shift_x + j * tap_x
-for r in range(run):
-    s = left + r * stride_x
-    value = {short}(0)
-    if line and s >= 0 and s % spread_x == 0 and s // spread_x < width:
-        value = load(x, plane + row // spread_y * width + s // spread_x, 1, 3)
-    store({buffer}, {place} + r, value, 2, 3)
-"""}
+low = max(0, -(left // stride_x))
+high = min(run, -((left - width) // stride_x))
+source = left + low * stride_x
+"""
+_FIND_ROW = """\
+row = y * stride_y + shift_y + i * tap_y
+stop = high if row >= 0 and row < height else low
+"""
 
 _CONVOLVE = """\
-def convolve{suffix}_{short}(args, begin, end, thread):
+def convolve_{short}(args, begin, end, thread):
     a = pointer(args, 1, {short})
     x = pointer(args, 2, {short})
     o = pointer(args, 3, {short})
@@ -61,27 +56,32 @@ def convolve{suffix}_{short}(args, begin, end, thread):
     for item in range(begin, end):
         first_column = item % blocks * columns_per_item
         last_column = min(first_column + columns_per_item, positions)
-        part = item // blocks
-        for column in range(first_column, last_column, {columns}):
-            end_column = min(column + {columns}, last_column)
-            for first_channel in range(0, channels, channels_per_step):
-                last_channel = min(first_channel + channels_per_step, channels)
-                for y in range(column // out_width, (end_column - 1) // out_width + 1):
-                    start = max(column, y * out_width)
-                    run = min(end_column, (y + 1) * out_width) - start
-                    first_x = start - y * out_width
-                    place = start - column
-                    for channel in range(first_channel, last_channel):
-                        plane = (part * channels + channel) * height * width
-                        for i in range(kernel_height):
-                            row = y * stride_y + shift_y + i * tap_y
-                            for j in range(kernel_width):
-{gather}
-                                place += {columns}
-                multiply_panel(args, 4, rows, end_column - column, (last_channel - first_channel) * taps, panel_rows,
-                               a, part % groups * panels * {packed} * depth + first_channel * taps * {packed},
-                               {packed} * depth, {packed}, panel, {columns},
-                               o, part * rows * positions + column, positions, first_channel)
+        group = item // blocks % groups
+        first_image = item // (blocks * groups) * images_per_item
+        last_image = min(first_image + images_per_item, images)
+        for first_channel in range(0, channels, channels_per_step):
+            last_channel = min(first_channel + channels_per_step, channels)
+            for image in range(first_image, last_image):
+                part = image * groups + group
+                for column in range(first_column, last_column, {columns}):
+                    end_column = min(column + {columns}, last_column)
+                    for y in range(column // out_width, (end_column - 1) // out_width + 1):
+                        start = max(column, y * out_width)
+                        run = min(end_column, (y + 1) * out_width) - start
+                        first_x = start - y * out_width
+                        for j in range(kernel_width):
+{find_columns}
+                            for i in range(kernel_height):
+{find_row}
+                                place = start - column + (i * kernel_width + j) * {columns}
+                                for channel in range(first_channel, last_channel):
+                                    plane = (part * channels + channel) * height * width
+                                    gather_run(run, low, stop, x, plane + row * width + source, stride_x, panel, place)
+                                    place += taps * {columns}
+                    multiply_panel(args, 4, rows, end_column - column, (last_channel - first_channel) * taps,
+                                   panel_rows, a, (group * panels * depth + first_channel * taps) * {packed},
+                                   {packed} * depth, {packed}, panel, {columns},
+                                   o, part * rows * positions + column, positions, first_channel)
 """
 
 _WEIGHT = """\
@@ -112,14 +112,16 @@ def convolve_weight_{short}(args, begin, end, thread):
                         start = max(first, y * out_width)
                         run = min(last, (y + 1) * out_width) - start
                         first_x = start - y * out_width
-                        row = y * stride_y + shift_y + i * tap_y
-{gather}
+                        place = (k - column) * {depth} + start - first
+{find_columns}
+{find_row}
+                        gather_run(run, low, stop, x, plane + row * width + source, stride_x, lines, place)
                 for d in range(0, last - first, {lanes}):
                     for k in range(0, end_column - column, {lanes}):
                         transpose_tile({lanes}, lines, k * {depth} + d, {depth}, panel, d * {columns} + k, {columns},
                                        {lanes})
                 multiply_panel(args, 4, rows, end_column - column, last - first, panel_rows,
-                               a, (image * groups + group) * panels * {packed} * positions + first * {packed},
+                               a, ((image * groups + group) * panels * positions + first) * {packed},
                                {packed} * positions, {packed}, panel, {columns},
                                o, part * rows * columns + column, columns, image - first_image + first)
 """
@@ -140,18 +142,40 @@ def add_parts_{short}(args, begin, end, thread):
 """
 
 
-def convolve_source(short: str, spread: bool) -> str:
-    """The text of `convolve` for ``f32`` or ``f64``; `spread`: some spread is above 1. Items: images, groups, blocks of
-    positions."""
-    return _fill(_CONVOLVE, short, ARGUMENTS, 32, spread, buffer="panel", place="place",
-                 suffix="_spread" if spread else "")
+_INTERLEAVE = """\
+def interleave_{short}(args, begin, end, thread):
+    x = pointer(args, 1, {short})
+    o = pointer(args, 2, {short})
+    phase_height = args[3]
+    phase_width = args[4]
+    height = args[5]
+    width = args[6]
+    phase_y = args[7]
+    phase_x = args[8]
+    stride_y = args[9]
+    stride_x = args[10]
+    exists = args[11]
+    for item in range(begin, end):
+        for y in range(phase_height):
+            place = (item * height + phase_y + y * stride_y) * width + phase_x
+            source = (item * phase_height + y) * phase_width
+            for i in range(phase_width):
+                value = {short}(0)
+                if exists:
+                    value = load(x, source + i, 0, 2)
+                store(o, place + i * stride_x, value, 1, 2)
+"""
+
+
+def convolve_source(short: str) -> str:
+    """The text of `convolve` for ``f32`` or ``f64``. Items: blocks of images, groups, blocks of positions."""
+    return _fill(_CONVOLVE, short, ARGUMENTS, (28, 32))
 
 
 def weight_source(short: str) -> str:
     """The text of `convolve_weight`. Items: runs of `images_per_item` images, groups, panels of taps; each run makes a
     partial result."""
-    return _fill(_WEIGHT, short, WEIGHT_ARGUMENTS, 24, False, buffer="lines",
-                 place=f"(k - column) * {DEPTH_BLOCK} + start - first")
+    return _fill(_WEIGHT, short, WEIGHT_ARGUMENTS, (24, 24))
 
 
 def add_parts_source(short: str) -> str:
@@ -159,9 +183,16 @@ def add_parts_source(short: str) -> str:
     return _ADD_PARTS.format(short=short)
 
 
-def _fill(text: str, short: str, names: tuple[str, ...], indent: int, spread: bool, **words: str) -> str:
-    """A template with the loops of its gather, the geometry of the register tile and the names of its integers."""
+def interleave_source(short: str) -> str:
+    """The text that copies a phase, [planes, phase_height, phase_width], to every so many-th row and column of
+    [planes, height, width]; zeros where it does not exist. Items: planes."""
+    return _INTERLEAVE.format(short=short)
+
+
+def _fill(text: str, short: str, names: tuple[str, ...], depths: tuple[int, int]) -> str:
+    """A template with the pieces of its gather, the geometry of the register tile and the names of its integers."""
     tile = element_tile(short)
-    lines = _GATHER[spread].format(short=short, **words).splitlines()
-    return text.format(short=short, unpack=unpack(names, 5), gather="\n".join(" " * indent + line for line in lines),
-                       columns=tile.columns, packed=tile.packed_rows, lanes=tile.lanes, depth=DEPTH_BLOCK, **words)
+    columns, row = [indent(piece, " " * depth).rstrip()
+                    for piece, depth in zip((_FIND_COLUMNS, _FIND_ROW), depths, strict=True)]
+    return text.format(short=short, unpack=unpack(names, 5), find_columns=columns, find_row=row, columns=tile.columns,
+                       packed=tile.packed_rows, lanes=tile.lanes, depth=DEPTH_BLOCK)

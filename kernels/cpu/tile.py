@@ -99,6 +99,14 @@ def transpose_tile(rows: int, x: Pointer, x_offset: int, x_row: int, o: Pointer,
             o[o_offset + j * o_row + i] = x[x_offset + min(i, rows - 1) * x_row + j]
 
 
+def gather_run(count: int, low: int, high: int, x: Pointer, x_offset: int, x_step: int, o: Pointer,
+               o_offset: int) -> None:
+    """o[o_offset + r] = x[x_offset + (r - low) * x_step] if low <= r < high else 0, for r < count."""
+    for r in range(count):
+        inside = low <= r < high
+        o[o_offset + r] = x[x_offset + (r - low) * x_step] if inside else o.memory.dtype.type(0)
+
+
 def invoke(args: Any, place: int, begin: int, end: int, thread: int) -> None:
     """Run items begin … end of the kernel whose address is ``args[place]`` (in the plain form: the function itself);
     its own arguments are those that follow."""
@@ -129,4 +137,4 @@ def panel_block(rows: Any, columns: Any, depth: Any, panel_rows: Any, a_panel: A
 
 
 NAMES: dict[str, Callable[..., Any]] = {f.__name__: f for f in (
-    multiply_tile, transpose_tile, invoke, make_panel, multiply_panel)}
+    multiply_tile, transpose_tile, gather_run, invoke, make_panel, multiply_panel)}

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import lower_builtin, type_callable
+
 from jitgrad.kernels.cpu import tile
 from jitgrad.kernels.cpu.tile import Tile
-from llvmlite import ir
-from numba.core import types
-from numba.extending import lower_builtin, type_callable
 
 I1, I8, I32, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 POINTER = I8.as_pointer()
@@ -27,6 +28,21 @@ def _constant(n: int) -> ir.Constant:
 def _declare(module: ir.Module, name: str, result: ir.Type, arguments: list[ir.Type]) -> ir.Function:
     found = module.globals.get(name)
     return found if found is not None else ir.Function(module, ir.FunctionType(result, arguments), name)
+
+
+def _suffix(element: ir.Type, lanes: int) -> str:
+    """How the name of a vector intrinsic ends."""
+    return f"v{lanes}{'f32' if element == ir.FloatType() else 'f64'}"
+
+
+def _masked_load(module: ir.Module, vector: ir.VectorType) -> ir.Function:
+    return _declare(module, f"llvm.masked.load.{_suffix(vector.element, vector.count)}.p0", vector,
+                    [POINTER, I32, ir.VectorType(I1, vector.count), vector])
+
+
+def _masked_store(module: ir.Module, vector: ir.VectorType) -> ir.Function:
+    return _declare(module, f"llvm.masked.store.{_suffix(vector.element, vector.count)}.p0", ir.VoidType(),
+                    [vector, POINTER, I32, ir.VectorType(I1, vector.count)])
 
 
 # --- the micro-kernel -----------------------------------------------------------------------------------------------
@@ -44,7 +60,7 @@ class MicroKernel:
     def __init__(self, module: ir.Module, element: ir.Type, shape: Tile, rows: int, vectors: int, masked: bool):
         self.element, self.shape, self.rows, self.vectors, self.masked = element, shape, rows, vectors, masked
         self.vector = ir.VectorType(element, shape.lanes)
-        self.suffix = f"v{shape.lanes}{'f32' if element == ir.FloatType() else 'f64'}"
+        self.suffix = _suffix(element, shape.lanes)
         self.module = module
         name = f"multiply_{rows}x{vectors}_{self.suffix}{'_masked' if masked else ''}"
         self.known = name in module.globals
@@ -142,20 +158,16 @@ class MicroKernel:
         return self.load_masked(place, self.masks[j])
 
     def load_masked(self, place: ir.Value, mask: ir.Value) -> ir.Value:
-        function = _declare(self.module, f"llvm.masked.load.{self.suffix}.p0", self.vector,
-                            [POINTER, I32, mask.type, self.vector])
-        alignment = ir.Constant(I32, element_bytes(self.element))
-        return self.builder.call(function, [place, alignment, mask, ir.Constant(self.vector, None)])
+        alignment, zero = ir.Constant(I32, element_bytes(self.element)), ir.Constant(self.vector, None)
+        return self.builder.call(_masked_load(self.module, self.vector), [place, alignment, mask, zero])
 
     def store(self, value: ir.Value, place: ir.Value, j: int) -> None:
         if not self.masked:
             instruction = self.builder.store(value, self.builder.bitcast(place, self.vector.as_pointer()))
             instruction.align = element_bytes(self.element)
             return
-        function = _declare(self.module, f"llvm.masked.store.{self.suffix}.p0", ir.VoidType(),
-                            [self.vector, POINTER, I32, ir.VectorType(I1, self.shape.lanes)])
         alignment = ir.Constant(I32, element_bytes(self.element))
-        self.builder.call(function, [value, place, alignment, self.masks[j]])
+        self.builder.call(_masked_store(self.module, self.vector), [value, place, alignment, self.masks[j]])
 
 
 def element_bytes(element: ir.Type) -> int:
@@ -306,15 +318,52 @@ def _transpose(builder: ir.IRBuilder, lines: list[ir.Value]) -> list[ir.Value]:
     return lines
 
 
+# --- gathering a run of elements, with zeros around it --------------------------------------------------------------
+
+
+def _emit_gather_run(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    element = context.get_value_type(signature.args[3].dtype)
+    lanes = tile.tile_for(element_bytes(element)).lanes
+    vector = ir.VectorType(element, lanes)
+    suffix, alignment = _suffix(element, lanes), ir.Constant(I32, element_bytes(element))
+    count, low, high, x, x_offset, x_step, o, o_offset = _integers(context, builder, signature, values)
+    contiguous = builder.icmp_signed("==", x_step, _constant(1))
+    first = builder.gep(x, [builder.sub(x_offset, builder.mul(low, x_step))])
+    gather = _declare(builder.module, f"llvm.masked.gather.{suffix}.v{lanes}p0", vector,
+                      [ir.VectorType(POINTER, lanes), I32, ir.VectorType(I1, lanes), vector])
+    load, store = _masked_load(builder.module, vector), _masked_store(builder.module, vector)
+    zero = ir.Constant(vector, None)
+    with cgutils.for_range_slice(builder, _constant(0), count, _constant(lanes), intp=I64) as (start, _):
+        places = builder.add(splat(builder, start, lanes), ir.Constant(ir.VectorType(I64, lanes), list(range(lanes))))
+        inside = builder.and_(builder.icmp_signed(">=", places, splat(builder, low, lanes)),
+                              builder.icmp_signed("<", places, splat(builder, high, lanes)))
+        with builder.if_else(contiguous) as (then, otherwise):
+            with then:
+                line = builder.bitcast(builder.gep(first, [start]), POINTER)
+                near, block_near = builder.call(load, [line, alignment, inside, zero]), builder.block
+            with otherwise:
+                steps = builder.mul(places, splat(builder, builder.mul(x_step, _constant(alignment.constant)), lanes))
+                base = splat(builder, builder.ptrtoint(first, I64), lanes)
+                lines = builder.inttoptr(builder.add(base, steps), ir.VectorType(POINTER, lanes))
+                far, block_far = builder.call(gather, [lines, alignment, inside, zero]), builder.block
+        value = builder.phi(vector)
+        value.add_incoming(near, block_near)
+        value.add_incoming(far, block_far)
+        target = builder.bitcast(builder.gep(o, [builder.add(o_offset, start)]), POINTER)
+        wanted = builder.icmp_signed("<", places, splat(builder, count, lanes))
+        builder.call(store, [value, target, alignment, wanted])
+    return context.get_dummy_value()
+
+
+# --- calling other kernels, and panels on the stack -----------------------------------------------------------------
+
+
 def _emit_invoke(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
     args, place, *items = _integers(context, builder, signature, values)
     block = builder.gep(args, [place])
     kind = ir.FunctionType(ir.VoidType(), [args.type, I64, I64, I64])
     builder.call(builder.inttoptr(builder.load(block), kind.as_pointer()), [block, *items])
     return context.get_dummy_value()
-
-
-# --- panels on the stack, and the core called for them --------------------------------------------------------------
 
 
 def _emit_make_panel(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
@@ -353,6 +402,7 @@ def _teach(function: Callable[..., Any], emit: Callable[..., ir.Value], result: 
 
 _teach(tile.multiply_tile, _emit_multiply)
 _teach(tile.transpose_tile, _emit_transpose)
+_teach(tile.gather_run, _emit_gather_run)
 _teach(tile.invoke, _emit_invoke)
 _teach(tile.make_panel, _emit_make_panel, lambda like: like)
 _teach(tile.multiply_panel, _emit_multiply_panel)
