@@ -8,15 +8,16 @@ the guards, gathers the plan's inputs from where they are, runs the plan, and pu
 
 from __future__ import annotations
 
+import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 from jitgrad import changes
 from jitgrad.autograd import SpentNode, no_grad
-from jitgrad.compile.analysis import SIMPLE, Findings, Impure
+from jitgrad.compile.analysis import SIMPLE, Findings, Impure, Path
 from jitgrad.compile.edge import EdgeNode
 from jitgrad.compile.number import Number, evaluate
 from jitgrad.compile.recorder import Recorder, Segment, Unit
@@ -51,8 +52,9 @@ def fingerprint(findings: Findings, arguments: Any) -> tuple[Any, ...]:
     """The state that the counter of changes stands for: of every Module, optimizer and Tensor reached, all but values."""
     modules = tuple([_module_state(m) for m in findings.modules.values()])
     groups = tuple([_group_state(g) for o in findings.optimizers.values() for g in o.param_groups])
+    entries = tuple([id(entry) for o in findings.optimizers.values() for entry in o.state.values()])
     tensors = tuple([(t._requires_grad, t._grad is None) for t in (p.fetch(arguments) for p in findings.tensors.values())])
-    return modules, groups, tensors
+    return modules, groups, entries, tensors
 
 
 def _module_state(module: Module) -> tuple[Any, ...]:
@@ -78,7 +80,7 @@ def _option_form(value: Any) -> Any:
 
 def _stable(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return "tensor"
+        return value.shape, value.dtype, value._requires_grad, value._grad is None
     return value if isinstance(value, SIMPLE) and not isinstance(value, (slice, range)) else id(value)
 
 
@@ -96,43 +98,82 @@ class Sealed:
         self.state = state
         leaves = call[1]
         self.held = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
+        self.guard = compile_guard(findings.guards.values())
         self.number_guards = [(e, expected) for e, expected, _ in recorder.guards]
-        self.paths = [(path, expected) for path, expected in findings.guards.values()]
         self.draws = [(generator, count) for generator, _, count in recorder.draws.values()]
+        self.written = [k for k, _ in segment.graph.writes]
         self._find_inputs(recorder, segment, call)
         self.structure = structure
         self._find_outputs(segment, returned, leaves)
-        self.written = [k for k, _ in segment.graph.writes]
-        self.owners = self._memory_pattern([u.tensor._array for u in segment.units]) if self.written else None
+        self._expect_memory([u.tensor._array for u in segment.units])
         self.count = changes.count
 
     # --- where the plan's inputs are on the next call ------------------------------------------------------------------
 
     def _find_inputs(self, recorder: Recorder, segment: Segment, call: Any) -> None:
-        places = _places(self.findings, call)
-        self.inputs: list[Fetch] = []
-        self.numbers: list[tuple[int, Any]] = []
+        self.places = _places(self.findings, call)
+        self.template: list[Any] = [None] * len(segment.units)
+        self.leaves: list[tuple[int, int]] = []                 # plan input, leaf of the arguments
+        self.tables: list[tuple[int, Any, Any]] = []            # plan input, table[name]: protected by the counter
+        self.fetched: list[tuple[int, Fetch, Any]] = []         # plan input, how to fetch it, what it must look like
+        numbers: list[tuple[int, Any, Any]] = []
         for k, unit in enumerate(segment.units):
-            origin = recorder.origins.get(id(unit.tensor))
-            if origin is not None:
-                self.numbers.append((k, origin))
-                self.inputs.append(_number_input(unit.tensor))
-            elif id(unit.tensor) in places:
-                self.inputs.append(places[id(unit.tensor)])
+            tensor = unit.tensor
+            place = self.places.get(id(tensor))
+            if id(tensor) in recorder.origins:
+                numbers.append((k, tensor, recorder.origins[id(tensor)]))
+            elif type(place) is int:
+                self.leaves.append((k, place))
+            elif type(place) is tuple:
+                self.tables.append((k, *place))
+            elif place is not None:
+                self.fetched.append((k, place, leaf_signature(tensor)))
             else:
-                self.inputs.append(self._private_input(unit))
-        self.places = places
+                self.template[k] = self._private_input(unit)
+        self.numbers = NumberInputs(numbers)
+        for (k, _, _), tensor in zip(numbers, self.numbers.tensors):
+            self.template[k] = tensor
 
     @staticmethod
-    def _private_input(unit: Unit) -> Fetch:
+    def _private_input(unit: Unit) -> Tensor:
         """A Tensor that the body made from guarded values (``jg.tensor([1., 2.])``) and nobody else holds."""
         tensor = unit.tensor
+        assert tensor is not None
         # References: the unit, the recorder's list of what it captured, the call's node on the tape, the local name, and
         # getrefcount's argument.
         if unit.dirty or sys.getrefcount(tensor) > 5:
             raise Impure(f"uses a tensor ({tensor.tensor_type}) that cannot be found again from its arguments, Modules or "
                          "variables", None)
-        return lambda _: tensor
+        return tensor
+
+    def _expect_memory(self, arrays: list[np.ndarray]) -> None:
+        """What holds of the memory of this call must hold of the next ones: which arrays are dense, and that a plan that
+        writes meets no memory twice."""
+        self.dense = all(a.flags.c_contiguous for a in arrays)
+        self.leaf_written = any(k in self.written for k, _ in self.leaves)
+        self.known: list[int] = []
+        self.known_arrays: list[np.ndarray] = []
+        self.owners: set[int] = set()
+        if not self._memory_is_as_expected(arrays):
+            raise Impure("changes memory that several of its tensors share", None)
+
+    def _memory_is_as_expected(self, arrays: list[np.ndarray]) -> bool:
+        """True when the arrays lie apart from one another, as far as the plan writes. That of the fixed places is
+        looked at only when it is not the memory of the last call."""
+        if not self.written:
+            return True
+        fixed = [arrays[k] for k, _, _ in self.tables]
+        ids = list(map(id, fixed))
+        if ids != self.known:
+            owners = [_owner(a) for a in fixed]
+            if len(set(owners)) != len(owners) or not all(a.flags.c_contiguous for a in fixed) and self.dense:
+                return False
+            self.known, self.known_arrays, self.owners = ids, fixed, set(owners)
+        others = [_owner(arrays[k]) for k, _ in self.leaves] + [_owner(arrays[k]) for k, _, _ in self.fetched]
+        if not self.owners.isdisjoint(others):
+            return False
+        writes_others = self.leaf_written or any(k in self.written for k, _, _ in self.fetched)
+        return not writes_others or len(set(others)) == len(others)
 
     # --- where the plan's outputs went -----------------------------------------------------------------------------------
 
@@ -141,13 +182,16 @@ class Sealed:
         self.output_of = {id(t): index[v] for t, v in zip(segment.roots, segment.values) if v in index}
         if len(self.output_of) != len(segment.roots) or len(set(self.output_of.values())) != len(segment.roots):
             raise Impure("returns or keeps one value in several tensors", None)
-        self.histories = {self.output_of[id(t)]: self._history(t) for t in segment.roots}
+        self.histories = [(self.output_of[id(t)], h) for t, h in ((t, self._history(t)) for t in segment.roots)
+                          if h is not None]
         self.result = [self._result_leaf(leaf, segment) for leaf in returned]
         held = {id(t): 0 for t in segment.roots + segment.views}
         for key in map(id, returned):                 # not by name: a name would be one more reference
             if key in held:
                 held[key] += 1
-        self.bindings = self._find_bindings(segment, leaves, held)
+        self._find_bindings(segment, leaves, held)
+        plain = len(self.result) == 1 and self.structure is None and self.result[0][0] == "output"
+        self.single = self.result[0][1] if plain else None
         for t in segment.views:
             if t._root is not None and id(t._root) in held:
                 held[id(t._root)] += 1
@@ -181,36 +225,36 @@ class Sealed:
             if t is leaf and t._root is not None and id(t._root) in self.output_of:
                 return "view", (self.output_of[id(t._root)], t._chain, self._history(t))
         if id(leaf) in self.places:
-            return "same", self.places[id(leaf)]
+            return "same", as_fetch(self.places[id(leaf)])
         raise Impure(f"returns a tensor ({leaf.tensor_type}) that cannot be found again", None)
 
-    def _find_bindings(self, segment: Segment, leaves: list[Any], held: dict[int, int]) -> list[tuple[str, Any, Any, int]]:
-        bindings: list[tuple[str, Any, Any, int]] = []
+    def _find_bindings(self, segment: Segment, leaves: list[Any], held: dict[int, int]) -> None:
+        """Which outputs are held by a ``.grad``, by an attribute of a Module or by optimizer state."""
+        self.gradient_bindings: list[tuple[Any, int]] = []      # a Tensor (or which leaf of the arguments), output
+        self.table_bindings: list[tuple[Any, Any, int]] = []    # table, name, output
 
-        def bind(kind: str, owner: Any, name: Any, value: Any) -> None:
-            if value is not None and id(value) in held:
-                if id(value) not in self.output_of:
-                    raise Impure("keeps a view in an attribute or a gradient", None)
-                held[id(value)] += 1
-                bindings.append((kind, owner, name, self.output_of[id(value)]))
+        def output(value: Any) -> int | None:
+            if id(value) not in held:
+                return None
+            if id(value) not in self.output_of:
+                raise Impure("keeps a view in an attribute or a gradient", None)
+            held[id(value)] += 1
+            return self.output_of[id(value)]
 
-        seen: set[int] = set()
-        for t in self._reachable_tensors(segment, leaves):
-            if id(t) not in seen:
-                seen.add(id(t))
-                where = self.places.get(id(t))
-                bind("grad", where or (lambda _, t=t: t), None, t._grad)
-        for module in self.findings.modules.values():
-            for table in (module.__dict__["_buffers"], module.__dict__):
-                for name, value in table.items():
-                    if isinstance(value, Tensor):
-                        bind("table", table, name, value)
-        for optimizer in self.findings.optimizers.values():
-            for entry in optimizer.state.values():
-                for name, value in entry.items():
-                    if isinstance(value, Tensor):
-                        bind("table", entry, name, value)
-        return bindings
+        for t in {id(t): t for t in self._reachable_tensors(segment, leaves)}.values():
+            j = output(t._grad)
+            if j is not None:
+                place = self.places.get(id(t))
+                if callable(place):
+                    raise Impure("sets the gradient of a tensor that is reached through a variable", None)
+                self.gradient_bindings.append((place if type(place) is int else t, j))
+        tables = [table for m in self.findings.modules.values() for table in (m.__dict__["_buffers"], m.__dict__)]
+        tables += [entry for o in self.findings.optimizers.values() for entry in o.state.values()]
+        for table in tables:
+            for name, value in table.items():
+                j = output(value) if isinstance(value, Tensor) else None
+                if j is not None:
+                    self.table_bindings.append((table, name, j))
 
     def _reachable_tensors(self, segment: Segment, leaves: list[Any]) -> list[Tensor]:
         tensors = [u.tensor for u in segment.units] + [t for t in leaves if isinstance(t, Tensor)]
@@ -224,55 +268,67 @@ class Sealed:
 
     def matches(self, call: Any) -> bool:
         """True when all guards hold for this call."""
+        arguments = call[0]
         try:
-            for path, (identity, content) in self.paths:
-                found = path.fetch(call[0])
-                if found is not identity and not (isinstance(found, SIMPLE) and type(found) is type(identity)
-                                                  and found == identity):
-                    return False
-                if type(content) is tuple and type(found) is not tuple and content != _content(found):
+            if not self.guard(arguments):
+                return False
+            for _, fetch, signature in self.fetched:
+                if leaf_signature(fetch(call)) != signature:
                     return False
             for expression, expected in self.number_guards:
-                value = evaluate(expression, lambda origin: read_number(origin, call[0]))
+                value = evaluate(expression, lambda origin: read_number(origin, arguments))
                 if value != expected or type(value) is not type(expected):
                     return False
             if changes.count != self.count:
-                if fingerprint(self.findings, call[0]) != self.state:
+                if fingerprint(self.findings, arguments) != self.state:
                     return False
                 self.count = changes.count
-        except Exception:
+        except (KeyError, IndexError, AttributeError, TypeError, ValueError, NameError):
             return False
         return True
 
     def run(self, call: Any) -> Any:
-        """Carry out the call. None of the user's code runs."""
-        tensors = [fetch(call) for fetch in self.inputs]
-        for k, origin in self.numbers:
-            tensors[k]._array[()] = read_number(origin, call[0])
+        """Carry out the call; None of the user's code runs. NotImplemented when its memory is not as it was."""
+        tensors = self.template.copy()
+        leaves = call[1]
+        for k, leaf in self.leaves:
+            tensors[k] = leaves[leaf]
+        for k, table, name in self.tables:
+            tensors[k] = table[name]
+        for k, fetch, _ in self.fetched:
+            tensors[k] = fetch(call)
         arrays = [t._array for t in tensors]
-        if self.owners is not None and self._memory_pattern(arrays) != self.owners:
+        if not self._memory_is_as_expected(arrays):
             return NotImplemented
-        if self.edge is None:
-            outputs, node = run_on_memory(self.plan, arrays, self.written), None
-        else:
+        self.numbers.read(call[0])
+        if self.edge is not None:
             outputs, node = self.owner._run_forward(self.edge, tensors, arrays)
+        elif self.dense:
+            outputs, node = self.plan.run(arrays), None
+        else:
+            outputs, node = run_on_memory(self.plan, arrays, self.written), None
         for k in self.written:
             t = tensors[k]
-            (t._root or t)._version += 1
+            (t if t._root is None else t._root)._version += 1
         for generator, count in self.draws:
             generator.advance(count)
         made = [_wrap(a) for a in outputs]
-        for j, history in self.histories.items():
+        for j, history in self.histories:
             _give_history(made[j], history, node)
-        for kind, owner, name, j in self.bindings:
-            if kind == "grad":
-                target = owner(call)
-                if target._grad is None:
-                    changes.bump()
-                target._grad = made[j]
-            else:
-                owner[name] = made[j]
+        self._bind(made, call)
+        if self.single is not None:
+            return made[self.single]
         return unflatten(self.structure, [self._deliver(spec, made, call, node) for spec in self.result])
+
+    def _bind(self, made: list[Tensor], call: Any) -> None:
+        """Put outputs where the body would have put them."""
+        for owner, j in self.gradient_bindings:
+            target = owner if type(owner) is not int else call[1][owner]
+            if target._grad is None:
+                changes.bump()
+            target._grad = made[j]
+        for table, name, j in self.table_bindings:
+            table[name] = made[j]
 
     def _deliver(self, spec: Any, made: list[Tensor], call: Any, node: Any) -> Any:
         kind, what = spec
@@ -291,18 +347,6 @@ class Sealed:
                 t = op(t, **attrs)
         _give_history(t, history, node)
         return t
-
-    @staticmethod
-    def _memory_pattern(arrays: list[np.ndarray]) -> tuple[int, ...]:
-        """Which arrays share an owner of memory: for each the first one that has the same."""
-        first: dict[int, int] = {}
-        pattern = []
-        for k, a in enumerate(arrays):
-            owner = a
-            while isinstance(owner.base, np.ndarray):
-                owner = owner.base
-            pattern.append(first.setdefault(id(owner), k))
-        return tuple(pattern)
 
 
 # In _find_outputs: the segment's list, the list that is walked, the loop's name, and getrefcount's argument.
@@ -332,9 +376,33 @@ def _content(found: Any) -> tuple[Any, ...]:
     return tuple(map(id, found))
 
 
-def _number_input(tensor: Tensor) -> Fetch:
-    own = Tensor(tensor._array.copy())
-    return lambda _: own
+def _owner(array: np.ndarray) -> int:
+    """The identity of the array that owns the memory."""
+    base = array.base
+    while isinstance(base, np.ndarray):
+        array, base = base, base.base
+    return id(array) if base is None else id(base)
+
+
+class NumberInputs:
+    """The plan's number inputs: two blocks of memory, float64 and int64, that are filled anew for each call."""
+
+    def __init__(self, numbers: list[tuple[int, Any, Any]]):
+        self.parts: list[tuple[Any, Any, Any]] = []
+        by_input: dict[int, Tensor] = {}
+        for code, kind in (("d", np.float64), ("q", np.int64)):
+            members = [(k, origin) for k, t, origin in numbers if t._array.dtype == kind]
+            block = np.zeros(len(members), kind)
+            by_input.update({k: _wrap(block[i:i + 1].reshape(())) for i, (k, _) in enumerate(members)})
+            if members:
+                self.parts.append((struct.Struct(f"{len(members)}{code}").pack_into, block.data.cast("B"),
+                                   compile_numbers([origin for _, origin in members])))
+        self.tensors = [by_input[k] for k, _, _ in numbers]
+
+    def read(self, arguments: Any) -> None:
+        """Fetch all numbers from where they are now."""
+        for pack, memory, fetch in self.parts:
+            pack(memory, 0, *fetch(arguments))
 
 
 def read_number(origin: Any, arguments: Any) -> Any:
@@ -349,31 +417,111 @@ def read_number(origin: Any, arguments: Any) -> Any:
     return place.seed_value if kind == "seed" else place.offset + rest[0]
 
 
-def _places(findings: Findings, call: Any) -> dict[int, Fetch]:
-    """How to get at each Tensor that is reachable: by id."""
-    places: dict[int, Fetch] = {}
+def as_fetch(place: Any) -> Fetch:
+    """A place (a leaf's number, (table, name), or a function) as a function of the call."""
+    if type(place) is int:
+        return lambda call: call[1][place]
+    if type(place) is tuple:
+        table, name = place
+        return lambda call: table[name]
+    return place  # type: ignore[no-any-return]
 
-    def add(tensor: Any, fetch: Fetch) -> None:
+
+def _places(findings: Findings, call: Any) -> dict[int, Any]:
+    """Where each reachable Tensor is, by id: the number of a leaf, (table, name), or a function of the call."""
+    places: dict[int, Any] = {}
+
+    def add(tensor: Any, place: Any) -> None:
         if isinstance(tensor, Tensor):
-            places.setdefault(id(tensor), fetch)
+            places.setdefault(id(tensor), place)
             if tensor._grad is not None:
-                places.setdefault(id(tensor._grad), lambda a: fetch(a)._grad)
+                fetch = as_fetch(place)
+                places.setdefault(id(tensor._grad), lambda call: fetch(call)._grad)
 
     for k, leaf in enumerate(call[1]):
-        add(leaf, lambda a, k=k: a[1][k])
+        add(leaf, k)
     for module in findings.modules.values():
         for table in (module._parameters, module._buffers, module.__dict__):
             for name, value in table.items():
-                add(value, lambda a, table=table, name=name: table[name])
+                add(value, (table, name))
     for optimizer in findings.optimizers.values():
         for group in optimizer.param_groups:
             for k, p in enumerate(group["params"]):
-                add(p, lambda a, members=group["params"], k=k: members[k])
+                add(p, (group["params"], k))
             for name, value in group.items():
-                add(value, lambda a, group=group, name=name: group[name])
+                add(value, (group, name))
         for entry in optimizer.state.values():
             for name, value in entry.items():
-                add(value, lambda a, entry=entry, name=name: entry[name])
+                add(value, (entry, name))
     for path in findings.tensors.values():
-        add(path.fetch(call[0]), lambda a, path=path: path.fetch(a[0]))
+        add(path.fetch(call[0]), lambda call, path=path: path.fetch(call[0]))
     return places
+
+
+# --- guards and numbers as one compiled expression ----------------------------------------------------------------------
+
+class _Names:
+    """Objects that a generated expression refers to, by name."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+
+    def add(self, value: Any) -> str:
+        name = f"v{len(self.values)}"
+        self.values[name] = value
+        return name
+
+    def path(self, path: Path) -> str:
+        """The expression that fetches what is at `path`."""
+        kind, place, name = path.root
+        if kind == "global" and name in place:
+            text = f"{self.add(place)}[{name!r}]"
+        elif kind == "global":
+            text = f"{self.add(place)}.get({name!r}, {self.add(path.fetch({}) if not path.steps else Path(path.root).fetch({}))})"
+        elif kind == "cell":
+            text = f"{self.add(place)}.cell_contents"
+        else:
+            text = f"a[{name!r}]"
+        for step, key in path.steps:
+            text += f".{key}" if step == "attr" else f"[{self.add(key)}]"
+        return text
+
+    def function(self, body: str) -> Callable[[Any], Any]:
+        return eval(f"lambda a: {body}", self.values)  # type: ignore[no-any-return]
+
+
+def compile_guard(guards: Iterable[tuple[Path, Any]]) -> Callable[[Any], bool]:
+    """One function of a call's arguments: True when everything is where it was, numbers and strings being equal."""
+    names = _Names()
+    names.values["content"] = _content
+    tests = []
+    for path, (value, content) in guards:
+        found = names.path(path)
+        if isinstance(value, (bool, type(None), type(Ellipsis), DType)) or not isinstance(value, SIMPLE):
+            tests.append(f"{found} is {names.add(value)}")
+            if type(content) is tuple and type(value) is not tuple:
+                tests.append(f"content({found}) == {names.add(content)}")
+        else:
+            tests.append(f"same({found}, {names.add(value)})")
+    names.values["same"] = _same_value
+    return names.function(" and ".join(tests) or "True")
+
+
+def _same_value(found: Any, expected: Any) -> bool:
+    return found is expected or (type(found) is type(expected) and found == expected
+                                 and (type(found) is not float or found.hex() == expected.hex()))
+
+
+def compile_numbers(origins: list[Any]) -> Callable[[Any], tuple[Any, ...]]:
+    """One function of a call's arguments that reads all numbers."""
+    names = _Names()
+    parts = []
+    for kind, place, *rest in origins:
+        if kind == "argument":
+            parts.append(f"a[{place!r}]")
+        elif kind == "item":
+            parts.append(names.add(place) + "".join(f"[{names.add(key)}]" for key in rest[0]))
+        else:
+            generator = names.add(place)
+            parts.append(f"{generator}.seed_value" if kind == "seed" else f"{generator}.offset + {rest[0]}")
+    return names.function(f"({', '.join(parts)},)")
