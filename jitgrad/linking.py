@@ -16,7 +16,7 @@ from jitgrad.codegen import library
 from jitgrad.codegen import lower as regions
 from jitgrad.codegen.call import IN_PLACE
 from jitgrad.codegen.kernel import Buffer, Function, Launch, Lowered
-from jitgrad.codegen.sharing import shareable
+from jitgrad.codegen.sharing import shareable_by
 from jitgrad.dtypes import int16, int32, int64, uint8
 from jitgrad.ir.graph import Graph, GraphBuilder, Node, attrs_key
 from jitgrad.ir.types import TensorType
@@ -49,7 +49,12 @@ def may_share(node: Node, output: int, operand: int) -> bool:
     """Whether a kernel for `node` may write that output over that operand."""
     if node.op.name in IN_PLACE:
         return output == operand == 0
-    return (output, operand) in shareable(node.op, tuple([v.type for v in node.inputs]), node.attrs)
+    return (output, operand) in shareable_by(node)
+
+
+def begins_with_copy(node: Node) -> bool:
+    """Whether the kernel for `node` copies operand 0 first, unless it lies in the output's memory."""
+    return node.op.name in IN_PLACE and not node.output.dtype.is_complex
 
 
 def link(assignment: Assignment) -> Linked:

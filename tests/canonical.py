@@ -6,6 +6,7 @@ import numpy as np
 from jitgrad import ops
 from jitgrad.dtypes import float32, int64
 from jitgrad.ir import GraphBuilder, TensorType
+from jitgrad.transforms.autodiff import vjp
 
 
 def build(shapes, function, dtype=float32):
@@ -77,6 +78,15 @@ def cross_entropy(x, target):
     hit = ops.eq(ops.iota(shape=n, axis=1, dtype=int64), along_rows(target, n))
     loss = ops.neg(mean(ops.sum(ops.where(hit, logs, ops.zeros_like(x)), axes=(1,)), (0,)))
     return [loss, ops.sub(ops.exp(logs), ops.where(hit, ops.ones_like(x), ops.zeros_like(x)))]
+
+
+def nll(x, target):
+    """The same loss by gather, as the functional form has it."""
+    n = x.shape
+    distance = ops.sub(x, along_rows(ops.max(x, axes=(1,)), n))
+    logs = ops.sub(distance, along_rows(ops.log(ops.sum(ops.exp(distance), axes=(1,))), n))
+    picked = ops.gather(logs, ops.expand_dims(target, (1,)), axis=1)
+    return ops.neg(mean(picked, (0, 1)))
 
 
 def gelu(x):
@@ -166,6 +176,8 @@ PROGRAMS = [
     ("softmax_backward", build([(6, 8), (6, 8)], softmax_backward), ["row"]),
     ("heads", build([(2, 6, 8)], heads), ["row"]),
     ("cross_entropy", build([(6, 8), TensorType(int64, (6,))], cross_entropy), ["row", "full"]),
+    ("nll", build([(6, 8), TensorType(int64, (6,))], nll), ["row", "full"]),
+    ("nll_backward", vjp(build([(6, 8), TensorType(int64, (6,))], nll), (0,)).graph, ["row", "full"]),
     ("layer_norm", build([(6, 8), (8,), (8,)], layer_norm), ["row"]),
     ("layer_norm_backward", build([(6, 8), (6, 8), (6,), (6,), (8,)], layer_norm_backward), ["column", "row"]),
     ("rms_norm", build([(6, 8), (8,)], rms_norm), ["row"]),

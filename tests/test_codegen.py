@@ -5,14 +5,16 @@ import time
 
 import numpy as np
 import pytest
-from canonical import PROGRAMS, along_rows, build, inputs_of, layer_norm, softmax
+from canonical import PROGRAMS, along_rows, build, inputs_of, layer_norm, nll, softmax
 from hypothesis import given, settings
 from launching import garbage, run, run_native
 from test_fuse import programs
 
 from jitgrad import ops
+from jitgrad.codegen.kernel import Buffer
 from jitgrad.codegen.lower import lower
 from jitgrad.codegen.native import assembly
+from jitgrad.codegen.plain import run_plain
 from jitgrad.codegen.sharing import shareable
 from jitgrad.dtypes import bfloat16, bool_, float16, float32, float64, int8, int32, int64, uint32
 from jitgrad.ir import REGISTRY, GraphBuilder, TensorType, evaluate
@@ -125,6 +127,28 @@ def test_random_bits_are_those_of_the_reference():
     for plain in (True, False):
         for a, b in zip(carry_out(fuse(graph), arrays, plain), evaluate(graph, arrays), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_an_index_out_of_range_is_reported():
+    graph = build([(6, 8), TensorType(int64, (6,))], nll)
+    node = next(node for node in fuse(graph).nodes if node.op.kind == "region")
+    arrays = [np.zeros(v.shape, v.dtype.numpy) for v in node.inputs]
+    limit = next(k for k, v in enumerate(node.inputs) if v.dtype is int64 and v.shape == ())
+    target = next(k for k, v in enumerate(node.inputs) if v.dtype is int64 and v.shape == (6,))
+    arrays[limit][()], arrays[target][3] = 8, 9
+    (launch,) = lower_node(node).launches
+    memory = [*arrays, *[np.zeros(v.shape, v.dtype.numpy) for v in node.outputs]]
+    arguments = [memory[a.index] if isinstance(a, Buffer) else a for a in launch.arguments]
+    assert run_plain(launch.source, launch.name, arguments, 0, launch.items) == (1, 0, 9)
+
+
+def test_integer_division_by_zero_is_reported():
+    graph = build([(6, 8), (6, 8)], ops.floor_divide, int32)
+    (node,) = fuse(graph).nodes
+    (launch,) = lower_node(node).launches
+    memory = [*[np.zeros((6, 8), np.int32) for _ in range(3)]]
+    arguments = [memory[a.index] if isinstance(a, Buffer) else a for a in launch.arguments]
+    assert run_plain(launch.source, launch.name, arguments, 0, launch.items) == (2, 0, 0)
 
 
 def test_long_sums_are_accurate():

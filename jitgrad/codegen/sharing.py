@@ -7,10 +7,11 @@ at the output's own index and nowhere else. What the memory plan decides from th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from jitgrad.codegen.region import Region, analyse
-from jitgrad.ir.graph import Value
+from jitgrad.ir.graph import Node, Value
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
 
@@ -25,6 +26,12 @@ def shareable(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any]) 
     readers = _matmul_operands(region)
     return tuple([(k, i) for k in range(len(region.outputs)) for i, v in enumerate(region.body.inputs)
                   if v not in readers and _same_place(region, k, v)])
+
+
+@lru_cache(maxsize=4096)
+def shareable_by(node: Node) -> frozenset[tuple[int, int]]:
+    """`shareable` of a node."""
+    return frozenset(shareable(node.op, tuple([v.type for v in node.inputs]), node.attrs))
 
 
 def _same_place(region: Region, output: int, value: Value) -> bool:

@@ -22,6 +22,10 @@ from jitgrad.ir.types import TensorType
 COMBINE = {"{0} + {1}": "add", "{0} * {1}": "mul", "maximum({0}, {1})": "max", "minimum({0}, {1})": "min"}
 BOOL_COMBINE = {"add": "{0} | {1}", "max": "{0} | {1}", "mul": "{0} & {1}", "min": "{0} & {1}"}
 
+DIVISION = "{1} == 0", "fail(args, 2, 0, 0)"
+CHECKS = {"check_index": ("{0} < 0 or {0} >= {1}", "fail(args, 1, 0, {0})")}
+"""When an op that may fail fails, and how a kernel says so."""
+
 
 def compute_dtype(dtype: DType) -> DType:
     """What a value is while it is in a kernel: 16-bit floats are float32."""
@@ -252,10 +256,10 @@ class Writer:
         return name
 
     def _check(self, node: Node, names: list[str], level: int) -> None:
-        """Integer division by zero is reported; the division itself then gives a harmless value."""
+        """What cannot be computed is reported; the statement itself then gives a harmless value."""
         if "may-fail" in node.op.effects and node.output.dtype.is_integer:
-            report = Let("_", None, "fail(args, 2, 0, 0)")
-            self.emit(When(f"{names[1]} == 0", [report]), level)
+            condition, report = CHECKS.get(node.op.name, DIVISION)
+            self.emit(When(condition.format(*names), [Let("_", None, report.format(*names))]), level)
 
     def store(self, buffer: Buffer, type: TensorType, index: Index, name: str) -> None:
         """Write when `flush` is called: a kernel reads all operands at an index before it writes there."""

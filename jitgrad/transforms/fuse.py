@@ -17,6 +17,7 @@ from jitgrad.ops.region import region
 from jitgrad.transforms.epilogue import claim_epilogues, has_complex, is_elementwise, is_fusable_matmul
 from jitgrad.transforms.foreach import lift_constants
 from jitgrad.transforms.groups import Group, Groups, Place
+from jitgrad.transforms.select import select_in_rows
 
 SINGLE_ROW = 1 << 16
 """A reduction of everything that is spread back over its operand is one kernel up to this number of elements."""
@@ -24,7 +25,7 @@ SINGLE_ROW = 1 << 16
 
 def fuse(graph: Graph) -> Graph:
     """`graph` with every group of nodes that can be one kernel as one `region` node."""
-    graph = lift_constants(graph)
+    graph = select_in_rows(lift_constants(graph))
     groups = Fusion(graph).run()
     return assemble(graph, groups)
 
@@ -296,7 +297,7 @@ def has_affine_source(node: Node) -> bool:
 
 def is_cheap(node: Node) -> bool:
     """Plain operators cost less than reading their result from memory."""
-    return "{" in (node.op.spell or "") or (node.op.kind == "source" and not node.op.effects)
+    return not node.op.effects and ("{" in (node.op.spell or "") or node.op.kind == "source")
 
 
 # ---- the new graph -------------------------------------------------------------------------------------------------
