@@ -379,6 +379,14 @@ def _intern(dtype: DType, shape: tuple[int, ...]) -> TensorType:
     return TensorType(dtype, shape)
 
 
+@functools.lru_cache(maxsize=1024)
+def _constant(shape: tuple[int, ...], value: Any, dtype: DType, zero: str) -> Tensor:
+    """`value` everywhere, read-only. `zero` tells 0.0 and -0.0 apart, which are equal."""
+    array = np.array(value, dtype.numpy)
+    array.flags.writeable = False
+    return _wrap(np.broadcast_to(array, shape) if shape else array)
+
+
 def _restore(cls: type[Tensor], array: np.ndarray, requires_grad: bool) -> Tensor:
     fresh = _new(cls)
     fresh._array, fresh._requires_grad = array, requires_grad
@@ -466,6 +474,10 @@ class EagerInterpreter:
         if autograd.mode.enabled and any(t.requires_grad for t in inputs):
             autograd.record(op, inputs, attrs, outs)
         return outs
+
+    def full(self, shape: tuple[int, ...], value: Any, dtype: DType) -> Tensor:
+        """A constant in full shape, which nobody may change: the same few are used again and again."""
+        return _constant(shape, value, dtype, str(value) if value == 0 else "")
 
     @staticmethod
     def _link_view(out: Tensor, source: Tensor, op: Op, attrs: dict[str, Any]) -> None:

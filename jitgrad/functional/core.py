@@ -18,7 +18,7 @@ import numpy as np
 from jitgrad import dtypes, ops
 from jitgrad.dtypes import DType
 from jitgrad.errors import DTypeError, JitgradError, ShapeError, complain
-from jitgrad.ops.builders import broadcast
+from jitgrad.ops.builders import broadcast, full
 
 Operand = Any                    # a Tensor or another Typed value, or a number
 Tensor = Any                     # a Tensor or another Typed value
@@ -131,6 +131,7 @@ def _promote_known(a: DType | None, b: DType | None) -> DType | None:
 
 
 _RANK = {"b": 0, "u": 1, "i": 1, "f": 2, "c": 3}
+_NUMBER_RANK = {bool: 0, int: 1, float: 2, complex: 3}
 
 
 def _by_category(high: DType | None, low: DType | None) -> DType | None:
@@ -159,15 +160,29 @@ def as_float(x: Operand) -> Tensor:
 
 def matched(op: str, x: Operand, y: Operand, to_float: bool = False) -> tuple[Tensor, Tensor]:
     """Two operands with one dtype (promoted) and one shape (broadcast)."""
-    if type(x) not in _PYTHON_NUMBERS and type(y) not in _PYTHON_NUMBERS:
-        try:
-            if x.dtype is y.dtype and x.shape == y.shape and not (to_float and x.dtype.category not in "fc"):
+    x_type, y_type = getattr(x, "dtype", None), getattr(y, "dtype", None)
+    if type(x_type) is DType:
+        if x_type is y_type:
+            if x.shape == y.shape and (not to_float or x_type.category in "fc"):
                 return x, y
-        except AttributeError:
-            pass
+        elif type(y) in _PYTHON_NUMBERS:
+            return _with_number(x, y, to_float)
+    elif type(x) in _PYTHON_NUMBERS and type(y_type) is DType:
+        y, x = _with_number(y, x, to_float)
+        return x, y
     x, y = checked(op, x), checked(op, y)
     dtype = result_type(x, y)
     return on_dtype(op, float_type(dtype) if to_float else dtype, x, y)
+
+
+def _with_number(x: Tensor, number: Any, to_float: bool) -> tuple[Tensor, Tensor]:
+    """A tensor and a Python number as operands of one type."""
+    dtype = x.dtype
+    if _RANK[dtype.category] < _NUMBER_RANK[type(number)]:
+        dtype = dtypes.promote(dtype, number_dtype(number))
+    if to_float:
+        dtype = float_type(dtype)
+    return cast(x, dtype), full(x.shape, _convert(number, dtype), dtype)
 
 
 def checked(op: str, x: Operand) -> Operand:

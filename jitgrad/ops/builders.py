@@ -10,6 +10,7 @@ from typing import Any
 
 from jitgrad import ops
 from jitgrad.dtypes import DType
+from jitgrad.ir.interpreter import state
 from jitgrad.ir.types import Typed
 
 __all__ = ["as_type_of", "broadcast", "conjugate", "expand_dims", "full", "full_like", "ones_like", "sum_to", "times",
@@ -17,7 +18,10 @@ __all__ = ["as_type_of", "broadcast", "conjugate", "expand_dims", "full", "full_
 
 
 def full(shape: tuple[int, ...], value: Any, dtype: DType) -> Any:
-    """A value of `shape` with the Python scalar `value` everywhere."""
+    """A value of `shape` with the Python scalar `value` everywhere. An interpreter may have it at hand (eager)."""
+    at_hand = getattr(state.current, "full", None)
+    if at_hand is not None:
+        return at_hand(tuple(shape), value, dtype)
     return broadcast(ops.constant(value=value, dtype=dtype), tuple(shape))
 
 
@@ -36,7 +40,10 @@ def ones_like(x: Typed) -> Any:
 
 def zero_of(dtype: DType) -> Any:
     """The Python scalar zero that fits `dtype`, so that equal constants are written in one way."""
-    return {"b": False, "u": 0, "i": 0, "f": 0.0, "c": 0.0}[dtype.category]
+    return _ZEROS[dtype.category]
+
+
+_ZEROS = {"b": False, "u": 0, "i": 0, "f": 0.0, "c": 0.0}
 
 
 def expand_dims(x: Any, axes: tuple[int, ...]) -> Any:
