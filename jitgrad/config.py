@@ -31,6 +31,7 @@ class Settings:
     debug         what to print while compiling: any of `DEBUG_WORDS`
     check         verify every graph after every pass, and bounds-check what can be checked
     disable       run decorated functions eagerly
+    plain         carry out kernels as plain Python, every access checked: slow, for finding errors in kernels
     """
 
     cache: Path
@@ -38,6 +39,7 @@ class Settings:
     debug: frozenset[str] = frozenset()
     check: bool = False
     disable: bool = False
+    plain: bool = False
 
 
 def current() -> Settings:
@@ -112,7 +114,7 @@ def _switch(name: str, value: object) -> bool:
 
 
 _ACCEPT: dict[str, Callable[[str, Any], Any]] = {"cache": _folder, "num_threads": _count, "debug": _words,
-                                                 "check": _switch, "disable": _switch}
+                                                 "check": _switch, "disable": _switch, "plain": _switch}
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:

@@ -25,6 +25,7 @@ from jitgrad.ir.graph import Graph
 from jitgrad.ir.printer import print_graph
 from jitgrad.ir.verify import verify
 from jitgrad.linking import Linked, link, may_share, plan_spec
+from jitgrad.plain import PlainPlan
 from jitgrad.runtime import build as kernels
 from jitgrad.runtime import cache, native
 from jitgrad.runtime.plan import Plan, load_plan
@@ -64,8 +65,11 @@ class Build:
     spec: PlanSpec
 
 
-def compile_graph(graph: Graph) -> Plan:
+def compile_graph(graph: Graph) -> Plan | PlainPlan:
     """A plan that computes `graph`: its outputs, and its writes in place. Equal graphs have one plan."""
+    if config.current().plain:
+        made = build(graph)
+        return PlainPlan(made.spec, made.linked)
     key = plan_key(graph)
     with _lock:
         plan = _plans.get(key)

@@ -1,0 +1,122 @@
+"""Plans carried out as plain Python: the same kernels in the same memory, without machine code.
+
+In goes what the last step of compiling made (`jitgrad.linking`), out come the arrays that the native plan would give.
+Every pointer is typed and knows its bounds, memory starts as garbage, and the buffers of a launch are seen not to
+overlap, so that a wrong index, a value that was never written and a bad memory plan are found where they happen, and
+breakpoints in the text of a kernel work. ``JITGRAD_PLAIN=1`` carries out all compiled functions this way: thousands of
+times slower, for small sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import combinations, pairwise
+
+import numpy as np
+
+from jitgrad.codegen.kernel import Argument, Buffer, Function, Launch
+from jitgrad.codegen.plain import define, run_plain
+from jitgrad.dtypes import uint8
+from jitgrad.errors import CompileError, complain
+from jitgrad.ir.graph import Node
+from jitgrad.ir.types import TensorType
+from jitgrad.linking import Linked, LinkedStep
+from jitgrad.runtime import errors
+from jitgrad.runtime.spec import PlanSpec
+from jitgrad.transforms.memory import Slot
+
+GARBAGE = 0xA5
+
+
+class PlainPlan:
+    """A plan that is called like `runtime.plan.Plan`. `pieces`: the items of every launch are done in so many calls,
+    the last ones first, which shows whether they depend on each other."""
+
+    def __init__(self, spec: PlanSpec, linked: Linked, pieces: int = 1):
+        self.spec = spec
+        self.linked = linked
+        self.pieces = pieces
+
+    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The outputs for `inputs`; see `runtime.plan.Plan.run`. IndexError names a kernel that reads or writes outside of
+        its memory."""
+        memory = _Memory(self.spec, self.linked.arena, inputs)
+        for step in self.linked.steps:
+            self._carry_out(step, memory)
+        return [memory.result(k) for k in range(len(self.spec.outputs))]
+
+    def _carry_out(self, step: LinkedStep, memory: _Memory) -> None:
+        node = step.step.node
+        inputs = [memory.at(slot, v.type) for slot, v in zip(step.step.inputs, node.inputs, strict=True)]
+        outputs = [memory.at(slot, v.type) for slot, v in zip(step.step.outputs, node.outputs, strict=True)]
+        if step.lowered is None:
+            _call_numpy(node, inputs, outputs)
+            return
+        scratch = [memory.at(slot, TensorType(uint8, (slot.nbytes,))) for slot in step.scratch]
+        for launch in step.lowered.launches:
+            self._launch(launch, node, [*inputs, *outputs, *scratch])
+
+    def _launch(self, launch: Launch, node: Node, buffers: Sequence[np.ndarray]) -> None:
+        taken = {a.index for a in launch.arguments if isinstance(a, Buffer)}
+        _require_disjoint(launch.name, [buffers[k] for k in sorted(taken)])
+        arguments = [_argument(a, buffers) for a in launch.arguments]
+        bounds = [launch.items * k // self.pieces for k in range(self.pieces + 1)]
+        found = [run_plain(launch.source, launch.name, arguments, begin, end)
+                 for begin, end in reversed(list(pairwise(bounds)))]
+        failures = [f for f in found if f is not None]
+        if failures:
+            code, _, value = failures[-1]
+            raise errors.explain(code, value, launch.name, node.where)
+
+
+class _Memory:
+    """All memory of one call: inputs as they come, outputs and the arena full of garbage, constants."""
+
+    def __init__(self, spec: PlanSpec, arena: int, inputs: Sequence[np.ndarray]):
+        self.spec = spec
+        self.arrays = {("input", k): x for k, x in enumerate(inputs)}
+        for k, output in enumerate(spec.outputs):
+            if output.source == ("output", k):
+                new = np.empty(output.type.shape, output.type.dtype.numpy)
+                new.reshape(-1).view(np.uint8).fill(GARBAGE)
+                self.arrays["output", k] = new
+        self.blocks = {"arena": np.full(arena, GARBAGE, np.uint8),
+                       "constant": np.frombuffer(spec.constants, np.uint8)}
+
+    def at(self, slot: Slot, type: TensorType) -> np.ndarray:
+        """The memory of `slot` as an array of `type`."""
+        if slot.space in self.blocks:
+            found = self.blocks[slot.space][slot.index:slot.index + type.nbytes]
+        else:
+            found = self.arrays[slot.space, slot.index].reshape(-1).view(np.uint8)[:type.nbytes]
+        return found.view(type.dtype.numpy).reshape(type.shape)
+
+    def result(self, k: int) -> np.ndarray:
+        """Output `k`: memory of its own, that of another output, or an input."""
+        output = self.spec.outputs[k]
+        space, place = output.source
+        if space in self.blocks:
+            return self.at(Slot(space, place, output.type.nbytes), output.type).copy()
+        found = self.arrays[space, place]
+        return found if found.shape == output.type.shape else found.reshape(output.type.shape)
+
+
+def _call_numpy(node: Node, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
+    with np.errstate(all="ignore"):
+        results = node.op.eager(*inputs, **node.attrs)
+    for target, result in zip(outputs, results if isinstance(results, tuple) else (results,), strict=True):
+        np.copyto(target, result, casting="same_kind")
+
+
+def _argument(given: Argument, buffers: Sequence[np.ndarray]) -> object:
+    if isinstance(given, Buffer):
+        return buffers[given.index]
+    return define(given.source, given.name) if isinstance(given, Function) else given
+
+
+def _require_disjoint(kernel: str, buffers: Iterable[np.ndarray]) -> None:
+    """What the kernel's loads and stores promise to LLVM: no two operands share memory."""
+    spans = [(x.__array_interface__["data"][0], x.nbytes) for x in buffers if x.size]
+    for (a, n), (b, m) in combinations(sorted(spans), 2):
+        if b < a + n and m:
+            raise complain(CompileError, kernel, f"two of its operands share memory ({a + n - b} bytes)")
