@@ -464,7 +464,14 @@ def _region_samples() -> Iterator[Sample]:
                  reference=lambda x: (np.exp(-x),))
 
 
-FAMILIES = (_where_samples, _complex_samples, _cast_samples, _source_samples, _movement_samples, _reduction_samples,
+def _check_samples() -> Iterator[Sample]:
+    index = whole([2, 0, 1])
+    for x, limit in ((index, whole([3, 3, 3])), (index[0], whole([3])[0]), (index[:0], index[:0])):
+        yield Sample("check_index", (np.asarray(x), np.asarray(limit)), smooth=False, reference=lambda x, n: x)
+
+
+FAMILIES = (_check_samples, _where_samples, _complex_samples, _cast_samples, _source_samples, _movement_samples,
+            _reduction_samples,
             _scan_samples, _matmul_samples, _convolution_samples, _pooling_samples, _index_samples, _sort_samples,
             _foreach_samples, _region_samples)
 

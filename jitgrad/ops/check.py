@@ -8,6 +8,8 @@ from jitgrad.errors import OutOfRangeError, complain
 from jitgrad.ir.op import Op, register
 from jitgrad.ops.record import MAY_FAIL, same_type
 
+__all__ = ["check_index"]
+
 
 def _check(index: np.ndarray, limit: np.ndarray) -> np.ndarray:
     outside = (index < 0) | (index >= limit)
