@@ -24,7 +24,7 @@ from jitgrad import config
 from jitgrad.ir.graph import Graph
 from jitgrad.ir.printer import print_graph
 from jitgrad.ir.verify import verify
-from jitgrad.linking import Linked, link, may_share, plan_spec
+from jitgrad.linking import Linked, begins_with_copy, link, may_share, plan_spec
 from jitgrad.plain import PlainPlan
 from jitgrad.runtime import build as kernels
 from jitgrad.runtime import cache, native
@@ -89,7 +89,7 @@ def build(graph: Graph) -> Build:
         begin = time.perf_counter()
         graph = step(graph)
         stages.append(Stage(name, _checked(graph, name), time.perf_counter() - begin))
-    assignment = assign_memory(graph, identities, may_share)
+    assignment = assign_memory(graph, identities, may_share, begins_with_copy)
     linked = link(assignment)
     result = Build(tuple(stages), assignment, linked, plan_spec(graph, assignment, linked))
     _print(result)

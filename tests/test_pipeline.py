@@ -14,7 +14,7 @@ from samples import SAMPLES
 from jitgrad import config, dtypes, ops, pipeline
 from jitgrad.errors import DivisionByZeroError, OutOfRangeError
 from jitgrad.ir import GraphBuilder, TensorType, evaluate, parse_type
-from jitgrad.linking import may_share
+from jitgrad.linking import begins_with_copy, may_share
 from jitgrad.pipeline import build, clear_plans, compile_graph
 from jitgrad.runtime.spec import PlanSpec
 from jitgrad.transforms.memory import ALIGNMENT, Slot, Step, assign_memory, output_identities, place_temporaries
@@ -215,6 +215,25 @@ def test_inputs_swap():
     check(traced(lambda x, y, z: ([], {0: y, 1: z, 2: x}), "f32[3]", "f32[3]", "f32[3]"))
 
 
+@pytest.mark.parametrize("as_output", [True, False])
+def test_accumulating_into_a_temporary_copies_nothing(as_output):
+    def embedding_gradient(index, g):
+        total = ops.index_add(ops.full((50, 8), 0.0, F32), index, g, axis=0)
+        return [total if as_output else ops.matmul(total, ops.permute(total, axes=(1, 0)))], {}
+
+    graph = traced(embedding_gradient, "i64[6]", "f32[6, 8]")
+    check(graph)
+    assert not any("copy" in name for name in entry_names(graph))
+
+
+def test_accumulating_into_what_is_read_later_copies():
+    def function(x, index, g):
+        base = ops.exp(x)
+        return [ops.index_add(base, index, g, axis=0), ops.index_add(base, index, ops.neg(g), axis=0), base], {}
+
+    check(traced(function, "f32[5, 8]", "i64[6]", "f32[6, 8]"))
+
+
 def test_a_chain_of_inputs():
     check(traced(lambda x, y: ([], {0: y, 1: ops.neg(y)}), "f32[3]", "f32[3]"))
 
@@ -305,7 +324,7 @@ def programs(draw):
     with builder:
         for _ in range(draw(st.integers(1, 8))):
             x, y = draw(st.sampled_from(values)), draw(st.sampled_from(values))
-            match draw(st.integers(0, 5)):
+            match draw(st.integers(0, 6)):
                 case 0:
                     values.append(ops.add(x, y))
                 case 1:
@@ -316,6 +335,9 @@ def programs(draw):
                     values.append(ops.tanh(ops.matmul(x, y)))
                 case 4:
                     values.append(ops.reshape(ops.reshape(x, shape=(16,)), shape=(4, 4)))
+                case 6:
+                    part = ops.slice(y, start=(1, 0), stop=(3, 3), step=(1, 1))
+                    values.append(ops.slice_update(x, part, start=(0, 1), step=(1, 1)))
                 case 5:
                     total = ops.sum(x, axes=(1,))
                     values.append(ops.mul(y, ops.broadcast_to(ops.reshape(total, shape=(4, 1)), shape=(4, 4))))
@@ -337,7 +359,7 @@ def test_assigned_memory_holds_what_is_read(graph):
     fused = graph
     for _, step in pipeline.PASSES:
         fused = step(fused)
-    plan = assign_memory(fused, output_identities(graph), may_share)
+    plan = assign_memory(fused, output_identities(graph), may_share, begins_with_copy)
     arrays = arrays_for(graph)
     expected = evaluate(graph, [x.copy() for x in arrays])
     memory = {}

@@ -68,9 +68,12 @@ class Assignment:
     constants: bytes = b""
 
 
-def assign_memory(graph: Graph, identities: Sequence[tuple[str, int] | None], may_share: MayShare) -> Assignment:
-    """See the module's text. `identities` are the outputs' in the program as traced, by `output_identities`."""
-    return _Planner(graph, identities, may_share).run()
+def assign_memory(graph: Graph, identities: Sequence[tuple[str, int] | None], may_share: MayShare,
+                  begins_with_copy: Callable[[Node], bool] = lambda node: False) -> Assignment:
+    """See the module's text. `identities` are the outputs' in the program as traced, by `output_identities`.
+    `begins_with_copy` tells of nodes that copy operand 0 to their output first, unless both are one memory."""
+    planner = _Planner(graph, identities, may_share)
+    return planner.run([node for node in reversed(planner.nodes) if begins_with_copy(node)])
 
 
 def output_identities(graph: Graph) -> tuple[tuple[str, int] | None, ...]:
@@ -101,12 +104,15 @@ class _Planner:
         self.nodes = [n for n in graph.nodes if n.op.name not in ("reshape", "constant")]
         self.end = len(self.nodes)
 
-    def run(self) -> Assignment:
+    def run(self, updates: Sequence[Node]) -> Assignment:
+        """`updates`: nodes whose operand 0 had best lie in the memory of their output, the last one first."""
         self._find_roots()
         self._place_constants()
         self._look_at_nodes()
         copies = self._place_outputs()
         writes = self._place_writes()
+        for node in updates:
+            self._spare_copy(node)
         for position, node in enumerate(self.nodes):
             self.assignment.steps.append(self._step(node, position))
         self.assignment.steps += copies + self._final_writes(writes)
@@ -174,6 +180,7 @@ class _Planner:
                 self.slots[root] = target
             elif root is not self.graph.inputs[k]:
                 remaining.append((target, v))
+                self.read_at.setdefault(root, []).append(self.end)
         return remaining
 
     def _can_update(self, old: Value, new: Value) -> bool:
@@ -187,6 +194,18 @@ class _Planner:
         if not operands:
             return True
         return len(operands) == 1 and self.may_share(node, node.outputs.index(new), operands[0])
+
+    def _spare_copy(self, node: Node) -> None:
+        """Make operand 0 in the memory of the output, when this node is the last that reads it."""
+        operand, output = self.root[node.inputs[0]], node.outputs[0]
+        position = self.made_at[output]
+        readers = self.read_at[operand]
+        if operand in self.slots or readers[-1] != position or readers.count(position) > 1:
+            return
+        if output not in self.slots:
+            self.slots[output] = self._temporary(output.type.nbytes, position)
+        if self.slots[output].space in ("arena", "output"):
+            self.slots[operand] = self.slots[output]
 
     def _step(self, node: Node, position: int) -> Step:
         inputs = tuple([self.slots[self.root[v]] for v in node.inputs])
