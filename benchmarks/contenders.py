@@ -1,0 +1,114 @@
+"""Who takes part: jitgrad eager and compiled, PyTorch eager and compiled, JAX, as far as they are installed.
+
+In goes a training step and equal starting weights; out comes, per contender, a function without arguments that does one
+training step and returns the loss. A framework is imported when its first contender is made.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.steps import TrainingStep
+from benchmarks.steps.step import Batch
+
+Weights = dict[str, np.ndarray]
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A framework and a way of using it."""
+
+    name: str
+    package: str
+    make: Callable[[TrainingStep, Weights, Batch], Call]
+
+    @property
+    def installed(self) -> bool:
+        """Whether it can take part here."""
+        return importlib.util.find_spec(self.package) is not None
+
+
+def equal_start(step: TrainingStep, seed: int = 0) -> tuple[Weights, Batch]:
+    """Weights, initialized by jitgrad, and the batch that all contenders train on."""
+    import jitgrad
+    jitgrad.manual_seed(seed)
+    model, _ = step.build(jitgrad)
+    weights = {name: np.array(value.numpy()) for name, value in model.state_dict().items()}
+    return weights, step.batch(np.random.default_rng(seed))
+
+
+def missing(step: TrainingStep) -> str:
+    """Why jitgrad cannot run the step; an empty string when it can."""
+    import jitgrad
+    for dotted in step.needs:
+        value: Any = jitgrad
+        for name in dotted.split("."):
+            value = getattr(value, name, None)
+        if value is None:
+            return f"jitgrad.{dotted} does not exist yet"
+    return ""
+
+
+def _step_in(lib: Any, step: TrainingStep, weights: Weights, batch: Batch, compiler: Callable[..., Any]) -> Call:
+    """The step in PyTorch or jitgrad, whose names are the same."""
+    model, optimizer = step.build(lib)
+    model.load_state_dict({name: lib.from_numpy(value.copy()) for name, value in weights.items()})
+    loss, arguments = step.loss, [lib.from_numpy(array.copy()) for array in batch]
+
+    def training_step(*batch: Any) -> Any:
+        optimizer.zero_grad()
+        value = loss(lib, model, *batch)
+        value.backward()
+        optimizer.step()
+        return value
+
+    compiled = compiler(training_step)
+    return lambda: compiled(*arguments)
+
+
+def _as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function
+
+
+def _jitgrad_eager(step: TrainingStep, weights: Weights, batch: Batch) -> Call:
+    return _step_in(importlib.import_module("jitgrad"), step, weights, batch, _as_it_is)
+
+
+def _jitgrad_compiled(step: TrainingStep, weights: Weights, batch: Batch) -> Call:
+    jitgrad = importlib.import_module("jitgrad")
+    return _step_in(jitgrad, step, weights, batch, jitgrad.compile)
+
+
+def _torch_eager(step: TrainingStep, weights: Weights, batch: Batch) -> Call:
+    return _step_in(importlib.import_module("torch"), step, weights, batch, _as_it_is)
+
+
+def _torch_compiled(step: TrainingStep, weights: Weights, batch: Batch) -> Call:
+    torch = importlib.import_module("torch")
+    torch.compiler.reset()
+    return _step_in(torch, step, weights, batch, torch.compile)
+
+
+def _jax(step: TrainingStep, weights: Weights, batch: Batch) -> Call:
+    parts = importlib.import_module("benchmarks.steps.jax_parts")
+    arrays = {name: parts.numpy.array(value) for name, value in weights.items()}
+    buffers = {name: arrays.pop(name) for name in weights if "running" in name or "num_batches" in name}
+    return parts.training_step(lambda p, *batch: step.jax_loss(parts, p, *batch), step.jax_optimizer(parts), arrays,
+                               buffers, [parts.numpy.array(array) for array in batch])
+
+
+CONTENDERS = (
+    Contender("jitgrad eager", "jitgrad", _jitgrad_eager),
+    Contender("jitgrad", "jitgrad", _jitgrad_compiled),
+    Contender("PyTorch", "torch", _torch_eager),
+    Contender("torch.compile", "torch", _torch_compiled),
+    Contender("JAX", "jax", _jax),
+)
+OWN = ("jitgrad eager", "jitgrad")

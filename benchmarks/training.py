@@ -1,0 +1,112 @@
+"""The training steps, by all contenders, in turns: first call, time per step, and whether they compute the same.
+
+Every contender starts from the same weights and the same batch. The losses of its first steps are compared with those of
+PyTorch's eager mode (jitgrad's where there is no PyTorch), so that nothing is fast by being wrong.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from benchmarks import measure
+from benchmarks.contenders import CONTENDERS, OWN, Contender, equal_start, missing
+from benchmarks.report import Table, milliseconds, ratio
+from benchmarks.steps import STEPS
+
+CHECKED_STEPS = 10
+REFERENCE = ("PyTorch", "jitgrad eager")
+Result = dict[str, Any]
+
+
+def run(names: Sequence[str] = (), *, budget: float, repeats: int | None = None, only: Sequence[str] = (),
+        tell: Callable[[str], None] = print) -> Result:
+    """Measure the steps called `names` (all without names): for each, what `measure_step` returns."""
+    unknown = set(names) - set(STEPS)
+    if unknown:
+        raise SystemExit(f"no step is called {', '.join(sorted(unknown))}; there are {', '.join(STEPS)}")
+    results = {}
+    for name in names or STEPS:
+        tell(f"  {STEPS[name].title} ...")
+        results[name] = measure_step(name, budget, repeats, only)
+    return results
+
+
+def measure_step(name: str, budget: float, repeats: int | None, only: Sequence[str]) -> Result:
+    """Per contender its first call, its timings and its losses; what is missing or failed, with the reason."""
+    step = STEPS[name]
+    result: Result = {"title": step.title, "missing": missing(step), "contenders": {}, "failed": {}}
+    if result["missing"]:
+        return result
+    weights, batch = equal_start(step)
+    calls = {}
+    for contender in CONTENDERS:
+        if not contender.installed or (only and contender.name not in only):
+            continue
+        try:
+            calls[contender.name], result["contenders"][contender.name] = _first_steps(contender, step, weights, batch)
+        except Exception as error:
+            result["failed"][contender.name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            result["failed"][f"{contender.name} traceback"] = traceback.format_exc()
+    for contender_name, times in measure.interleave(calls, budget=budget, repeats=repeats).items():
+        result["contenders"][contender_name].update(measure.summary(times))
+    _compare_losses(result["contenders"])
+    return result
+
+
+def _first_steps(contender: Contender, *case: Any) -> tuple[Callable[[], Any], Result]:
+    call = contender.make(*case)
+    begin = time.perf_counter()
+    losses = [float(call())]
+    first = time.perf_counter() - begin
+    losses += [float(call()) for _ in range(CHECKED_STEPS - 1)]
+    return call, {"first_call": first, "losses": losses}
+
+
+def _compare_losses(contenders: Result) -> None:
+    """Note the largest relative difference from the losses of the reference."""
+    reference = next((contenders[name]["losses"] for name in REFERENCE if name in contenders), None)
+    for record in contenders.values() if reference else ():
+        record["difference"] = max(abs(a - b) / max(1.0, abs(b)) for a, b in zip(record["losses"], reference))
+
+
+def table(results: Result) -> Table:
+    """One row per step: milliseconds (first call in seconds), and jitgrad compiled against the best peer and its own eager."""
+    names = [c.name for c in CONTENDERS if c.installed]
+    rows = []
+    for result in results.values():
+        cells = [_cell(result, name) for name in names]
+        rows.append([result["title"], *cells, ratio(best_peer(result), _median(result, "jitgrad")),
+                     ratio(_median(result, "jitgrad eager"), _median(result, "jitgrad")), _agreement(result)])
+    return Table("training steps, milliseconds (first call, seconds)",
+                 ["step", *names, "best peer / jitgrad", "own eager / jitgrad", "difference"], rows, _notes(results))
+
+
+def best_peer(result: Result) -> float | None:
+    """Median seconds of the fastest contender that is not jitgrad."""
+    return min((r["median"] for name, r in result["contenders"].items() if name not in OWN), default=None)
+
+
+def _median(result: Result, name: str) -> float | None:
+    record = result["contenders"].get(name)
+    return record["median"] if record else None
+
+
+def _cell(result: Result, name: str) -> str:
+    record = result["contenders"].get(name)
+    if record:
+        return f"{milliseconds(record['median'])} ({record['first_call']:.2f})"
+    return "failed" if name in result["failed"] else "missing" if result["missing"] else "–"
+
+
+def _agreement(result: Result) -> str:
+    differences = [r["difference"] for r in result["contenders"].values() if "difference" in r]
+    return f"{max(differences):.0e}" if differences else ""
+
+
+def _notes(results: Result) -> list[str]:
+    notes = [f"missing: {r['title']}: {r['missing']}" for r in results.values() if r["missing"]]
+    return notes + [f"failed: {r['title']}, {name}: {reason}" for r in results.values()
+                    for name, reason in r["failed"].items() if "traceback" not in name]
