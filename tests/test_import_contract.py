@@ -5,8 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jitgrad.kernels
 import pytest
+
+import jitgrad.kernels
 
 PACKAGE = Path(jitgrad.__file__).parent
 KERNELS = Path(next(iter(jitgrad.kernels.__path__)))
