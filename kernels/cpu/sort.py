@@ -5,7 +5,7 @@ NaN counts as larger than every number, as in NumPy and PyTorch.
 
 from __future__ import annotations
 
-from jitgrad.kernels.cpu.math import goes_before, minimum
+from jitgrad.kernels.cpu.math import goes_before, minimum, select
 from jitgrad.kernels.cpu.scalar import f32 as T
 from jitgrad.kernels.cpu.standins import i64, load, pointer, store
 from jitgrad.kernels.cpu.template import text
@@ -43,19 +43,20 @@ def sort_lines(args, begin, end, thread):
             for first in range(0, size, 2 * width):
                 middle = minimum(i64(first + width), size)
                 last = minimum(i64(first + 2 * width), size)
-                left, right = i64(first), middle
-                for i in range(first, last):
-                    take_right = left >= middle
-                    if left < middle and right < last:
-                        take_right = goes_before(load(keys, source + right, 3, 5), load(keys, source + left, 3, 5),
-                                                 descending)
-                    taken = right if take_right else left
-                    store(keys, target + i, load(keys, source + taken, 3, 5), 3, 5)
-                    store(places, target + i, load(places, source + taken, 4, 5), 4, 5)
-                    if take_right:
-                        right = i64(right + 1)
-                    else:
-                        left = i64(left + 1)
+                left, right, out = i64(source + first), i64(source + middle), i64(target + first)
+                left_end, right_end = right, i64(source + last)
+                while left < left_end and right < right_end:
+                    key, other = load(keys, left, 3, 5), load(keys, right, 3, 5)
+                    swap = goes_before(other, key, descending)
+                    store(keys, out, select(swap, other, key), 3, 5)
+                    store(places, out, load(places, select(swap, right, left), 4, 5), 4, 5)
+                    left, right, out = i64(left + select(swap, 0, 1)), i64(right + select(swap, 1, 0)), i64(out + 1)
+                for rest in range(left, left_end):
+                    store(keys, out + rest - left, load(keys, rest, 3, 5), 3, 5)
+                    store(places, out + rest - left, load(places, rest, 4, 5), 4, 5)
+                for rest in range(right, right_end):
+                    store(keys, out + rest - right, load(keys, rest, 3, 5), 3, 5)
+                    store(places, out + rest - right, load(places, rest, 4, 5), 4, 5)
             source, target = target, source
             width = i64(2 * width)
         for i in range(size):

@@ -14,10 +14,11 @@ from typing import Any
 
 
 def text(kernel: Callable[..., Any], **replacements: str) -> str:
-    """The text of `kernel` with every placeholder replaced, under a name that says for which types it is."""
+    """The text of `kernel` with every placeholder replaced, under a name that says for which types it is. Types go by
+    their short names; bool is spelled ``boolean`` in kernel text."""
     source = inspect.getsource(kernel)
     suffix = ""
     for placeholder, name in replacements.items():
-        source, count = re.subn(rf"\b{placeholder}\b", name, source)
+        source, count = re.subn(rf"\b{placeholder}\b", "boolean" if name == "bool" else name, source)
         suffix += f"_{name}" if count and name.isidentifier() else ""
     return source.replace(f"def {kernel.__name__}(", f"def {kernel.__name__}{suffix}(")
