@@ -192,6 +192,8 @@ PROGRAMS = [
     ("product", build([(6, 8)], lambda x: ops.prod(x, axes=(0, 1))), ["full"]),
     ("empty_sums", build([(0, 3)], lambda x: [ops.sum(x, axes=(0, 1)), ops.sum(x, axes=(0,)), ops.sum(x, axes=(1,))]),
      None),
+    ("turned_product", build([(6, 8), (6, 10)], lambda x, g: ops.permute(
+        ops.matmul(ops.permute(x, axes=(1, 0)), g), axes=(1, 0))), ["matmul"]),
     ("linear_relu", build([(6, 8), (10, 8), (10,), (6, 10)], linear_relu), ["matmul"]),
     ("mlp_step", build([(6, 8), (8, 10), (10,), (10, 3)], mlp_step),
      ["matmul", "matmul", "matmul", "matmul", "column"]),

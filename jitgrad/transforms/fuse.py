@@ -17,6 +17,7 @@ from jitgrad.ops.region import region
 from jitgrad.transforms.epilogue import claim_epilogues, has_complex, is_elementwise, is_fusable_matmul
 from jitgrad.transforms.foreach import lift_constants
 from jitgrad.transforms.groups import Group, Groups, Place
+from jitgrad.transforms.product import turn_products
 from jitgrad.transforms.select import select_in_rows
 
 SINGLE_ROW = 1 << 16
@@ -25,7 +26,8 @@ SINGLE_ROW = 1 << 16
 
 def fuse(graph: Graph) -> Graph:
     """`graph` with every group of nodes that can be one kernel as one `region` node."""
-    graph = select_in_rows(lift_constants(graph))
+    for prepare in (lift_constants, select_in_rows, turn_products):
+        graph = prepare(graph)
     groups = Fusion(graph).run()
     return assemble(graph, groups)
 
