@@ -22,7 +22,7 @@ from jitgrad.autograd import (
     no_grad,
     set_grad_enabled,
 )
-from jitgrad.compile import compile
+from jitgrad.compile import compare, compile, verify
 from jitgrad.creation import *
 from jitgrad.dtypes import (
     DType as dtype,

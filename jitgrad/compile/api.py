@@ -7,6 +7,7 @@ The Python function runs on every call; that is the meaning, and compiling only 
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import threading
@@ -23,9 +24,11 @@ from jitgrad.compile.edge import Edge, EdgeNode
 from jitgrad.compile.number import Number, trace_number
 from jitgrad.compile.recorder import Recorder
 from jitgrad.compile.seal import Sealed, fingerprint, leaf_signature, run_on_memory
+from jitgrad.inspect import Explanation, KernelView, PlanView, Recompile
 from jitgrad.errors import CompileError, complain, describe_location
 from jitgrad.ir.graph import Graph
 from jitgrad.ir.interpreter import interpret, state
+from jitgrad.ir.types import TensorType
 from jitgrad.tensor import Tensor
 from jitgrad.tree import flatten, unflatten
 
@@ -39,6 +42,7 @@ class Compilation:
     graph: Graph
     plan: Any
     reason: str
+    where: Any
     seconds: float
 
 
@@ -133,6 +137,41 @@ class CompiledFunction:
     def __repr__(self) -> str:
         return f"<compiled {self.name}>"
 
+    # --- looking inside ------------------------------------------------------------------------------------------------
+
+    def explain(self, times: bool = True) -> Explanation:
+        """What became of this function: sealed or replayed and why, recompiles and their reasons, and for each plan its
+        steps with bytes, arithmetic and (unless `times` is False) measured time."""
+        done = self.statistics
+        mode = "sealed" if self._sealed else "replayed"
+        reasons = (done.replayed_because,) if done.replayed_because and not self._sealed else ()
+        reasons += tuple([f"cut at {describe_location(where)}: {why}" for where, why in dict.fromkeys(done.cuts)])
+        views = [PlanView(c.graph, c.plan) for c in done.compilations]
+        if times:
+            views = [view.time([_sample(v.type) for v in view.graph.inputs]) for view in views]
+        recompiles = tuple([Recompile(c.reason, describe_location(c.where), c.seconds) for c in done.compilations])
+        calls = {"sealed": done.sealed_calls, "replayed": done.calls - done.sealed_calls}
+        return Explanation(self.name, mode, reasons, tuple(views), recompiles, calls)
+
+    @property
+    def graphs(self) -> tuple[Graph, ...]:
+        """The graphs as traced, one per compilation."""
+        return tuple([c.graph for c in self.statistics.compilations])
+
+    @property
+    def kernels(self) -> tuple[KernelView, ...]:
+        """All kernels, each with its ``source``."""
+        return self.explain(times=False).kernels
+
+    @property
+    def plan(self) -> PlanView:
+        """The latest plan: steps, memory, predicted peak."""
+        if not self.statistics.compilations:
+            raise complain(CompileError, self.name, "it has not been called, so there is no plan yet",
+                           fix="Call it once with real arguments")
+        last = self.statistics.compilations[-1]
+        return PlanView(last.graph, last.plan)
+
     # --- replayed calls ----------------------------------------------------------------------------------------------
 
     def _replay(self, args: tuple[Any, ...], kwargs: dict[str, Any], call: Any, key: Any) -> Any:
@@ -209,7 +248,8 @@ class CompiledFunction:
         start = time.perf_counter()
         plan = pipeline.compile_graph(graph)
         seconds = time.perf_counter() - start
-        self.statistics.compilations.append(Compilation(graph, plan, self._reason(graph), seconds))
+        where = graph.nodes[0].where if graph.nodes else None
+        self.statistics.compilations.append(Compilation(graph, plan, self._reason(graph), where, seconds))
         return plan
 
     def _reason(self, graph: Graph) -> str:
@@ -225,6 +265,14 @@ class CompiledFunction:
             if a.op is not b.op or dict(a.attrs) != dict(b.attrs):
                 return f"{describe_location(b.where)} recorded {b.op.name}, where {a.op.name} was recorded before"
         return f"{len(graph.nodes)} ops were recorded, {len(last.nodes)} before"
+
+
+def _sample(type: TensorType) -> np.ndarray:
+    """Some memory of that type, for timing: valid as an index, and free of special values."""
+    array = np.zeros(type.shape, type.dtype.numpy)
+    if type.dtype.is_floating_point:
+        array += np.asarray(0.5, array.dtype)
+    return array
 
 
 def compile(function: Any = None, *, mode: str = "default", dynamic: bool | None = None, fullgraph: bool = False,
@@ -264,7 +312,6 @@ def _compile_module(module: Any, fullgraph: bool, pure: bool) -> Any:
         return call(module, *args, **kwargs)
 
     def __deepcopy__(self: Any, memo: dict[int, Any]) -> Any:
-        import copy
         return _compile_module(copy.deepcopy(module, memo), fullgraph, pure)
 
     def __reduce__(self: Any) -> Any:

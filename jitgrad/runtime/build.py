@@ -83,6 +83,12 @@ def find_kernel(key: str, name: str) -> int | None:
         return _addresses[key]
 
 
+def forget() -> None:
+    """Look in the cache folder again for every kernel, as a new process would. Plans keep the addresses they have."""
+    with _lock:
+        _addresses.clear()
+
+
 def _compile(missing: dict[str, tuple[str, str]]) -> None:
     global compiled
     if _compiler is None:
