@@ -59,9 +59,9 @@ def measure_step(name: str, budget: float, repeats: int | None, only: Sequence[s
 def _first_steps(contender: Contender, *case: Any) -> tuple[Callable[[], Any], Result]:
     call = contender.make(*case)
     begin = time.perf_counter()
-    losses = [float(call())]
+    losses = [call().item()]
     first = time.perf_counter() - begin
-    losses += [float(call()) for _ in range(CHECKED_STEPS - 1)]
+    losses += [call().item() for _ in range(CHECKED_STEPS - 1)]
     return call, {"first_call": first, "losses": losses}
 
 
