@@ -1,8 +1,7 @@
 """Functions that make Tensors: from Python values and NumPy arrays, filled, counted, random.
 
-Dtypes are inferred as PyTorch does: floats become the default dtype, ints int64, bools bool; a NumPy array keeps its own.
-Filled and random Tensors are results of ops, so under ``compile`` they are part of the graph.
-"""
+Dtypes are inferred as PyTorch does: floats become the default dtype, ints int64, bools bool; a NumPy array keeps its
+own. Filled and random Tensors are results of ops, so under ``compile`` they are part of the graph. """
 
 from __future__ import annotations
 
@@ -233,7 +232,8 @@ def eye(n: int, m: int | None = None, *, dtype: DType | None = None, device: Any
         requires_grad: bool = False) -> Tensor:
     """1 on the diagonal of an n x m matrix (m = n by default), 0 elsewhere."""
     shape = _sizes("eye", (n, n if m is None else m))
-    diagonal = ops.eq(ops.iota(shape=shape, axis=0, dtype=dtypes.int64), ops.iota(shape=shape, axis=1, dtype=dtypes.int64))
+    row, column = (ops.iota(shape=shape, axis=axis, dtype=dtypes.int64) for axis in (0, 1))
+    diagonal = ops.eq(row, column)
     return _finish(cast(diagonal, dtype or dtypes.get_default_dtype()), requires_grad, device, "eye")
 
 
@@ -252,7 +252,8 @@ def triu_indices(row: int, col: int, offset: int = 0, *, dtype: DType = dtypes.i
 def rand(*size: Any, generator: random.Generator | None = None, dtype: DType | None = None, device: Any = None,
          requires_grad: bool = False) -> Tensor:
     """Uniform numbers in [0, 1)."""
-    return _finish(random.uniform(_sizes("rand", size), dtype=dtype, generator=generator), requires_grad, device, "rand")
+    drawn = random.uniform(_sizes("rand", size), dtype=dtype, generator=generator)
+    return _finish(drawn, requires_grad, device, "rand")
 
 
 def randn(*size: Any, generator: random.Generator | None = None, dtype: DType | None = None, device: Any = None,

@@ -5,16 +5,20 @@ through primitives. `__all__` are the names that stand in ``jitgrad`` itself, `n
 ``jitgrad.nn.functional``; what is used only as a method is in the modules.
 """
 
-from jitgrad.functional import elementwise, index, linalg, nn, random, reduce, shape
+# ruff: noqa: F403
+
+from jitgrad.functional import elementwise, index, linalg, logic, nn, random, reduce, shape, sorting
 from jitgrad.functional.core import result_type
 from jitgrad.functional.elementwise import *
 from jitgrad.functional.foreach import foreach
 from jitgrad.functional.index import *
 from jitgrad.functional.linalg import *
+from jitgrad.functional.logic import *
 from jitgrad.functional.nn import *
 from jitgrad.functional.random import *
 from jitgrad.functional.reduce import *
 from jitgrad.functional.shape import *
+from jitgrad.functional.sorting import *
 
-__all__ = [*elementwise.__all__, *reduce.__all__, *shape.__all__, *linalg.__all__, *index.__all__, *random.__all__,
-           *(name for name in nn.__all__ if name not in ("pad", "unfold", "sigmoid", "tanh")), "foreach", "result_type"]
+__all__ = [*elementwise.__all__, *logic.__all__, *reduce.__all__, *shape.__all__, *linalg.__all__, *index.__all__,
+           *sorting.__all__, *random.__all__, *nn.TOP_LEVEL, "foreach", "result_type"]

@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from jitgrad import dtypes, ops
 from jitgrad.dtypes import DType
 from jitgrad.functional import random
@@ -28,10 +30,12 @@ from jitgrad.functional.core import (
     unknown_choice,
     widened,
 )
-from jitgrad.functional.elementwise import add, clamp, gt, mul, where
+from jitgrad.functional.elementwise import add, clamp, mul, where
+from jitgrad.functional.logic import gt
 from jitgrad.functional.reduce import detached
 from jitgrad.functional.shape import chunk
 from jitgrad.ops.builders import broadcast, expand_dims, full_like, ones_like, zeros_like
+from jitgrad.ops.derived import derived
 
 __all__ = [
     "alpha_dropout", "celu", "dropout", "dropout1d", "dropout2d", "dropout3d", "elu", "gelu", "glu",
@@ -235,7 +239,9 @@ def log_softmax(input: Tensor, dim: int, dtype: DType | None = None) -> Tensor:
 
 def _over_dim(function: Callable[..., Tensor], x: Tensor, axis: int) -> Tensor:
     """`function` along a dimension; a 0-d tensor counts as one of size 1."""
-    return function(x, axis) if x.shape else ops.reshape(function(ops.reshape(x, shape=(1,)), 0), shape=())
+    if not x.shape:
+        return ops.reshape(function(ops.reshape(x, shape=(1,)), axis=0), shape=())
+    return function(x, axis=axis) if x.shape[axis] else x
 
 
 def softmin(input: Tensor, dim: int, dtype: DType | None = None) -> Tensor:
@@ -243,19 +249,60 @@ def softmin(input: Tensor, dim: int, dtype: DType | None = None) -> Tensor:
     return softmax(ops.neg(input), dim, dtype)
 
 
+def _softmax_arrays(x: Any, *, axis: int) -> Any:
+    out = np.subtract(x, x.max(axis, keepdims=True))
+    np.exp(out, out=out)
+    out /= out.sum(axis, keepdims=True)
+    return out
+
+
+def _softmax_gradient_arrays(g: Any, out: Any, *, axis: int) -> Any:
+    product = g * out
+    product -= out * product.sum(axis, keepdims=True)
+    return product
+
+
+@derived(_softmax_gradient_arrays)
+def _softmax_gradient(g: Tensor, out: Tensor, *, axis: int) -> Tensor:
+    """``out * (g - sum(g * out))``."""
+    product = ops.mul(g, out)
+    total = expand_dims(ops.sum(product, axes=(axis,)), (axis,))
+    return ops.sub(product, ops.mul(out, broadcast(total, out.shape)))
+
+
+@derived(_softmax_arrays, vjp=(lambda g, out, axis: _softmax_gradient(g, out, axis=axis),))
 @widened
-def _softmax(x: Tensor, axis: int) -> Tensor:
-    if x.shape[axis] == 0:
-        return x
+def _softmax(x: Tensor, *, axis: int) -> Tensor:
+    """`softmax` of a tensor that is not empty along `axis`."""
     weights = ops.exp(_below_largest(x, axis))
     total = expand_dims(ops.sum(weights, axes=(axis,)), (axis,))
     return ops.div(weights, broadcast(total, x.shape))
 
 
+def _log_softmax_arrays(x: Any, *, axis: int) -> Any:
+    out = np.subtract(x, x.max(axis, keepdims=True))
+    out -= np.log(np.exp(out).sum(axis, keepdims=True))
+    return out
+
+
+def _log_softmax_gradient_arrays(g: Any, out: Any, *, axis: int) -> Any:
+    result = np.exp(out)
+    result *= -g.sum(axis, keepdims=True)
+    result += g
+    return result
+
+
+@derived(_log_softmax_gradient_arrays)
+def _log_softmax_gradient(g: Tensor, out: Tensor, *, axis: int) -> Tensor:
+    """``g - exp(out) * sum(g)``."""
+    total = expand_dims(ops.sum(g, axes=(axis,)), (axis,))
+    return ops.sub(g, ops.mul(ops.exp(out), broadcast(total, out.shape)))
+
+
+@derived(_log_softmax_arrays, vjp=(lambda g, out, axis: _log_softmax_gradient(g, out, axis=axis),))
 @widened
-def _log_softmax(x: Tensor, axis: int) -> Tensor:
-    if x.shape[axis] == 0:
-        return x
+def _log_softmax(x: Tensor, *, axis: int) -> Tensor:
+    """`log_softmax` of a tensor that is not empty along `axis`."""
     shifted = _below_largest(x, axis)
     total = expand_dims(ops.sum(ops.exp(shifted), axes=(axis,)), (axis,))
     return ops.sub(shifted, broadcast(ops.log(total), x.shape))
@@ -268,7 +315,8 @@ def _below_largest(x: Tensor, axis: int) -> Tensor:
 
 
 def gumbel_softmax(logits: Tensor, tau: float = 1.0, hard: bool = False, dim: int = -1) -> Tensor:
-    """A sample of the Gumbel-softmax distribution (Jang and others 2017); with `hard` one-hot forward, soft backward."""
+    """A sample of the Gumbel-softmax distribution (Jang and others 2017); with `hard` one-hot forward, soft
+    backward."""
     noise = ops.neg(ops.log(random.exponential(tuple(logits.shape), 1.0, logits.dtype)))
     soft = softmax(ops.div(ops.add(logits, noise), full_like(logits, float(tau))), dim)
     if not hard:

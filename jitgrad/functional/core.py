@@ -162,10 +162,9 @@ def matched(op: str, x: Operand, y: Operand, to_float: bool = False) -> tuple[Te
     """Two operands with one dtype (promoted) and one shape (broadcast)."""
     x_type, y_type = getattr(x, "dtype", None), getattr(y, "dtype", None)
     if type(x_type) is DType:
-        if x_type is y_type:
-            if x.shape == y.shape and (not to_float or x_type.category in "fc"):
-                return x, y
-        elif type(y) in _PYTHON_NUMBERS:
+        if x_type is y_type and (not to_float or x_type.category in "fc"):
+            return (x, y) if x.shape == y.shape else broadcast_all(op, x, y)
+        if type(y) in _PYTHON_NUMBERS:
             return _with_number(x, y, to_float)
     elif type(x) in _PYTHON_NUMBERS and type(y_type) is DType:
         y, x = _with_number(y, x, to_float)
@@ -200,7 +199,7 @@ def on_dtype(op: str, dtype: DType, *operands: Operand) -> tuple[Tensor, ...]:
 def broadcast_all(op: str, *tensors: Tensor) -> tuple[Tensor, ...]:
     """All tensors broadcast to their common shape; a tensor that has it already is returned as it is."""
     shape = broadcast_shape(op, *[x.shape for x in tensors])
-    return tuple([x if x.shape == shape else broadcast(x, shape) for x in tensors])
+    return tuple([broadcast(x, shape) for x in tensors])
 
 
 def broadcast_shape(op: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:
@@ -277,7 +276,8 @@ def require_shape(op: str, condition: bool, problem: str, fix: str = "") -> None
 def require_floating(op: str, x: Tensor) -> Tensor:
     """`x`; DTypeError when it is neither floating-point nor complex."""
     if x.dtype.category not in "fc":
-        raise complain(DTypeError, op, f"needs a floating-point tensor, got {describe(x)}", fix="Did you mean x.float()?")
+        raise complain(DTypeError, op, f"needs a floating-point tensor, got {describe(x)}",
+                       fix="Did you mean x.float()?")
     return x
 
 

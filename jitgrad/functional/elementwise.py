@@ -18,7 +18,6 @@ from jitgrad.functional.core import (
     as_float,
     as_operand,
     broadcast_all,
-    cast,
     describe,
     largest_finite,
     matched,
@@ -28,20 +27,91 @@ from jitgrad.functional.core import (
     unknown_choice,
 )
 from jitgrad.ir.op import Op
-from jitgrad.ops.builders import full, ones_like, zeros_like
+from jitgrad.ops.builders import full_like, ones_like, zeros_like
 
 __all__ = [
-    "abs", "absolute", "acos", "acosh", "add", "addcdiv", "addcmul", "arccos", "arccosh", "arcsin", "arcsinh",
-    "arctan", "arctan2", "arctanh", "asin", "asinh", "atan", "atan2", "atanh", "bitwise_and",
-    "bitwise_left_shift", "bitwise_not", "bitwise_or", "bitwise_right_shift", "bitwise_xor", "ceil", "clamp",
-    "clamp_max", "clamp_min", "clip", "copysign", "cos", "cosh", "digamma", "div", "divide", "eq", "erf",
-    "erfc", "erfinv", "exp", "exp2", "expit", "expm1", "fix", "floor", "floor_divide", "fmax", "fmin", "fmod",
-    "frac", "ge", "greater", "greater_equal", "gt", "heaviside", "hypot", "isclose", "isfinite", "isinf",
-    "isnan", "le", "lerp", "less", "less_equal", "lgamma", "log", "log10", "log1p", "log2", "logaddexp",
-    "logical_and", "logical_not", "logical_or", "logical_xor", "logit", "lt", "maximum", "minimum", "mul",
-    "multiply", "nan_to_num", "ne", "neg", "negative", "not_equal", "positive", "pow", "reciprocal",
-    "remainder", "round", "rsqrt", "rsub", "sgn", "sigmoid", "sign", "sin", "sinh", "sqrt", "square", "sub",
-    "subtract", "tan", "tanh", "true_divide", "trunc", "xlogy",
+    "abs",
+    "absolute",
+    "acos",
+    "acosh",
+    "add",
+    "addcdiv",
+    "addcmul",
+    "arccos",
+    "arccosh",
+    "arcsin",
+    "arcsinh",
+    "arctan",
+    "arctan2",
+    "arctanh",
+    "asin",
+    "asinh",
+    "atan",
+    "atan2",
+    "atanh",
+    "ceil",
+    "clamp",
+    "clamp_max",
+    "clamp_min",
+    "clip",
+    "copysign",
+    "cos",
+    "cosh",
+    "digamma",
+    "div",
+    "divide",
+    "erf",
+    "erfc",
+    "erfinv",
+    "exp",
+    "exp2",
+    "expit",
+    "expm1",
+    "fix",
+    "floor",
+    "floor_divide",
+    "fmax",
+    "fmin",
+    "fmod",
+    "frac",
+    "heaviside",
+    "hypot",
+    "lerp",
+    "lgamma",
+    "log",
+    "log1p",
+    "log2",
+    "log10",
+    "logaddexp",
+    "logit",
+    "maximum",
+    "minimum",
+    "mul",
+    "multiply",
+    "nan_to_num",
+    "neg",
+    "negative",
+    "positive",
+    "pow",
+    "reciprocal",
+    "remainder",
+    "round",
+    "rsqrt",
+    "rsub",
+    "sgn",
+    "sigmoid",
+    "sign",
+    "sin",
+    "sinh",
+    "sqrt",
+    "square",
+    "sub",
+    "subtract",
+    "tan",
+    "tanh",
+    "true_divide",
+    "trunc",
+    "xlogy",
 ]
 
 # unary
@@ -91,7 +161,8 @@ def neg(input: Tensor) -> Tensor:
     """``-input``; bools have no negative."""
     input = as_operand(input)
     if input.dtype is dtypes.bool_:
-        raise complain(DTypeError, "neg", f"bool tensors have no negative, got {describe(input)}", fix="Did you mean ~x?")
+        raise complain(DTypeError, "neg", f"bool tensors have no negative, got {describe(input)}",
+                       fix="Did you mean ~x?")
     return ops.neg(input)
 
 
@@ -164,29 +235,6 @@ def square(input: Tensor) -> Tensor:
     return ops.mul(input, input)
 
 
-def isnan(input: Tensor) -> Tensor:
-    """True where `input` is not a number."""
-    return _float_test(ops.isnan, input)
-
-
-def isinf(input: Tensor) -> Tensor:
-    """True where `input` is infinite."""
-    return _float_test(ops.isinf, input)
-
-
-def isfinite(input: Tensor) -> Tensor:
-    """True where `input` is neither infinite nor NaN."""
-    input = as_operand(input)
-    if input.dtype.category in "fc":
-        return ops.isfinite(input)
-    return full(input.shape, True, dtypes.bool_)
-
-
-def _float_test(op: Op, input: Tensor) -> Tensor:
-    input = as_operand(input)
-    return op(input) if input.dtype.category in "fc" else full(input.shape, False, dtypes.bool_)
-
-
 def nan_to_num(input: Tensor, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None) -> Tensor:
     """NaN and infinities replaced, by default with 0 and the largest finite values."""
     if input.dtype.category != "f":
@@ -195,8 +243,8 @@ def nan_to_num(input: Tensor, nan: float = 0.0, posinf: float | None = None, neg
     high = largest if posinf is None else posinf
     low = -largest if neginf is None else neginf
     result = where(ops.isnan(input), nan, input)
-    result = where(eq(input, math.inf), high, result)
-    return where(eq(input, -math.inf), low, result)
+    result = where(ops.eq(input, full_like(input, math.inf)), high, result)
+    return where(ops.eq(input, full_like(input, -math.inf)), low, result)
 
 
 def logit(input: Tensor, eps: float | None = None) -> Tensor:
@@ -289,7 +337,8 @@ def fmod(input: Operand, other: Operand) -> Tensor:
 
 
 def pow(input: Operand, exponent: Operand) -> Tensor:
-    """``input ** exponent``. Small constant powers become products and roots. An integer tensor has no negative power."""
+    """``input ** exponent``. Small constant powers become products and roots. An integer tensor has no negative
+    power."""
     if type(exponent) in (int, float) and hasattr(input, "shape"):
         shortcut = _constant_power(input, exponent)
         if shortcut is not None:
@@ -428,121 +477,6 @@ def heaviside(input: Tensor, values: Tensor) -> Tensor:
     zero = zeros_like(x)
     step = ops.where(ops.eq(x, zero), y, ops.cast(ops.gt(x, zero), dtype=x.dtype))
     return ops.where(ops.isnan(x), x, step) if x.dtype.category == "f" else step
-
-
-# comparisons
-
-def eq(input: Operand, other: Operand) -> Tensor:
-    """``input == other``."""
-    return ops.eq(*matched("eq", input, other))
-
-
-def ne(input: Operand, other: Operand) -> Tensor:
-    """``input != other``."""
-    return ops.ne(*matched("ne", input, other))
-
-
-def lt(input: Operand, other: Operand) -> Tensor:
-    """``input < other``."""
-    return ops.lt(*matched("lt", input, other))
-
-
-def le(input: Operand, other: Operand) -> Tensor:
-    """``input <= other``."""
-    return ops.le(*matched("le", input, other))
-
-
-def gt(input: Operand, other: Operand) -> Tensor:
-    """``input > other``."""
-    return ops.gt(*matched("gt", input, other))
-
-
-def ge(input: Operand, other: Operand) -> Tensor:
-    """``input >= other``."""
-    return ops.ge(*matched("ge", input, other))
-
-
-not_equal, less, less_equal, greater, greater_equal = ne, lt, le, gt, ge
-
-
-def isclose(input: Tensor, other: Tensor, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Tensor:
-    """``|input - other| <= atol + rtol * |other|``, elementwise; infinities are close to themselves."""
-    x, y = matched("isclose", input, other)
-    close = ops.eq(x, y)
-    if x.dtype.category != "f":
-        x, y = as_float(x), as_float(y)
-    near = le(ops.abs(ops.sub(x, y)), add(mul(ops.abs(y), rtol), atol))
-    close = ops.bitwise_or(close, ops.bitwise_and(ops.isfinite(y), near))
-    if equal_nan:
-        close = ops.bitwise_or(close, ops.bitwise_and(ops.isnan(x), ops.isnan(y)))
-    return close
-
-
-# logic
-
-def _truth(x: Operand) -> Tensor:
-    return cast(as_operand(x), dtypes.bool_)
-
-
-def logical_not(input: Tensor) -> Tensor:
-    """True where `input` is zero."""
-    return ops.logical_not(_truth(input))
-
-
-def logical_and(input: Operand, other: Operand) -> Tensor:
-    """True where both are nonzero."""
-    return ops.bitwise_and(*matched("logical_and", _truth(input), _truth(other)))
-
-
-def logical_or(input: Operand, other: Operand) -> Tensor:
-    """True where either is nonzero."""
-    return ops.bitwise_or(*matched("logical_or", _truth(input), _truth(other)))
-
-
-def logical_xor(input: Operand, other: Operand) -> Tensor:
-    """True where exactly one is nonzero."""
-    return ops.bitwise_xor(*matched("logical_xor", _truth(input), _truth(other)))
-
-
-def _integral(op: str, x: Tensor) -> Tensor:
-    if x.dtype.category in "fc":
-        raise complain(DTypeError, op, f"needs integers or bools, got {describe(x)}", fix="Did you mean x.long()?")
-    return x
-
-
-def _bitwise(op: Op, input: Operand, other: Operand) -> Tensor:
-    x, y = matched(op.name, input, other)
-    return op(_integral(op.name, x), y)
-
-
-def bitwise_not(input: Tensor) -> Tensor:
-    """Every bit flipped; for bools, not."""
-    return ops.bitwise_not(_integral("bitwise_not", as_operand(input)))
-
-
-def bitwise_and(input: Operand, other: Operand) -> Tensor:
-    """``input & other``."""
-    return _bitwise(ops.bitwise_and, input, other)
-
-
-def bitwise_or(input: Operand, other: Operand) -> Tensor:
-    """``input | other``."""
-    return _bitwise(ops.bitwise_or, input, other)
-
-
-def bitwise_xor(input: Operand, other: Operand) -> Tensor:
-    """``input ^ other``."""
-    return _bitwise(ops.bitwise_xor, input, other)
-
-
-def bitwise_left_shift(input: Operand, other: Operand) -> Tensor:
-    """``input << other``."""
-    return _bitwise(ops.shift_left, input, other)
-
-
-def bitwise_right_shift(input: Operand, other: Operand) -> Tensor:
-    """``input >> other``."""
-    return _bitwise(ops.shift_right, input, other)
 
 
 # selection

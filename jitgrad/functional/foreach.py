@@ -13,7 +13,7 @@ from typing import Any
 from jitgrad import dtypes, ops
 from jitgrad.dtypes import DType
 from jitgrad.errors import ShapeError, complain
-from jitgrad.functional import elementwise
+from jitgrad.functional import elementwise, logic
 from jitgrad.functional.core import HALF, Operand, Tensor, as_operand, cast
 from jitgrad.functional.methods import TensorMethods
 from jitgrad.ir.graph import Graph, GraphBuilder, Value
@@ -35,8 +35,8 @@ def _of_two(function: Callable[..., Any], reflected: bool = False) -> Callable[.
 
 
 class Scalar(TensorMethods):
-    """A 0-d value of the program that is being traced, with the operators and methods of a Tensor: an element, or (`weak`)
-    a number, which is float64 until it meets an element."""
+    """A 0-d value of the program that is being traced, with the operators and methods of a Tensor: an element, or
+    (`weak`) a number, which is float64 until it meets an element."""
 
     __slots__ = ("value", "weak")
 
@@ -65,8 +65,8 @@ class Scalar(TensorMethods):
     __mul__, __rmul__ = _of_two(elementwise.mul), _of_two(elementwise.mul, True)
     __truediv__, __rtruediv__ = _of_two(elementwise.div), _of_two(elementwise.div, True)
     __pow__, __rpow__ = _of_two(elementwise.pow), _of_two(elementwise.pow, True)
-    __lt__, __le__, __gt__, __ge__ = (_of_two(elementwise.lt), _of_two(elementwise.le), _of_two(elementwise.gt),
-                                      _of_two(elementwise.ge))
+    __lt__, __le__, __gt__, __ge__ = (_of_two(logic.lt), _of_two(logic.le), _of_two(logic.gt),
+                                      _of_two(logic.ge))
     maximum, minimum = _of_two(elementwise.maximum), _of_two(elementwise.minimum)
 
 
@@ -103,9 +103,10 @@ def foreach(body: Callable[..., Any], shared: Sequence[Operand],
             lists: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
     """``body(*shared, *operands)`` for each group of operands: ``lists[j][i]`` is operand j of group i.
 
-    `body` takes `Scalar`s and returns one or a tuple of them; the result has one list for each, with an entry per group,
-    of the shape of operand 0. Another operand has that shape or is 0-d. `shared` are numbers (or 0-d tensors that count
-    as numbers). `body` is traced once per combination of dtypes, so it must depend on nothing but its arguments."""
+    `body` takes `Scalar`s and returns one or a tuple of them; the result has one list for each, with an entry per
+    group, of the shape of operand 0. Another operand has that shape or is 0-d. `shared` are numbers (or 0-d tensors
+    that count as numbers). `body` is traced once per combination of dtypes, so it must depend on nothing but its
+    arguments."""
     groups = len(lists[0])
     if any(len(other) != groups for other in lists):
         raise complain(ShapeError, "foreach", f"lists differ in length: {[len(other) for other in lists]}")

@@ -1,9 +1,8 @@
 """Indexing: ``x[...]`` in all its forms, gather and scatter, selection by masks, sorting.
 
-Integers, slices, None and ``...`` make views. Integer tensors, lists and masks copy, by NumPy's (and PyTorch's) rules: all
-of them together stand for one group of dimensions, at the place of the first when they are neighbours, otherwise in
-front. What depends on the values of a mask in its *size* reads the mask.
-"""
+Integers, slices, None and ``...`` make views. Integer tensors, lists and masks copy, by NumPy's (and PyTorch's)
+rules: all of them together stand for one group of dimensions, at the place of the first when they are neighbours,
+otherwise in front. What depends on the values of a mask in its *size* reads the mask. """
 
 from __future__ import annotations
 
@@ -16,7 +15,6 @@ import numpy as np
 
 from jitgrad import dtypes, ops
 from jitgrad.errors import DTypeError, OutOfRangeError, ShapeError, complain
-from jitgrad.functional import elementwise
 from jitgrad.functional.core import (
     Operand,
     Tensor,
@@ -32,21 +30,19 @@ from jitgrad.functional.core import (
     require_shape,
     size,
 )
-from jitgrad.functional.reduce import Extremes
-from jitgrad.functional.shape import permute, section
+from jitgrad.functional.shape import permute, ravel, section
 from jitgrad.ops.builders import broadcast, expand_dims, full, zeros_like
 
 __all__ = [
-    "argsort", "argwhere", "bincount", "bucketize", "gather", "histc", "index_add", "index_copy",
-    "index_fill", "index_put", "index_select", "masked_fill", "masked_scatter", "masked_select", "nonzero",
-    "scatter", "scatter_add", "searchsorted", "sort", "take", "take_along_dim", "topk", "unique", "where",
+    "gather", "index_add", "index_copy", "index_fill", "index_put", "index_select", "masked_fill",
+    "masked_scatter", "masked_select", "scatter", "scatter_add", "take", "take_along_dim",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Advanced:
-    """An index by values: an integer tensor for `width` dimensions (as one, in row-major order) from `axis` on, or, before
-    it is read, a mask over them."""
+    """An index by values: an integer tensor for `width` dimensions (as one, in row-major order) from `axis` on, or,
+    before it is read, a mask over them."""
 
     axis: int
     width: int
@@ -73,7 +69,8 @@ def _row(x: Tensor, index: int) -> Tensor:
 
 def _checked_position(index: int, extent: int, dim: int) -> int:
     if not -extent <= index < extent:
-        raise complain(OutOfRangeError, "index", f"index {index} is out of range for dimension {dim} with size {extent}")
+        raise complain(OutOfRangeError, "index",
+                       f"index {index} is out of range for dimension {dim} with size {extent}")
     return index + extent if index < 0 else index
 
 
@@ -124,8 +121,8 @@ def _classified(item: Any) -> Any:
     if isinstance(item, (list, tuple, range, np.ndarray)):
         item = _index_array(item)
     if not hasattr(item, "shape"):
-        raise complain(DTypeError, "index", f"{type(item).__name__} is no index", fix="Use integers, slices, None, ..., "
-                                                                                      "integer tensors or masks")
+        raise complain(DTypeError, "index", f"{type(item).__name__} is no index",
+                       fix="Use integers, slices, None, ..., integer tensors or masks")
     return _require_index(item)
 
 
@@ -233,7 +230,9 @@ def _flattened(x: Tensor, advanced: list[Advanced]) -> tuple[Tensor, int, Tensor
     index = _combined([(size(x.shape[i.axis:i.axis + i.width]), i.index, i.width > 1) for i in advanced])
     shape = moved.shape
     count = size(shape[axis:axis + len(covered)])
-    flat = ops.reshape(moved, shape=(*shape[:axis], count, *shape[axis + len(covered):])) if len(covered) != 1 else moved
+    flat = moved
+    if len(covered) != 1:
+        flat = ops.reshape(moved, shape=(*shape[:axis], count, *shape[axis + len(covered):]))
 
     def restore(y: Tensor) -> Tensor:
         back = y if y.shape == shape else ops.reshape(y, shape=shape)
@@ -250,8 +249,8 @@ def _positions(index: Tensor) -> Tensor:
 
 
 def _combined(parts: list[tuple[int, Tensor, bool]]) -> Tensor:
-    """One index into the product of dimensions from one index for each, given with its extent. A position that is out of
-    range in one of them is out of range in the product too, so that it is an error there."""
+    """One index into the product of dimensions from one index for each, given with its extent. A position that is out
+    of range in one of them is out of range in the product too, so that it is an error there."""
     if len(parts) == 1:
         extent, index, _ = parts[0]
         return _counted_from_front(index, extent)
@@ -336,7 +335,7 @@ def gather(input: Tensor, dim: int, index: Tensor) -> Tensor:
 def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
     """`gather` with `input` and `indices` broadcast against each other, or on the flattened `input`."""
     if dim is None:
-        return gather(ops.reshape(input, shape=(size(input.shape),)), 0, ops.reshape(indices, shape=(size(indices.shape),)))
+        return gather(ravel(input), 0, ravel(indices))
     axis = one_dim("take_along_dim", dim, len(input.shape))
     of_input = (*input.shape[:axis], 1, *input.shape[axis + 1:])
     of_index = (*indices.shape[:axis], 1, *indices.shape[axis + 1:])
@@ -363,7 +362,8 @@ def _source(x: Tensor, index: Tensor, src: Operand) -> Tensor:
     if is_number(src):
         return broadcast(as_operand(src, x.dtype), tuple(index.shape))
     if src.dtype is not x.dtype:
-        raise complain(DTypeError, "scatter", f"the source must have the tensor's dtype: {describe(x)}, {describe(src)}")
+        raise complain(DTypeError, "scatter",
+                       f"the source must have the tensor's dtype: {describe(x)}, {describe(src)}")
     for axis, n in enumerate(index.shape):
         src = section(src, axis, 0, n)
     return src
@@ -434,95 +434,3 @@ def masked_scatter(input: Tensor, mask: Tensor, source: Tensor) -> Tensor:
     before = ops.maximum(ops.sub(place, full(place.shape, 1, dtypes.int64)), zeros_like(place))
     taken = ops.take(ops.reshape(source, shape=(size(source.shape),)), before, axis=0)
     return ops.where(mask, ops.reshape(cast(taken, x.dtype), shape=x.shape), x)
-
-
-# sorting
-
-def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = True) -> Extremes:
-    """``(values, indices)`` in order along `dim`; NaN is the largest."""
-    axis = one_dim("sort", dim, len(input.shape))
-    if not input.shape:
-        return Extremes(input, full((), 0, dtypes.int64))
-    values, indices = ops.sort(input, axis=axis, descending=bool(descending), stable=bool(stable))
-    return Extremes(values, indices)
-
-
-def argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = True) -> Tensor:
-    """The indices that `sort` gives."""
-    return sort(input, dim, descending, stable).indices
-
-
-def topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Extremes:
-    """The `k` largest (or smallest) along `dim` as ``(values, indices)``, in order."""
-    axis = one_dim("topk", dim, len(input.shape))
-    extent = input.shape[axis] if input.shape else 1
-    require_shape("topk", 0 <= k <= extent, f"k={k} is not in [0, {extent}], the size of dimension {dim}")
-    values, indices = sort(input, dim, descending=largest)
-    if not input.shape:
-        return Extremes(values, indices)
-    return Extremes(section(values, axis, 0, k), section(indices, axis, 0, k))
-
-
-def searchsorted(sorted_sequence: Tensor, input: Operand, *, right: bool = False) -> Tensor:
-    """How many elements of each ascending last dimension are below `input` (with `right`, not above): int64."""
-    values = as_operand(input, sorted_sequence.dtype)
-    boundaries = sorted_sequence
-    column = expand_dims(values, (len(values.shape),))
-    rows = boundaries if len(boundaries.shape) == 1 else expand_dims(boundaries, (len(boundaries.shape) - 1,))
-    left, there = broadcast_all("searchsorted", cast(rows, values.dtype), column)
-    counted = ops.le(left, there) if right else ops.lt(left, there)
-    return ops.sum(cast(counted, dtypes.int64), axes=(len(counted.shape) - 1,))
-
-
-def bucketize(input: Operand, boundaries: Tensor, *, right: bool = False) -> Tensor:
-    """`searchsorted` with the operands exchanged."""
-    return searchsorted(boundaries, input, right=right)
-
-
-# results whose size depends on values
-
-def where(condition: Tensor, input: Operand | None = None, other: Operand | None = None) -> Any:
-    """`input` where `condition` is True, `other` elsewhere; of the condition alone where it is True, as `nonzero`."""
-    if input is None or other is None:
-        return nonzero(condition, as_tuple=True)
-    return elementwise.where(condition, input, other)
-
-
-def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
-    """Where `input` is not zero: int64 [count, ndim], or one 1-d tensor for each dimension. Reads the value."""
-    found = np.nonzero(np.atleast_1d(read(input)))
-    if as_tuple:
-        return tuple([from_array(v) for v in found])
-    return from_array(np.stack(found[:len(input.shape)], 1) if input.shape else np.zeros((len(found[0]), 0), np.int64))
-
-
-def argwhere(input: Tensor) -> Tensor:
-    """`nonzero` as one tensor."""
-    return nonzero(input)
-
-
-def unique(input: Tensor, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False,
-           dim: int | None = None) -> Any:
-    """The different elements (or slices along `dim`) in ascending order; on request where each element went, and how
-    often each one occurs. Reads the value."""
-    found = np.unique(read(input), return_inverse=return_inverse, return_counts=return_counts, axis=dim)
-    if isinstance(found, tuple):
-        return tuple([from_array(np.asarray(v)) for v in found])
-    return from_array(found)
-
-
-def bincount(input: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
-    """How often each non-negative integer occurs in a 1-d tensor, or the sum of its weights. Reads the value."""
-    array = read(input)
-    length = max(int(array.max()) + 1 if array.size else 0, minlength)
-    dtype = dtypes.int64 if weights is None else weights.dtype
-    added = full(input.shape, 1, dtypes.int64) if weights is None else weights
-    return ops.index_add(full((length,), 0, dtype), cast(input, dtypes.int64), added, axis=0)
-
-
-def histc(input: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Tensor:
-    """How many elements fall into each of `bins` equal intervals of [min, max] (by default, of all). Reads the value."""
-    array = read(input)
-    limits = (float(array.min()), float(array.max())) if min == max and array.size else (float(min), float(max))
-    counts, _ = np.histogram(array, bins, limits)
-    return from_array(counts.astype(array.dtype))

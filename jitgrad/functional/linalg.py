@@ -24,6 +24,7 @@ from jitgrad.functional.elementwise import add, mul
 from jitgrad.functional.reduce import norm, sum
 from jitgrad.functional.shape import diagonal, movedim, permute
 from jitgrad.ops.builders import broadcast, expand_dims
+from jitgrad.ops.derived import derived
 
 __all__ = [
     "addmm", "addmv", "baddbmm", "bmm", "cdist", "cross", "dot", "einsum", "inner", "kron", "matmul", "mm",
@@ -38,7 +39,8 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
     if len(x) == 2 and len(y) == 2:
         _check("matmul", input, other, x[1], y[0])
         return ops.matmul(input, other)
-    require_shape("matmul", len(x) > 0 and len(y) > 0, f"0-d operands: {_both(input, other)}", fix="Did you mean x * y?")
+    if not x or not y:
+        raise complain(ShapeError, "matmul", f"0-d operands: {_both(input, other)}", fix="Did you mean x * y?")
     _check("matmul", input, other, x[-1], y[-2] if len(y) > 1 else y[0])
     if len(y) == 1:
         return _matrix_vector(input, other)
@@ -152,10 +154,28 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if len(weight.shape) == 2 and input.shape and input.shape[-1] != weight.shape[1]:
         raise complain(ShapeError, "linear", f"the input has {input.shape[-1]} features, the weight expects "
                                              f"{weight.shape[1]}: {describe(input)}, {describe(weight)}")
+    if len(input.shape) == 2 and bias is not None and bias.shape == weight.shape[:1] != () \
+            and input.dtype is weight.dtype is bias.dtype:
+        return _affine(input, weight, bias)
     product = matmul(input, ops.permute(weight, axes=(1, 0)) if len(weight.shape) == 2 else weight)
     if bias is None:
         return product
     return ops.add(*matched("linear", product, bias))
+
+
+def _affine_arrays(x: Any, weight: Any, bias: Any) -> Any:
+    out = x @ weight.T
+    out += bias
+    return out
+
+
+@derived(_affine_arrays, vjp=(lambda g, weight: ops.matmul(g, weight),
+                              lambda g, x: ops.matmul(ops.permute(g, axes=(1, 0)), x),
+                              lambda g: ops.sum(g, axes=(0,))))
+def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The usual case of `linear`: a matrix, with a bias."""
+    product = ops.matmul(x, ops.permute(weight, axes=(1, 0)))
+    return ops.add(product, broadcast(bias, product.shape))
 
 
 def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -256,7 +276,8 @@ def _contract(a: str, x: Tensor, b: str, y: Tensor, later: set[str]) -> tuple[st
     if not summed:
         left, right = _aligned(a, x, batch + rows + columns), _aligned(b, y, batch + rows + columns)
         return "".join(batch + rows + columns), mul(left, right)
-    product = ops.matmul(_as_matrices(a, x, batch, rows, summed, sizes), _as_matrices(b, y, batch, summed, columns, sizes))
+    left, right = _as_matrices(a, x, batch, rows, summed, sizes), _as_matrices(b, y, batch, summed, columns, sizes)
+    product = ops.matmul(left, right)
     order = batch + rows + columns
     return "".join(order), ops.reshape(product, shape=tuple([sizes[c] for c in order]))
 

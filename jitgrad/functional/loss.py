@@ -23,7 +23,8 @@ from jitgrad.functional.core import (
     unknown_choice,
     widened,
 )
-from jitgrad.functional.elementwise import add, clamp_min, gt, lt, mul, sub, where, xlogy
+from jitgrad.functional.elementwise import add, clamp_min, mul, sub, where, xlogy
+from jitgrad.functional.logic import gt, lt
 from jitgrad.functional.reduce import mean, norm, safe_sqrt, sum
 from jitgrad.ops.builders import broadcast, expand_dims, full, ones_like, zeros_like
 
@@ -100,7 +101,8 @@ def gaussian_nll_loss(input: Tensor, target: Tensor, var: Tensor, full: bool = F
     """Negative log likelihood under normal distributions of means `input` and variances `var`."""
     variance = clamp_min(var, eps)
     difference = sub(input, target)
-    loss = mul(add(ops.log(variance), ops.div(*matched("gaussian_nll_loss", mul(difference, difference), variance))), 0.5)
+    distance = ops.div(*matched("gaussian_nll_loss", mul(difference, difference), variance))
+    loss = mul(add(ops.log(variance), distance), 0.5)
     return _reduced("gaussian_nll_loss", add(loss, 0.5 * math.log(2 * math.pi)) if full else loss, reduction)
 
 
@@ -108,18 +110,22 @@ def gaussian_nll_loss(input: Tensor, target: Tensor, var: Tensor, full: bool = F
 
 def cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None = None, ignore_index: int = -100,
                   reduction: str = "mean", label_smoothing: float = 0.0) -> Tensor:
-    """Negative log probability of the target class under ``softmax(input)``. `input` [N, C, ...]; `target` class indices
-    [N, ...] (of which `ignore_index` counts for nothing) or class probabilities of the shape of `input`; `weight` [C]."""
+    """Negative log probability of the target class under ``softmax(input)``. `input` [N, C, ...]; `target` class
+    indices [N, ...] (of which `ignore_index` counts for nothing) or class probabilities of the shape of `input`;
+    `weight` [C]."""
     axis = _class_axis("cross_entropy", input)
     if target.dtype.category == "f":
         return _soft_cross_entropy(input, target, weight, reduction, label_smoothing, axis)
     logs = log_softmax(input, axis)
-    nll = nll_loss(logs, target, weight, ignore_index, reduction)
     if type(label_smoothing) in (int, float) and label_smoothing == 0:
-        return nll
-    smooth = _smooth_part(logs, target, weight, ignore_index, reduction, axis)
-    share = label_smoothing / input.shape[axis]
-    return add(mul(nll, 1.0 - label_smoothing), mul(smooth, share))
+        return nll_loss(logs, target, weight, ignore_index, reduction)
+    _check_classes("cross_entropy", input, target, axis)
+    valid, safe = _valid_classes(target, ignore_index)
+    terms = logs if weight is None else ops.mul(logs, _along(weight, logs, axis))
+    uniform = ops.neg(sum(terms, axis))                        # against equal probabilities
+    nll = _picked(logs, safe, weight, axis)
+    loss = add(mul(nll, 1.0 - label_smoothing), mul(uniform, label_smoothing / input.shape[axis]))
+    return _over_valid("cross_entropy", loss, valid, safe, weight, reduction)
 
 
 def _class_axis(op: str, x: Tensor) -> int:
@@ -147,34 +153,32 @@ def _along(weight: Tensor, x: Tensor, axis: int) -> Tensor:
     return broadcast(ops.reshape(weight, shape=shape), x.shape)
 
 
-def _smooth_part(logs: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str,
-                 axis: int) -> Tensor:
-    """The loss against equal probabilities, summed over classes."""
-    terms = logs if weight is None else ops.mul(logs, _along(weight, logs, axis))
-    loss = ops.neg(sum(terms, axis))
-    valid, _ = _valid_classes(target, ignore_index)
-    loss = ops.where(valid, loss, zeros_like(loss))
-    if reduction != "mean":
-        return _reduced("cross_entropy", loss, reduction)
-    counted = _class_weights(target, weight, ignore_index, loss.dtype)
-    return ops.div(sum(loss), sum(counted))
-
-
 def nll_loss(input: Tensor, target: Tensor, weight: Tensor | None = None, ignore_index: int = -100,
              reduction: str = "mean") -> Tensor:
-    """``-input[n, target[n]]`` for log probabilities `input` [N, C, ...] and class indices `target` [N, ...]; the mean is
-    weighted by ``weight[target]``, and `ignore_index` counts for nothing."""
+    """``-input[n, target[n]]`` for log probabilities `input` [N, C, ...] and class indices `target` [N, ...]; the
+    mean is weighted by ``weight[target]``, and `ignore_index` counts for nothing."""
     axis = _class_axis("nll_loss", input)
     _check_classes("nll_loss", input, target, axis)
     valid, safe = _valid_classes(target, ignore_index)
-    picked = ops.gather(input, expand_dims(safe, (axis,)), axis=axis)
-    loss = ops.neg(ops.reshape(picked, shape=tuple(target.shape)))
+    return _over_valid("nll_loss", _picked(input, safe, weight, axis), valid, safe, weight, reduction)
+
+
+def _picked(logs: Tensor, classes: Tensor, weight: Tensor | None, axis: int) -> Tensor:
+    """The negative log probability of each class, times its weight."""
+    picked = ops.gather(logs, expand_dims(classes, (axis,)), axis=axis)
+    loss = ops.neg(ops.reshape(picked, shape=tuple(classes.shape)))
+    return loss if weight is None else mul(loss, ops.take(weight, classes, axis=0))
+
+
+def _over_valid(op: str, loss: Tensor, valid: Tensor, classes: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
+    """The reduction of a loss over targets that count; the mean is weighted like the loss."""
     loss = ops.where(valid, loss, zeros_like(loss))
-    if weight is None and reduction != "mean":
-        return _reduced("nll_loss", loss, reduction)
-    counted = _class_weights(target, weight, ignore_index, loss.dtype)
-    loss = loss if weight is None else ops.mul(loss, counted)
-    return ops.div(sum(loss), sum(counted)) if reduction == "mean" else _reduced("nll_loss", loss, reduction)
+    if reduction != "mean":
+        return _reduced(op, loss, reduction)
+    counted = ops.cast(valid, dtype=loss.dtype)
+    if weight is not None:
+        counted = ops.mul(counted, cast(ops.take(weight, classes, axis=0), loss.dtype))
+    return ops.div(sum(loss), sum(counted))
 
 
 def _check_classes(op: str, x: Tensor, target: Tensor, axis: int) -> None:
@@ -194,16 +198,8 @@ def _valid_classes(target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     return valid, ops.where(valid, target, zeros_like(target))
 
 
-def _class_weights(target: Tensor, weight: Tensor | None, ignore_index: int, dtype: dtypes.DType) -> Tensor:
-    """The weight with which each target counts: 0 for what is ignored."""
-    valid, safe = _valid_classes(target, ignore_index)
-    if weight is None:
-        return ops.cast(valid, dtype=dtype)
-    taken = cast(ops.take(weight, safe, axis=0), dtype)
-    return ops.where(valid, taken, zeros_like(taken))
-
-
-def binary_cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "mean") -> Tensor:
+def binary_cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None = None,
+                         reduction: str = "mean") -> Tensor:
     """``-(t * log(p) + (1 - t) * log(1 - p))`` with logarithms not below -100."""
     p, t = _pair("binary_cross_entropy", input, target)
     one = ones_like(p)

@@ -13,8 +13,8 @@ from typing import Any
 
 from jitgrad import dtypes, ops, shapes
 from jitgrad.dtypes import DType
-from jitgrad.errors import DTypeError, DeviceError, ShapeError, complain
-from jitgrad.functional import activation, elementwise, index, linalg, random, reduce, shape
+from jitgrad.errors import DeviceError, DTypeError, ShapeError, complain
+from jitgrad.functional import activation, elementwise, index, linalg, logic, random, reduce, shape, sorting
 from jitgrad.functional.core import (
     Operand,
     Tensor,
@@ -42,8 +42,9 @@ def store(x: Tensor, value: Tensor) -> Tensor:
     if value.shape != x.shape:
         if len(value.shape) > len(x.shape) or broadcast_shape("in-place operation", value.shape,
                                                                           x.shape) != x.shape:
-            raise complain(ShapeError, "in-place operation", f"the result is {describe(value)}, which does not fit into "
-                                                             f"{describe(x)}", fix="Use the out-of-place form")
+            raise complain(ShapeError, "in-place operation",
+                           f"the result is {describe(value)}, which does not fit into {describe(x)}",
+                           fix="Use the out-of-place form")
         value = broadcast(value, x.shape)
     return x._assign(value)
 
@@ -85,23 +86,24 @@ class TensorMethods:
     __truediv__, __rtruediv__, __itruediv__ = elementwise.div, _reflected(elementwise.div), in_place(elementwise.div)
     __floordiv__, __rfloordiv__ = elementwise.floor_divide, _reflected(elementwise.floor_divide)
     __ifloordiv__ = in_place(elementwise.floor_divide)
-    __mod__, __rmod__, __imod__ = elementwise.remainder, _reflected(elementwise.remainder), in_place(elementwise.remainder)
+    __mod__, __rmod__ = elementwise.remainder, _reflected(elementwise.remainder)
+    __imod__ = in_place(elementwise.remainder)
     __pow__, __rpow__, __ipow__ = elementwise.pow, _reflected(elementwise.pow), in_place(elementwise.pow)
     __matmul__, __rmatmul__, __imatmul__ = linalg.matmul, _reflected(linalg.matmul), in_place(linalg.matmul)
-    __and__, __rand__, __iand__ = elementwise.bitwise_and, elementwise.bitwise_and, in_place(elementwise.bitwise_and)
-    __or__, __ror__, __ior__ = elementwise.bitwise_or, elementwise.bitwise_or, in_place(elementwise.bitwise_or)
-    __xor__, __rxor__, __ixor__ = elementwise.bitwise_xor, elementwise.bitwise_xor, in_place(elementwise.bitwise_xor)
-    __lshift__, __rlshift__ = elementwise.bitwise_left_shift, _reflected(elementwise.bitwise_left_shift)
-    __rshift__, __rrshift__ = elementwise.bitwise_right_shift, _reflected(elementwise.bitwise_right_shift)
-    __neg__, __pos__, __abs__, __invert__ = elementwise.neg, elementwise.positive, elementwise.abs, elementwise.bitwise_not
-    __lt__, __le__, __gt__, __ge__ = elementwise.lt, elementwise.le, elementwise.gt, elementwise.ge
+    __and__, __rand__, __iand__ = logic.bitwise_and, logic.bitwise_and, in_place(logic.bitwise_and)
+    __or__, __ror__, __ior__ = logic.bitwise_or, logic.bitwise_or, in_place(logic.bitwise_or)
+    __xor__, __rxor__, __ixor__ = logic.bitwise_xor, logic.bitwise_xor, in_place(logic.bitwise_xor)
+    __lshift__, __rlshift__ = logic.bitwise_left_shift, _reflected(logic.bitwise_left_shift)
+    __rshift__, __rrshift__ = logic.bitwise_right_shift, _reflected(logic.bitwise_right_shift)
+    __neg__, __pos__, __abs__, __invert__ = elementwise.neg, elementwise.positive, elementwise.abs, logic.bitwise_not
+    __lt__, __le__, __gt__, __ge__ = logic.lt, logic.le, logic.gt, logic.ge
     __getitem__, __setitem__ = index.getitem, index.setitem
 
     def __eq__(self, other: Any) -> Any:
-        return elementwise.eq(self, other) if _comparable(other) else NotImplemented
+        return logic.eq(self, other) if _comparable(other) else NotImplemented
 
     def __ne__(self, other: Any) -> Any:
-        return elementwise.ne(self, other) if _comparable(other) else NotImplemented
+        return logic.ne(self, other) if _comparable(other) else NotImplemented
 
     __hash__ = object.__hash__
 
@@ -111,7 +113,7 @@ class TensorMethods:
         return int(self.shape[0])
 
     def __contains__(self: Tensor, element: Any) -> bool:
-        return bool(reduce.any(elementwise.eq(self, element)))
+        return bool(reduce.any(logic.eq(self, element)))
 
     # elementwise
     add, add_ = elementwise.add, in_place(elementwise.add)
@@ -169,17 +171,17 @@ class TensorMethods:
     clip, clip_ = clamp, clamp_
     clamp_min, clamp_min_ = elementwise.clamp_min, in_place(elementwise.clamp_min)
     clamp_max, clamp_max_ = elementwise.clamp_max, in_place(elementwise.clamp_max)
-    eq, ne, lt, le, gt, ge = (elementwise.eq, elementwise.ne, elementwise.lt, elementwise.le, elementwise.gt,
-                              elementwise.ge)
+    eq, ne, lt, le, gt, ge = (logic.eq, logic.ne, logic.lt, logic.le, logic.gt,
+                              logic.ge)
     not_equal, less, less_equal, greater, greater_equal = ne, lt, le, gt, ge
-    isclose, isnan, isinf, isfinite = elementwise.isclose, elementwise.isnan, elementwise.isinf, elementwise.isfinite
-    logical_and, logical_or, logical_xor, logical_not = (elementwise.logical_and, elementwise.logical_or,
-                                                         elementwise.logical_xor, elementwise.logical_not)
-    logical_and_, logical_or_ = in_place(elementwise.logical_and), in_place(elementwise.logical_or)
-    logical_xor_, logical_not_ = in_place(elementwise.logical_xor), in_place(elementwise.logical_not)
-    bitwise_and, bitwise_or, bitwise_xor, bitwise_not = (elementwise.bitwise_and, elementwise.bitwise_or,
-                                                         elementwise.bitwise_xor, elementwise.bitwise_not)
-    bitwise_left_shift, bitwise_right_shift = elementwise.bitwise_left_shift, elementwise.bitwise_right_shift
+    isclose, isnan, isinf, isfinite = logic.isclose, logic.isnan, logic.isinf, logic.isfinite
+    logical_and, logical_or, logical_xor, logical_not = (logic.logical_and, logic.logical_or,
+                                                         logic.logical_xor, logic.logical_not)
+    logical_and_, logical_or_ = in_place(logic.logical_and), in_place(logic.logical_or)
+    logical_xor_, logical_not_ = in_place(logic.logical_xor), in_place(logic.logical_not)
+    bitwise_and, bitwise_or, bitwise_xor, bitwise_not = (logic.bitwise_and, logic.bitwise_or,
+                                                         logic.bitwise_xor, logic.bitwise_not)
+    bitwise_left_shift, bitwise_right_shift = logic.bitwise_left_shift, logic.bitwise_right_shift
 
     # activations
     relu, relu_ = activation.relu, in_place(activation.relu)
@@ -228,8 +230,9 @@ class TensorMethods:
     index_put, index_put_ = index.index_put, in_place(index.index_put)
     masked_fill, masked_fill_ = index.masked_fill, in_place(index.masked_fill)
     masked_scatter, masked_scatter_ = index.masked_scatter, in_place(index.masked_scatter)
-    masked_select, nonzero, argwhere = index.masked_select, index.nonzero, index.argwhere
-    sort, argsort, topk, unique, bincount = index.sort, index.argsort, index.topk, index.unique, index.bincount
+    masked_select, nonzero, argwhere = index.masked_select, sorting.nonzero, sorting.argwhere
+    sort, argsort, topk = sorting.sort, sorting.argsort, sorting.topk
+    unique, bincount = sorting.unique, sorting.bincount
 
     def where(self: Tensor, condition: Tensor, other: Operand) -> Tensor:
         """`self` where `condition` is True, `other` elsewhere."""
@@ -249,7 +252,7 @@ class TensorMethods:
     def bernoulli_(self: Tensor, p: Operand = 0.5, *, generator: Any = None) -> Tensor:
         """Fill with 1 (with probability `p`) and 0."""
         drawn = random.uniform(self.shape, 0.0, 1.0, dtypes.float32, generator)
-        return self._assign(cast(elementwise.lt(drawn, p), self.dtype))
+        return self._assign(cast(logic.lt(drawn, p), self.dtype))
 
     def exponential_(self: Tensor, lambd: Operand = 1.0, *, generator: Any = None) -> Tensor:
         """Fill with exponentially distributed numbers."""
@@ -273,10 +276,25 @@ class TensorMethods:
         """The elements of `src`, converted and broadcast, copied in."""
         return store(self, cast(src, self.dtype))
 
+    def new_full(self: Tensor, size: Any, fill_value: Operand, *, dtype: DType | None = None) -> Tensor:
+        """A tensor of that shape filled with `fill_value`, with the dtype of `self`."""
+        wanted = self.dtype if dtype is None else dtype
+        return shape.clone(broadcast(cast(as_operand(fill_value, wanted), wanted), sizes_of((size,))))
+
+    def new_zeros(self: Tensor, *size: Any, dtype: DType | None = None) -> Tensor:
+        """Zeros of that shape, with the dtype of `self`."""
+        return self.new_full(sizes_of(size), 0, dtype=dtype)
+
+    def new_ones(self: Tensor, *size: Any, dtype: DType | None = None) -> Tensor:
+        """Ones of that shape, with the dtype of `self`."""
+        return self.new_full(sizes_of(size), 1, dtype=dtype)
+
+    new_empty = new_zeros
+
     def fill_diagonal_(self: Tensor, fill_value: Operand) -> Tensor:
         """The main diagonal of a matrix set to `fill_value`."""
         distance = shape.diagonal_distance(*self.shape)
-        return self._assign(index.masked_fill(self, elementwise.eq(distance, 0), fill_value))
+        return self._assign(index.masked_fill(self, logic.eq(distance, 0), fill_value))
 
     # sizes
     def size(self: Tensor, dim: int | None = None) -> Any:

@@ -59,7 +59,8 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 def _inner_axes(op: str, x: Tensor, shape: Sequence[int] | int, *parameters: Tensor | None) -> tuple[int, ...]:
     """The last dimensions, which must have `shape`, as the parameters must."""
     inner = (shape,) if isinstance(shape, int) else tuple(shape)
-    if tuple(x.shape[len(x.shape) - len(inner):]) != inner or any(p is not None and p.shape != inner for p in parameters):
+    fits = tuple(x.shape[len(x.shape) - len(inner):]) == inner
+    if not fits or any(p is not None and p.shape != inner for p in parameters):
         require_shape(op, False, f"normalized_shape={inner} does not fit {describe(x)} with parameters "
                                  f"{[describe(p) for p in parameters if p is not None]}")
     return tuple(range(len(x.shape) - len(inner), len(x.shape)))
@@ -75,8 +76,8 @@ def layer_norm(input: Tensor, normalized_shape: Sequence[int] | int, weight: Ten
 
 def rms_norm(input: Tensor, normalized_shape: Sequence[int] | int, weight: Tensor | None = None,
              eps: float | None = None) -> Tensor:
-    """The last dimensions (of `normalized_shape`) divided by their root mean square, then ``* weight``. `eps` defaults to
-    the dtype's spacing at 1."""
+    """The last dimensions (of `normalized_shape`) divided by their root mean square, then ``* weight``. `eps`
+    defaults to the dtype's spacing at 1."""
     axes = _inner_axes("rms_norm", input, normalized_shape, weight)
     x = _wide(require_floating("rms_norm", input))
     eps = spacing(x.dtype) if eps is None else eps
@@ -95,7 +96,8 @@ def group_norm(input: Tensor, num_groups: int, weight: Tensor | None = None, bia
     shape = tuple(input.shape)
     if len(shape) < 2 or shape[1] % num_groups:
         require_shape("group_norm", False, f"{num_groups} groups do not divide the channels of {describe(input)}")
-    x = ops.reshape(_wide(require_floating("group_norm", input)), shape=(shape[0], num_groups, size(shape[1:]) // num_groups))
+    grouped = (shape[0], num_groups, size(shape[1:]) // num_groups)
+    x = ops.reshape(_wide(require_floating("group_norm", input)), shape=grouped)
     distance, variance = _moments(x, (2,))
     scaled = ops.reshape(_scaled(distance, variance, eps), shape=shape)
     return cast(_affine(scaled, *_per_channel(scaled, weight, bias)), input.dtype)

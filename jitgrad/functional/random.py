@@ -1,9 +1,8 @@
 """Random tensors: counter-based (Philox4x32-10), so that equal seeds give equal values everywhere.
 
-A draw is named by a key (the seed) and an offset (how many draws came before, in program order); element i of it depends
-on these and on i alone: not on threads, on fusion, on eager or compiled. Uniform bits are equal everywhere; normal values
-go through log and cos and are equal up to rounding.
-"""
+A draw is named by a key (the seed) and an offset (how many draws came before, in program order); element i of it
+depends on these and on i alone: not on threads, on fusion, on eager or compiled. Uniform bits are equal everywhere;
+normal values go through log and cos and are equal up to rounding. """
 
 from __future__ import annotations
 
@@ -15,10 +14,11 @@ from jitgrad import dtypes, ops
 from jitgrad.dtypes import DType
 from jitgrad.errors import ShapeError, complain
 from jitgrad.functional.core import Operand, Tensor, as_operand, cast, constant, describe, require_shape
-from jitgrad.functional.elementwise import add, div, lt, mul
-from jitgrad.functional.index import searchsorted, topk
+from jitgrad.functional.elementwise import add, div, mul
+from jitgrad.functional.logic import lt
 from jitgrad.functional.reduce import cumsum
 from jitgrad.functional.shape import section
+from jitgrad.functional.sorting import searchsorted, topk
 from jitgrad.ir import interpreter
 from jitgrad.ops.builders import broadcast, full
 

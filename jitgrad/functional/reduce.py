@@ -28,7 +28,8 @@ from jitgrad.functional.core import (
     size,
     widened,
 )
-from jitgrad.functional.elementwise import isclose, maximum, minimum
+from jitgrad.functional.elementwise import maximum, minimum
+from jitgrad.functional.logic import isclose
 from jitgrad.ir.op import Op
 from jitgrad.ops.builders import expand_dims, full, ones_like, zeros_like
 
@@ -280,7 +281,8 @@ def count_nonzero(input: Tensor, dim: Dims = None) -> Tensor:
 
 def norm(input: Tensor, p: float | str | None = 2, dim: Dims = None, keepdim: bool = False, *,
          dtype: DType | None = None) -> Tensor:
-    """The `p`-norm over `dim`: any real p, inf, -inf or 0 (the number of nonzeros); "fro" is 2. Its gradient is 0 at 0."""
+    """The `p`-norm over `dim`: any real p, inf, -inf or 0 (the number of nonzeros); "fro" is 2. Its gradient is 0 at
+    0."""
     x = require_floating("norm", input if dtype is None else cast(input, dtype))
     order = 2.0 if p is None or p == "fro" else float(p)
     return _norm(x, order, dim, keepdim)
@@ -362,7 +364,8 @@ def diff(input: Tensor, n: int = 1, dim: int = -1) -> Tensor:
     axis = one_dim("diff", dim, len(input.shape))
     for _ in builtins.range(n):
         length = input.shape[axis]
-        low, high = _part(input, axis, 0, builtins.max(length - 1, 0)), _part(input, axis, builtins.min(1, length), length)
+        low = _part(input, axis, 0, builtins.max(length - 1, 0))
+        high = _part(input, axis, builtins.min(1, length), length)
         input = ops.bitwise_xor(high, low) if input.dtype is dtypes.bool_ else ops.sub(high, low)
     return input
 

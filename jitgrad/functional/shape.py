@@ -1,8 +1,7 @@
 """Where elements lie: reshaping, reordering, repeating, cutting and joining, with PyTorch's names and meaning.
 
-Everything that can be a view of its operand is one; what has to copy (cat, stack, repeat, roll, pad …) says so. Sizes and
-dimensions may be given one by one or as one sequence.
-"""
+Everything that can be a view of its operand is one; what has to copy (cat, stack, repeat, roll, pad …) says so. Sizes
+and dimensions may be given one by one or as one sequence. """
 
 from __future__ import annotations
 
@@ -17,8 +16,8 @@ from jitgrad.functional.core import (
     broadcast_all,
     broadcast_shape,
     cast,
-    constant,
     describe,
+    describe_all,
     many_dims,
     one_dim,
     require_shape,
@@ -26,7 +25,6 @@ from jitgrad.functional.core import (
     size,
     sizes_of,
 )
-from jitgrad.functional.elementwise import where
 from jitgrad.ops.builders import broadcast, expand_dims, full, zeros_like
 
 __all__ = [
@@ -108,8 +106,9 @@ def permute(input: Tensor, *dims: Any) -> Tensor:
     """Dimension k of the result is dimension ``dims[k]`` of `input`."""
     ndim = len(input.shape)
     axes = tuple([one_dim("permute", d, ndim) for d in sizes_of(dims)])
-    require_shape("permute", sorted(axes) == list(range(ndim)), f"dims={axes} do not name each of the {ndim} dimensions "
-                                                                f"of {describe(input)} once")
+    if sorted(axes) != list(range(ndim)):
+        raise complain(ShapeError, "permute", f"dims={axes} do not name each of the {ndim} dimensions of "
+                                              f"{describe(input)} once")
     return input if axes == tuple(range(ndim)) else ops.permute(input, axes=axes)
 
 
@@ -339,10 +338,11 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Tensors joined along an existing dimension; dtypes are promoted. Empty 1-d tensors are skipped, as in PyTorch."""
     require_shape("cat", len(tensors) > 0, "expected a non-empty list of tensors")
     parts = [x for x in tensors if x.shape != (0,)] or list(tensors[:1])
-    require_shape("cat", builtins.all(x.shape for x in parts), "0-d tensors cannot be joined", fix="Did you mean stack?")
+    require_shape("cat", builtins.all(x.shape for x in parts), "0-d tensors cannot be joined",
+                  fix="Did you mean stack?")
     axis = one_dim("cat", dim, len(parts[0].shape))
-    require_shape("cat", _join(parts, axis), "sizes must match except in dimension "
-                  f"{axis}, got {', '.join(map(describe, parts))}")
+    if not _join(parts, axis):
+        raise complain(ShapeError, "cat", f"sizes must match except in dimension {axis}, got {describe_all(*parts)}")
     dtype = result_type(*tensors)
     return ops.concat(*[cast(x, dtype) for x in parts], axis=axis)
 
@@ -360,8 +360,8 @@ def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Tensors of one shape joined along a new dimension."""
     require_shape("stack", len(tensors) > 0, "expected a non-empty list of tensors")
     shape = tensors[0].shape
-    require_shape("stack", builtins.all(x.shape == shape for x in tensors),
-                  f"all tensors must have one shape, got {', '.join(map(describe, tensors))}")
+    if builtins.any(x.shape != shape for x in tensors):
+        raise complain(ShapeError, "stack", f"all tensors must have one shape, got {describe_all(*tensors)}")
     axis = one_dim("stack", dim, len(shape) + 1)
     dtype = result_type(*tensors)
     return ops.concat(*[expand_dims(cast(x, dtype), (axis,)) for x in tensors], axis=axis)
@@ -485,52 +485,3 @@ def diag_embed(input: Tensor, offset: int = 0) -> Tensor:
     rows = expand_dims(padded, (len(input.shape) - 1,))
     shape = (*input.shape[:-1], n, n)
     return ops.where(broadcast(on_diagonal, shape), broadcast(rows, shape), full(shape, 0, input.dtype))
-
-
-# padding
-
-def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
-    """`input` with ``pad = (left, right, top, bottom, …)`` elements put in, beginning at the last dimension; negative
-    counts take elements away. `mode` is constant (filled with `value`), reflect, replicate or circular."""
-    widths = sizes_of((pad,))
-    require_shape("pad", len(widths) % 2 == 0 and len(widths) // 2 <= len(input.shape),
-                  f"pad={widths} needs a pair for each padded dimension of {describe(input)}")
-    pairs = {len(input.shape) - 1 - k: (widths[2 * k], widths[2 * k + 1]) for k in range(len(widths) // 2)}
-    if mode == "constant":
-        return _pad_constant(input, pairs, 0 if value is None else value)
-    for axis, (low, high) in pairs.items():
-        input = _pad_by_elements(input, axis, low, high, mode)
-    return input
-
-
-def _pad_constant(x: Tensor, pairs: dict[int, tuple[int, int]], value: Any) -> Tensor:
-    for axis, (low, high) in pairs.items():
-        x = section(x, axis, builtins.max(-low, 0), x.shape[axis] - builtins.max(-high, 0))
-    low = tuple([builtins.max(pairs.get(d, (0, 0))[0], 0) for d in range(len(x.shape))])
-    high = tuple([builtins.max(pairs.get(d, (0, 0))[1], 0) for d in range(len(x.shape))])
-    padded = ops.pad(x, low=low, high=high)
-    if type(value) in (int, float, bool) and value == 0:
-        return padded
-    inside = ops.pad(full(x.shape, True, dtypes.bool_), low=low, high=high)
-    return where(inside, padded, cast(constant(value, x.dtype), x.dtype))
-
-
-_PADDING_MODES = ("constant", "reflect", "replicate", "circular")
-
-
-def _pad_by_elements(x: Tensor, axis: int, low: int, high: int, mode: str) -> Tensor:
-    """One dimension padded with elements of `x` itself."""
-    n = x.shape[axis]
-    require_shape("pad", mode in _PADDING_MODES, f"mode={mode!r} is none of {', '.join(_PADDING_MODES)}")
-    limit = {"reflect": n - 1, "circular": n, "replicate": builtins.max(low, high)}[mode]
-    require_shape("pad", 0 <= low <= limit and 0 <= high <= limit,
-                  f"{mode} padding ({low}, {high}) must be between 0 and {limit} for a dimension of size {n}")
-    if mode == "reflect":
-        before = ops.flip(section(x, axis, 1, low + 1), axes=(axis,))
-        after = ops.flip(section(x, axis, n - 1 - high, n - 1), axes=(axis,))
-    elif mode == "circular":
-        before, after = section(x, axis, n - low, n), section(x, axis, 0, high)
-    else:
-        before = broadcast(section(x, axis, 0, 1), (*x.shape[:axis], low, *x.shape[axis + 1:]))
-        after = broadcast(section(x, axis, n - 1, n), (*x.shape[:axis], high, *x.shape[axis + 1:]))
-    return ops.concat(before, x, after, axis=axis)

@@ -1,5 +1,5 @@
-"""Convolution, pooling and resampling of images ``[N, C, H, W]`` and sequences ``[N, C, L]``; the batch dimension may be
-missing, as in PyTorch.
+"""Convolution, pooling and resampling of images ``[N, C, H, W]`` and sequences ``[N, C, L]``; the batch dimension may
+be missing, as in PyTorch.
 
 A sequence is an image of height 1. Sizes are one number for all dimensions or one for each.
 """
@@ -25,7 +25,8 @@ from jitgrad.functional.core import (
     unknown_choice,
     widened,
 )
-from jitgrad.functional.shape import pad, section
+from jitgrad.functional.padding import pad
+from jitgrad.functional.shape import section
 from jitgrad.ops.builders import broadcast, expand_dims
 
 __all__ = [
@@ -74,15 +75,15 @@ def _for_images(value: Sizes, dims: int, height: int) -> Pair:
 
 def conv1d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sizes = 1, padding: Any = 0,
            dilation: Sizes = 1, groups: int = 1) -> Tensor:
-    """Cross-correlation of [N, C, L] with `weight` [O, C / groups, k], plus `bias` [O]. `padding` is a number, "same" or
-    "valid"."""
+    """Cross-correlation of [N, C, L] with `weight` [O, C / groups, k], plus `bias` [O]. `padding` is a number, "same"
+    or "valid"."""
     return _convolution("conv1d", 1, input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sizes = 1, padding: Any = 0,
            dilation: Sizes = 1, groups: int = 1) -> Tensor:
-    """Cross-correlation of [N, C, H, W] with `weight` [O, C / groups, kh, kw], plus `bias` [O]. `padding` is a number, a
-    pair, "same" or "valid"."""
+    """Cross-correlation of [N, C, H, W] with `weight` [O, C / groups, kh, kw], plus `bias` [O]. `padding` is a
+    number, a pair, "same" or "valid"."""
     return _convolution("conv2d", 2, input, weight, bias, stride, padding, dilation, groups)
 
 
@@ -102,7 +103,8 @@ def _with_bias(x: Tensor, bias: Tensor | None) -> Tensor:
     return ops.add(x, broadcast(ops.reshape(bias, shape=(1, bias.shape[0], 1, 1)), x.shape))
 
 
-def _padding(op: str, padding: Any, dims: int, kernel: Sequence[int], dilation: Pair, stride: Pair) -> tuple[Pair, Pair]:
+def _padding(op: str, padding: Any, dims: int, kernel: Sequence[int], dilation: Pair,
+             stride: Pair) -> tuple[Pair, Pair]:
     if padding == "valid":
         return (0, 0), (0, 0)
     if padding == "same":
