@@ -5,13 +5,14 @@ import itertools
 import ml_dtypes
 import numpy as np
 import pytest
-from launching import run
+from launching import address, run
 
 from jitgrad import dtypes, ops
 from jitgrad.codegen import library
 from jitgrad.codegen.matmul import lower_matmul
 from jitgrad.dtypes import from_numpy
 from jitgrad.ir import GraphBuilder, TensorType, evaluate
+from jitgrad.kernels.cpu import gemm, tile
 
 RANDOM = np.random.default_rng(0)
 SIZES = [(1, 1, 1), (2, 3, 1), (1, 7, 40), (13, 17, 31), (14, 16, 32), (15, 33, 33), (28, 5, 64), (29, 400, 63),
@@ -150,6 +151,18 @@ def test_halves_accumulate_in_float32(dtype, right):
 def test_integers_have_no_kernel():
     t = TensorType(dtypes.int64, (3, 3))
     assert library.lower(ops.matmul, (t, t), {}) is None
+
+
+@pytest.mark.parametrize("bits, registers", [(256, 16), (128, 16), (128, 32)])
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+def test_narrower_vector_units(monkeypatch, bits, registers, dtype):
+    monkeypatch.setattr(tile, "vector_unit", lambda: (bits, registers, False))
+    monkeypatch.setattr(tile, "tile_for", tile.tile_for.__wrapped__)
+    monkeypatch.setattr(gemm, "tile_for", tile.tile_for)
+    address.cache_clear()                           # the number of registers is not in the text
+    for m, k, n in ((14, 16, 32), (33, 20, 37), (1, 5, 1)):
+        check(ops.matmul, random(m, k, dtype=dtype), random(k, n, dtype=dtype))
+        check(lambda x, y: ops.matmul(x, transposed(y)), random(m, k, dtype=dtype), random(n, k, dtype=dtype))
 
 
 # --- what follows the product ---------------------------------------------------------------------------------------

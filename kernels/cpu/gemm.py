@@ -179,7 +179,7 @@ class Arrangement:
 
 
 def arrange(short: str, batch: tuple[int, ...], m: int, n: int, k: int, a: Matrices, b: Matrices,
-            convert: bool = False, accumulate: bool = False) -> Arrangement:
+            convert: bool = False) -> Arrangement:
     """The blocking of C[*batch, m, n] = A[*batch, m, k] @ B[*batch, k, n], with C contiguous, for elements `short`.
     `convert`: the operands have another element type, so both are packed. At most `BATCH_DIMENSIONS` batch sizes."""
     tile, itemsize = element_tile(short), 8 if short == "f64" else 4
@@ -199,7 +199,7 @@ def arrange(short: str, batch: tuple[int, ...], m: int, n: int, k: int, a: Matri
     row_blocks, column_blocks = -(-m // rows), -(-n // columns)
     sizes = (1,) * (BATCH_DIMENSIONS - len(batch)) + batch
     integers = (m, n, k, panel_rows, a_panel, a.row, a.column, b_panel, b.row, n, m * n, rows, row_blocks, columns,
-                column_blocks, DEPTH_BLOCK, int(accumulate), *sizes[1:],
+                column_blocks, DEPTH_BLOCK, 0, *sizes[1:],
                 a.first, *_padded(a.batch), b.first, *_padded(b.batch))
     count = row_blocks * column_blocks
     for size in batch:
