@@ -37,7 +37,7 @@ class Contender:
 
 def equal_start(step: TrainingStep, seed: int = 0) -> tuple[Weights, Batch]:
     """Weights, initialized by jitgrad, and the batch that all contenders train on."""
-    import jitgrad
+    jitgrad = importlib.import_module("jitgrad")
     jitgrad.manual_seed(seed)
     model, _ = step.build(jitgrad)
     weights = {name: np.array(value.numpy()) for name, value in model.state_dict().items()}
@@ -46,9 +46,8 @@ def equal_start(step: TrainingStep, seed: int = 0) -> tuple[Weights, Batch]:
 
 def missing(step: TrainingStep) -> str:
     """Why jitgrad cannot run the step; an empty string when it can."""
-    import jitgrad
     for dotted in step.needs:
-        value: Any = jitgrad
+        value: Any = importlib.import_module("jitgrad")
         for name in dotted.split("."):
             value = getattr(value, name, None)
         if value is None:
@@ -100,8 +99,9 @@ def _jax(step: TrainingStep, weights: Weights, batch: Batch) -> Call:
     parts = importlib.import_module("benchmarks.steps.jax_parts")
     arrays = {name: parts.numpy.array(value) for name, value in weights.items()}
     buffers = {name: arrays.pop(name) for name in weights if "running" in name or "num_batches" in name}
-    return parts.training_step(lambda p, *batch: step.jax_loss(parts, p, *batch), step.jax_optimizer(parts), arrays,
-                               buffers, [parts.numpy.array(array) for array in batch])
+    call: Call = parts.training_step(lambda p, *batch: step.jax_loss(parts, p, *batch), step.jax_optimizer(parts),
+                                     arrays, buffers, [parts.numpy.array(array) for array in batch])
+    return call
 
 
 CONTENDERS = (

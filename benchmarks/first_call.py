@@ -1,7 +1,7 @@
 """The first call of a compiled training step, cold and warm, and the import of jitgrad: each in a new process.
 
-Cold: nothing was ever compiled. Warm: another process has run the same step; then no kernel is compiled and Numba is not
-imported. NumPy's import is outside of all figures, jitgrad's and llvmlite's are inside.
+Cold: nothing was ever compiled. Warm: another process has run the same step; then no kernel is compiled and Numba is
+not imported. NumPy's import is outside of all figures, jitgrad's and llvmlite's are inside.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def _medians(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _check_warm(name: str, warm: dict[str, Any]) -> None:
     if warm["kernels"] or warm["numba"]:
-        raise AssertionError(f"{name}: a warm process compiled {warm['kernels']} kernels, Numba imported: {warm['numba']}")
+        raise AssertionError(f"{name}: a warm process compiled {warm['kernels']} kernels "
+                             f"and {'imported' if warm['numba'] else 'did not import'} Numba")
 
 
 def table(results: dict[str, Any]) -> Table:

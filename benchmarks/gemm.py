@@ -1,6 +1,6 @@
 """GFLOP/s of matrix products: jitgrad's plans beside NumPy and, where they are installed, PyTorch and JAX.
 
-    python -m benchmarks.gemm [--seconds 0.3] [--threads 2]
+    python -m benchmarks gemm
 
 Every product is float32. All libraries take turns on the same operands; medians are printed. In the names ``T`` marks
 an operand that is the transpose of a contiguous array, as in the gradients of a linear layer.
@@ -8,7 +8,6 @@ an operand that is the transpose of a contiguous array, as in the gradients of a
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.util
 import statistics
@@ -17,7 +16,8 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.measure import interleave
-from jitgrad import config, ops
+from benchmarks.report import Table
+from jitgrad import ops
 from jitgrad.dtypes import float32
 from jitgrad.ir import GraphBuilder, TensorType
 from jitgrad.ops.contraction import transposed
@@ -70,7 +70,7 @@ def jax_call(a: np.ndarray, b: np.ndarray, side: str) -> Call:
 
 
 def libraries() -> dict[str, Callable[[np.ndarray, np.ndarray, str], Call]]:
-    found = {"jitgrad": plan_call, "numpy": numpy_call}
+    found: dict[str, Callable[[np.ndarray, np.ndarray, str], Call]] = {"jitgrad": plan_call, "numpy": numpy_call}
     for name, call in (("torch", torch_call), ("jax", jax_call)):
         if importlib.util.find_spec(name):
             found[name] = call
@@ -86,18 +86,16 @@ def measure(m: int, k: int, n: int, side: str, seconds: float) -> dict[str, floa
     return {name: 2e-9 * m * k * n / statistics.median(taken) for name, taken in times.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=0.3, help="per product and library")
-    parser.add_argument("--threads", type=int, default=None, help="of jitgrad; the others take what they take")
-    options = parser.parse_args()
-    config.update(num_threads=options.threads)
-    print(f"{'GFLOP/s, float32':<24}" + "".join(f"{name:>10}" for name in libraries()))
-    for m, k, n, side in SHAPES:
-        rates = measure(m, k, n, side, options.seconds)
-        name = f"{m}x{k}{' T' if side == 'left' else ''} @ {k}x{n}{' T' if side == 'right' else ''}"
-        print(f"{name:<24}" + "".join(f"{rate:>10.0f}" for rate in rates.values()), flush=True)
+def run(seconds: float) -> dict[str, dict[str, float]]:
+    """GFLOP/s by product and library; `seconds` per product and library."""
+    return {_name(*shape): measure(*shape, seconds) for shape in SHAPES}
 
 
-if __name__ == "__main__":
-    main()
+def _name(m: int, k: int, n: int, side: str) -> str:
+    return f"{m}x{k}{' T' if side == 'left' else ''} @ {k}x{n}{' T' if side == 'right' else ''}"
+
+
+def table(results: dict[str, dict[str, float]]) -> Table:
+    """One row per product."""
+    rows = [[name, *(f"{rate:.0f}" for rate in rates.values())] for name, rates in results.items()]
+    return Table("matrix products, GFLOP/s, float32", ["product", *libraries()], rows)

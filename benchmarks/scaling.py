@@ -1,7 +1,7 @@
 """What compiling costs as programs grow: in depth, in parameters, in shapes. Each in a new process with an empty cache.
 
-Kernels must not become more with depth or with the number of parameters, and a new batch size costs a trace and at most one
-more variant of a kernel.
+Kernels must not become more with depth or with the number of parameters, and a new batch size costs a trace and at most
+one more variant of a kernel.
 """
 
 from __future__ import annotations
@@ -46,11 +46,12 @@ def depth(layers: int) -> dict[str, Any]:
             return x + self.inner(x)
 
     model = nn.Sequential(*(Block() for _ in range(layers)), nn.Linear(64, 10))
-    return _first_calls(jitgrad, model, jitgrad.optim.AdamW(model.parameters(), lr=1e-3))
+    optimizer = jitgrad.optim.AdamW(model.parameters(), lr=1e-3)
+    return _first_calls(_classifier_step(jitgrad, model, optimizer), *_batch(jitgrad, 32))
 
 
-def _first_calls(jitgrad: Any, model: Any, optimizer: Any) -> dict[str, Any]:
-    step, batch = _classifier_step(jitgrad, model, optimizer), _batch(jitgrad, 32)
+def _first_calls(step: Callable[..., Any], *batch: Any) -> dict[str, Any]:
+    """Seconds of the first and of the fifth call, and the kernels compiled until then."""
     watch = fresh.Stopwatch()
     step(*batch)
     record = {"first_call": watch.lap(), "kernels": fresh.kernels_compiled()}
@@ -62,25 +63,18 @@ def _first_calls(jitgrad: Any, model: Any, optimizer: Any) -> dict[str, Any]:
 
 
 def parameters(count: int) -> dict[str, Any]:
-    """AdamW over `count` parameters of 64 numbers, with the simplest of losses."""
+    """The update of AdamW for `count` parameters of 64 numbers, whose gradients are there."""
     jitgrad = importlib.import_module("jitgrad")
     weights = [jitgrad.nn.Parameter(jitgrad.full((64,), 1.0 + k / count)) for k in range(count)]
+    for weight in weights:
+        weight.grad = weight.detach() * 0.5
     optimizer = jitgrad.optim.AdamW(weights, lr=1e-3)
 
     @jitgrad.compile
-    def step() -> Any:
-        for weight in weights:
-            weight.grad = weight.detach() * 0.5
+    def step() -> None:
         optimizer.step()
 
-    watch = fresh.Stopwatch()
-    step()
-    record = {"first_call": watch.lap(), "kernels": fresh.kernels_compiled()}
-    step()
-    step()
-    watch.lap()
-    step()
-    return {**record, "later_call": watch.lap(), "kernels_later": fresh.kernels_compiled()}
+    return _first_calls(step)
 
 
 def batch_sizes() -> dict[str, Any]:
@@ -90,15 +84,14 @@ def batch_sizes() -> dict[str, Any]:
     model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     step = _classifier_step(jitgrad, model, jitgrad.optim.Adam(model.parameters(), lr=1e-3))
     sizes = random.Random(0).sample(list(BATCH_SIZES), len(BATCH_SIZES))
-    first, kernels, names = [], [], []
+    first, kernels = [], []
     for size in sizes:
         batch = _batch(jitgrad, size)
         watch = fresh.Stopwatch()
         step(*batch)
         first.append(watch.lap())
         kernels.append(fresh.kernels_compiled())
-    names = [c.reason for c in step.statistics.compilations]
-    return {"sizes": sizes, "first_call": first, "kernels": kernels, "compilations": len(names)}
+    return {"sizes": sizes, "first_call": first, "kernels": kernels}
 
 
 def _classifier_step(jitgrad: Any, model: Any, optimizer: Any) -> Any:

@@ -1,7 +1,7 @@
 """The training steps, by all contenders, in turns: first call, time per step, and whether they compute the same.
 
-Every contender starts from the same weights and the same batch. The losses of its first steps are compared with those of
-PyTorch's eager mode (jitgrad's where there is no PyTorch), so that nothing is fast by being wrong.
+Every contender starts from the same weights and the same batch. The losses of its first steps are compared with those
+of PyTorch's eager mode (jitgrad's where there is no PyTorch), so that nothing is fast by being wrong.
 """
 
 from __future__ import annotations
@@ -68,12 +68,14 @@ def _first_steps(contender: Contender, *case: Any) -> tuple[Callable[[], Any], R
 def _compare_losses(contenders: Result) -> None:
     """Note the largest relative difference from the losses of the reference."""
     reference = next((contenders[name]["losses"] for name in REFERENCE if name in contenders), None)
-    for record in contenders.values() if reference else ():
+    if reference is None:
+        return
+    for record in contenders.values():
         record["difference"] = max(abs(a - b) / max(1.0, abs(b)) for a, b in zip(record["losses"], reference))
 
 
 def table(results: Result) -> Table:
-    """One row per step: milliseconds (first call in seconds), and jitgrad compiled against the best peer and its own eager."""
+    """One row per step: milliseconds (first call in seconds), and what jitgrad's compiled mode gains."""
     names = [c.name for c in CONTENDERS if c.installed]
     rows = []
     for result in results.values():

@@ -1,7 +1,8 @@
 """Layers and optimizers for the JAX side of the training steps, with PyTorch's layouts, defaults and formulas.
 
-Layers are functions of the weights `p`, a dict by the names in PyTorch's state dict. An optimizer is a pair of functions:
-parameters -> state, and (parameters, gradients, state) -> both updated. `training_step` joins all to one jitted function.
+Layers are functions of the weights `p`, a dict by the names in PyTorch's state dict. An optimizer is a pair of
+functions: parameters -> state, and (parameters, gradients, state) -> both updated. `training_step` joins all to one
+jitted function.
 """
 
 from __future__ import annotations

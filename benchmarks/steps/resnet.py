@@ -1,4 +1,4 @@
-"""ResNet-18 (He et al. 2015) in its form for 32x32 images: a first convolution of 3x3 and no pooling before the blocks."""
+"""ResNet-18 (He et al. 2015) for 32x32 images: a first convolution of 3x3, and no pooling before the blocks."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def make_block(lib: Any, width: int, heads: int, causal: bool) -> Any:
 
 
 def jax_block(parts: Any, p: Any, name: str, x: Any, heads: int, causal: bool) -> Any:
-    """The same in JAX, with the weights called `name`.…"""
+    """The same in JAX, with the weights whose names begin with `name`."""
     batch, tokens, width = x.shape
     qkv = parts.linear(p, f"{name}.qkv", parts.layer_norm(p, f"{name}.norm1", x))
     q, k, v = qkv.reshape(batch, tokens, 3, heads, width // heads).transpose(2, 0, 1, 3, 4)

@@ -1,0 +1,84 @@
+"""The command: which parts are measured, with what options, and where their results go.
+
+    python -m benchmarks                                  everything
+    python -m benchmarks steps mlp_small cnn --repeats 20
+    python -m benchmarks steps --only jitgrad PyTorch
+    python -m benchmarks calls gemm
+
+Every part prints a table and leaves NAME.json (results and a description of the machine) and NAME.png in the folder of
+results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine, report
+
+PARTS = ("steps", "gemm", "calls", "first", "scaling")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Something to measure: options -> results, results -> table, results -> plot in a file."""
+
+    measure: Callable[[argparse.Namespace], Any]
+    table: Callable[[Any], report.Table]
+    plot: Callable[[Any, Path], None]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure what the command line asks for."""
+    chosen, options = _parse(arguments)
+    threads = machine.use_threads(options.threads)
+    print(f"{machine.describe()['processor']}, {threads} threads")
+    with tempfile.TemporaryDirectory(prefix="jitgrad-") as cache:
+        os.environ["JITGRAD_CACHE"] = cache                   # so that first calls are cold
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{cache}/torch"
+        for name, part in _parts().items():
+            if name in chosen:
+                _measure(name, part, options)
+
+
+def _measure(name: str, part: Part, options: argparse.Namespace) -> None:
+    results = part.measure(options)
+    print(part.table(results), flush=True)
+    path = report.save(name, results, options.output)
+    part.plot(results, path.with_suffix(".png"))
+
+
+def _parse(arguments: list[str] | None) -> tuple[tuple[str, ...], argparse.Namespace]:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="part or step", 
+                        help=f"of {', '.join(PARTS)}; names of steps after 'steps' or 'first'")
+    parser.add_argument("--repeats", type=int, help="rounds per measurement, instead of a time")
+    parser.add_argument("--seconds", type=float, default=3.0, help="per contender and training step (3)")
+    parser.add_argument("--threads", type=int, help="of every contender (all processors)")
+    parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help='such as jitgrad "torch.compile" JAX')
+    parser.add_argument("--output", type=Path, default=report.RESULTS, help="folder of results")
+    options = parser.parse_args(arguments)
+    options.names = [word for word in options.parts if word not in PARTS]
+    chosen = tuple(word for word in options.parts if word in PARTS)
+    if options.names and not {"steps", "first"} & set(chosen):
+        parser.error(f"{options.names[0]!r} is no part; the parts are {', '.join(PARTS)}")
+    return chosen or PARTS, options
+
+
+def _parts() -> dict[str, Part]:
+    """The parts, imported after the thread counts are set."""
+    from benchmarks import calls, first_call, gemm, plots, scaling, training
+    return {
+        "steps": Part(lambda o: training.run(o.names, budget=o.seconds, repeats=o.repeats, only=o.only),
+                      training.table, plots.steps),
+        "gemm": Part(lambda o: gemm.run(o.seconds / 10), gemm.table, plots.gemm),
+        "calls": Part(lambda o: calls.run(o.repeats or 15, o.only), calls.table, plots.calls),
+        "first": Part(lambda o: first_call.run(o.names, o.repeats or 3), first_call.table, plots.first),
+        "scaling": Part(lambda o: scaling.run(), scaling.table, plots.scaling),
+    }

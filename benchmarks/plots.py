@@ -1,0 +1,76 @@
+"""Plots of the results, as PNG files; one function per part, which gets the part's results and the file's name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+from benchmarks.contenders import CONTENDERS
+from benchmarks.training import best_peer
+
+COLORS = {"jitgrad": "#d1495b", "jitgrad eager": "#edae49", "PyTorch": "#00798c", "torch.compile": "#30638e",
+          "JAX": "#66a182", "numpy": "#8d96a3", "torch": "#00798c", "jax": "#66a182"}
+
+
+def steps(results: Mapping[str, Any], path: Path) -> None:
+    """Speed of every contender relative to the best peer."""
+    measured = {r["title"]: r for r in results.values() if best_peer(r)}
+    names = [c.name for c in CONTENDERS if any(c.name in r["contenders"] for r in measured.values())]
+    heights = {name: [best_peer(r) / r["contenders"][name]["median"] if name in r["contenders"] else 0
+                      for r in measured.values()] for name in names}
+    _bars(path, list(measured), heights, "speed relative to the best peer", line=1.0)
+
+
+def gemm(results: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """GFLOP/s by product."""
+    libraries = list(next(iter(results.values())))
+    _bars(path, list(results), {name: [rates[name] for rates in results.values()] for name in libraries}, "GFLOP/s")
+
+
+def calls(results: Mapping[str, float], path: Path) -> None:
+    """Microseconds per call of a 2x2 addition."""
+    _bars(path, list(results), {"jitgrad": [1e6 * value for value in results.values()]}, "us per call", line=5.0)
+
+
+def first(results: Mapping[str, Any], path: Path) -> None:
+    """Seconds of the first call, cold and warm."""
+    heights = {state: [r[state]["first_call"] for r in results.values()] for state in ("cold", "warm")}
+    _bars(path, list(results), heights, "first call, s")
+
+
+def scaling(results: Mapping[str, Any], path: Path) -> None:
+    """Milliseconds of the first call of every batch size, in the order in which they came."""
+    shapes = results["batch_sizes"]
+    figure, axes = pyplot.subplots(figsize=(9, 4), layout="constrained")
+    axes.semilogy([1000 * t for t in shapes["first_call"]], ".", color=COLORS["jitgrad"])
+    axes.axhline(20, color="gray", linewidth=0.8)
+    axes.set(xlabel="batch sizes 1 to 64, in random order", ylabel="first call, ms")
+    _write(figure, path)
+
+
+def _bars(path: Path, groups: Sequence[str], heights: Mapping[str, Sequence[float]], label: str,
+          line: float | None = None) -> None:
+    """Groups of bars side by side, one bar per key of `heights`."""
+    figure, axes = pyplot.subplots(figsize=(max(6.0, 1.4 * len(groups)), 5), layout="constrained")
+    width = 0.8 / max(1, len(heights))
+    for k, (name, values) in enumerate(heights.items()):
+        axes.bar([g + k * width for g in range(len(groups))], values, width, label=name, color=COLORS.get(name))
+    if line is not None:
+        axes.axhline(line, color="gray", linewidth=0.8)
+    axes.set_xticks([g + 0.4 - width / 2 for g in range(len(groups))], groups, rotation=30, ha="right", fontsize=8)
+    axes.set_ylabel(label)
+    if len(heights) > 1:
+        axes.legend(fontsize=8)
+    _write(figure, path)
+
+
+def _write(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
