@@ -8,10 +8,12 @@ floating-point technique for extending the available precision*, 1971).
 from __future__ import annotations
 
 from jitgrad.kernels.cpu.exponential import (
+    EXP2_SINGLE,
     LN2_HIGH_DOUBLE,
     LN2_HIGH_SINGLE,
     LN2_LOW_DOUBLE,
     LN2_LOW_SINGLE,
+    LOG2_E,
     exp_pair_f64,
 )
 from jitgrad.kernels.cpu.pairs import two_product, two_sum
@@ -20,6 +22,7 @@ from jitgrad.kernels.cpu.scalar import (
     abs,
     bits,
     by_type,
+    clamp,
     copysign,
     f32,
     f64,
@@ -30,8 +33,11 @@ from jitgrad.kernels.cpu.scalar import (
     i64,
     like,
     multiply_add,
+    power_of_two,
+    round,
     scalar,
     select,
+    to_int,
 )
 
 INFINITY = float("inf")
@@ -115,7 +121,7 @@ def log_wide(x: Scalar) -> tuple[Scalar, Scalar]:
 @scalar
 def log2_f32(x: Scalar) -> Scalar:
     n, y = log_wide(x)
-    return log_special(x, f32(n + y * f64(1.4426950408889634)))
+    return log_special(x, f32(n + y * f64(LOG2_E)))
 
 
 @scalar
@@ -210,8 +216,14 @@ def pow_f64(x: Scalar, y: Scalar) -> Scalar:
 
 @scalar
 def pow_f32(x: Scalar, y: Scalar) -> Scalar:
-    product = f64(y) * log_f64(f64(abs(x)))
-    return f32(pow_special(f64(x), f64(y), exp_pair_f64(product, f64(0.0), i64(0))))
+    t = abs(x)
+    n, logarithm = log_wide(t)
+    z = f64(y) * log_special(f64(t), n + logarithm * f64(LOG2_E))
+    limited = clamp(z, f64(-200.0), f64(200.0))
+    whole = round(limited)
+    r = limited - whole
+    magnitude = multiply_add(r, horner(r, EXP2_SINGLE), f64(1.0)) * power_of_two(to_int(whole))
+    return f32(pow_special(f64(x), f64(y), select(z != z, z, magnitude)))
 
 
 @scalar
