@@ -150,7 +150,9 @@ class Sealed:
         """What holds of the memory of this call must hold of the next ones: which arrays are dense, and that a plan that
         writes meets no memory twice."""
         self.dense = all(a.flags.c_contiguous for a in arrays)
-        self.leaf_written = any(k in self.written for k, _ in self.leaves)
+        written = set(self.written)
+        moving = [k for k, _ in self.leaves] + [k for k, _, _ in self.fetched]
+        self.writes_moving = not written.isdisjoint(moving)     # memory that may be another one on each call
         self.known: list[int] = []
         self.known_arrays: list[np.ndarray] = []
         self.owners: set[int] = set()
@@ -172,8 +174,7 @@ class Sealed:
         others = [_owner(arrays[k]) for k, _ in self.leaves] + [_owner(arrays[k]) for k, _, _ in self.fetched]
         if not self.owners.isdisjoint(others):
             return False
-        writes_others = self.leaf_written or any(k in self.written for k, _, _ in self.fetched)
-        return not writes_others or len(set(others)) == len(others)
+        return not self.writes_moving or len(set(others)) == len(others)
 
     # --- where the plan's outputs went -----------------------------------------------------------------------------------
 

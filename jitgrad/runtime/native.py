@@ -40,6 +40,7 @@ def function(address: int) -> Any:
     return Kernel(address)
 
 
+@cache
 def host_name() -> str:
     """The processor that code is generated for, with its features: part of every cache key."""
     import llvmlite.binding as llvm
