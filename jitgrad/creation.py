@@ -147,7 +147,7 @@ def full(size: Any, fill_value: Operand, *, dtype: DType | None = None, device: 
 
 
 def _value_dtype(value: Operand) -> DType:
-    return number_dtype(value) if is_number(value) else value.dtype  # type: ignore[no-any-return]
+    return number_dtype(value) if is_number(value) else value.dtype
 
 
 def _filled(op: str, shape: tuple[int, ...], value: Operand, dtype: DType, device: Any, requires_grad: bool) -> Tensor:

@@ -220,7 +220,8 @@ t.nn.functional.pad(x, (1, 0, 2, 1), value=3) | t.nn.functional.pad(x, (-1, 1))
 t.nn.functional.pad(x, (2, 1), mode="reflect") | t.nn.functional.pad(x, (2, 1), mode="replicate")
 t.nn.functional.pad(x, (2, 1), mode="circular") | t.meshgrid(v, m[0], indexing="xy") | t.broadcast_tensors(x, v)
 x.contiguous() | x.transpose(0, 1).contiguous() | x.clone() | t.atleast_2d(v) | x.unfold(2, 2, 1) | x.unfold(1, 2, 2)
-x.ravel() | e.reshape(3, 0) | e.reshape(-1) | e.transpose(0, 1) | e.flatten() | t.cat([e, e]) | x.size() | x.size(1)
+x.ravel() | e.reshape(3, 0) | e.reshape(-1) | e.transpose(0, 1) | e.flatten() | t.cat([e, e]) | x.new_zeros(2) | x.new_full((2,), 3) | x.new_ones((2, 1), dtype=t.int64) 
+x.size() | x.size(1)
 x.dim() | x.numel() | x.ndim | x.element_size() | x.is_floating_point() | len(x) | t.fliplr(m) | t.adjoint(x)
 """
 
@@ -239,7 +240,7 @@ x.nonzero() | x.nonzero(as_tuple=True) | s.nonzero() | x.sort(1) | x.sort(2, des
 x.argsort(1) | x.topk(2)[0] | x.topk(2, 1)[0] | x.topk(2, 1, largest=False)[0] | x.topk(5) | x.masked_scatter(c, y)
 x.unique() | t.where(c, x, y) | t.where(c, x, 2.5) | t.where(b[:, None], x, y) | t.where(c, s, y) | t.where(c)
 t.searchsorted(v.sort()[0], y) | t.bucketize(y, v.sort()[0]) | t.searchsorted(v.sort()[0], y, right=True)
-g.unique(return_counts=True) | t.bincount(j) | t.bincount(j, minlength=6)
+t.isin(g, j) | g.unique(return_counts=True) | t.bincount(j) | t.bincount(j, minlength=6)
 """
 
 LINEAR = """

@@ -142,7 +142,7 @@ def _by_category(high: DType | None, low: DType | None) -> DType | None:
 
 def largest_finite(dtype: DType) -> float:
     """The largest finite value of a floating-point dtype."""
-    return float(ml_dtypes.finfo(dtype.numpy).max)
+    return float(ml_dtypes.finfo(dtype.numpy).max)  # type: ignore[no-untyped-call]
 
 
 def float_type(dtype: DType) -> DType:
@@ -162,7 +162,7 @@ def matched(op: str, x: Operand, y: Operand, to_float: bool = False) -> tuple[Te
     """Two operands with one dtype (promoted) and one shape (broadcast)."""
     x_type, y_type = getattr(x, "dtype", None), getattr(y, "dtype", None)
     if type(x_type) is DType:
-        if x_type is y_type and (not to_float or x_type.category in "fc"):
+        if x_type is y_type and (not to_float or x_type.category in "fc"):  # type: ignore[union-attr]
             return (x, y) if x.shape == y.shape else broadcast_all(op, x, y)
         if type(y) in _PYTHON_NUMBERS:
             return _with_number(x, y, to_float)

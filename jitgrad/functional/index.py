@@ -6,6 +6,7 @@ otherwise in front. What depends on the values of a mask in its *size* reads the
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,10 @@ def _checked_position(index: int, extent: int, dim: int) -> int:
 def split_key(x: Tensor, key: Any) -> tuple[Tensor, list[Advanced]]:
     """The view of `x` that the integers, slices, None and ``...`` of `key` select, and the rest of the key on it."""
     items = _with_ellipsis(x, [_classified(item) for item in (key if type(key) is tuple else (key,))])
-    start, stop, step, shape = [], [], [], []
+    start: list[int] = []
+    stop: list[int] = []
+    step: list[int] = []
+    shape: list[int] = []
     advanced: list[Advanced] = []
     for item in items:
         if item is None:
@@ -222,7 +226,7 @@ def _flattened(x: Tensor, advanced: list[Advanced]) -> tuple[Tensor, int, Tensor
     advanced = [Advanced(item.axis, item.width, _positions(item.index)) for item in advanced]
     covered = [d for item in advanced for d in range(item.axis, item.axis + item.width)]
     axis = advanced[0].axis
-    neighbours = all(a.axis + a.width == b.axis for a, b in zip(advanced, advanced[1:]))
+    neighbours = all(a.axis + a.width == b.axis for a, b in itertools.pairwise(advanced))
     rest = [d for d in range(len(x.shape)) if d not in covered]
     order = list(range(len(x.shape))) if neighbours else covered + rest
     axis = axis if neighbours else 0

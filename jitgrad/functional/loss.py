@@ -7,6 +7,9 @@ input).
 from __future__ import annotations
 
 import math
+from typing import Any
+
+import numpy as np
 
 from jitgrad import dtypes, ops
 from jitgrad.errors import DTypeError, complain
@@ -27,6 +30,8 @@ from jitgrad.functional.elementwise import add, clamp_min, mul, sub, where, xlog
 from jitgrad.functional.logic import gt, lt
 from jitgrad.functional.reduce import mean, norm, safe_sqrt, sum
 from jitgrad.ops.builders import broadcast, expand_dims, full, ones_like, zeros_like
+from jitgrad.ops.derived import derived
+from jitgrad.ops.index import check_range
 
 __all__ = [
     "binary_cross_entropy", "binary_cross_entropy_with_logits", "cosine_embedding_loss", "cosine_similarity",
@@ -86,10 +91,8 @@ def poisson_nll_loss(input: Tensor, target: Tensor, log_input: bool = True, full
                      reduction: str = "mean") -> Tensor:
     """Negative log likelihood of counts under Poisson rates ``exp(input)`` (or `input`)."""
     input = as_float(input)
-    if log_input:
-        loss = sub(ops.exp(input), mul(target, input))
-    else:
-        loss = sub(input, mul(target, ops.log(add(input, eps))))
+    rate, log_rate = (ops.exp(input), input) if log_input else (input, ops.log(add(input, eps)))
+    loss = sub(rate, mul(target, log_rate))
     if full:
         stirling = add(sub(xlogy(target, target), target), mul(ops.log(clamp_min(mul(target, 2 * math.pi), eps)), 0.5))
         loss = where(gt(target, 1), add(loss, stirling), loss)
@@ -159,8 +162,48 @@ def nll_loss(input: Tensor, target: Tensor, weight: Tensor | None = None, ignore
     mean is weighted by ``weight[target]``, and `ignore_index` counts for nothing."""
     axis = _class_axis("nll_loss", input)
     _check_classes("nll_loss", input, target, axis)
+    if len(input.shape) == 2 and weight is None and reduction == "mean":
+        return _mean_nll(input, cast(target, dtypes.int64), ignore_index=ignore_index)
     valid, safe = _valid_classes(target, ignore_index)
     return _over_valid("nll_loss", _picked(input, safe, weight, axis), valid, safe, weight, reduction)
+
+
+def _counted(target: Any, ignore_index: int) -> tuple[Any, Any]:
+    """The rows whose target counts, and their classes."""
+    rows = np.flatnonzero(target != ignore_index)
+    return rows, target[rows]
+
+
+def _mean_nll_arrays(logs: Any, target: Any, *, ignore_index: int) -> Any:
+    rows, classes = _counted(target, ignore_index)
+    check_range("nll_loss", classes, logs.shape[1])
+    return -logs[rows, classes].sum() / logs.dtype.type(len(rows))
+
+
+def _mean_nll_gradient_arrays(g: Any, target: Any, *, shape: tuple[int, ...], ignore_index: int) -> Any:
+    out = np.zeros(shape, g.dtype)
+    rows, classes = _counted(target, ignore_index)
+    out[rows, classes] = -g / g.dtype.type(len(rows))
+    return out
+
+
+@derived(_mean_nll_gradient_arrays)
+def _mean_nll_gradient(g: Tensor, target: Tensor, *, shape: tuple[int, ...], ignore_index: int) -> Tensor:
+    """``-g / count`` at the class of each row that counts, else 0."""
+    valid, safe = _valid_classes(target, ignore_index)
+    share = ops.neg(ops.div(g, sum(ops.cast(valid, dtype=g.dtype))))
+    marked = ops.eq(ops.iota(shape=shape, axis=1, dtype=dtypes.int64), broadcast(expand_dims(safe, (1,)), shape))
+    marked = ops.bitwise_and(marked, broadcast(expand_dims(valid, (1,)), shape))
+    spread = broadcast(share, shape)
+    return ops.where(marked, spread, zeros_like(spread))
+
+
+@derived(_mean_nll_arrays, vjp=(lambda g, logs_type, target, ignore_index: _mean_nll_gradient(
+    g, target, shape=logs_type.shape, ignore_index=ignore_index), None))
+def _mean_nll(logs: Tensor, target: Tensor, *, ignore_index: int) -> Tensor:
+    """The usual case of `nll_loss`: a matrix, without weights, to a mean."""
+    valid, safe = _valid_classes(target, ignore_index)
+    return _over_valid("nll_loss", _picked(logs, safe, None, 1), valid, safe, None, "mean")
 
 
 def _picked(logs: Tensor, classes: Tensor, weight: Tensor | None, axis: int) -> Tensor:

@@ -28,7 +28,8 @@ __all__ = [
 ]
 
 
-def _wide(x: Tensor | None) -> Tensor | None:
+def _wide(x: Tensor) -> Tensor:
+    """Half precision as float32; None, for a parameter that is not there, as it is."""
     return ops.cast(x, dtype=dtypes.float32) if x is not None and x.dtype in HALF else x
 
 

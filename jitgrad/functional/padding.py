@@ -12,7 +12,9 @@ from jitgrad.functional.elementwise import where
 from jitgrad.functional.shape import section
 from jitgrad.ops.builders import broadcast, full
 
-__all__ = ["pad"]
+__all__ = [
+    "pad",
+]
 
 # padding
 
@@ -31,8 +33,8 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
 
 
 def _pad_constant(x: Tensor, pairs: dict[int, tuple[int, int]], value: Any) -> Tensor:
-    for axis, (low, high) in pairs.items():
-        x = section(x, axis, builtins.max(-low, 0), x.shape[axis] - builtins.max(-high, 0))
+    for axis, (before, after) in pairs.items():
+        x = section(x, axis, builtins.max(-before, 0), x.shape[axis] - builtins.max(-after, 0))
     low = tuple([builtins.max(pairs.get(d, (0, 0))[0], 0) for d in range(len(x.shape))])
     high = tuple([builtins.max(pairs.get(d, (0, 0))[1], 0) for d in range(len(x.shape))])
     padded = ops.pad(x, low=low, high=high)

@@ -15,17 +15,19 @@ from jitgrad.functional.core import (
     broadcast_all,
     cast,
     from_array,
+    matched,
     one_dim,
     read,
     require_shape,
+    size,
 )
 from jitgrad.functional.reduce import Extremes
 from jitgrad.functional.shape import section
 from jitgrad.ops.builders import expand_dims, full
 
 __all__ = [
-    "argsort", "argwhere", "bincount", "bucketize", "histc", "nonzero", "searchsorted", "sort", "topk",
-    "unique", "where",
+    "argsort", "argwhere", "bincount", "bucketize", "histc", "isin", "nonzero", "searchsorted", "sort",
+    "topk", "unique", "where",
 ]
 
 # sorting
@@ -97,10 +99,18 @@ def unique(input: Tensor, sorted: bool = True, return_inverse: bool = False, ret
            dim: int | None = None) -> Any:
     """The different elements (or slices along `dim`) in ascending order; on request where each element went, and how
     often each one occurs. Reads the value."""
-    found = np.unique(read(input), return_inverse=return_inverse, return_counts=return_counts, axis=dim)
+    options: dict[str, Any] = {"return_inverse": return_inverse, "return_counts": return_counts, "axis": dim}
+    found = np.unique(read(input), **options)
     if isinstance(found, tuple):
         return tuple([from_array(np.asarray(v)) for v in found])
     return from_array(found)
+
+
+def isin(elements: Tensor, test_elements: Tensor) -> Tensor:
+    """Where an element is one of `test_elements`."""
+    rows = ops.reshape(test_elements, shape=(size(test_elements.shape),))
+    found = ops.eq(*matched("isin", expand_dims(elements, (len(elements.shape),)), rows))
+    return ops.max(found, axes=(len(elements.shape),)) if rows.shape[0] else full(elements.shape, False, dtypes.bool_)
 
 
 def bincount(input: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
