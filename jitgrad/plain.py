@@ -54,11 +54,13 @@ class PlainPlan:
             return
         scratch = [memory.at(slot, TensorType(uint8, (slot.nbytes,))) for slot in step.scratch]
         for launch in step.lowered.launches:
-            self._launch(launch, node, [*inputs, *outputs, *scratch])
+            self._launch(launch, step, [*inputs, *outputs, *scratch])
 
-    def _launch(self, launch: Launch, node: Node, buffers: Sequence[np.ndarray]) -> None:
-        taken = {a.index for a in launch.arguments if isinstance(a, Buffer)}
-        _require_disjoint(launch.name, [buffers[k] for k in sorted(taken)])
+    def _launch(self, launch: Launch, step: LinkedStep, buffers: Sequence[np.ndarray]) -> None:
+        node = step.step.node
+        only_read = set(range(len(node.inputs))) - {operand for _, operand in step.step.shared}
+        taken = sorted({a.index for a in launch.arguments if isinstance(a, Buffer)})
+        _require_disjoint(launch.name, [(buffers[k], k in only_read) for k in taken])
         arguments = [_argument(a, buffers) for a in launch.arguments]
         bounds = [launch.items * k // self.pieces for k in range(self.pieces + 1)]
         found = [run_plain(launch.source, launch.name, arguments, begin, end)
@@ -114,9 +116,10 @@ def _argument(given: Argument, buffers: Sequence[np.ndarray]) -> object:
     return define(given.source, given.name) if isinstance(given, Function) else given
 
 
-def _require_disjoint(kernel: str, buffers: Iterable[np.ndarray]) -> None:
-    """What the kernel's loads and stores promise to LLVM: no two operands share memory."""
-    spans = [(x.__array_interface__["data"][0], x.nbytes) for x in buffers if x.size]
-    for (a, n), (b, m) in combinations(sorted(spans), 2):
-        if b < a + n and m:
+def _require_disjoint(kernel: str, buffers: Iterable[tuple[np.ndarray, bool]]) -> None:
+    """What the kernel's loads and stores promise to LLVM: operands share memory only where none of them is written.
+    `buffers` are arrays, and whether they are only read."""
+    spans = sorted((x.__array_interface__["data"][0], x.nbytes, read) for x, read in buffers if x.size)
+    for (a, n, a_read), (b, _, b_read) in combinations(spans, 2):
+        if b < a + n and not (a_read and b_read):
             raise complain(CompileError, kernel, f"two of its operands share memory ({a + n - b} bytes)")

@@ -373,7 +373,9 @@ class Recorder:
         roots, views, outputs = self._alive()
         writes = [(k, unit.value) for k, unit in enumerate(self.units) if unit.dirty]
         wanted_effects = any(n.op.effects - {"random"} for n in self.builder.nodes)
-        if not outputs and not writes and not wanted_effects:
+        if not outputs and not writes and not wanted_effects and not crossing:
+            for t in views:
+                self._settle_view(t)
             return
         units, arrays = self.units, [unit.tensor._array for unit in self.units]
         crossing_values = [self.read(t) for t in crossing]
