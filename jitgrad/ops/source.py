@@ -37,7 +37,7 @@ def _infer_iota(*, shape: tuple[int, ...], axis: int, dtype: DType) -> TensorTyp
 def _iota(*, shape: tuple[int, ...], axis: int, dtype: DType) -> np.ndarray:
     count = np.arange(shape[axis]).astype(dtype.numpy)
     aligned = count.reshape([-1 if k == axis else 1 for k in range(len(shape))]) if shape[axis] else count
-    return np.ascontiguousarray(np.broadcast_to(aligned, shape)) if count.size else np.empty(shape, dtype.numpy)
+    return np.broadcast_to(aligned, shape).copy() if count.size else np.empty(shape, dtype.numpy)
 
 
 iota: Op = register(Op("iota", (), _infer_iota, _iota, "source",
