@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from jitgrad.ir.axes import Index, reduction_index, source_index
+from jitgrad.ir.axes import Index, is_plain, reduction_index, source_index
 from jitgrad.ir.graph import Graph, Node, Value
 from jitgrad.ops.region import region
 from jitgrad.transforms.epilogue import claim_epilogues, has_complex, is_elementwise, is_fusable_matmul
@@ -127,7 +127,7 @@ class Fusion:
         readers = [g for g in self.merge_readers(value)]
         fitting = [g for g in readers if self.may_hold(g, node, claim)]
         alone = value not in self.stored and len(fitting) == len(readers)
-        if alone and len(readers) > 1 and is_cheap(node) and self.full_operands(node) <= 1:
+        if alone and len(readers) > 1 and self.is_worth_repeating(node, readers):
             for group in readers:
                 self.join(node, group)
             del self.groups.readers[value]          # nobody reads it from memory
@@ -154,6 +154,8 @@ class Fusion:
         indices = group.demands.of.get(node.output, [])
         if not indices:
             return False                            # a factor of a matmul is read from memory
+        if (is_read_outside or node.op.kind == "source") and not all(map(is_plain, indices)):
+            return False                            # elements are stored, and counted, in order
         if len(indices) > 1:
             return is_cheap(node) and not is_read_outside
         if is_read_outside and group.template in ("column", "full", "matmul"):
@@ -176,6 +178,12 @@ class Fusion:
         for index in list(group.demands.of[node.output]):
             for v in node.inputs:
                 self.groups.demand(group, v, index if v.shape else ())
+
+    def is_worth_repeating(self, node: Node, readers: list[Group]) -> bool:
+        """True when computing `node` in each of its readers costs no more than to store it and read it."""
+        if node.op.kind == "source" and not all(is_plain(i) for g in readers for i in g.demands.of[node.output]):
+            return False
+        return is_cheap(node) and self.full_operands(node) <= 1
 
     def full_operands(self, node: Node) -> int:
         """How many different operands are as large as the result once broadcasts are looked through."""
@@ -206,7 +214,7 @@ class Fusion:
     def try_reduce(self, node: Node, group: Group) -> bool:
         """Make the reduction part of `group`, when its loops and those of the group are one kernel."""
         index = group.demands.only(node.output)
-        if index is None or group.claim is not None:
+        if index is None or group.claim is not None or not is_plain(index):
             return False
         mark = self.groups.axes.mark()
         source, new = reduction_index(self.groups.axes, node, index)
@@ -271,8 +279,7 @@ class Fusion:
         readers = self.merge_readers(value)
         for group in readers:
             others = [g for g in readers if g is not group]
-            index = group.demands.only(value) if group.claim == claim and group.template == "map" else None
-            if index and group.place(index) == group.space and self.groups.can_precede(group, others):
+            if self.is_epilogue(group, value, claim) and self.groups.can_precede(group, others):
                 break
         else:
             group = self.seed("map", node, claim)
@@ -281,6 +288,11 @@ class Fusion:
         self.groups.place(node, group)
         for v in node.inputs:
             self.read_matrix(group, v)
+
+    def is_epilogue(self, group: Group, value: Value, claim: int) -> bool:
+        """True when `group` computes element by element from the product `value`."""
+        index = group.demands.only(value) if group.claim == claim and group.template == "map" else None
+        return index is not None and is_plain(index) and group.place(index) == group.space
 
     def read_matrix(self, group: Group, value: Value) -> None:
         """An operand of a matmul: permuted and broadcast by the kernel itself."""

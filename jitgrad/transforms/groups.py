@@ -28,6 +28,7 @@ LARGEST = 400
 class Group:
     """`template` is that of the region, or "single" for a primitive that stays alone. `reduced`: its reduced loops.
     `made`: the values that this group is the place of; movement ops in between are copied into every group.
+    `opaque`: moved values that this group has to read from memory.
     `claim`: the number of the matmul whose epilogue this is. `taint`: matmuls that it depends on from outside."""
 
     number: int
@@ -35,6 +36,7 @@ class Group:
     demands: Demands
     nodes: dict[Node, None] = field(default_factory=dict)
     made: dict[Value, None] = field(default_factory=dict)
+    opaque: set[Value] = field(default_factory=set)
     reduced: Place = ()
     claim: int | None = None
     taint: int = 0
@@ -106,12 +108,20 @@ class Groups:
             if not group.demands.add(value, index):
                 continue
             node = self.producers.get(value)
-            source = source_index(self.axes, node, index) if node is not None and node.op.kind == "movement" else None
+            source = self._source(group, node, value, index) if node and node.op.kind == "movement" else None
             if node is None or source is None:
                 self.readers.setdefault(value, []).append(group.number)
             else:
                 group.nodes[node] = None
                 stack.append((node.inputs[0], source))
+
+    def _source(self, group: Group, node: Node, value: Value, index: Index) -> Index | None:
+        """Where `node` reads for `group`; None, once and for all, when that is no affine place at some index."""
+        source = None if value in group.opaque else source_index(self.axes, node, index)
+        if source is None:
+            group.opaque.add(value)
+            group.nodes.pop(node, None)
+        return source
 
     # ---- order
 
@@ -188,6 +198,9 @@ class Groups:
         a.template, a.reduced, a.taint = template, a.reduced or b.reduced, a.taint | b.taint
         a.nodes.update(b.nodes)
         a.made.update(b.made)
+        a.opaque.update(b.opaque)
+        for value in a.opaque:
+            a.nodes.pop(self.producers[value], None)
         for value, indices in b.demands.of.items():
             known = a.demands.of.setdefault(value, [])
             known.extend([i for i in indices if not any(self.axes.same(i, k) for k in known)])
