@@ -16,7 +16,7 @@ from benchmarks.contenders import CONTENDERS, OWN, Contender, equal_start, missi
 from benchmarks.report import Table, milliseconds, ratio
 from benchmarks.steps import STEPS
 
-CHECKED_STEPS = 10
+CHECKED_STEPS, CHECKING_SECONDS = 10, 5.0
 REFERENCE = ("PyTorch", "jitgrad eager")
 Result = dict[str, Any]
 
@@ -61,7 +61,8 @@ def _first_steps(contender: Contender, *case: Any) -> tuple[Callable[[], Any], R
     begin = time.perf_counter()
     losses = [call().item()]
     first = time.perf_counter() - begin
-    losses += [call().item() for _ in range(CHECKED_STEPS - 1)]
+    while len(losses) < CHECKED_STEPS and time.perf_counter() - begin < first + CHECKING_SECONDS:
+        losses.append(call().item())
     return call, {"first_call": first, "losses": losses}
 
 
