@@ -22,6 +22,8 @@ from jitgrad.functional.methods import TensorMethods
 from jitgrad.ir import interpreter
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
+from jitgrad.ops import blocks
+from jitgrad.runtime import threads
 
 _DTYPES = dtypes._BY_NUMPY
 _ndarray = np.ndarray
@@ -448,6 +450,11 @@ def undo_movement(op: Op, attrs: dict[str, Any], base: Any, value: Any) -> Any:
 class EagerInterpreter:
     """Runs each op at once, by its NumPy reference or a ready kernel, and keeps the tape."""
 
+    @staticmethod
+    def carries_out(op: Op, inputs: tuple[Tensor, ...]) -> bool:
+        """Whether a derived op is one step here: not if a gradient of it is wanted that it has no rules for."""
+        return op.vjp is not None or not (autograd.mode.enabled and any([t.requires_grad for t in inputs]))
+
     def run(self, op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any]) -> Any:
         """One op on Tensors; see `ir.op.Op`."""
         arrays = []
@@ -455,7 +462,10 @@ class EagerInterpreter:
             array = t._array
             arrays.append(array if array is not None else t._forced())
         try:
-            result = op.eager(*arrays, **attrs)
+            if op.kind == "elementwise" and arrays[0].size >= blocks.SHARED:
+                result = blocks.elementwise_in_blocks(op.eager, arrays, attrs)
+            else:
+                result = op.eager(*arrays, **attrs)
         except Exception:
             op.result_types(tuple([t.tensor_type for t in inputs]), attrs)  # says what is wrong, if a type is
             raise
@@ -544,4 +554,5 @@ def _describe(tensor: Tensor) -> str:
     return f"{name}tensor({text}{extra})"
 
 
+blocks.install_thread_limit(threads.limit)
 interpreter.set_default(EagerInterpreter())           # type: ignore[arg-type]

@@ -9,6 +9,7 @@ rules and derived operations are written with, and the functions that apply the 
 from jitgrad.ops.builders import *
 from jitgrad.ops.check import *
 from jitgrad.ops.contraction import *
+from jitgrad.ops.derived import *
 from jitgrad.ops.elementwise import *
 from jitgrad.ops.foreach import *
 from jitgrad.ops.gradient import *

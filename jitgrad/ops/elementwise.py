@@ -20,6 +20,7 @@ from jitgrad.ir.op import Op, register
 from jitgrad.ir.types import TensorType
 from jitgrad.ops import special
 from jitgrad.ops.builders import conjugate, full_like, ones_like, times, zeros_like
+from jitgrad.ops.derived import derived
 from jitgrad.ops.record import MAY_FAIL, binary, keep_dtype, predicate, require_category, require_same, same_type, unary
 
 __all__ = ["abs", "acos", "acosh", "add", "asin", "asinh", "atan", "atan2", "atanh", "bitwise_and", "bitwise_not",
@@ -110,6 +111,7 @@ def _one_minus_square(x: Any) -> Any:
     return ops.mul(ops.sub(one, x), ops.add(one, x))
 
 
+@derived(lambda out, g: np.where(out <= 0, g.dtype.type(0), g))
 def _where_positive(out: Any, g: Any) -> Any:
     """g where out > 0 or out is nan, else 0."""
     zero = zeros_like(g)

@@ -8,8 +8,8 @@ groups, then output 1, and so on, each in its group's shape.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,8 +17,8 @@ from jitgrad import ops
 from jitgrad.errors import DTypeError, ShapeError, complain
 from jitgrad.ir.graph import Graph
 from jitgrad.ir.op import Op, register
-from jitgrad.ir.replay import evaluate
 from jitgrad.ir.types import TensorType
+from jitgrad.ops import blocks
 from jitgrad.ops.builders import full, sum_to, zero_of
 from jitgrad.ops.gradient import continue_graph, reverse
 
@@ -49,14 +49,110 @@ def _infer_foreach(*xs: TensorType, body: Graph, groups: int, shared: int) -> tu
 
 
 def _foreach(*xs: np.ndarray, body: Graph, groups: int, shared: int) -> tuple[np.ndarray, ...]:
-    results = []
-    for operands in group_operands(xs, groups, shared):
-        outputs = evaluate(body, [*xs[:shared], *operands])
-        shape = operands[0].shape
-        # A result that reads only scalars, or hands an operand on, still has to be an array of its own.
-        results.append([np.array(np.broadcast_to(r, shape)) if r.shape != shape or any(r is x for x in xs) else r
-                        for r in outputs])
+    members = group_operands(xs, groups, shared)
+    results: list[list[np.ndarray]] = [[] for _ in members]
+    for batch in _batches(members):
+        first = members[batch[0]]
+        scalar = tuple([x.ndim < first[0].ndim for x in first])
+        operands = [first[k] if is_scalar else _joined([members[g][k] for g in batch])
+                    for k, is_scalar in enumerate(scalar)]
+        outputs = _program(body, shared, scalar).run([*xs[:shared], *operands])
+        begin = 0
+        for g in batch:
+            shape, size = members[g][0].shape, members[g][0].size
+            results[g] = [out[begin:begin + size].reshape(shape) for out in outputs]
+            begin += size
     return tuple([result[k] for k in range(len(body.outputs)) for result in results])
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    """All elements in one dimension."""
+    flat = [x.reshape(-1) for x in arrays]
+    return flat[0] if len(flat) == 1 else np.concatenate(flat)
+
+
+def _batches(members: Sequence[Sequence[np.ndarray]]) -> Iterable[list[int]]:
+    """Groups that are carried out as one: small ones whose 0-d operands are equal."""
+    batches: dict[Any, list[int]] = {}
+    for g, operands in enumerate(members):
+        ndim = operands[0].ndim
+        alone = operands[0].size > blocks.BLOCK // 8
+        key = g if alone else tuple([x.item() if x.ndim < ndim else None for x in operands])
+        batches.setdefault(key, []).append(g)
+    return batches.values()
+
+
+class _Step(NamedTuple):
+    """One NumPy call: values are numbered; `into` is one that is no longer needed and takes the result."""
+
+    function: Callable[..., Any]
+    inputs: tuple[int, ...]
+    output: int
+    attrs: dict[str, Any]
+    into: int | None
+
+
+class _Program:
+    """A body as lists of NumPy calls: first what depends on 0-d operands alone, then, block by block, the rest."""
+
+    def __init__(self, body: Graph, shared: int, scalar: tuple[bool, ...]):
+        number = {v: k for k, v in enumerate([*body.inputs, *[v for node in body.nodes for v in node.outputs]])}
+        self.count = len(number)
+        self.elements = [shared + k for k, is_scalar in enumerate(scalar) if not is_scalar]
+        self.outputs = [(number[v], v.dtype.numpy) for v in body.outputs]
+        self.once: list[_Step] = []
+        self.per_block: list[_Step] = []
+        last = {number[v]: k for k, node in enumerate(body.nodes) for v in node.inputs}
+        varying, temporary = set(self.elements), {}
+        for k, node in enumerate(body.nodes):
+            inputs, output = tuple([number[v] for v in node.inputs]), number[node.outputs[0]]
+            varies = not varying.isdisjoint(inputs)
+            dtype, is_ufunc = node.outputs[0].dtype, isinstance(node.op.eager, np.ufunc)
+            free = [i for i in inputs if varies and is_ufunc and last[i] == k and temporary.get(i) is dtype]
+            (self.per_block if varies else self.once).append(
+                _Step(node.op.eager, inputs, output, dict(node.attrs), free[0] if free else None))
+            if varies:
+                varying.add(output)
+            if varies and is_ufunc and node.outputs[0] not in body.outputs:
+                temporary[output] = dtype
+
+    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The outputs, in one dimension, like the operands that are not 0-d."""
+        values: list[Any] = [*inputs, *[None] * (self.count - len(inputs))]
+        _carry_out(self.once, values)
+        size = values[self.elements[0]].size
+        results = [np.empty(size, dtype) for _, dtype in self.outputs]
+
+        def work(begin: int, end: int) -> None:
+            block = list(values)
+            for k in self.elements:
+                block[k] = values[k][begin:end]
+            _carry_out(self.per_block, block)
+            for result, (k, _) in zip(results, self.outputs):
+                result[begin:end] = block[k]
+
+        blocks.in_blocks(size, work)
+        return results
+
+
+_programs: dict[tuple[int, int, tuple[bool, ...]], tuple[Graph, _Program]] = {}
+
+
+def _program(body: Graph, shared: int, scalar: tuple[bool, ...]) -> _Program:
+    """One program per body *object*: to compare bodies would take longer than a step. It keeps its body alive."""
+    key = id(body), shared, scalar
+    found = _programs.get(key)
+    if found is None:
+        if len(_programs) >= 256:
+            _programs.clear()
+        found = _programs[key] = body, _Program(body, shared, scalar)
+    return found[1]
+
+
+def _carry_out(steps: list[_Step], values: list[Any]) -> None:
+    for function, inputs, output, attrs, into in steps:
+        operands = [values[k] for k in inputs]
+        values[output] = function(*operands, **attrs) if into is None else function(*operands, out=values[into])
 
 
 def _body_gradient(body: Graph) -> Graph:
