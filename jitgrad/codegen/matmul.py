@@ -273,6 +273,7 @@ class Epilogue:
         for name in ("m", "n", "rows_per_item", "row_blocks", "columns_per_item", "column_blocks"):
             writer.size(name, integers[name])
         writer.open("item", "begin", "end")
+        writer.filled_at[self.target] = len(writer.levels) - 1
         call = len(writer.levels[-1].body)
         writer.let("_", "")
         for name, value in gemm.LOCATE_ITEM:

@@ -59,6 +59,7 @@ class Writer:
         self.operands: dict[Buffer, Operand] = {}
         self.tables: dict[Buffer, Operand] = {}      # operands whose pointers the kernel takes from a table,
         self.table_level = 0                         # in the loop at this depth
+        self.filled_at: dict[Buffer, int] = {}       # memory that the loop at this depth fills: loads stay in there
         self.sizes: dict[str, int] = {}
         self.levels = [Level([])]
         self.loops: dict[int, Axis] = {}            # first atom of each loop known here -> the loop
@@ -235,7 +236,7 @@ class Writer:
 
     def _load(self, value: Value, index: Index) -> tuple[str, int]:
         operand = self.operand(self.buffers[value], value.dtype, str(value.type))
-        level = self.level_of_atoms(self.axes.flat(index))
+        level = max(self.level_of_atoms(self.axes.flat(index)), self.filled_at.get(self.buffers[value], 0))
         if self.buffers[value] in self.tables:
             level = max(level, self.table_level)
         name = self.fresh()
