@@ -46,12 +46,17 @@ LN2_HIGH_DOUBLE, LN2_LOW_DOUBLE = 0.6931471803691238, 1.9082149292705877e-10
 
 
 @scalar
-def exp_f32(x: Scalar) -> Scalar:
-    t = clamp(x, f32(-104.0), f32(89.0))
+def exp_parts_f32(t: Scalar) -> tuple[Scalar, Scalar]:
+    """(z, n) with exp(t) = (1 + z) * 2**n, for a finite t; n is an int32."""
     n = round(t * f32(LOG2_E))
     r = multiply_add(n, f32(-LN2_LOW_SINGLE), multiply_add(n, f32(-LN2_HIGH_SINGLE), t))
-    y = multiply_add(r * r, horner(r, EXP_SINGLE), r) + f32(1.0)
-    return select(x != x, x, scale(y, to_int(n)))
+    return multiply_add(r * r, horner(r, EXP_SINGLE), r), to_int(n)
+
+
+@scalar
+def exp_f32(x: Scalar) -> Scalar:
+    z, n = exp_parts_f32(clamp(x, f32(-104.0), f32(89.0)))
+    return select(x != x, x, scale(z + f32(1.0), n))
 
 
 @scalar
@@ -61,9 +66,8 @@ def exp_scaled_f64(x: Scalar, k: Scalar) -> Scalar:
 
 
 @scalar
-def exp_parts_f64(x: Scalar, error: Scalar) -> tuple[Scalar, Scalar]:
-    """(z, n) with exp(x + error) = (1 + z) * 2**n for a tiny `error`; n is an int64."""
-    t = clamp(x, f64(-748.0), f64(712.0))
+def exp_parts_f64(t: Scalar, error: Scalar) -> tuple[Scalar, Scalar]:
+    """(z, n) with exp(t + error) = (1 + z) * 2**n for a finite t and a tiny `error`; n is an int64."""
     n = round(t * f64(LOG2_E))
     r = multiply_add(n, f64(-LN2_LOW_DOUBLE), multiply_add(n, f64(-LN2_HIGH_DOUBLE), t)) + error
     return multiply_add(r * r, horner(r, EXP_DOUBLE), r), to_int(n)
@@ -72,7 +76,7 @@ def exp_parts_f64(x: Scalar, error: Scalar) -> tuple[Scalar, Scalar]:
 @scalar
 def exp_pair_f64(x: Scalar, error: Scalar, k: Scalar) -> Scalar:
     """exp(x + error) * 2**k for a tiny `error`."""
-    z, n = exp_parts_f64(x, error)
+    z, n = exp_parts_f64(clamp(x, f64(-748.0), f64(712.0)), error)
     return select(x != x, x, scale(z + f64(1.0), i64(n + k)))
 
 
@@ -98,23 +102,26 @@ def exp2_f64(x: Scalar) -> Scalar:
 
 
 @scalar
+def exp2_wide(x: Scalar) -> Scalar:
+    """2**x in float64 with a relative error of 2e-10, for |x| < 200 and beyond as for 200; NaN for NaN."""
+    t = clamp(x, f64(-200.0), f64(200.0))
+    n = round(t)
+    r = t - n
+    return select(x != x, x, multiply_add(r, horner(r, EXP2_SINGLE), f64(1.0)) * power_of_two(to_int(n)))
+
+
+@scalar
 def expm1_f32(x: Scalar) -> Scalar:
-    t = clamp(x, f32(-20.0), f32(89.0))
-    n = round(t * f32(LOG2_E))
-    r = multiply_add(n, f32(-LN2_LOW_SINGLE), multiply_add(n, f32(-LN2_HIGH_SINGLE), t))
-    y = multiply_add(r * r, horner(r, EXP_SINGLE), r)
-    half = power_of_two(i32(to_int(n) - i32(1)))
-    return select(abs(x) < f32(1e-20), x, select(x != x, x, f32(2.0) * multiply_add(half, y, half - f32(0.5))))
+    z, n = exp_parts_f32(clamp(x, f32(-20.0), f32(89.0)))
+    half = power_of_two(i32(n - i32(1)))
+    return select(abs(x) < f32(1e-20), x, select(x != x, x, f32(2.0) * multiply_add(half, z, half - f32(0.5))))
 
 
 @scalar
 def expm1_f64(x: Scalar) -> Scalar:
-    t = clamp(x, f64(-40.0), f64(710.0))
-    n = round(t * f64(LOG2_E))
-    r = multiply_add(n, f64(-LN2_LOW_DOUBLE), multiply_add(n, f64(-LN2_HIGH_DOUBLE), t))
-    y = multiply_add(r * r, horner(r, EXP_DOUBLE), r)
-    half = power_of_two(i64(to_int(n) - i64(1)))
-    return select(abs(x) < f64(1e-30), x, select(x != x, x, f64(2.0) * multiply_add(half, y, half - f64(0.5))))
+    z, n = exp_parts_f64(clamp(x, f64(-40.0), f64(710.0)), f64(0.0))
+    half = power_of_two(i64(n - i64(1)))
+    return select(abs(x) < f64(1e-30), x, select(x != x, x, f64(2.0) * multiply_add(half, z, half - f64(0.5))))
 
 
 exp = by_type("exp", exp_f32, exp_f64)

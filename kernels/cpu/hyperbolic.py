@@ -5,8 +5,8 @@ Near zero the first two are polynomials, elsewhere they come from exp; the inver
 
 from __future__ import annotations
 
-from jitgrad.kernels.cpu.exponential import exp_f32, exp_f64, exp_scaled_f64
-from jitgrad.kernels.cpu.logarithmic import NAN, log1p_f64, log_f64
+from jitgrad.kernels.cpu.exponential import LOG2_E, exp2_wide, exp_f64, exp_parts_f32, exp_scaled_f64
+from jitgrad.kernels.cpu.logarithmic import INFINITY, LN2, NAN, log1p_f64, log1p_wide, log_f64
 from jitgrad.kernels.cpu.scalar import (
     Scalar,
     abs,
@@ -17,6 +17,7 @@ from jitgrad.kernels.cpu.scalar import (
     horner,
     i64,
     multiply_add,
+    power_of_two,
     scalar,
     select,
     sqrt,
@@ -32,13 +33,17 @@ TANH_DOUBLE = (-2.4030435460377594e-06, 1.2128764181746385e-05, -3.7000688791700
 SINH_DOUBLE = (7.747174966629771e-13, 1.6057652088360194e-10, 2.5052117978908062e-08, 2.7557319190054655e-06,
                0.00019841269841326976, 0.008333333333333297, 0.16666666666666666)
 
+SINH_WIDE = (2.8067902527471688e-06, 0.00019838037921205955, 0.008333339868928756, 0.16666666646034534)
+
 
 @scalar
 def tanh_f32(x: Scalar) -> Scalar:
     t = abs(x)
     z = x * x
     near = multiply_add(x * z, horner(z, TANH_SINGLE), x)
-    far = f32(1.0) - f32(2.0) / (exp_f32(f32(2.0) * t) + f32(1.0))
+    e, n = exp_parts_f32(f32(2.0) * select(t < f32(10.0), t, f32(10.0)))
+    power = power_of_two(n)
+    far = f32(1.0) - f32(2.0) / (multiply_add(power, e, power) + f32(1.0))
     return select(x != x, x, copysign(select(t < f32(0.625), near, far), x))
 
 
@@ -72,14 +77,14 @@ def asinh_f64(x: Scalar) -> Scalar:
     z = select(t < f64(1e8), t, f64(1e8))
     square = z * z
     near = log1p_f64(z + square / (f64(1.0) + sqrt(f64(1.0) + square)))
-    return copysign(select(t < f64(1e8), near, log_f64(t) + f64(0.6931471805599453)), x)
+    return copysign(select(t < f64(1e8), near, log_f64(t) + f64(LN2)), x)
 
 
 @scalar
 def acosh_f64(x: Scalar) -> Scalar:
     t = select(x < f64(1e8), x, f64(1e8)) - f64(1.0)
     near = log1p_f64(t + sqrt(f64(2.0) * t + t * t))
-    y = select(x >= f64(1e8), log_f64(x) + f64(0.6931471805599453), near)
+    y = select(x >= f64(1e8), log_f64(x) + f64(LN2), near)
     return select(x >= f64(1.0), y, f64(NAN))
 
 
@@ -91,27 +96,37 @@ def atanh_f64(x: Scalar) -> Scalar:
 
 @scalar
 def sinh_f32(x: Scalar) -> Scalar:
-    return f32(sinh_f64(f64(x)))
+    wide = f64(x)
+    z = wide * wide
+    near = multiply_add(wide * z, horner(z, SINH_WIDE), wide)
+    half = exp2_wide(abs(wide) * f64(LOG2_E) - f64(1.0))
+    return f32(select(z < f64(1.0), near, copysign(half - f64(0.25) / half, wide)))
 
 
 @scalar
 def cosh_f32(x: Scalar) -> Scalar:
-    return f32(cosh_f64(f64(x)))
+    half = exp2_wide(abs(f64(x)) * f64(LOG2_E) - f64(1.0))
+    return f32(half + f64(0.25) / half)
 
 
 @scalar
 def asinh_f32(x: Scalar) -> Scalar:
-    return f32(asinh_f64(f64(x)))
+    t = abs(f64(x))
+    square = t * t
+    y = log1p_wide(t + square / (f64(1.0) + sqrt(f64(1.0) + square)))
+    return copysign(select(t < f64(INFINITY), f32(y), f32(t)), x)
 
 
 @scalar
 def acosh_f32(x: Scalar) -> Scalar:
-    return f32(acosh_f64(f64(x)))
+    t = f64(x) - f64(1.0)
+    return select(x >= f32(1.0), f32(log1p_wide(t + sqrt(f64(2.0) * t + t * t))), f32(NAN))
 
 
 @scalar
 def atanh_f32(x: Scalar) -> Scalar:
-    return f32(atanh_f64(f64(x)))
+    t = abs(f64(x))
+    return copysign(f32(f64(0.5) * log1p_wide(f64(2.0) * t / (f64(1.0) - t))), x)
 
 
 sinh = by_type("sinh", sinh_f32, sinh_f64)

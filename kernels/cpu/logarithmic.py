@@ -8,12 +8,12 @@ floating-point technique for extending the available precision*, 1971).
 from __future__ import annotations
 
 from jitgrad.kernels.cpu.exponential import (
-    EXP2_SINGLE,
     LN2_HIGH_DOUBLE,
     LN2_HIGH_SINGLE,
     LN2_LOW_DOUBLE,
     LN2_LOW_SINGLE,
     LOG2_E,
+    exp2_wide,
     exp_pair_f64,
 )
 from jitgrad.kernels.cpu.pairs import two_product, two_sum
@@ -22,7 +22,6 @@ from jitgrad.kernels.cpu.scalar import (
     abs,
     bits,
     by_type,
-    clamp,
     copysign,
     f32,
     f64,
@@ -33,15 +32,13 @@ from jitgrad.kernels.cpu.scalar import (
     i64,
     like,
     multiply_add,
-    power_of_two,
-    round,
     scalar,
     select,
-    to_int,
 )
 
 INFINITY = float("inf")
 NAN = float("nan")
+LN2 = 0.6931471805599453
 LOG2_E_HIGH, LOG2_E_LOW = 1.4426950407214463, 1.6751713164886512e-10
 LOG10_E_HIGH, LOG10_E_LOW = 0.4342944818781689, 2.5082946711645275e-11
 LOG10_2_HIGH, LOG10_2_LOW = 0.30102999566395283, 2.8363394551044964e-14
@@ -159,14 +156,18 @@ def log10_f64(x: Scalar) -> Scalar:
 
 
 @scalar
-def log1p_f32(x: Scalar) -> Scalar:
-    wide = f64(x)
-    u = f64(1.0) + wide
+def log1p_wide(x: Scalar) -> Scalar:
+    """log(1 + x) in float64 with a relative error of 1e-10."""
+    u = f64(1.0) + x
     r, n = split_f64(u)
-    lost = select(n == f64(0.0), wide - r, f64(0.0))
+    lost = select(n == f64(0.0), x - r, f64(0.0))
     y = multiply_add(r * r, multiply_add(r, horner(r, LOG_WIDE), f64(-0.5)), r + lost)
-    y = f32(multiply_add(n, f64(0.6931471805599453), y))
-    return select(x == f32(0.0), x, log_special(f32(u), y))
+    return log_special(u, multiply_add(n, f64(LN2), y))
+
+
+@scalar
+def log1p_f32(x: Scalar) -> Scalar:
+    return select(x == f32(0.0), x, f32(log1p_wide(f64(x))))
 
 
 @scalar
@@ -219,11 +220,7 @@ def pow_f32(x: Scalar, y: Scalar) -> Scalar:
     t = abs(x)
     n, logarithm = log_wide(t)
     z = f64(y) * log_special(f64(t), n + logarithm * f64(LOG2_E))
-    limited = clamp(z, f64(-200.0), f64(200.0))
-    whole = round(limited)
-    r = limited - whole
-    magnitude = multiply_add(r, horner(r, EXP2_SINGLE), f64(1.0)) * power_of_two(to_int(whole))
-    return f32(pow_special(f64(x), f64(y), select(z != z, z, magnitude)))
+    return f32(pow_special(f64(x), f64(y), exp2_wide(z)))
 
 
 @scalar

@@ -7,7 +7,7 @@ Stirling's series above, and reflection for negative arguments.
 
 from __future__ import annotations
 
-from jitgrad.kernels.cpu.exponential import exp_f32, exp_parts_f64
+from jitgrad.kernels.cpu.exponential import LOG2_E, exp2_wide, exp_f32, exp_parts_f64
 from jitgrad.kernels.cpu.logarithmic import INFINITY, NAN, log_f64
 from jitgrad.kernels.cpu.pairs import split, sum_ordered, two_product
 from jitgrad.kernels.cpu.scalar import (
@@ -46,6 +46,9 @@ ERFC_DOUBLE = (-2.4463257462151428e-08, 1.4403583386129837e-07, -8.2043738193506
                0.0018886904539234515, 0.0025293918364890553, -0.02377051492504454, 0.06830802734317813,
                -0.119273663415099, 0.12964515870277596, -0.047562294353453334, -0.13562110612458128)
 ERFC_DOUBLE_LAST = 1.2530080582697296
+ERFC_WIDE = (0.00010785809181819806, -0.00010167544601057589, -0.0007737961882177074, 0.0018878015137289996,
+             0.002528374285865266, -0.023770424824759016, 0.06830810877409164, -0.11927366590603534,
+             0.12964515608662025, -0.047562294404099335, -0.13562110610452965, 1.2530080582705034)
 # lgamma(z) / ((z - 1) * (z - 2)) of z - 1.5, 1 <= z <= 2
 LGAMMA = (-7.760660152513446e-06, 1.2140008083973407e-05, -8.355075869795273e-06, 1.3186019073996835e-05,
           -2.7201673025504752e-05, 4.30276814976503e-05, -6.614136022346414e-05, 0.00010535512483785591,
@@ -128,7 +131,13 @@ def erfc_f64(x: Scalar) -> Scalar:
 
 @scalar
 def erfc_f32(x: Scalar) -> Scalar:
-    return f32(erfc_f64(f64(x)))
+    wide = f64(x)
+    t = select(abs(wide) < f64(12.0), abs(wide), f64(12.0))
+    near = f64(1.0) - multiply_add(wide, horner(wide * wide, ERF_SINGLE), wide)
+    q = (t - f64(3.0)) / (t + f64(3.0))
+    far = exp2_wide(t * t * f64(-LOG2_E)) * horner(q, ERFC_WIDE) / (f64(1.0) + f64(2.0) * t)
+    far = select(wide < f64(0.0), f64(2.0) - far, far)
+    return select(x != x, x, f32(select(t < f64(0.92), near, far)))
 
 
 @scalar
