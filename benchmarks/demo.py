@@ -2,9 +2,10 @@
 
     python -m benchmarks.demo [--output demo.png]
 
-The images are the 1,797 digits of 8x8 pixels that come with scikit-learn; a fifth of them is kept for the test. An MLP and a
-small CNN are trained, their accuracy is asked for at the end (97 % at least, or the demo fails), and `jitgrad.compare`
-shows what compiling gained. The plot has the loss curves, and the time that a number of steps takes in both modes.
+The images are the 1,797 digits of 8x8 pixels that come with scikit-learn; a fifth of them is kept for the test. An MLP
+and a small CNN are trained, their accuracy is asked for at the end (97 % at least, or the demo fails), and
+`jitgrad.compare` shows what compiling gained. The plot has the loss curves, and the time that a number of steps takes
+in both modes.
 """
 
 from __future__ import annotations
