@@ -259,6 +259,7 @@ def section(x: Tensor, axis: int, start: int, stop: int, step: int = 1) -> Tenso
 
 def narrow(input: Tensor, dim: int, start: int, length: int) -> Tensor:
     """The `length` slices along `dim` from `start` on."""
+    require_shape("narrow", input.shape, "a 0-d tensor has no dimension to select from")
     axis = one_dim("narrow", dim, len(input.shape))
     extent = input.shape[axis]
     first = start + extent if start < 0 else start
