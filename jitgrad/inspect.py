@@ -46,14 +46,16 @@ class KernelView:
     def __str__(self) -> str:
         return self.source
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         return highlight_python(self.source)
 
 
 @dataclass(frozen=True)
 class StepView:
-    """One node as it runs. `kind` is the region's template or the op's name; `note` says why no more is fused with it.
-    `seconds` is measured by `PlanView.time`, of all its kernels together."""
+    """One node as it runs. `name` is that of its last kernel, or the op's; `kind` the region's template or the op's name;
+    `note` says why no more is fused with it. `seconds` is measured by `PlanView.time`, of all its kernels together."""
 
     name: str
     kind: str
@@ -97,6 +99,8 @@ class MemoryView:
         lines = [f"{name:<10}{show_bytes(getattr(self, name)):>10}  {bar(getattr(self, name), self.peak)}"
                  for name in parts]
         return "\n".join([*lines, f"{'peak':<10}{show_bytes(self.peak):>10}"])
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"
@@ -158,6 +162,8 @@ class PlanView:
         longest = max([step.seconds or 0.0 for step in self.steps], default=0.0)
         return "\n".join([_HEADER, *[_row(step, longest) for step in self.steps], "", str(self.memory)])
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         sections = [_details(_title(stage), highlight(print_graph(stage.graph))) for stage in self.stages]
         sources = [_details(kernel.name, kernel._repr_html_()) for kernel in self.kernels]
@@ -209,6 +215,8 @@ class Explanation:
     def __str__(self) -> str:
         return "\n\n".join([self.summary(), *map(str, self.plans)])
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         plans = [plan._repr_html_() for plan in self.plans]
         return f"<pre>{html.escape(self.summary())}</pre>{'<hr>'.join(plans)}"
@@ -227,7 +235,7 @@ def _step_view(linked: LinkedStep, seconds: list[float | None]) -> StepView:
     kernels = [KernelView(k.name, k.source, k.items, pipeline.compile_seconds.get(kernel_key(k.source)))
                for k in launches]
     known = [s for s in seconds if s is not None]
-    return StepView(name=kernels[0].name if kernels else node.op.name,
+    return StepView(name=kernels[-1].name if kernels else node.op.name,
                     kind=node.attrs.get("template", node.op.name), note=_note(linked),
                     where=describe_location(node.where), kernels=tuple(kernels),
                     bytes_read=sum({v: v.type.nbytes for v in node.inputs}.values()),

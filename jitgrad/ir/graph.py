@@ -93,6 +93,8 @@ class Graph:
         from jitgrad.ir.printer import print_graph
         return print_graph(self)
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         from jitgrad.ir.printer import graph_html
         return graph_html(self)

@@ -29,7 +29,7 @@ _COMMENT_COLUMN = 60    # comments stand at most this far to the right, when the
 def print_graph(graph: Graph, title: str = "") -> str:
     """The text of `graph`; `title` stands above it as a comment."""
     lines = [f"# {title}"] if title else []
-    return "\n".join(lines + _Printer().function(graph, graph.name, {}))
+    return "\n".join(lines + _Printer(_op_names(graph)).function(graph, graph.name, {}))
 
 
 def graph_html(graph: Graph, title: str = "") -> str:
@@ -50,10 +50,11 @@ def highlight(text: str) -> str:
 
 
 class _Printer:
-    """The names given so far: every name in a printed program stands for one value, whatever its depth."""
+    """The names given so far: every name in a printed program stands for one value, whatever its depth, and none is the
+    name of an op that it uses."""
 
-    def __init__(self) -> None:
-        self.taken: set[str] = set()
+    def __init__(self, taken: set[str]) -> None:
+        self.taken = taken
         self.fresh: Iterator[str] = letter_names()
 
     def name(self) -> str:
@@ -94,6 +95,11 @@ class _Printer:
             name = f"{base}_{count}"
         self.taken.add(name)
         return name
+
+
+def _op_names(graph: Graph) -> set[str]:
+    inside = [_op_names(inner) for node in graph.nodes for _, inner in inner_graphs(node)]
+    return {node.op.name for node in graph.nodes}.union(*inside)
 
 
 def letter_names() -> Iterator[str]:
