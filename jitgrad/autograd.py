@@ -200,7 +200,7 @@ class OpNode(TapeNode):
         read_inputs, read_outputs = _reads(op, tuple([e is not None for e in edges]))
         self.types = tuple([t.tensor_type for t in inputs]), tuple([t.tensor_type for t in outputs])
         saved_in = tuple([t if k in read_inputs else None for k, t in enumerate(inputs)])
-        saved_out = tuple([t._alias() if k in read_outputs else None for k, t in enumerate(outputs)])
+        saved_out = tuple([t._for_tape() if k in read_outputs else None for k, t in enumerate(outputs)])
         self.saved: tuple[tuple[Any, ...], tuple[Any, ...]] | None = (saved_in, saved_out)
         self.versions = tuple([t._count() for t in saved_in + saved_out if t is not None])
 
@@ -225,18 +225,17 @@ class OpNode(TapeNode):
                                where=self.where or user_location(),
                                fix="Use the out-of-place form of that change, or clone() the value before it")
         if mode.enabled:                              # create_graph: an output that is read again has its history
-            for k, t in enumerate(saved_out):
-                if t is not None and t._node is None:
-                    t._node, t._index = self, k
+            saved_out = tuple([None if t is None else self._with_history(t, k) for k, t in enumerate(saved_out)])
         needed = tuple([e is not None for e in self.edges])
         return gradient.operand_gradients(self.op, self.attrs, self.types[0], saved_in, saved_out, gradients, needed)
 
+    def _with_history(self, saved: Tensor, k: int) -> Tensor:
+        tensor = saved._for_tape()
+        tensor._node, tensor._index = self, k
+        return tensor
+
     def free(self) -> None:
         self.freed = True
-        if self.saved is not None:
-            for t in self.saved[1]:
-                if t is not None:
-                    t._node = None                    # the cycle made under create_graph
         self.saved = None
 
 

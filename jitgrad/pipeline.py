@@ -35,10 +35,8 @@ from jitgrad.transforms.dce import eliminate_dead_code
 from jitgrad.transforms.fuse import fuse
 from jitgrad.transforms.memory import Assignment, assign_memory, output_identities
 from jitgrad.transforms.simplify import simplify
-from jitgrad.transforms.transpose import turn_products
 
 PASSES: tuple[tuple[str, Callable[[Graph], Graph]], ...] = (
-    ("transpose", turn_products),
     ("simplify", simplify),
     ("cse", eliminate_common_subexpressions),
     ("dce", eliminate_dead_code),

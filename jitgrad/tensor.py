@@ -51,6 +51,7 @@ class Tensor(TensorMethods):
     _hooks: list[Callable[..., Any]] | None = None
     _retains = False
     _is_inference = False
+    _saved_from: Any = None                 # weak reference to the tensor that the tape saved this one for
 
     __array_priority__ = 1000
     __hash__ = object.__hash__
@@ -145,11 +146,24 @@ class Tensor(TensorMethods):
         return self._node
 
     def _count(self) -> int:
+        if self._saved_from is not None:
+            original = self._saved_from()
+            return self._version if original is None else original._count()
         root = self._root
         return self._version if root is None else root._version
 
+    def _for_tape(self) -> Tensor:
+        """The same memory without history, for the node that made this tensor: it keeps the values alive, but not the
+        tensor, which holds that node."""
+        t = _new(Tensor)
+        t._array, t._type, t._pending = self._array, self._type, self._pending
+        t._saved_from, t._version = weakref.ref(self), self._count()
+        if self._array is None:
+            interpreter.state.current.adopt(t)       # type: ignore[union-attr]
+        return t
+
     def _alias(self) -> Tensor:
-        """The same memory without history: what the tape saves of an output, and what detach() gives."""
+        """The same memory without history."""
         t = _new(Tensor)
         t._array, t._type = self._array, self._type
         t._root, t._chain = (self if self._root is None else self._root), self._chain

@@ -706,6 +706,108 @@ def test_a_plain_training_step_is_sealed():
     assert len(step.statistics.compilations) == 1
 
 
+class Network(nn.Module):
+    """What real models have: convolutions, batch norm, dropout, a list of blocks, attributes, modes."""
+
+    def __init__(self, width=4):
+        super().__init__()
+        self.conv, self.norm, self.drop = nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.Dropout(0.1)
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU()) for _ in range(2)])
+        self.head, self.scale = nn.Linear(width * 9, 10), 1.0
+
+    def forward(self, x):
+        x = nn.functional.relu(self.norm(self.conv(x)))
+        for block in self.blocks:
+            x = x + block(x)
+        x = self.drop(nn.functional.max_pool2d(x, 2).flatten(1))
+        if self.training:
+            x = x * self.scale
+        return self.head(x)
+
+
+class Trainer:
+    def __init__(self, model, optimizer):
+        self.model, self.optimizer, self.criterion = model, optimizer, nn.CrossEntropyLoss()
+
+    @jg.compile
+    def step(self, x, y):
+        self.optimizer.zero_grad()
+        loss = self.criterion(self.model(x), y)
+        loss.backward()
+        self.optimizer.step()
+        return loss
+
+
+def test_usual_training_code_is_sealed():
+    model, criterion = Network(), nn.CrossEntropyLoss(label_smoothing=0.1)
+    optimizer = optim.AdamW(model.parameters(), lr=1e-3)
+    average = {k: v.clone() for k, v in model.state_dict().items()}
+    functional = nn.functional
+
+    @jg.compile
+    def everything(x, y):
+        model.train()
+        optimizer.zero_grad(set_to_none=True)
+        out = model(x)
+        loss = criterion(out, y)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return {"loss": loss.detach(), "accuracy": (out.argmax(1) == y).float().mean(), "norm": norm}
+
+    @jg.compile
+    def read_at_the_end(x, y):
+        optimizer.zero_grad()
+        loss = criterion(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    @jg.compile
+    def as_arguments(model, optimizer, x, y):
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    @jg.compile
+    @jg.no_grad()
+    def evaluate(x, y):
+        return (model(x).argmax(1) == y).float().mean()
+
+    @jg.compile
+    def by_hand(x, y):
+        params = list(model.parameters())
+        gradients = jg.autograd.grad(criterion(model(x), y), params)
+        with jg.no_grad():
+            for p, g in zip(params, gradients):
+                p -= 0.01 * g
+        return gradients[0].norm()
+
+    @jg.compile
+    def moving_average():
+        with jg.no_grad():
+            for name, value in model.state_dict().items():
+                if value.is_floating_point():
+                    average[name].mul_(0.99).add_(value, alpha=0.01)
+
+    compiled_model, trainer = jg.compile(model), Trainer(model, optimizer)
+
+    def outside(x, y):
+        optimizer.zero_grad()
+        criterion(compiled_model(x), y).backward()
+        optimizer.step()
+
+    for n in range(5):
+        x, y = tensor(8, 1, 6, 6, seed=n), jg.from_numpy(np.random.default_rng(n).integers(0, 10, 8))
+        everything(x, y), read_at_the_end(x, y), as_arguments(model, optimizer, x, y), evaluate(x, y), by_hand(x, y)
+        outside(x, y), trainer.step(x, y), moving_average()
+    for function in (everything, read_at_the_end, as_arguments, evaluate, by_hand, moving_average,
+                     type(compiled_model)._compiled_call, Trainer.step):
+        assert function.statistics.sealed_calls == 3, (function, function.statistics.replayed_because)
+
+
 def test_scheduler_changes_lr_and_betas_without_a_recompile():
     _, opt, step = training()
     reference, opt2, _ = training()

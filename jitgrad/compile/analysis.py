@@ -131,7 +131,7 @@ class Findings:
     modules: dict[int, Module] = field(default_factory=dict)
     optimizers: dict[int, Optimizer] = field(default_factory=dict)
     tensors: dict[int, Path] = field(default_factory=dict)      # known Tensors outside of modules: where they are found
-    reads: int = 0                                              # values read by the return expression
+    reads: tuple[bool, ...] = ()                                # per leaf of the result: a value read out of a Tensor
 
 
 class _Scope:
@@ -177,16 +177,15 @@ def analyze(function: Any, arguments: dict[Any, Any], trusted: bool = False) -> 
     named = {k: v for k, v in known.items() if isinstance(k, str)}
     analysis.where = None
     result = analysis.call(Known(function), positional, named)
-    analysis.findings.reads = _count_reads(result)
+    analysis.findings.reads = tuple(_read_leaves(result))
     return analysis.findings
 
 
-def _count_reads(value: Any) -> int:
-    if value is READ:
-        return 1
+def _read_leaves(value: Any) -> list[bool]:
+    """For each leaf of an abstract result whether it is a value that was read."""
     if type(value) is tuple:
-        return sum(_count_reads(v) for v in value)
-    return 0
+        return [leaf for v in value for leaf in _read_leaves(v)]
+    return [value is READ]
 
 
 class _Analysis:
@@ -644,6 +643,8 @@ class _Analysis:
             self.reach(owner)
             if type(key) is Known:
                 return self.item(owner, key.value)
+            if type(owner.value) is dict:
+                return _join([self.item(owner, k) for k in owner.value])
             return self.elements(owner)
         return owner if owner is OPAQUE else FRESH
 

@@ -63,6 +63,7 @@ class Candidate:
 
     graph_key: Any
     findings: Findings
+    held: Any                           # the arguments: their ids are in the key, so they must not be used again
 
     def state_now(self, arguments: Any) -> Any:
         """What the next call starts from; None when something is not there any more."""
@@ -72,15 +73,15 @@ class Candidate:
             return None
 
 
+_SEALED_KEYS = 256                      # signatures of arguments (shapes, objects) remembered per function
 _SEALED_FORMS = 8                       # per signature of the arguments: train and eval, with and without gradients …
 
 
 def _sealable(recorder: Recorder) -> Any:
-    """The key of the call's only graph; `Impure` when it ran several or let Python read a value."""
-    if recorder.cuts or recorder.read_in_python:
-        where = (recorder.cuts[0][0] if recorder.cuts else recorder.read_in_python[0])
-        raise Impure("Python reads a value", where)
-    if recorder.last is None or recorder.segments != 1:
+    """The key of the call's only graph; `Impure` when it ran several."""
+    if recorder.segments > 1:
+        raise Impure("Python reads a value in the middle", recorder.cuts[0][0])
+    if recorder.last is None:
         raise Impure("nothing is computed", None)
     return recorder.last.graph.key
 
@@ -200,8 +201,14 @@ class CompiledFunction:
             graph_key = _sealable(recorder)
             if candidate is None or state is None or candidate.graph_key != graph_key:
                 findings = analyze(self.function, _numbered(call[0]), trusted=self.pure)
-                self._candidates[key] = Candidate(graph_key, findings)
+                if recorder.reads and not any(findings.reads):
+                    raise Impure("Python reads a value", recorder.reads[0][1])
+                while len(self._candidates) >= _SEALED_KEYS:
+                    self._candidates.pop(next(iter(self._candidates)))
+                self._candidates[key] = Candidate(graph_key, findings, call)
                 return
+            while len(self._sealed) >= _SEALED_KEYS and key not in self._sealed:
+                self._sealed.pop(next(iter(self._sealed)))
             forms = self._sealed.setdefault(key, [])
             forms.insert(0, Sealed(self, candidate.findings, recorder, call, structure, returned, state))
             del forms[_SEALED_FORMS:]

@@ -12,6 +12,7 @@ back into the same memory. Whatever is recorded afterwards is a new graph, which
 from __future__ import annotations
 
 import bisect
+import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,12 +37,13 @@ _BYTE = np.zeros(1, np.int8)
 class Unit:
     """One piece of memory as the graph sees it: its current value, and where it came from."""
 
-    __slots__ = ("dirty", "initial", "tensor", "value", "writes")
+    __slots__ = ("array", "dirty", "initial", "tensor", "value", "writes")
 
     def __init__(self, value: Value, tensor: Tensor | None = None):
         self.value = value
         self.initial = value            # of a captured unit: the graph's input
         self.tensor = tensor            # captured: the real Tensor
+        self.array: Any = None          # of a lazy unit: its memory, when the graph has run
         self.dirty = False
         self.writes = 0
 
@@ -83,7 +85,7 @@ class Recorder:
         self.origins: dict[int, Any] = {}             # id(0-d input Tensor) -> where its number comes from
         self.numbers: dict[Any, Number] = {}
         self.cuts: list[Any] = []                     # where Python asked for a value in the middle
-        self.read_in_python: list[Any] = []           # where Python read a value that was there already
+        self.reads: list[tuple[int, Any]] = []        # Tensors whose values Python read: id, the user's line
         self.draws: dict[int, list[Any]] = {}         # generator, its offset before the call, draws taken
         self.last: Segment | None = None
         self.hooked = False                           # a hook was put on a lazy Tensor
@@ -314,7 +316,7 @@ class Recorder:
             place = self.known.get(id(tensor))
             if any(unit.dirty for unit in self.units) and (place is None or place.unit.dirty):
                 self.flush(where, "a value is read")
-            self.read_in_python.append(where)
+        self.reads.append((id(tensor), where))
         return tensor._array
 
     def flush(self, where: Any = None, reason: str = "") -> None:
@@ -332,21 +334,49 @@ class Recorder:
         with a history get the whole call as one node of the tape, where that is the same."""
         lazy = [t for t in results if isinstance(t, Tensor) and t._array is None]
         waiting = list({id(t): t for t in lazy if self._waits(t)}.values())
-        crossing: list[Tensor] = []
-        if waiting and self._is_plain(waiting):
-            kept = [(t._node, t._index) for t in waiting]
-            for t in waiting:
-                t._node = None
-            others = [t for t in (r() for r in self.live) if t is not None and self._waits(t)]
-            if others:                                # somebody else holds on to the history: it stays as it is
-                for t, (node, index) in zip(waiting, kept):
-                    t._node, t._index = node, index
-            else:
-                crossing = waiting
-            del kept, others
-        del lazy, waiting
-        self._run(crossing)
+        if waiting and not self._is_plain(waiting):
+            waiting = []
+        nodes = self._tape_of(waiting)
+        if self._held_elsewhere(nodes, waiting):
+            waiting = []
+        for t in waiting:
+            t._node = None                            # with it goes the tape, and what it saved
+        del lazy, nodes
+        self._run(waiting)
         self._start()
+
+    def _tape_of(self, tensors: list[Tensor]) -> list[autograd.OpNode]:
+        """All nodes of this call that the histories of `tensors` lead to."""
+        found: dict[int, Any] = {}
+        stack = [t._node for t in tensors]
+        while stack:
+            node = stack.pop()
+            if id(node) not in found and node.sequence >= self.first_sequence:
+                found[id(node)] = node
+                stack.extend(e[0] for e in node.edges if e is not None and isinstance(e[0], autograd.TapeNode))
+        return list(found.values())
+
+    def _held_elsewhere(self, nodes: list[autograd.OpNode], results: list[Tensor]) -> bool:
+        """True when somebody outside holds a Tensor of this call whose gradient may be asked for: one that is neither a
+        result nor held only by the tape and by views. A root held only by its detached aliases loses its history."""
+        held: dict[int, int] = {id(t): -1000 for t in results}
+        for node in nodes:
+            saved = node.saved
+            for key in map(id, saved[0] + saved[1] if saved else ()):
+                held[key] = held.get(key, 0) + 1
+        alive = [t for t in (r() for r in self.live) if t is not None]
+        for key in (id(t._root) for t in alive if t._root is not None):
+            held[key] = held.get(key, 0) + 1
+        outside = False
+        for t in alive:
+            # References: the list that is walked, the loop's name, and getrefcount's argument.
+            if not self._waits(t) or held.get(id(t), 0) < 0:
+                continue
+            if sys.getrefcount(t) > held.get(id(t), 0) + 3:
+                outside = True
+            elif not nodes:
+                t._node = None
+        return outside
 
     def _waits(self, t: Tensor) -> bool:
         """True when `t` has a history, made in this call, that no backward pass has gone through."""
@@ -396,7 +426,7 @@ class Recorder:
         results.update(copies)
         taken: set[Value] = set()
         for t, v in zip(roots, outputs):
-            t._array = results[v] if v not in taken else results[v].copy()
+            t._array = t._pending.unit.array = results[v] if v not in taken else results[v].copy()
             t._pending, t._type = None, None
             taken.add(v)
         for t in views:
@@ -406,27 +436,25 @@ class Recorder:
             t._seen = t._root._renewals if t._root is not None else 0
 
     def _alive(self) -> tuple[list[Tensor], list[Tensor], list[Value]]:
-        """Lazy roots somebody still holds (or a view of them), the lazy views, and the values of the roots."""
-        roots: list[Tensor] = []
-        views: list[Tensor] = []
-        outputs: list[Value] = []
-        for reference in self.live:
-            t = reference()
-            if t is None or t._array is not None:
-                continue
-            place: Pending = t._pending
-            if not place.chain and place.unit.tensor is None and t._root is None:
-                roots.append(t)
-                outputs.append(place.unit.value)
-            else:
-                views.append(t)
-        return roots, views, outputs
+        """One lazy root for each unit that somebody still holds (itself, a view of it, or what the tape saved of it), the
+        other lazy Tensors, and the values of the roots."""
+        alive = [t for t in (r() for r in self.live) if t is not None and t._array is None]
+        roots: dict[int, Tensor] = {}
+        for t in alive:
+            if t._pending.unit.tensor is None and not t._pending.chain and t._root is None and t._saved_from is None:
+                roots[id(t._pending.unit)] = t
+        for t in alive:
+            if t._saved_from is not None and not t._pending.chain and t._pending.unit.tensor is None:
+                roots.setdefault(id(t._pending.unit), t)
+        chosen = {id(t) for t in roots.values()}
+        views = [t for t in alive if id(t) not in chosen]
+        return list(roots.values()), views, [t._pending.unit.value for t in roots.values()]
 
     def _settle_view(self, t: Tensor) -> None:
-        """Give a lazy view its array: the same movement, on the array of its root."""
+        """Give a lazy view its array: the same movement, on the array of its unit."""
         place: Pending = t._pending
         base = place.unit.tensor
-        array = base._array if base is not None else t._root._array  # type: ignore[union-attr]
+        array = base._array if base is not None else place.unit.array
         for op, attrs in place.chain:
             array = op.eager(array, **attrs)
         t._array, t._pending, t._type = array, None, None

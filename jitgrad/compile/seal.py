@@ -43,9 +43,7 @@ def leaf_signature(leaf: Any) -> Any:
         return kind
     if kind in (bool, str, type(None), bytes, complex, DType):
         return kind, leaf
-    if isinstance(leaf, (Module, Optimizer)) or callable(leaf):
-        return id(leaf)
-    return None
+    return None if isinstance(leaf, np.ndarray) else id(leaf)
 
 
 def fingerprint(findings: Findings, arguments: Any) -> tuple[Any, ...]:
@@ -104,6 +102,9 @@ class Sealed:
         self.written = [k for k, _ in segment.graph.writes]
         self._find_inputs(recorder, segment, call)
         self.structure = structure
+        self._reads = [k for k, _ in recorder.reads]            # in the order of the result's leaves
+        if len(self._reads) != sum(findings.reads):
+            raise Impure("Python reads a value", recorder.reads[0][1] if recorder.reads else None)
         self._find_outputs(segment, returned, leaves)
         self._expect_memory([u.tensor._array for u in segment.units])
         self.count = changes.count
@@ -120,6 +121,8 @@ class Sealed:
         for k, unit in enumerate(segment.units):
             tensor = unit.tensor
             place = self.places.get(id(tensor))
+            if place is None and tensor._root is not None and tensor._array is tensor._root._array:
+                place = self.places.get(id(tensor._root))       # detach() and state_dict() make such aliases
             if id(tensor) in recorder.origins:
                 numbers.append((k, tensor, recorder.origins[id(tensor)]))
             elif type(place) is int:
@@ -141,7 +144,7 @@ class Sealed:
         assert tensor is not None
         # References: the unit, the recorder's list of what it captured, the call's node on the tape, the local name, and
         # getrefcount's argument.
-        if unit.dirty or sys.getrefcount(tensor) > 5:
+        if unit.dirty or tensor._root is not None or tensor._array.base is not None or sys.getrefcount(tensor) > 5:
             raise Impure(f"uses a tensor ({tensor.tensor_type}) that cannot be found again from its arguments, Modules or "
                          "variables", None)
         return tensor
@@ -185,7 +188,12 @@ class Sealed:
             raise Impure("returns or keeps one value in several tensors", None)
         self.histories = [(self.output_of[id(t)], h) for t, h in ((t, self._history(t)) for t in segment.roots)
                           if h is not None]
-        self.result = [self._result_leaf(leaf, segment) for leaf in returned]
+        if self._reads and len(self.findings.reads) != len(returned):
+            raise Impure("Python reads a value", None)
+        read = self.findings.reads if self._reads else (False,) * len(returned)
+        order = iter(self._reads)
+        self.result = [self._read_leaf(leaf, next(order)) if is_read else self._result_leaf(leaf, segment)
+                       for leaf, is_read in zip(returned, read)]
         held = {id(t): 0 for t in segment.roots + segment.views}
         for key in map(id, returned):                 # not by name: a name would be one more reference
             if key in held:
@@ -212,6 +220,11 @@ class Sealed:
         if not node.freed:
             raise Impure("returns or keeps tensors whose gradients are still to be computed", None)
         return SpentNode(node.name, t.tensor_type)
+
+    def _read_leaf(self, leaf: Any, tensor: int) -> Any:
+        if tensor not in self.output_of or type(leaf) not in (float, int, bool):
+            raise Impure("Python reads a value", None)
+        return "item", (self.output_of[tensor], type(leaf))
 
     def _result_leaf(self, leaf: Any, segment: Segment) -> Any:
         if type(leaf) is Number:
@@ -339,6 +352,8 @@ class Sealed:
             return what
         if kind == "same":
             return what(call)
+        if kind == "item":
+            return what[1](made[what[0]]._array.item())
         if kind == "number":
             return evaluate(what, lambda origin: read_number(origin, call[0]))
         root, chain, history = what
