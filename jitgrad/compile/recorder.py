@@ -89,6 +89,7 @@ class Recorder:
         self.draws: dict[int, list[Any]] = {}         # generator, its offset before the call, draws taken
         self.last: Segment | None = None
         self.hooked = False                           # a hook was put on a lazy Tensor
+        self.entangled = False                        # two Tensors with a history share memory
         self.first_sequence = autograd.next_sequence()
         self.segments = 0
         self.forever: list[Tensor] = []               # inputs of numbers: their ids must not be used again
@@ -210,9 +211,25 @@ class Recorder:
             first = array.__array_interface__["data"][0]
             place = self._place(tensor, array, first) if id(tensor) not in self.origins \
                 else Pending(self._new_unit(tensor))
+            if tensor.requires_grad and place.unit.tensor is not tensor:
+                self._track(place, tensor)
             self.known[id(tensor)] = place
             self.held.append(tensor)
         return place
+
+    def _track(self, place: Pending, tensor: Tensor) -> None:
+        """`tensor` has a history, and its memory was captured before by way of another Tensor."""
+        unit = place.unit
+        if place.chain or unit.initial in self.tracked:
+            self.entangled = True
+            return
+        unit.tensor = tensor                          # that other was detached, and so is what was computed from it
+        self.tracked.add(unit.initial)
+        detached = {unit.initial}
+        for node in self.builder.nodes:
+            if not detached.isdisjoint(node.inputs):
+                detached.update(node.outputs)
+                self.partial.update(node.outputs)
 
     def _place(self, tensor: Tensor, array: np.ndarray, first: int) -> Pending:
         if array.size == 0:
@@ -385,7 +402,9 @@ class Recorder:
 
     def _is_plain(self, tensors: list[Tensor]) -> bool:
         """True when the history of `tensors` is that of the graph: no hooks, no detach or no_grad on the way."""
-        if self.hooked or self.segments or any(u.dirty and u.initial in self.tracked for u in self.units):
+        if self.hooked or self.entangled or self.segments:
+            return False
+        if any(u.dirty and u.initial in self.tracked for u in self.units):
             return False
         wanted = {self.read(t) for t in tensors}
         if wanted & {u.initial for u in self.units}:
