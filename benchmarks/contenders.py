@@ -35,11 +35,11 @@ class Contender:
         return importlib.util.find_spec(self.package) is not None
 
 
-def equal_start(step: TrainingStep, seed: int = 0) -> tuple[Weights, Batch]:
-    """Weights, initialized by jitgrad, and the batch that all contenders train on."""
-    jitgrad = importlib.import_module("jitgrad")
-    jitgrad.manual_seed(seed)
-    model, _ = step.build(jitgrad)
+def equal_start(step: TrainingStep, package: str = "jitgrad", seed: int = 0) -> tuple[Weights, Batch]:
+    """The weights, as `package` (jitgrad or torch) initializes them, and the batch that all contenders train on."""
+    lib = importlib.import_module(package)
+    lib.manual_seed(seed)
+    model, _ = step.build(lib)
     weights = {name: np.array(value.numpy()) for name, value in model.state_dict().items()}
     return weights, step.batch(np.random.default_rng(seed))
 
@@ -111,4 +111,3 @@ CONTENDERS = (
     Contender("torch.compile", "torch", _torch_compiled),
     Contender("JAX", "jax", _jax),
 )
-OWN = ("jitgrad eager", "jitgrad")

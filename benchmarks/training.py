@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks import measure
-from benchmarks.contenders import CONTENDERS, OWN, Contender, equal_start, missing
+from benchmarks.contenders import CONTENDERS, Contender, equal_start, missing
 from benchmarks.report import Table, milliseconds, ratio
 from benchmarks.steps import STEPS
 
@@ -38,18 +38,18 @@ def measure_step(name: str, budget: float, repeats: int | None, only: Sequence[s
     """Per contender its first call, its timings and its losses; what is missing or failed, with the reason."""
     step = STEPS[name]
     result: Result = {"title": step.title, "missing": missing(step), "contenders": {}, "failed": {}}
+    contenders = [c for c in CONTENDERS if c.installed and (not only or c.name in only)]
     if result["missing"]:
-        return result
-    weights, batch = equal_start(step)
+        contenders = [c for c in contenders if c.package != "jitgrad"]
+        if not any(c.package == "torch" for c in contenders):
+            return result
+    weights, batch = equal_start(step, "torch" if result["missing"] else "jitgrad")
     calls = {}
-    for contender in CONTENDERS:
-        if not contender.installed or (only and contender.name not in only):
-            continue
+    for contender in contenders:
         try:
             calls[contender.name], result["contenders"][contender.name] = _first_steps(contender, step, weights, batch)
-        except Exception as error:
-            result["failed"][contender.name] = f"{type(error).__name__}: {error}".splitlines()[0]
-            result["failed"][f"{contender.name} traceback"] = traceback.format_exc()
+        except Exception:
+            result["failed"][contender.name] = traceback.format_exc()
     for contender_name, times in measure.interleave(calls, budget=budget, repeats=repeats).items():
         result["contenders"][contender_name].update(measure.summary(times))
     _compare_losses(result["contenders"])
@@ -89,7 +89,8 @@ def table(results: Result) -> Table:
 
 def best_peer(result: Result) -> float | None:
     """Median seconds of the fastest contender that is not jitgrad."""
-    return min((r["median"] for name, r in result["contenders"].items() if name not in OWN), default=None)
+    peers = [record["median"] for name, record in result["contenders"].items() if not name.startswith("jitgrad")]
+    return min(peers, default=None)
 
 
 def _median(result: Result, name: str) -> float | None:
@@ -111,5 +112,5 @@ def _agreement(result: Result) -> str:
 
 def _notes(results: Result) -> list[str]:
     notes = [f"missing: {r['title']}: {r['missing']}" for r in results.values() if r["missing"]]
-    return notes + [f"failed: {r['title']}, {name}: {reason}" for r in results.values()
-                    for name, reason in r["failed"].items() if "traceback" not in name]
+    return notes + [f"failed: {r['title']}, {name}: {trace.splitlines()[-1]}" for r in results.values()
+                    for name, trace in r["failed"].items()]
