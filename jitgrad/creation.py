@@ -32,9 +32,9 @@ from jitgrad.ops.builders import broadcast
 from jitgrad.tensor import Tensor
 
 __all__ = [
-    "arange", "as_tensor", "asarray", "empty", "empty_like", "eye", "from_numpy", "full", "full_like", "linspace",
-    "logspace", "ones", "ones_like", "rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "randperm",
-    "scalar_tensor", "tensor", "tril_indices", "triu_indices", "zeros", "zeros_like",
+    "arange", "as_tensor", "asarray", "empty", "empty_like", "eye", "from_dlpack", "from_numpy", "full", "full_like",
+    "linspace", "logspace", "ones", "ones_like", "rand", "rand_like", "randint", "randint_like", "randn", "randn_like",
+    "randperm", "scalar_tensor", "tensor", "tril_indices", "triu_indices", "zeros", "zeros_like",
 ]
 
 install_tensor(Tensor)
@@ -123,6 +123,14 @@ def from_numpy(ndarray: np.ndarray) -> Tensor:
         raise complain(DTypeError, "from_numpy", f"expected a NumPy array, got {type(ndarray).__name__}",
                        fix="Did you mean jitgrad.tensor(x)?")
     return Tensor(ndarray)
+
+
+def from_dlpack(ext_tensor: Any) -> Tensor:
+    """A Tensor that shares memory with an array in CPU memory that speaks DLPack: PyTorch's, JAX's, NumPy's …"""
+    if not hasattr(ext_tensor, "__dlpack__"):
+        raise complain(DTypeError, "from_dlpack", f"a {type(ext_tensor).__name__} does not speak DLPack",
+                       fix="Did you mean jitgrad.tensor(x)?")
+    return Tensor(np.from_dlpack(ext_tensor))
 
 
 def scalar_tensor(value: Operand, *, dtype: DType | None = None) -> Tensor:

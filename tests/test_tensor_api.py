@@ -209,3 +209,13 @@ def test_creation():
     assert jg.linspace(0, 1, 3).tolist() == [0, 0.5, 1] and jg.eye(2).tolist() == [[1, 0], [0, 1]]
     assert jg.full((2,), 3).dtype is jg.int64 and jg.zeros(2, 0).shape == (2, 0) and jg.ones(()).shape == ()
     assert jg.tril_indices(2, 2).tolist() == [[0, 1, 1], [0, 0, 1]]
+
+
+def test_dlpack_shares_memory():
+    array = np.arange(6.0).reshape(2, 3)
+    x = jg.from_dlpack(array)
+    np.testing.assert_array_equal(np.from_dlpack(x), array)
+    array[0, 0] = 7
+    assert x[0, 0].item() == 7
+    with pytest.raises(errors.DTypeError, match="does not speak DLPack"):
+        jg.from_dlpack([1.0])
