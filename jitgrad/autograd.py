@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from jitgrad import ops
 from jitgrad.errors import AutogradError, complain, describe_location, source_line, user_location
+from jitgrad.hooks import Hook, HookTable, RemovableHandle
 from jitgrad.ir.interpreter import state
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
@@ -102,7 +103,9 @@ class inference_mode(_Switch):
 
 
 class set_grad_enabled(_Switch):
-    """Switch gradients on or off, at once or for a ``with`` block."""
+    """Switch gradients on or off, at once, for a ``with`` block or for a function."""
+
+    _at_once = False
 
     def __new__(cls, value: bool) -> set_grad_enabled:  # type: ignore[override]
         return object.__new__(cls)
@@ -110,13 +113,20 @@ class set_grad_enabled(_Switch):
     def __init__(self, value: bool) -> None:
         super().__init__()
         self.settings = {"enabled": bool(value)}
-        self.__enter__()
+        super().__enter__()
+        self._at_once = True
 
     def __enter__(self) -> _Switch:
-        if len(self._outer) == 1 and not getattr(self, "_entered", False):
-            self._entered = True                      # the constructor has switched already; the block only restores
+        if self._at_once:                             # the constructor has switched already; the block only restores
+            self._at_once = False
             return self
         return super().__enter__()
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if self._at_once:                             # a decorator: nothing is switched before the function is called
+            self._at_once = False
+            self.__exit__()
+        return super().__call__(function)
 
 
 class detect_anomaly(_Switch):
@@ -155,7 +165,7 @@ class TapeNode:
     def __init__(self, edges: tuple[Edge, ...]):
         self.edges = edges
         self.sequence = next(_sequence)
-        self.hooks: dict[int, list[Callable[..., Any]]] | None = None
+        self.hooks: dict[int, HookTable] | None = None
         self.freed = False
         self.where = user_location(2) if mode.anomaly else None
 
@@ -287,29 +297,10 @@ def edge_of(tensor: Tensor) -> Edge:
     return (tensor, 0) if tensor._requires_grad else None
 
 
-class RemovableHandle:
-    """What registering a hook returns; `remove()` takes the hook away again."""
-
-    def __init__(self, hooks: list[Callable[..., Any]], hook: Callable[..., Any]):
-        self._hooks, self._hook = hooks, hook
-
-    def remove(self) -> None:
-        if self._hook in self._hooks:
-            self._hooks.remove(self._hook)
-
-    def __enter__(self) -> RemovableHandle:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.remove()
-
-
 def _add_hook(node: TapeNode, index: int, hook: Callable[..., Any]) -> RemovableHandle:
     if node.hooks is None:
         node.hooks = {}
-    hooks = node.hooks.setdefault(index, [])
-    hooks.append(hook)
-    return RemovableHandle(hooks, hook)
+    return node.hooks.setdefault(index, HookTable()).add(Hook(hook))
 
 
 # --- the walk back -------------------------------------------------------------------------------------------------
@@ -370,6 +361,12 @@ def _walk(roots: Sequence[tuple[Edge, Any]], retain: bool, keep: set[int] | None
             if anomaly and g is not None:
                 _check_anomaly(node, g)
             walk.send(edge, g)
+    for key, (leaf, arriving) in walk.leaves.items():
+        for hook in leaf._hooks or ():
+            changed = hook.function(arriving)
+            if changed is not None:
+                arriving = changed
+                walk.leaves[key] = leaf, changed
     return walk.leaves
 
 
@@ -379,13 +376,13 @@ def _wanted(edge: Any, keep: set[int]) -> bool:
 
 def _run_hooks(node: TapeNode, gradients: list[Any]) -> None:
     assert node.hooks is not None
-    for hook in list(node.hooks.get(-1, ())):
-        hook(tuple(gradients))
+    for hook in node.hooks.get(-1, ()):
+        hook.function(tuple(gradients))
     for k, g in enumerate(gradients):
         if g is None:
             continue
-        for hook in list(node.hooks.get(k, ())):
-            changed = hook(g)
+        for hook in node.hooks.get(k, ()):
+            changed = hook.function(g)
             if changed is not None:
                 g = gradients[k] = changed
 
@@ -447,10 +444,6 @@ def _grad_mode(create_graph: bool) -> Any:
 
 def _accumulate(leaf: Tensor, arriving: Tensor, create_graph: bool) -> None:
     """Add to ``leaf.grad``: in place when there is one, else as a Tensor with memory of its own."""
-    for hook in list(leaf._hooks or ()):
-        changed = hook(arriving)
-        if changed is not None:
-            arriving = changed
     existing = leaf._grad
     if existing is None:
         leaf._set_grad(arriving if create_graph else arriving._own())
@@ -512,7 +505,7 @@ def _reaching(roots: Sequence[Edge], targets: set[int]) -> set[int]:
 
 
 def leaves_of(tensor: Tensor) -> list[Tensor]:
-    """All leaves that the history of `tensor` leads to."""
+    """All leaves that the history of `tensor` leads to and that still require gradients."""
     found: dict[int, Tensor] = {}
     seen: set[int] = set()
     stack = [edge_of(tensor)]
@@ -523,7 +516,7 @@ def leaves_of(tensor: Tensor) -> list[Tensor]:
         seen.add(id(edge[0]))
         if isinstance(edge[0], TapeNode):
             stack.extend(edge[0].edges)
-        else:
+        elif edge[0]._requires_grad:
             found[id(edge[0])] = edge[0]
     return list(found.values())
 

@@ -74,6 +74,8 @@ def value_and_grad(function: Callable[..., Any], argnums: int | tuple[int, ...] 
                                f"not {what}", fix="Reduce it with sum() or mean()")
             gradients = tracked.gradients([value], [None])
         gradients, value, aux = map_tree(tracked.released, (gradients, value, aux))
+        for stand_in in tracked.fresh:                # over: a history that leads here is one of constants
+            stand_in._requires_grad = False
         if isinstance(argnums, int):
             gradients = gradients[0]
         return ((value, aux), gradients) if has_aux else (value, gradients)

@@ -19,6 +19,7 @@ from jitgrad import autograd, changes, dtypes, ops
 from jitgrad.dtypes import DType
 from jitgrad.errors import AutogradError, DeviceError, DTypeError, ShapeError, complain, user_location
 from jitgrad.functional.methods import TensorMethods
+from jitgrad.hooks import Hook, HookTable, RemovableHandle
 from jitgrad.ir import interpreter
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
@@ -48,7 +49,7 @@ class Tensor(TensorMethods):
     _index = 0
     _requires_grad = False
     _grad: Tensor | None = None
-    _hooks: list[Callable[..., Any]] | None = None
+    _hooks: HookTable | None = None
     _retains = False
     _is_inference = False
     _saved_from: Any = None                 # weak reference to the tensor that the tape saved this one for
@@ -201,7 +202,7 @@ class Tensor(TensorMethods):
         """See `autograd.backward`."""
         autograd.backward([self], [gradient], retain_graph, create_graph, inputs)
 
-    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> autograd.RemovableHandle:
+    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
         """`hook(gradient)` runs when the gradient of this tensor is known; what it returns, if anything, takes its place."""
         node = self._history_node()
         if self._array is None:
@@ -211,9 +212,8 @@ class Tensor(TensorMethods):
         if not self._requires_grad:
             raise complain(AutogradError, "register_hook", "this tensor does not require gradients")
         if self._hooks is None:
-            self._hooks = []
-        self._hooks.append(hook)
-        return autograd.RemovableHandle(self._hooks, hook)
+            self._hooks = HookTable()
+        return self._hooks.add(Hook(hook))
 
     def retain_grad(self) -> None:
         """Keep the gradient of this non-leaf tensor in ``.grad``."""
@@ -423,8 +423,6 @@ except ImportError:                                   # an interpreter without r
         return 1 << 30
 
 
-_SOLE_TENSOR, _SOLE_ARRAY = 7, 3                      # counts when only the walk back holds a gradient (see the tests)
-
 
 def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     expected = 1
@@ -528,10 +526,17 @@ class EagerInterpreter:
     def own(self, tensor: Tensor) -> Tensor:
         """`tensor` if nobody else can reach its memory, else a copy."""
         array = tensor._array
+        references = _refcount(tensor), _refcount(array)
+        if self.sole_references is None:
+            self.sole_references = references
         # A fresh result of an op: it owns its memory, and only the frames of the walk back know it.
-        sole = tensor._root is None and array.flags.owndata and array.flags.c_contiguous \
-            and type(tensor) is Tensor and _refcount(tensor) <= _SOLE_TENSOR and _refcount(array) <= _SOLE_ARRAY
+        sole = tensor._root is None and array.flags.owndata and array.flags.c_contiguous and type(tensor) is Tensor \
+            and references[0] <= self.sole_references[0] and references[1] <= self.sole_references[1]
         return tensor if sole else _wrap(array.copy())
+
+    sole_references: tuple[int, int] | None = None
+    """How many references to a gradient's Tensor and array `own` counts when nothing but the walk back holds them. It
+    depends on the version of Python: the first call, which is the one below, measures it."""
 
     def number(self, mapping: Any, *keys: Any) -> Any:
         for key in keys:
@@ -570,3 +575,4 @@ def _describe(tensor: Tensor) -> str:
 
 blocks.install_thread_limit(threads.limit)
 interpreter.set_default(EagerInterpreter())           # type: ignore[arg-type]
+autograd.backward(ops.neg(Tensor(np.zeros(1), requires_grad=True)))
