@@ -826,6 +826,23 @@ def test_scheduler_changes_lr_and_betas_without_a_recompile():
     same(list(opt.param_groups[0]["params"]), list(reference.parameters()))
 
 
+def test_traced_numbers_cost_no_recompile():
+    x = tensor(10)
+
+    @jg.compile
+    def step(i, tau, scale):
+        y = x[i] * tau
+        return y + 1 if scale > 1 else y / scale
+
+    for n in range(12):
+        same(step(n % 10, 0.5 * n, 1.5 if n % 4 else 0.5), x[n % 10] * (0.5 * n) + 1 if n % 4
+             else x[n % 10] * (0.5 * n) / 0.5)
+    assert len(step.statistics.compilations) == 2
+    assert step.statistics.sealed_calls >= 6, step.statistics.replayed_because
+    with pytest.raises(OutOfRangeError, match=r"index 20 .*test_compile.py"):
+        step(20, 1.0, 2.0)
+
+
 def test_train_eval_train_finds_its_plan_again():
     net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 2))
     step = jg.compile(lambda x: net(x).detach())

@@ -139,8 +139,8 @@ class Number:
         return format(self.specialize(), spec)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__array"):                # NumPy takes the value through __float__ or __int__
-            raise AttributeError(name)
+        if not hasattr(type(self.value), name):       # also what NumPy asks for: it takes the value by __float__
+            raise AttributeError(f"{type(self.value).__name__!r} object has no attribute {name!r}")
         return getattr(self.specialize(), name)       # is_integer, as_integer_ratio, hex, real …
 
     def __reduce__(self) -> Any:
