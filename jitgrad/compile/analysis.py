@@ -221,6 +221,15 @@ class _Analysis:
         self.findings.guards.setdefault(path.identity, (path, (value, expected)))
         return known
 
+    def touch(self, value: Any) -> Any:
+        """`reach` for whatever is known in an abstract value, which is returned."""
+        if type(value) is Known:
+            self.reach(value)
+        elif type(value) is tuple or type(value) is Several:
+            for v in value if type(value) is tuple else value.options:
+                self.touch(v)
+        return value
+
     def _reach_module(self, module: Module) -> None:
         if id(module) in self.findings.modules:
             return
@@ -300,8 +309,8 @@ class _Analysis:
                 self.call(a, [FRESH] * a.value.__code__.co_argcount, {})
             elif type(a) is Known and isinstance(a.value, Module):
                 self.call(a, [FRESH], {})
-            elif type(a) is Known:
-                self.reach(a)
+            else:
+                self.touch(a)
 
     def _call_module(self, module: Module, callee: Known, args: list[Any], kwargs: dict[str, Any]) -> Any:
         forward = type(module).forward
@@ -413,7 +422,7 @@ class _Analysis:
         self.expression(node.value, scope)
 
     def s_Return(self, node: ast.Return, scope: _Scope) -> None:
-        scope.returned.append(Known(None) if node.value is None else self.expression(node.value, scope))
+        scope.returned.append(Known(None) if node.value is None else self.touch(self.expression(node.value, scope)))
 
     def s_Assert(self, node: ast.Assert, scope: _Scope) -> None:
         self.test(node.test, scope)
@@ -482,9 +491,7 @@ class _Analysis:
                 raise self.refuse("deletes something that is not a local name")
 
     def test(self, node: ast.expr, scope: _Scope) -> None:
-        value = self.expression(node, scope)
-        if type(value) is Known:
-            self.reach(value)
+        self.touch(self.expression(node, scope))
 
     def assign(self, target: Any, value: Any, scope: _Scope, augmented: bool = False) -> None:
         """Store into a target: allowed for local names, Tensors, and attributes of Modules and Tensors."""
@@ -634,9 +641,10 @@ class _Analysis:
     def x_Subscript(self, node: ast.Subscript, scope: _Scope) -> Any:
         owner = self.expression(node.value, scope)
         key = self.expression(node.slice, scope)
-        for o in owner.options if type(owner) is Several else ():
-            if type(o) is not Known:
-                return FRESH if o is FRESH else OPAQUE
+        if type(owner) is Several:
+            self.touch(owner)
+            tensors = all(o is FRESH or (type(o) is Known and isinstance(o.value, Tensor)) for o in owner.options)
+            return FRESH if tensors else OPAQUE
         if type(owner) is tuple:
             return owner[key.value] if type(key) is Known and type(key.value) is int else _join(list(owner))
         if type(owner) is Known and not isinstance(owner.value, Tensor):
@@ -646,6 +654,7 @@ class _Analysis:
             if type(owner.value) is dict:
                 return _join([self.item(owner, k) for k in owner.value])
             return self.elements(owner)
+        self.touch(owner)
         return owner if owner is OPAQUE else FRESH
 
     def item(self, owner: Known, key: Any) -> Any:
@@ -676,6 +685,7 @@ class _Analysis:
     def _known_elements(self, known: Known) -> Any:
         value = known.value
         if isinstance(value, Tensor):
+            self.reach(known)
             return FRESH
         if isinstance(value, Module):
             self.reach(known)
@@ -692,8 +702,8 @@ class _Analysis:
 
     def _arithmetic(self, operands: list[Any]) -> Any:
         for o in operands:
+            self.touch(o)
             if type(o) is Known:
-                self.reach(o)
                 if not isinstance(o.value, (*SIMPLE, Tensor, tuple, list)):
                     raise self.refuse(f"computes with a {type(o.value).__name__}")
             elif o is OPAQUE:
@@ -710,8 +720,7 @@ class _Analysis:
         return _join([self._guarded(v, scope) for v in node.values])
 
     def _guarded(self, node: ast.expr, scope: _Scope) -> Any:
-        value = self.expression(node, scope)
-        return self.reach(value) if type(value) is Known else value
+        return self.touch(self.expression(node, scope))
 
     def x_Compare(self, node: ast.Compare, scope: _Scope) -> Any:
         for side in [node.left, *node.comparators]:

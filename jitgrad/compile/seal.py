@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import struct
 import sys
+import threading
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -134,6 +136,7 @@ class Sealed:
             else:
                 self.template[k] = self._private_input(unit)
         self.numbers = NumberInputs(numbers)
+        self.lock = threading.Lock() if numbers else nullcontext()
         for (k, _, _), tensor in zip(numbers, self.numbers.tensors):
             self.template[k] = tensor
 
@@ -314,13 +317,14 @@ class Sealed:
         arrays = [t._array for t in tensors]
         if not self._memory_is_as_expected(arrays):
             return NotImplemented
-        self.numbers.read(call[0])
-        if self.edge is not None:
-            outputs, node = self.owner._run_forward(self.edge, tensors, arrays)
-        elif self.dense:
-            outputs, node = self.plan.run(arrays), None
-        else:
-            outputs, node = run_on_memory(self.plan, arrays, self.written), None
+        with self.lock:                               # the number inputs are shared by all calls
+            self.numbers.read(call[0])
+            if self.edge is not None:
+                outputs, node = self.owner._run_forward(self.edge, tensors, arrays)
+            elif self.dense:
+                outputs, node = self.plan.run(arrays), None
+            else:
+                outputs, node = run_on_memory(self.plan, arrays, self.written), None
         for k in self.written:
             t = tensors[k]
             (t if t._root is None else t._root)._version += 1
