@@ -133,6 +133,10 @@ DERIVED = {
     "linear": lambda x: jg.nn.functional.linear(x, x[:2].sin(), x[0, :2]) * x[:, :2],
     "softmax": lambda x: jg.softmax(x, 1) * x,
     "log_softmax": lambda x: jg.log_softmax(x, 1) * x,
+    "gelu": lambda x: jg.nn.functional.gelu(x) * x,
+    "gelu tanh": lambda x: jg.nn.functional.gelu(x, "tanh") * x,
+    "silu": lambda x: jg.nn.functional.silu(x) * x,
+    "layer_norm": lambda x: jg.nn.functional.layer_norm(x, (3,), x[0], x[1]) * x,
     "relu": lambda x: (x * x * x).relu(),
     "cross_entropy": lambda x: jg.nn.functional.cross_entropy(x, jg.tensor([0, -100, 2]), ignore_index=-100),
 }

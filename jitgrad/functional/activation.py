@@ -35,7 +35,7 @@ from jitgrad.functional.logic import gt
 from jitgrad.functional.reduce import detached
 from jitgrad.functional.shape import chunk
 from jitgrad.ops.builders import broadcast, expand_dims, full_like, ones_like, zeros_like
-from jitgrad.ops.derived import derived
+from jitgrad.ops.derived import derived, pointwise
 
 __all__ = [
     "alpha_dropout", "celu", "dropout", "dropout1d", "dropout2d", "dropout3d", "elu", "gelu", "glu",
@@ -77,28 +77,37 @@ def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tens
     return clamp(input, low, high)
 
 
-@widened
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:
     """``x * Phi(x)``, Phi the normal distribution function; with "tanh" the approximation of Hendrycks and Gimpel
     (2016)."""
-    require_floating("gelu", input)
-    half, one = full_like(input, 0.5), ones_like(input)
-    if approximate == "none":
-        inner = ops.erf(ops.mul(input, full_like(input, math.sqrt(0.5))))
-    elif approximate == "tanh":
-        cube = ops.mul(ops.mul(input, input), input)
-        bent = ops.add(input, ops.mul(cube, full_like(input, 0.044715)))
-        inner = ops.tanh(ops.mul(bent, full_like(input, math.sqrt(2.0 / math.pi))))
-    else:
+    if approximate not in ("none", "tanh"):
         raise unknown_choice("gelu", "approximate", approximate, ("none", "tanh"))
-    return ops.mul(ops.mul(half, input), ops.add(one, inner))
+    return _gelu(require_floating("gelu", input), approximate=approximate)
+
+
+@pointwise
+@widened
+def _gelu(x: Tensor, *, approximate: str) -> Tensor:
+    half, one = full_like(x, 0.5), ones_like(x)
+    if approximate == "none":
+        inner = ops.erf(ops.mul(x, full_like(x, math.sqrt(0.5))))
+    else:
+        cube = ops.mul(ops.mul(x, x), x)
+        bent = ops.add(x, ops.mul(cube, full_like(x, 0.044715)))
+        inner = ops.tanh(ops.mul(bent, full_like(x, math.sqrt(2.0 / math.pi))))
+    return ops.mul(ops.mul(half, x), ops.add(one, inner))
 
 
 @_with_inplace
-@widened
 def silu(input: Tensor) -> Tensor:
     """``x * sigmoid(x)``."""
-    return ops.mul(input, ops.sigmoid(input))
+    return _silu(require_floating("silu", input))
+
+
+@pointwise
+@widened
+def _silu(x: Tensor) -> Tensor:
+    return ops.mul(x, ops.sigmoid(x))
 
 
 swish = silu

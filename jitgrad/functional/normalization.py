@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from jitgrad import dtypes, ops
 from jitgrad.functional.core import (
     HALF,
@@ -22,6 +24,7 @@ from jitgrad.functional.core import (
 from jitgrad.functional.elementwise import add, clamp_min, mul, sub
 from jitgrad.functional.reduce import detached, norm
 from jitgrad.ops.builders import broadcast, expand_dims, full
+from jitgrad.ops.derived import derived
 
 __all__ = [
     "batch_norm", "group_norm", "instance_norm", "layer_norm", "local_response_norm", "normalize", "rms_norm",
@@ -51,6 +54,44 @@ def _scaled(x: Tensor, mean_square: Tensor, eps: Any) -> Tensor:
     return ops.mul(x, broadcast(root, x.shape))
 
 
+def _distance_and_root(x: Any, axes: tuple[int, ...], eps: float) -> tuple[Any, Any]:
+    distance = x - x.mean(axes, keepdims=True)
+    variance = np.square(distance).mean(axes, keepdims=True)
+    return distance, np.reciprocal(np.sqrt(variance + x.dtype.type(eps)))
+
+
+def _standardized_arrays(x: Any, *, axes: tuple[int, ...], eps: float) -> Any:
+    distance, root = _distance_and_root(x, axes, eps)
+    distance *= root
+    return distance
+
+
+def _standardized_gradient_arrays(g: Any, x: Any, *, axes: tuple[int, ...], eps: float) -> Any:
+    out, root = _distance_and_root(x, axes, eps)
+    out *= root
+    out *= -(g * out).mean(axes, keepdims=True)
+    out += g
+    out -= g.mean(axes, keepdims=True)
+    out *= root
+    return out
+
+
+@derived(_standardized_gradient_arrays)
+def _standardized_gradient(g: Tensor, x: Tensor, *, axes: tuple[int, ...], eps: float) -> Tensor:
+    """``(g - mean(g) - out * mean(g * out)) / deviation``."""
+    distance, variance = _moments(x, axes)
+    out = _scaled(distance, variance, eps)
+    along = ops.mul(out, broadcast(_mean(ops.mul(g, out), axes), x.shape))
+    across = ops.sub(g, broadcast(_mean(g, axes), x.shape))
+    return _scaled(ops.sub(across, along), variance, eps)
+
+
+@derived(_standardized_arrays, vjp=(lambda g, x, axes, eps: _standardized_gradient(g, x, axes=axes, eps=eps),))
+def _standardized(x: Tensor, *, axes: tuple[int, ...], eps: float) -> Tensor:
+    """`x` brought to mean 0 and variance 1 over `axes`."""
+    return _scaled(*_moments(x, axes), eps)
+
+
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     if weight is not None:
         x = ops.mul(x, broadcast(weight, x.shape))
@@ -71,8 +112,8 @@ def layer_norm(input: Tensor, normalized_shape: Sequence[int] | int, weight: Ten
                bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """The last dimensions (of `normalized_shape`) brought to mean 0 and variance 1, then ``* weight + bias``."""
     axes = _inner_axes("layer_norm", input, normalized_shape, weight, bias)
-    distance, variance = _moments(_wide(require_floating("layer_norm", input)), axes)
-    return cast(_affine(_scaled(distance, variance, eps), _wide(weight), _wide(bias)), input.dtype)
+    standard = _standardized(_wide(require_floating("layer_norm", input)), axes=axes, eps=eps)
+    return cast(_affine(standard, _wide(weight), _wide(bias)), input.dtype)
 
 
 def rms_norm(input: Tensor, normalized_shape: Sequence[int] | int, weight: Tensor | None = None,
@@ -99,8 +140,7 @@ def group_norm(input: Tensor, num_groups: int, weight: Tensor | None = None, bia
         require_shape("group_norm", False, f"{num_groups} groups do not divide the channels of {describe(input)}")
     grouped = (shape[0], num_groups, size(shape[1:]) // num_groups)
     x = ops.reshape(_wide(require_floating("group_norm", input)), shape=grouped)
-    distance, variance = _moments(x, (2,))
-    scaled = ops.reshape(_scaled(distance, variance, eps), shape=shape)
+    scaled = ops.reshape(_standardized(x, axes=(2,), eps=eps), shape=shape)
     return cast(_affine(scaled, *_per_channel(scaled, weight, bias)), input.dtype)
 
 

@@ -7,7 +7,8 @@ array function of the same operands, and leaves one node on the tape, with gradi
     @derived(lambda x, w, b: x @ w.T + b, vjp=(lambda g, w: ..., lambda g, x: ..., lambda g: ...))
     def linear(x, w, b): ...                       # positional parameters are operands, keyword-only ones attributes
 
-Without rules it is for gradient rules to call: recorded for a gradient of higher order it is its definition again.
+Elementwise functions of one tensor need not be written twice: `pointwise` carries out their graph block by block.
+Without rules an operation is for gradient rules to call: recorded for a gradient of higher order it is its definition again.
 """
 
 from __future__ import annotations
@@ -15,15 +16,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from jitgrad.dtypes import float32, float64
-from jitgrad.ir.graph import GraphBuilder
+import numpy as np
+
+from jitgrad import ops
+from jitgrad.dtypes import DType, float32, float64, from_numpy
+from jitgrad.ir.graph import Graph, GraphBuilder
 from jitgrad.ir.interpreter import state
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
+from jitgrad.ops.foreach import body_gradient
 
-__all__ = ["Derived", "derived"]
+__all__ = ["Derived", "derived", "pointwise"]
 
 
 @dataclass(eq=False, slots=True)
@@ -60,3 +66,31 @@ def derived(eager: Callable[..., Any], vjp: tuple[Callable[..., Any] | None, ...
                        definition=definition)
 
     return decorate
+
+
+def pointwise(definition: Callable[..., Any]) -> Op:
+    """Decorates an elementwise function of one tensor (and keyword-only attributes): it and its gradient are each one
+    `foreach`."""
+    names = [p.name for p in inspect.signature(definition).parameters.values() if p.kind is p.KEYWORD_ONLY]
+
+    def eager(x: np.ndarray, **attrs: Any) -> np.ndarray:
+        body, _ = _bodies(definition, from_numpy(x.dtype), tuple(attrs.items()))
+        return ops.foreach.eager(x, body=body, groups=1, shared=0)[0]  # type: ignore[no-any-return]
+
+    def gradient(g: Any, x: Any, *attrs: Any) -> Any:
+        _, body = _bodies(definition, x.dtype, tuple(zip(names, attrs)))
+        return ops.foreach(x, g, body=body, groups=1, shared=0)[0]
+
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("g", "x", *names)]
+    gradient.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return derived(eager, vjp=(gradient,))(definition)
+
+
+@lru_cache(maxsize=256)
+def _bodies(definition: Callable[..., Any], dtype: DType, attrs: tuple[tuple[str, Any], ...]) -> tuple[Graph, Graph]:
+    """The function of one element, and its gradient: (x, g) -> g * f'(x)."""
+    builder = GraphBuilder(definition.__name__)
+    with builder:
+        result = definition(builder.input(TensorType(dtype, ())), **dict(attrs))
+    body = builder.build([result])
+    return body, body_gradient(body)

@@ -155,7 +155,7 @@ def _carry_out(steps: list[_Step], values: list[Any]) -> None:
         values[output] = function(*operands, **attrs) if into is None else function(*operands, out=values[into])
 
 
-def _body_gradient(body: Graph) -> Graph:
+def body_gradient(body: Graph) -> Graph:
     """Over 0-d values: the inputs of `body` and a gradient for each of its outputs -> a gradient for each input."""
     builder = continue_graph(body)
     with builder:
@@ -171,7 +171,7 @@ def _body_gradient(body: Graph) -> Graph:
 def _foreach_gradient(gs: tuple[Any, ...], xs: tuple[Any, ...], body: Graph, groups: int,
                       shared: int) -> tuple[Any, ...]:
     """One foreach over the body's backward pass; what was 0-d gets the sum over where it was used."""
-    spread = ops.foreach(*xs, *gs, body=_body_gradient(body), groups=groups, shared=shared)
+    spread = ops.foreach(*xs, *gs, body=body_gradient(body), groups=groups, shared=shared)
     totals = []
     for k in range(shared):
         total, *others = [sum_to(g, ()) for g in spread[k * groups:(k + 1) * groups]]
