@@ -484,7 +484,7 @@ class EagerInterpreter:
         if op.outputs == 1:
             out = _new(Tensor)
             out._array = result if type(result) is _ndarray else np.asarray(result)
-            if op.view and result.size and result.base is not None:
+            if op.view and result.base is not None:
                 self._link_view(out, inputs[0], op, attrs)
             if autograd.mode.enabled:
                 for t in inputs:

@@ -118,8 +118,8 @@ class Recorder:
                     if autograd.mode.enabled:
                         autograd.record(op, inputs, attrs, (out,))
                 return out
+        read = self.read_all(inputs)
         self.builder.where = user_location(2)
-        read = tuple([self.read(t) for t in inputs])
         values = self.builder.run(op, read, attrs)
         outs = (self.lazy(values),) if op.outputs == 1 else tuple([self.lazy(v) for v in values])
         history = [t.requires_grad for t in inputs]
@@ -190,18 +190,29 @@ class Recorder:
             place.value, place.seen = value, unit.writes
         return place.value
 
+    def read_all(self, tensors: tuple[Tensor, ...]) -> tuple[Value, ...]:
+        """The values of several Tensors. Capturing one may cut; then those read before it are of another graph."""
+        builder = self.builder
+        values = tuple([self.read(t) for t in tensors])
+        return values if self.builder is builder else self.read_all(tensors)
+
     def store(self, target: Tensor, value: Tensor) -> None:
         """Give the memory of `target` new contents."""
-        place: Pending = target._pending if target._array is None else self.capture(target)
         if target._array is not None and not target._array.flags.writeable:
             _EAGER.store(target, Tensor(np.empty(0)))  # raises what eager execution raises
-        new = self.read(value)
+        place, new = self._place_and_value(target, value)
         unit = place.unit
         with interpreter.interpret(self.builder):     # type: ignore[arg-type]
             self.builder.where = user_location(2)
             unit.value = _store_through(unit.value, place.chain, new)
         unit.dirty = True
         unit.writes += 1
+
+    def _place_and_value(self, target: Tensor, value: Tensor) -> tuple[Pending, Value]:
+        builder = self.builder
+        place: Pending = target._pending if target._array is None else self.capture(target)
+        new = self.read(value)
+        return (place, new) if self.builder is builder else self._place_and_value(target, value)
 
     def capture(self, tensor: Tensor) -> Pending:
         """The place of a real Tensor: an input of the graph, shared by all Tensors over the same memory."""
