@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations, pairwise
+from typing import Any
 
 import numpy as np
 
@@ -110,7 +111,7 @@ def _call_numpy(node: Node, inputs: Sequence[np.ndarray], outputs: Sequence[np.n
         np.copyto(target, result, casting="same_kind")
 
 
-def _argument(given: Argument, buffers: Sequence[np.ndarray]) -> object:
+def _argument(given: Argument, buffers: Sequence[np.ndarray]) -> Any:
     if isinstance(given, Buffer):
         return buffers[given.index]
     return define(given.source, given.name) if isinstance(given, Function) else given

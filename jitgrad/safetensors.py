@@ -83,7 +83,7 @@ def _row_major(array: np.ndarray) -> np.ndarray:
 
 
 def _bytes_of(array: np.ndarray) -> memoryview:
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _header(parts: Iterable[tuple[str, np.ndarray]], metadata: Mapping[str, str]) -> bytes:

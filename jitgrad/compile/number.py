@@ -40,8 +40,8 @@ class Number:
         self.expression = expression    # ("origin", where) or (operator, operand, …), operands numbers or expressions
         self._tensor = tensor
 
-    @property
-    def __class__(self) -> type:        # type: ignore[override]
+    @property                           # type: ignore[misc]
+    def __class__(self) -> type:
         return type(self.value)
 
     @property
@@ -115,13 +115,13 @@ class Number:
         return round(self.specialize(), digits)
 
     def __trunc__(self) -> int:
-        return math.trunc(self.specialize())
+        return int(math.trunc(self.specialize()))
 
     def __floor__(self) -> int:
-        return math.floor(self.specialize())
+        return int(math.floor(self.specialize()))
 
     def __ceil__(self) -> int:
-        return math.ceil(self.specialize())
+        return int(math.ceil(self.specialize()))
 
     def __divmod__(self, other: Any) -> Any:
         return divmod(self.specialize(), other.specialize() if type(other) is Number else other)

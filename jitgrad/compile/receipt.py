@@ -150,8 +150,8 @@ def _difference(expected: list[np.ndarray], got: list[np.ndarray]) -> tuple[floa
         if a.shape != b.shape or a.dtype.kind not in "fV" or not a.size:
             continue
         a64, b64 = a.astype(np.float64), b.astype(np.float64)
-        gap = np.abs(a64 - b64)
-        gap = float(np.max(gap[np.isfinite(gap)], initial=0.0))
+        gaps = np.abs(a64 - b64)
+        gap = float(np.max(gaps[np.isfinite(gaps)], initial=0.0))
         scale = float(np.max(np.abs(a64[np.isfinite(a64)]), initial=0.0))
         precision = float(np.finfo(a.dtype).eps) if a.dtype.kind == "f" else 2.0 ** -7
         absolute = max(absolute, gap)

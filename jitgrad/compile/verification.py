@@ -83,7 +83,7 @@ def verify(function: Any, *args: Any, tolerance: float = 64.0, **kwargs: Any) ->
 
     recorder = Recorder(execute, name)
     try:
-        with interpret(recorder):   # type: ignore[arg-type]
+        with interpret(recorder):
             plain(*args, **kwargs)
             recorder.flush()
     finally:

@@ -330,4 +330,4 @@ def from_array(array: np.ndarray) -> Tensor:
 
 def read(x: Tensor) -> np.ndarray:
     """The values of a Tensor now. While compiling this makes a cut."""
-    return x.numpy(force=True)  # type: ignore[no-any-return]
+    return x.numpy(force=True)

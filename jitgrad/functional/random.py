@@ -102,7 +102,7 @@ def next_offset(count: int, generator: Generator | None = None) -> tuple[Tensor,
     generator = generator or default_generator
     draw = getattr(interpreter.state.current, "draw", None)
     if draw is not None:                    # while compiling: inputs of the plan
-        return draw(generator, count)  # type: ignore[no-any-return]
+        return draw(generator, count)
     key, offset = generator.advance(count)
     return constant(key, dtypes.int64), constant(offset, dtypes.int64)
 

@@ -115,7 +115,8 @@ class Sequential(_Ordered[Module]):
 
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
-            return type(self)(dict(list(self._modules.items())[index]))     # keeps the names
+            chosen = list(self._modules.items())[index]
+            return type(self)({name: module for name, module in chosen if module is not None})     # keeps the names
         return super().__getitem__(index)
 
     def __add__(self, other: Sequential) -> Sequential:

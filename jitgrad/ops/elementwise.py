@@ -79,6 +79,13 @@ acosh: Op = unary("acosh", np.arccosh, doc="Inverse of cosh.",
 atanh: Op = unary("atanh", np.arctanh, vjp=lambda g, x: ops.div(g, conjugate(_one_minus_square(x))),
                   doc="Inverse of tanh.")
 
+
+def _where_positive(out: Any, g: Any) -> Any:
+    """g where out > 0 or out is nan, else 0."""
+    zero = zeros_like(g)
+    return ops.where(ops.le(out, zero), zero, g)
+
+
 sigmoid: Op = unary("sigmoid", keep_dtype(lambda x: 1 / (1 + np.exp(-x))), doc="1 / (1 + e ** -x)",
                     vjp=lambda g, out: times(g, ops.sub(out, ops.mul(out, out))))
 relu: Op = unary("relu", keep_dtype(lambda x: np.maximum(x, 0)), categories="uif", doc="max(x, 0); nan stays nan",
@@ -112,12 +119,6 @@ def _one_minus_square(x: Any) -> Any:
 
 
 @derived(lambda out, g: np.where(out <= 0, g.dtype.type(0), g))
-def _where_positive(out: Any, g: Any) -> Any:
-    """g where out > 0 or out is nan, else 0."""
-    zero = zeros_like(g)
-    return ops.where(ops.le(out, zero), zero, g)
-
-
 def _infer_abs(x: TensorType) -> TensorType:
     require_category("abs", x.dtype, "uifc")
     return x.with_dtype(real_counterpart(x.dtype))

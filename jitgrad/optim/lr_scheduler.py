@@ -193,7 +193,8 @@ class CosineAnnealingWarmRestarts(LRScheduler):
     def __init__(self, optimizer: Optimizer, T_0: int, T_mult: int = 1, eta_min: float = 0.0, last_epoch: int = -1):
         if T_0 <= 0 or T_mult < 1:
             raise ValueError(f"CosineAnnealingWarmRestarts: T_0 and T_mult must be at least 1, got {T_0} and {T_mult}")
-        self.T_0, self.T_i, self.T_mult, self.eta_min, self.T_cur = T_0, T_0, T_mult, eta_min, last_epoch
+        self.T_0, self.T_i, self.T_mult, self.eta_min = T_0, T_0, T_mult, eta_min
+        self.T_cur: float = last_epoch
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float]:
@@ -202,12 +203,11 @@ class CosineAnnealingWarmRestarts(LRScheduler):
 
     def step(self, epoch: float | None = None) -> None:
         """Go on by one, or to `epoch`, which may be fractional (epoch + batch / batches)."""
-        if epoch is None:
-            epoch = self.last_epoch + 1
-        if epoch < 0:
-            raise ValueError(f"CosineAnnealingWarmRestarts: the epoch must not be negative, got {epoch}")
-        self.T_cur, self.T_i = self._place(epoch)
-        self.last_epoch = math.floor(epoch)
+        place = self.last_epoch + 1 if epoch is None else epoch
+        if place < 0:
+            raise ValueError(f"CosineAnnealingWarmRestarts: the epoch must not be negative, got {place}")
+        self.T_cur, self.T_i = self._place(place)
+        self.last_epoch = math.floor(place)
         self._set(self.get_lr())
 
     def _place(self, epoch: float) -> tuple[float, int]:
