@@ -12,7 +12,7 @@ import functools
 import inspect
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from jitgrad.compile.analysis import Findings, Impure, analyze
 from jitgrad.compile.edge import Edge, EdgeNode
 from jitgrad.compile.number import Number, trace_number
 from jitgrad.compile.recorder import Recorder
-from jitgrad.compile.seal import Sealed, fingerprint, leaf_signature, run_on_memory
+from jitgrad.compile.seal import Sealed, fingerprint, run_on_memory, signature_of
 from jitgrad.inspect import Explanation, KernelView, PlanView, Recompile
 from jitgrad.errors import CompileError, complain, describe_location
 from jitgrad.ir.graph import Graph
@@ -73,6 +73,8 @@ class Candidate:
             return None
 
 
+_CONTAINERS = frozenset((tuple, list, dict))
+_ATTEMPTS = 3                           # a call that was refused so often stays replayed
 _SEALED_KEYS = 256                      # signatures of arguments (shapes, objects) remembered per function
 _SEALED_FORMS = 8                       # per signature of the arguments: train and eval, with and without gradients …
 
@@ -84,6 +86,12 @@ def _sealable(recorder: Recorder) -> Any:
     if recorder.last is None:
         raise Impure("nothing is computed", None)
     return recorder.last.graph.key
+
+
+def _make_room(remembered: dict[Any, Any], key: Any) -> None:
+    """Forget what was remembered first, when the limit is reached and `key` is new."""
+    while key not in remembered and len(remembered) >= _SEALED_KEYS:
+        remembered.pop(next(iter(remembered)))
 
 
 def _numbered(arguments: Any) -> dict[Any, Any]:
@@ -99,11 +107,12 @@ class CompiledFunction:
         self.function = function
         self.fullgraph = fullgraph
         self.pure = pure
-        self.name = name or getattr(function, "__name__", type(function).__name__)
+        self.name = name or str(getattr(function, "__name__", type(function).__name__))
         self.statistics = Statistics()
         self._plans: dict[Any, Any] = {}
         self._edges: dict[Any, Edge] = {}
         self._candidates: dict[Any, Candidate] = {}
+        self._refusals: dict[Any, int] = {}           # how often calls like that could not be sealed
         self._sealed: dict[Any, list[Sealed]] = {}
         self._lock = threading.RLock()
 
@@ -111,26 +120,24 @@ class CompiledFunction:
         if type(state.current) is Recorder or config.current().disable:
             return self.function(*args, **kwargs)     # compiled inside compiled is inlined
         self.statistics.calls += 1
-        arguments: Any = args if not kwargs else {**dict(enumerate(args)), **kwargs}
-        leaves: list[Any] = []
-        structure = flatten(args, leaves) if not kwargs else flatten((args, kwargs), leaves)
-        key = self._key(structure, leaves)
-        for sealed in self._sealed.get(key, ()) if key is not None else ():
-            if sealed.matches((arguments, leaves)):
-                result = sealed.run((arguments, leaves))
-                if result is not NotImplemented:
-                    self.statistics.sealed_calls += 1
-                    return result
-        return self._replay(args, kwargs, (arguments, leaves), key)
-
-    @staticmethod
-    def _key(structure: Any, leaves: list[Any]) -> Any:
-        """What calls that one sealed form serves have in common; None when there can be none."""
-        signature = tuple([leaf_signature(leaf) for leaf in leaves])
-        if None in signature:
-            return None
-        mode = autograd.mode
-        return structure, signature, mode.enabled, mode.inference, dtypes.get_default_dtype()
+        leaves: Sequence[Any] = args
+        structure: Any = len(args)
+        if kwargs or not _CONTAINERS.isdisjoint(map(type, args)):
+            leaves = []
+            structure = flatten((args, kwargs), leaves)
+        call = (args if not kwargs else {**dict(enumerate(args)), **kwargs}), leaves
+        signature = signature_of(leaves)
+        key = None
+        if signature is not None:
+            mode = autograd.mode
+            key = structure, signature, mode.enabled, mode.inference, dtypes.get_default_dtype()
+            for sealed in self._sealed.get(key, ()):
+                if sealed.matches(call):
+                    result = sealed.run(call)
+                    if result is not NotImplemented:
+                        self.statistics.sealed_calls += 1
+                        return result
+        return self._replay(args, kwargs, call, key)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else functools.partial(self, instance)
@@ -145,7 +152,9 @@ class CompiledFunction:
         steps with bytes, arithmetic and (unless `times` is False) measured time."""
         done = self.statistics
         mode = "sealed" if self._sealed else "replayed"
-        reasons = (done.replayed_because,) if done.replayed_because and not self._sealed else ()
+        reasons: tuple[str, ...] = ()
+        if done.replayed_because and not self._sealed:
+            reasons = (done.replayed_because,)
         reasons += tuple([f"cut at {describe_location(where)}: {why}" for where, why in dict.fromkeys(done.cuts)])
         views = [PlanView(c.graph, c.plan) for c in done.compilations]
         if times:
@@ -182,7 +191,7 @@ class CompiledFunction:
         traced = [trace_number(recorder, a, ("argument", k)) for k, a in enumerate(args)]
         traced_kw = {k: trace_number(recorder, a, ("argument", k)) for k, a in kwargs.items()}
         returned: list[Any] = []                      # its leaves; nothing else may hold them when they are counted
-        with interpret(recorder):                     # type: ignore[arg-type]
+        with interpret(recorder):
             try:
                 structure = flatten(self.function(*traced, **traced_kw), returned)
             except BaseException as error:
@@ -190,7 +199,7 @@ class CompiledFunction:
                 raise
             recorder.finish(returned)
         self.statistics.cuts.extend(recorder.cuts)
-        if key is not None:
+        if key is not None and self._refusals.get(key, 0) < _ATTEMPTS:
             self._consider(candidate, state, recorder, call, key, structure, returned)
         return unflatten(structure, [leaf.value if type(leaf) is Number else leaf for leaf in returned])
 
@@ -203,18 +212,18 @@ class CompiledFunction:
                 findings = analyze(self.function, _numbered(call[0]), trusted=self.pure)
                 if recorder.reads and not any(findings.reads):
                     raise Impure("Python reads a value", recorder.reads[0][1])
-                while len(self._candidates) >= _SEALED_KEYS:
-                    self._candidates.pop(next(iter(self._candidates)))
+                _make_room(self._candidates, key)
                 self._candidates[key] = Candidate(graph_key, findings, call)
                 return
-            while len(self._sealed) >= _SEALED_KEYS and key not in self._sealed:
-                self._sealed.pop(next(iter(self._sealed)))
+            _make_room(self._sealed, key)
             forms = self._sealed.setdefault(key, [])
             forms.insert(0, Sealed(self, candidate.findings, recorder, call, structure, returned, state))
             del forms[_SEALED_FORMS:]
         except Impure as impure:
             self.statistics.replayed_because = str(impure)
             self._candidates.pop(key, None)
+            _make_room(self._refusals, key)
+            self._refusals[key] = self._refusals.get(key, 0) + 1
 
     @staticmethod
     def _settle_after(error: BaseException, recorder: Recorder) -> None:
@@ -268,9 +277,9 @@ class CompiledFunction:
         for k, (a, b) in enumerate(zip(last.inputs, graph.inputs)):
             if a.type != b.type:
                 return f"input {k} was {a.type}, now it is {b.type}"
-        for a, b in zip(last.nodes, graph.nodes):
-            if a.op is not b.op or dict(a.attrs) != dict(b.attrs):
-                return f"{describe_location(b.where)} recorded {b.op.name}, where {a.op.name} was recorded before"
+        for old, new in zip(last.nodes, graph.nodes):
+            if old.op is not new.op or dict(old.attrs) != dict(new.attrs):
+                return f"{describe_location(new.where)} recorded {new.op.name}, where {old.op.name} was recorded before"
         return f"{len(graph.nodes)} ops were recorded, {len(last.nodes)} before"
 
 
@@ -327,6 +336,6 @@ def _compile_module(module: Any, fullgraph: bool, pure: bool) -> Any:
     compiled_class = type(kind.__name__, (kind,), {
         "__call__": __call__, "__deepcopy__": __deepcopy__, "__reduce__": __reduce__, "__module__": kind.__module__,
         "__doc__": kind.__doc__, "_compiled_call": call, "_original": module, "explain": lambda self: call.explain()})
-    compiled = object.__new__(compiled_class)
+    compiled: Any = object.__new__(compiled_class)
     object.__setattr__(compiled, "__dict__", module.__dict__)
     return compiled

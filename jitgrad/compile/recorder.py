@@ -504,6 +504,10 @@ def movement_between(owner: np.ndarray, view: np.ndarray) -> tuple[tuple[Op, dic
     none (windows that overlap, another dtype)."""
     if owner.dtype != view.dtype or not owner.flags.c_contiguous:
         return None
+    repeated = [size > 1 and stride == 0 for size, stride in zip(view.shape, view.strides)]
+    if any(repeated):
+        once = movement_between(owner, view[tuple([slice(0, 1) if r else slice(None) for r in repeated])])
+        return None if once is None else (*once, (ops.broadcast_to, {"shape": view.shape}))
     for shape in (owner.shape, (owner.size,)):
         chain = _slices(shape, owner, view)
         if chain is not None:

@@ -11,8 +11,7 @@ from __future__ import annotations
 import struct
 import sys
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +45,22 @@ def leaf_signature(leaf: Any) -> Any:
     if kind in (bool, str, type(None), bytes, complex, DType):
         return kind, leaf
     return None if isinstance(leaf, np.ndarray) else id(leaf)
+
+
+def signature_of(leaves: Sequence[Any]) -> tuple[Any, ...] | None:
+    """What calls that one sealed form serves have in common; None when there can be none."""
+    found = []
+    for leaf in leaves:
+        if type(leaf) is Tensor and leaf._node is None and leaf._root is None and not leaf._requires_grad \
+                and leaf._array is not None:
+            array = leaf._array                       # `leaf_signature` of the usual argument, spelled out for speed
+            found.append((array.dtype, array.shape, array.strides, False))
+        else:
+            signature = leaf_signature(leaf)
+            if signature is None:
+                return None
+            found.append(signature)
+    return tuple(found)
 
 
 def fingerprint(findings: Findings, arguments: Any) -> tuple[Any, ...]:
@@ -110,6 +125,8 @@ class Sealed:
         self._find_outputs(segment, returned, leaves)
         self._expect_memory([u.tensor._array for u in segment.units])
         self.count = changes.count
+        self.unguarded = not findings.guards and not self.fetched and not self.number_guards
+        self.bound = bool(self.gradient_bindings or self.table_bindings)
 
     # --- where the plan's inputs are on the next call ------------------------------------------------------------------
 
@@ -136,7 +153,7 @@ class Sealed:
             else:
                 self.template[k] = self._private_input(unit)
         self.numbers = NumberInputs(numbers)
-        self.lock = threading.Lock() if numbers else nullcontext()
+        self.lock = threading.Lock() if numbers else None       # the number inputs are shared by all calls
         for (k, _, _), tensor in zip(numbers, self.numbers.tensors):
             self.template[k] = tensor
 
@@ -162,14 +179,12 @@ class Sealed:
         self.known: list[int] = []
         self.known_arrays: list[np.ndarray] = []
         self.owners: set[int] = set()
-        if not self._memory_is_as_expected(arrays):
+        if self.written and not self._memory_is_as_expected(arrays):
             raise Impure("changes memory that several of its tensors share", None)
 
     def _memory_is_as_expected(self, arrays: list[np.ndarray]) -> bool:
         """True when the arrays lie apart from one another, as far as the plan writes. That of the fixed places is
         looked at only when it is not the memory of the last call."""
-        if not self.written:
-            return True
         fixed = [arrays[k] for k, _, _ in self.tables]
         ids = list(map(id, fixed))
         if ids != self.known:
@@ -285,6 +300,8 @@ class Sealed:
 
     def matches(self, call: Any) -> bool:
         """True when all guards hold for this call."""
+        if self.unguarded and changes.count == self.count:
+            return True
         arguments = call[0]
         try:
             if not self.guard(arguments):
@@ -315,16 +332,14 @@ class Sealed:
         for k, fetch, _ in self.fetched:
             tensors[k] = fetch(call)
         arrays = [t._array for t in tensors]
-        if not self._memory_is_as_expected(arrays):
+        if self.written and not self._memory_is_as_expected(arrays):
             return NotImplemented
-        with self.lock:                               # the number inputs are shared by all calls
-            self.numbers.read(call[0])
-            if self.edge is not None:
-                outputs, node = self.owner._run_forward(self.edge, tensors, arrays)
-            elif self.dense:
-                outputs, node = self.plan.run(arrays), None
-            else:
-                outputs, node = run_on_memory(self.plan, arrays, self.written), None
+        if self.lock is None:
+            outputs, node = self._run_plan(tensors, arrays)
+        else:
+            with self.lock:
+                self.numbers.read(call[0])
+                outputs, node = self._run_plan(tensors, arrays)
         for k in self.written:
             t = tensors[k]
             (t if t._root is None else t._root)._version += 1
@@ -333,10 +348,18 @@ class Sealed:
         made = [_wrap(a) for a in outputs]
         for j, history in self.histories:
             _give_history(made[j], history, node)
-        self._bind(made, call)
+        if self.bound:
+            self._bind(made, call)
         if self.single is not None:
             return made[self.single]
         return unflatten(self.structure, [self._deliver(spec, made, call, node) for spec in self.result])
+
+    def _run_plan(self, tensors: list[Tensor], arrays: list[np.ndarray]) -> tuple[list[np.ndarray], Any]:
+        if self.edge is not None:
+            return self.owner._run_forward(self.edge, tensors, arrays)  # type: ignore[no-any-return]
+        if self.dense:
+            return self.plan.run(arrays), None
+        return run_on_memory(self.plan, arrays, self.written), None
 
     def _bind(self, made: list[Tensor], call: Any) -> None:
         """Put outputs where the body would have put them."""
