@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import importlib
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from benchmarks import measure
-from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders import taking_part
 from benchmarks.report import Table, microseconds, target
 
 LIMIT = 5.0                                                  # microseconds, for jitgrad compiled
 Call = Callable[[], Any]
 
 
-def run(repeats: int = 15, only: tuple[str, ...] | list[str] = ()) -> dict[str, float]:
+def run(repeats: int = 15, only: Sequence[str] = ()) -> dict[str, float]:
     """Seconds per call: the median of `repeats` turns of 1,000 calls each."""
-    calls = {c.name: _ADDITIONS[c.name]() for c in CONTENDERS if c.installed and (not only or c.name in only)}
+    calls = {c.name: _ADDITIONS[c.name]() for c in taking_part(only)}
     for call in calls.values():
         measure.per_call(call, 100)
     turns: dict[str, list[float]] = {name: [] for name in calls}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,15 @@ class Contender:
     def installed(self) -> bool:
         """Whether it can take part here."""
         return importlib.util.find_spec(self.package) is not None
+
+
+def taking_part(only: Sequence[str] = ()) -> list[Contender]:
+    """The contenders that are installed, of those named in `only` (of all without names)."""
+    unknown = set(only) - {contender.name for contender in CONTENDERS}
+    if unknown:
+        raise SystemExit(f"no contender is called {', '.join(sorted(unknown))}; there are "
+                         f"{', '.join(contender.name for contender in CONTENDERS)}")
+    return [c for c in CONTENDERS if c.installed and (not only or c.name in only)]
 
 
 def equal_start(step: TrainingStep, package: str = "jitgrad", seed: int = 0) -> tuple[Weights, Batch]:

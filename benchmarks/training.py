@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks import measure
-from benchmarks.contenders import CONTENDERS, Contender, equal_start, missing
+from benchmarks.contenders import CONTENDERS, Contender, equal_start, missing, taking_part
 from benchmarks.report import Table, milliseconds, ratio
 from benchmarks.steps import STEPS
 
@@ -38,7 +38,7 @@ def measure_step(name: str, budget: float, repeats: int | None, only: Sequence[s
     """Per contender its first call, its timings and its losses; what is missing or failed, with the reason."""
     step = STEPS[name]
     result: Result = {"title": step.title, "missing": missing(step), "contenders": {}, "failed": {}}
-    contenders = [c for c in CONTENDERS if c.installed and (not only or c.name in only)]
+    contenders = taking_part(only)
     if result["missing"]:
         contenders = [c for c in contenders if c.package != "jitgrad"]
         if not any(c.package == "torch" for c in contenders):
