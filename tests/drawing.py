@@ -177,7 +177,7 @@ def binary(w: Writer) -> str | None:
 
 def binary_function(w: Writer) -> str | None:
     x = w.pick()
-    name = w.choose(["maximum", "minimum", "atan2", "copysign", "fmod", "hypot", "logaddexp"])
+    name = w.choose(["maximum", "minimum", "atan2", "fmod", "hypot", "logaddexp"])
     y = x and w.pick(lambda t: _broadcasts(t.shape, w[x].shape))
     return y and f"jg.{name}({x}, {y})"
 
@@ -237,7 +237,7 @@ def movement(w: Writer) -> str | None:
     options = [f"{x}.unsqueeze({w.integer(0, ndim)})", f"{x}.reshape(-1)", f"{x}.clone()"]
     if ndim:
         a, b = w.axis(x), w.axis(x)
-        options += [f"{x}[{index_text(w, x)}]", f"{x}.flip({a})", f"{x}.transpose({a}, {b})", f"{x}.unbind({a})[-1]",
+        options += [f"{x}[{index_text(w, x)}]", f"{x}.flip({a})", f"{x}.transpose({a}, {b})", f"{x}.unbind({a})[-1]" if w[x].shape[a] else f"{x}.T",
                     f"{x}.roll(1, {a})", f"{x}.select({a}, 0)", f"{x}.narrow({a}, 0, 1)", f"{x}[{index_text(w, x)}]"]
     if ndim >= 2:
         options += [f"{x}.T", f"{x}.mT", f"{x}.flatten()", f"{x}.permute({', '.join(map(str, range(ndim - 1, -1, -1)))})",
