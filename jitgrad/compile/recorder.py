@@ -118,8 +118,9 @@ class Recorder:
                     if autograd.mode.enabled:
                         autograd.record(op, inputs, attrs, (out,))
                 return out
+        self.builder.where = where = user_location(2)
         read = self.read_all(inputs)
-        self.builder.where = user_location(2)
+        self.builder.where = where                    # reading may have cut: then this is another builder
         values = self.builder.run(op, read, attrs)
         outs = (self.lazy(values),) if op.outputs == 1 else tuple([self.lazy(v) for v in values])
         history = [t.requires_grad for t in inputs]
