@@ -60,7 +60,11 @@ def adam_update():
     for p in parameters:
         p.grad = jg.ones_like(p)
     optimizer = jg.optim.Adam(parameters, lr=1e-3)
-    return optimizer.step, ()
+
+    def step():
+        optimizer.step()
+
+    return step, ()
 
 
 def attention():
