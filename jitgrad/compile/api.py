@@ -19,17 +19,18 @@ from typing import Any
 import numpy as np
 
 from jitgrad import autograd, config, dtypes, pipeline
-from jitgrad.compile.analysis import Findings, Impure, analyze
+from jitgrad.compile.analysis import analyze
 from jitgrad.compile.edge import Edge, EdgeNode
+from jitgrad.compile.evaluator import Findings
 from jitgrad.compile.number import Number, trace_number
 from jitgrad.compile.recorder import Recorder
 from jitgrad.compile.seal import Sealed, fingerprint, run_on_memory, signature_of
-from jitgrad.inspect import Explanation, KernelView, PlanView, Recompile
+from jitgrad.compile.values import Impure
 from jitgrad.errors import CompileError, complain, describe_location
+from jitgrad.inspect import Explanation, KernelView, PlanView, Recompile
 from jitgrad.ir.graph import Graph
 from jitgrad.ir.interpreter import interpret, state
 from jitgrad.ir.types import TensorType
-from jitgrad.tensor import Tensor
 from jitgrad.tree import flatten, unflatten
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")

@@ -1,12 +1,12 @@
 """Gradients across the edge of a compiled call: the whole call is one node on the eager tape.
 
-When a call returns Tensors whose gradients are still to be computed, its graph is differentiated and divided: the forward
-plan also returns the values that the backward plan reads, and those belong to the call. `backward` runs the backward
-plan, compiled at first use. Under ``create_graph``, or while another function is being compiled, the backward pass is
-carried out op by op under the current interpreter, so that it has a history of its own.
+When a call returns Tensors whose gradients are still to be computed, its graph is differentiated and divided: the
+forward plan also returns the values that the backward plan reads, and those belong to the call. `backward` runs the
+backward plan, compiled at first use. Under ``create_graph``, or while another function is being compiled, the backward
+pass is carried out op by op under the current interpreter, so that it has a history of its own.
 
-A graph knows nothing of ``detach`` and ``no_grad``; the recorder says (`Recorder.is_plain`) when the history of a result
-is just the graph's. When it is not, the tape that the recording left stays, which is always right.
+A graph knows nothing of ``detach`` and ``no_grad``; the recorder says (`Recorder.is_plain`) when the history of a
+result is just the graph's. When it is not, the tape that the recording left stays, which is always right.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class EdgeNode(autograd.TapeNode):
 
     def pull(self, gradients: list[Any]) -> Sequence[Any]:
         if self.saved is None or self.inputs is None:
-            raise complain(AutogradError, self.edge.graph.name, "backward through this compiled call a second time, but "
-                           "what it saved was freed by the first",
+            raise complain(AutogradError, self.edge.graph.name, "backward through this compiled call a second time, "
+                           "but what it saved was freed by the first",
                            fix="Pass retain_graph=True to the first backward() or grad()")
         for k, version in self.versions.items():
             if self.inputs[k]._count() != version:

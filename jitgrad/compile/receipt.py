@@ -1,4 +1,4 @@
-"""`compare`: the receipt of compiling a function. What it costs, what it saves, and whether the results are the same."""
+"""`compare`: the receipt of compiling a function. What it costs, what it saves, and whether results are the same."""
 
 from __future__ import annotations
 
@@ -96,8 +96,9 @@ def compare(function: Any, *args: Any, seconds: float = 1.0, **kwargs: Any) -> R
         memory = max((PlanView(c.graph, c.plan).memory.peak for c in compiled.statistics.compilations), default=0)
         ulps, absolute = _difference(expected, got)
         sealed = compiled.statistics.sealed_calls > 0
-        note = "" if sealed else f"replayed because {compiled.statistics.replayed_because or 'it was called too rarely'}"
-        return Receipt(name, eager, per_call, first_cold, first_warm, memory_eager, memory, ulps, absolute, sealed, note)
+        why = compiled.statistics.replayed_because or "it was called too rarely"
+        return Receipt(name, eager, per_call, first_cold, first_warm, memory_eager, memory, ulps, absolute, sealed,
+                       "" if sealed else f"replayed because {why}")
     finally:
         state.restore()
 

@@ -23,6 +23,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from jitgrad import autograd, ops
 from jitgrad.compile.number import Number, trace_number
+from jitgrad.compile.overlap import movement_between
 from jitgrad.errors import AutogradError, CompileError, complain, user_location
 from jitgrad.ir import interpreter
 from jitgrad.ir.graph import Graph, GraphBuilder, Value
@@ -39,10 +40,10 @@ class Unit:
 
     __slots__ = ("array", "dirty", "initial", "tensor", "value", "writes")
 
-    def __init__(self, value: Value, tensor: Tensor | None = None):
+    def __init__(self, value: Value, tensor: Any = None):
         self.value = value
         self.initial = value            # of a captured unit: the graph's input
-        self.tensor = tensor            # captured: the real Tensor
+        self.tensor = tensor            # captured: the real Tensor; None of one that is still lazy
         self.array: Any = None          # of a lazy unit: its memory, when the graph has run
         self.dirty = False
         self.writes = 0
@@ -114,9 +115,8 @@ class Recorder:
         if op.view:
             out = self._view(op, inputs[0], attrs)
             if out is not None:
-                if inputs[0].requires_grad:
-                    if autograd.mode.enabled:
-                        autograd.record(op, inputs, attrs, (out,))
+                if inputs[0].requires_grad and autograd.mode.enabled:
+                    autograd.record(op, inputs, attrs, (out,))
                 return out
         self.builder.where = where = user_location(2)
         read = self.read_all(inputs)
@@ -203,7 +203,7 @@ class Recorder:
             _EAGER.store(target, Tensor(np.empty(0)))  # raises what eager execution raises
         place, new = self._place_and_value(target, value)
         unit = place.unit
-        with interpreter.interpret(self.builder):     # type: ignore[arg-type]
+        with interpreter.interpret(self.builder):
             self.builder.where = user_location(2)
             unit.value = _store_through(unit.value, place.chain, new)
         unit.dirty = True
@@ -329,7 +329,7 @@ class Recorder:
 
     def eagerly(self, make: Callable[[], Any]) -> Any:
         """Run `make` outside of the recording (`autograd.eager_state`)."""
-        with interpreter.interpret(_EAGER):           # type: ignore[arg-type]
+        with interpreter.interpret(_EAGER):
             return make()
 
     # --- running what was recorded -----------------------------------------------------------------------------------
@@ -346,7 +346,8 @@ class Recorder:
             if any(unit.dirty for unit in self.units) and (place is None or place.unit.dirty):
                 self.flush(where, "a value is read")
         self.reads.append((id(tensor), where))
-        return tensor._array
+        array: np.ndarray = tensor._array
+        return array
 
     def flush(self, where: Any = None, reason: str = "") -> None:
         """Run everything recorded so far. With a `where` this is a cut; without, the end of the call."""
@@ -498,56 +499,3 @@ def _store_through(base: Value, chain: Any, value: Value) -> Value:
     inner = _store_through(op(base, **attrs), rest, value) if rest else value
     result: Value = undo_movement(op, attrs, base, inner)
     return result
-
-
-def movement_between(owner: np.ndarray, view: np.ndarray) -> tuple[tuple[Op, dict[str, Any]], ...] | None:
-    """The movement ops that make `view` out of the dense array `owner`, whose memory it lies in; None when there are
-    none (windows that overlap, another dtype)."""
-    if owner.dtype != view.dtype or not owner.flags.c_contiguous:
-        return None
-    repeated = [size > 1 and stride == 0 for size, stride in zip(view.shape, view.strides)]
-    if any(repeated):
-        once = movement_between(owner, view[tuple([slice(0, 1) if r else slice(None) for r in repeated])])
-        return None if once is None else (*once, (ops.broadcast_to, {"shape": view.shape}))
-    for shape in (owner.shape, (owner.size,)):
-        chain = _slices(shape, owner, view)
-        if chain is not None:
-            return (*(() if shape == owner.shape else ((ops.reshape, {"shape": shape}),)), *chain)
-    return None
-
-
-def _slices(shape: tuple[int, ...], owner: np.ndarray, view: np.ndarray) -> list[tuple[Op, dict[str, Any]]] | None:
-    """`view` as slice, flip, reshape and permute of `owner` seen with this shape; None when it is not."""
-    strides = contiguous_strides(shape)
-    offset = (view.__array_interface__["data"][0] - owner.__array_interface__["data"][0]) // owner.itemsize
-    start = []
-    for stride in strides:
-        start.append(offset // stride)
-        offset -= start[-1] * stride
-    sizes, steps, axis_of, flipped = [1] * len(shape), [1] * len(shape), [], []
-    for size, byte_stride in zip(view.shape, view.strides):
-        step = byte_stride // owner.itemsize
-        axis = next((k for k, s in enumerate(strides) if s <= abs(step) and step % s == 0), None)
-        if size == 1 or axis is None or axis in axis_of or step == 0:
-            if size != 1:
-                return None
-            axis_of.append(None)
-            continue
-        axis_of.append(axis)
-        sizes[axis], steps[axis] = size, abs(step) // strides[axis]
-        if step < 0:
-            start[axis] -= (size - 1) * steps[axis]
-            flipped.append(axis)
-    stop = [a + (n - 1) * s + 1 for a, n, s in zip(start, sizes, steps)]
-    if any(a < 0 or b > n for a, b, n in zip(start, stop, shape)):
-        return None
-    chain: list[tuple[Op, dict[str, Any]]] = [
-        (ops.slice, {"start": tuple(start), "stop": tuple(stop), "step": tuple(steps)})]
-    if flipped:
-        chain.append((ops.flip, {"axes": tuple(sorted(flipped))}))
-    kept = [a for a in axis_of if a is not None]
-    order = sorted(kept)
-    chain.append((ops.reshape, {"shape": tuple([sizes[a] for a in order])}))
-    chain.append((ops.permute, {"axes": tuple([order.index(a) for a in kept])}))
-    chain.append((ops.reshape, {"shape": view.shape}))
-    return chain

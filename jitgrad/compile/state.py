@@ -19,7 +19,7 @@ from jitgrad.tensor import Tensor
 
 
 class State:
-    """Contents of all reachable Tensors, gradients, optimizer state, Module attributes and random streams, as of now."""
+    """Contents of reachable Tensors, gradients, optimizer state, Module attributes and random streams, as of now."""
 
     def __init__(self, function: Any, args: Any):
         self.tensors: dict[int, Tensor] = {}

@@ -33,8 +33,8 @@ class Divergence:
     allowed: float
 
     def __str__(self) -> str:
-        return (f"{self.where}: {self.side} {self.op} ({self.type}) is off by {self.error:.2g}, allowed {self.allowed:.2g}"
-                + (f"\n    {self.line}" if self.line else ""))
+        return (f"{self.where}: {self.side} {self.op} ({self.type}) is off by {self.error:.2g}, "
+                f"allowed {self.allowed:.2g}" + (f"\n    {self.line}" if self.line else ""))
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,8 @@ def _precision(type: TensorType) -> float:
 
 
 def _error(values: np.ndarray, exact: np.ndarray) -> float:
-    """The largest difference relative to the largest exact value; infinite where one side is not finite and the other is.
-    Integers and bools are compared with a tie of rounding in mind: they count only through what is computed from them."""
+    """The largest difference relative to the largest exact value; infinite where only one side is finite. Integers and
+    bools are compared with a tie of rounding in mind: they count only through what is computed from them."""
     if values.dtype.kind in "biu":
         return 0.0
     a, b = np.asarray(values, np.float64), np.asarray(exact, np.float64)
