@@ -59,11 +59,10 @@ def broadcast(x: Any, shape: tuple[int, ...]) -> Any:
     """`x` at `shape` by NumPy's rules."""
     if x.shape == shape:
         return x
-    missing = len(shape) - len(x.shape)
-    aligned = (1,) * missing + tuple(x.shape)
-    if missing:
-        x = ops.reshape(x, shape=aligned)
-    return x if aligned == shape else ops.broadcast_to(x, shape=shape)
+    if len(x.shape) == len(shape):
+        return ops.broadcast_to(x, shape=shape)
+    aligned = (1,) * (len(shape) - len(x.shape)) + tuple(x.shape)
+    return ops.reshape(x, shape=shape) if aligned == shape else ops.align(x, shape=shape)
 
 
 def sum_to(x: Any, shape: tuple[int, ...]) -> Any:

@@ -48,7 +48,8 @@ class Derived(Op):
 _WIDE = (float32, float64)
 
 
-def derived(eager: Callable[..., Any], vjp: tuple[Callable[..., Any] | None, ...] | None = None) -> Callable[..., Op]:
+def derived(eager: Callable[..., Any], vjp: tuple[Callable[..., Any] | None, ...] | None = None, *,
+            view: bool = False) -> Callable[..., Op]:
     """Decorates a function of primitives: `eager` is what it computes, on arrays that are given in float32 or float64;
     `vjp` the gradient rules (see `jitgrad.ir.op`)."""
 
@@ -62,8 +63,8 @@ def derived(eager: Callable[..., Any], vjp: tuple[Callable[..., Any] | None, ...
             with builder:
                 return definition(*[builder.input(t) for t in types], **attrs).type  # type: ignore[no-any-return]
 
-        return Derived(name, operands, infer, eager, "region", vjp=vjp, doc=definition.__doc__ or "",
-                       definition=definition)
+        return Derived(name, operands, infer, eager, "region", vjp=vjp, view=view,
+                       doc=definition.__doc__ or "", definition=definition)
 
     return decorate
 

@@ -80,6 +80,7 @@ atanh: Op = unary("atanh", np.arctanh, vjp=lambda g, x: ops.div(g, conjugate(_on
                   doc="Inverse of tanh.")
 
 
+@derived(lambda out, g: np.where(out <= 0, g.dtype.type(0), g))
 def _where_positive(out: Any, g: Any) -> Any:
     """g where out > 0 or out is nan, else 0."""
     zero = zeros_like(g)
@@ -118,7 +119,6 @@ def _one_minus_square(x: Any) -> Any:
     return ops.mul(ops.sub(one, x), ops.add(one, x))
 
 
-@derived(lambda out, g: np.where(out <= 0, g.dtype.type(0), g))
 def _infer_abs(x: TensorType) -> TensorType:
     require_category("abs", x.dtype, "uifc")
     return x.with_dtype(real_counterpart(x.dtype))

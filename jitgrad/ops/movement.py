@@ -14,10 +14,11 @@ from jitgrad import ops
 from jitgrad.errors import ShapeError, complain
 from jitgrad.ir.op import Op, register
 from jitgrad.ir.types import TensorType
-from jitgrad.ops.builders import zeros_like
+from jitgrad.ops.builders import sum_to, zeros_like
+from jitgrad.ops.derived import derived
 from jitgrad.ops.record import require_axes, require_same
 
-__all__ = ["broadcast_to", "concat", "flip", "inverse_permutation", "pad", "permute", "reshape", "slice",
+__all__ = ["align", "broadcast_to", "concat", "flip", "inverse_permutation", "pad", "permute", "reshape", "slice",
            "slice_update"]
 
 Ints = tuple[int, ...]
@@ -86,6 +87,14 @@ def _broadcast_gradient(g: Any, x_type: TensorType, shape: Ints) -> Any:
 broadcast_to: Op = register(Op(
     "broadcast_to", ("x",), _infer_broadcast_to, _broadcast_to, "movement", view=True, vjp=(_broadcast_gradient,),
     doc="Dimensions of size 1 repeated to the sizes of `shape`, which has as many dimensions as x."))
+
+
+@derived(lambda x, *, shape: _broadcast_to(x.reshape((1,) * (len(shape) - x.ndim) + x.shape), shape=shape),
+         vjp=(lambda g, x_type: sum_to(g, x_type.shape),), view=True)
+def align(x: Any, *, shape: Ints) -> Any:
+    """`broadcast_to` a shape of more dimensions, which come first."""
+    leading = (1,) * (len(shape) - len(x.shape))
+    return ops.broadcast_to(ops.reshape(x, shape=leading + tuple(x.shape)), shape=shape)
 
 
 def _infer_slice(x: TensorType, *, start: Ints, stop: Ints, step: Ints) -> TensorType:
