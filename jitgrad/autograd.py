@@ -14,10 +14,10 @@ import itertools
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ContextDecorator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from jitgrad import ops
-from jitgrad.errors import AutogradError, complain, describe_location, source_line, user_location
+from jitgrad.errors import AutogradError, complain, source_line, user_location
 from jitgrad.hooks import Hook, HookTable, RemovableHandle
 from jitgrad.ir.interpreter import state
 from jitgrad.ir.op import Op
@@ -26,6 +26,8 @@ from jitgrad.ops import gradient
 
 if TYPE_CHECKING:
     from jitgrad.tensor import Tensor
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 # --- modes ---------------------------------------------------------------------------------------------------------
 
@@ -55,7 +57,7 @@ class _Switch(ContextDecorator):
     def __new__(cls, function: Callable[..., Any] | None = None) -> Any:
         self = super().__new__(cls)
         if callable(function):                        # a bare decorator: @no_grad
-            self.__init__()
+            cls.__init__(self)
             return ContextDecorator.__call__(self, function)
         return self
 
@@ -88,7 +90,8 @@ class enable_grad(_Switch):
 
 
 class inference_mode(_Switch):
-    """``no_grad`` whose results can never enter a recorded computation by accident; ``inference_mode(False)`` undoes it."""
+    """``no_grad`` whose results can never enter a recorded computation by accident; ``inference_mode(False)`` undoes
+    it."""
 
     settings = {"enabled": False, "inference": True}
 
@@ -107,7 +110,7 @@ class set_grad_enabled(_Switch):
 
     _at_once = False
 
-    def __new__(cls, value: bool) -> set_grad_enabled:  # type: ignore[override]
+    def __new__(cls, value: bool) -> set_grad_enabled:
         return object.__new__(cls)
 
     def __init__(self, value: bool) -> None:
@@ -122,7 +125,7 @@ class set_grad_enabled(_Switch):
             return self
         return super().__enter__()
 
-    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def __call__(self, function: _Function) -> _Function:
         if self._at_once:                             # a decorator: nothing is switched before the function is called
             self._at_once = False
             self.__exit__()
@@ -230,8 +233,8 @@ class OpNode(TapeNode):
         saved_in, saved_out = self.saved
         for t, version in zip([t for t in saved_in + saved_out if t is not None], self.versions):
             if t._count() != version:
-                raise complain(AutogradError, self.op.name, f"a value needed for its gradient ({t.tensor_type}) was changed in "
-                               f"place after it was used (version {t._count()}, expected {version})",
+                raise complain(AutogradError, self.op.name, f"a value needed for its gradient ({t.tensor_type}) was changed "
+                               f"in place after it was used (version {t._count()}, expected {version})",
                                where=self.where or user_location(),
                                fix="Use the out-of-place form of that change, or clone() the value before it")
         if mode.enabled:                              # create_graph: an output that is read again has its history
@@ -400,9 +403,9 @@ def _starts(name: str, tensors: Sequence[Tensor], gradients: Sequence[Tensor | N
     for t, g in zip(tensors, gradients, strict=True):
         edge = edge_of(t)
         if edge is None:
-            raise complain(AutogradError, name, f"a tensor of type {t.tensor_type} does not require gradients and has no "
-                           "history", where=user_location(),
-                           fix="Was it made under no_grad() or detach()ed? Set requires_grad=True on what it depends on")
+            raise complain(AutogradError, name, f"a tensor of type {t.tensor_type} does not require gradients and "
+                           "has no history", where=user_location(),
+                           fix="Was it made under no_grad(), or detached? Set requires_grad=True on what it depends on")
         if g is None:
             if t.tensor_type.size != 1:
                 raise complain(AutogradError, name, f"gradients start by themselves only from a single element, not "
@@ -415,6 +418,10 @@ def _starts(name: str, tensors: Sequence[Tensor], gradients: Sequence[Tensor | N
     return roots
 
 
+def _listed(tensors: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    return tensors if isinstance(tensors, (list, tuple)) else [cast("Tensor", tensors)]
+
+
 def backward(tensors: Tensor | Sequence[Tensor], grad_tensors: Tensor | Sequence[Tensor | None] | None = None,
              retain_graph: bool | None = None, create_graph: bool = False,
              inputs: Sequence[Tensor] | None = None) -> None:
@@ -422,7 +429,7 @@ def backward(tensors: Tensor | Sequence[Tensor], grad_tensors: Tensor | Sequence
 
     A tensor of one element needs no gradient given; others need one of their own shape in `grad_tensors`.
     What the tape saved is freed unless `retain_graph` (default: as `create_graph`)."""
-    tensors = [tensors] if not isinstance(tensors, (list, tuple)) else tensors
+    tensors = _listed(tensors)
     if grad_tensors is None or not isinstance(grad_tensors, (list, tuple)):
         grad_tensors = [grad_tensors] * len(tensors)  # type: ignore[list-item]
     if inputs is not None:
@@ -459,8 +466,7 @@ def grad(outputs: Tensor | Sequence[Tensor], inputs: Tensor | Sequence[Tensor],
     """The gradients of `outputs` in `inputs`, as new tensors; ``.grad`` is left alone.
 
     An input that `outputs` do not depend on is an error, or None with `allow_unused`."""
-    outputs = [outputs] if not isinstance(outputs, (list, tuple)) else outputs
-    inputs = [inputs] if not isinstance(inputs, (list, tuple)) else inputs
+    outputs, inputs = _listed(outputs), _listed(inputs)
     if grad_outputs is None or not isinstance(grad_outputs, (list, tuple)):
         grad_outputs = [grad_outputs] * len(outputs)  # type: ignore[list-item]
     targets = [edge_of(t) for t in inputs]
@@ -480,8 +486,8 @@ def grad(outputs: Tensor | Sequence[Tensor], inputs: Tensor | Sequence[Tensor],
         elif edge is not None and isinstance(edge[0], TapeNode):
             caught[k] = caught[catch[id(edge[0]), edge[1]]]
         if caught[k] is None and not allow_unused:
-            raise complain(AutogradError, "grad", f"an input of type {inputs[k].tensor_type} was not used to compute the "
-                           "outputs", fix="Pass allow_unused=True to get None for it")
+            raise complain(AutogradError, "grad", f"an input of type {inputs[k].tensor_type} was not used to compute "
+                           "the outputs", fix="Pass allow_unused=True to get None for it")
     return tuple(caught)
 
 
@@ -622,7 +628,7 @@ class Function:
         node = FunctionNode(cls, edges)
         with no_grad():
             if cls.setup_context is not None:
-                result = cls.forward(*args)           # type: ignore[call-arg]
+                result = cls.forward(*args)
                 cls.setup_context(node, args, result)
             else:
                 result = cls.forward(node, *args)

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from jitgrad.codegen import library
-from jitgrad.codegen import lower as regions
+from jitgrad.codegen import library, lower as regions
 from jitgrad.codegen.call import IN_PLACE
 from jitgrad.codegen.kernel import Buffer, Function, Launch, Lowered
 from jitgrad.codegen.sharing import shareable_by

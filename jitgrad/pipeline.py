@@ -26,8 +26,7 @@ from jitgrad.ir.printer import print_graph
 from jitgrad.ir.verify import verify
 from jitgrad.linking import Linked, begins_with_copy, link, may_share, plan_spec
 from jitgrad.plain import PlainPlan
-from jitgrad.runtime import build as kernels
-from jitgrad.runtime import cache, native
+from jitgrad.runtime import build as kernels, cache, native
 from jitgrad.runtime.plan import Plan, load_plan
 from jitgrad.runtime.spec import PlanSpec
 from jitgrad.transforms.cse import eliminate_common_subexpressions

@@ -39,8 +39,8 @@ class PlainPlan:
         self.pieces = pieces
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The outputs for `inputs`; see `runtime.plan.Plan.run`. IndexError names a kernel that reads or writes outside of
-        its memory."""
+        """The outputs for `inputs`; see `runtime.plan.Plan.run`. IndexError names a kernel that reads or writes outside
+        of its memory."""
         memory = _Memory(self.spec, self.linked.arena, inputs)
         for step in self.linked.steps:
             self._carry_out(step, memory)

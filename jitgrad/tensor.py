@@ -37,7 +37,7 @@ class Tensor(TensorMethods):
 
     # Class attributes are the defaults of instances, so that making one writes a single field.
     _array: Any = None                      # np.ndarray, or None while it is still to be computed
-    _type: TensorType | None = None         # known when _array is not
+    _type: Any = None                       # a TensorType, when there is no _array yet
     _pending: Any = None                    # the recorder's state of a root that is still to be computed
     _root: Tensor | None = None             # None: this tensor is a root
     _chain: Chain = ()                      # from the root to this view
@@ -101,7 +101,7 @@ class Tensor(TensorMethods):
     def requires_grad(self, value: bool) -> None:
         value = bool(value)
         if value and not self.dtype.is_differentiable:
-            raise complain(DTypeError, "requires_grad", f"only floating-point and complex tensors can require gradients, "
+            raise complain(DTypeError, "requires_grad", "only floating-point and complex tensors can require gradients, "
                            f"not {self.dtype.short}", fix="Did you mean x.float().requires_grad_()?")
         if not value and self._history_node() is not None:
             raise complain(AutogradError, "requires_grad", "this tensor has a history", fix="Use detach() instead")
@@ -121,7 +121,7 @@ class Tensor(TensorMethods):
     @grad.setter
     def grad(self, value: Tensor | None) -> None:
         if value is not None and value.shape != self.shape:
-            raise complain(ShapeError, "grad", f"a gradient of type {value.tensor_type} for a tensor {self.tensor_type}")
+            raise complain(ShapeError, "grad", f"a gradient {value.tensor_type} for a tensor {self.tensor_type}")
         self._set_grad(value)
 
     def _set_grad(self, value: Tensor | None) -> None:
@@ -176,7 +176,7 @@ class Tensor(TensorMethods):
 
     def _own(self) -> Tensor:
         """A tensor of the same contents that shares memory with nothing that anybody else holds."""
-        return interpreter.state.current.own(self)    # type: ignore[union-attr,no-any-return]
+        return interpreter.state.current.own(self)    # type: ignore[union-attr]
 
     def detach(self) -> Tensor:
         """The same memory, outside of the recorded history."""
@@ -203,7 +203,8 @@ class Tensor(TensorMethods):
         autograd.backward([self], [gradient], retain_graph, create_graph, inputs)
 
     def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
-        """`hook(gradient)` runs when the gradient of this tensor is known; what it returns, if anything, takes its place."""
+        """`hook(gradient)` runs when the gradient of this tensor is known; what it returns, if anything, takes its
+        place."""
         node = self._history_node()
         if self._array is None:
             interpreter.state.current.hooked = True  # type: ignore[union-attr]
@@ -419,7 +420,7 @@ def _wrap(array: Any) -> Tensor:
 try:
     from sys import getrefcount as _refcount
 except ImportError:                                   # an interpreter without reference counts: always copy
-    def _refcount(_: object) -> int:
+    def _refcount(_: Any, /) -> int:
         return 1 << 30
 
 
@@ -488,7 +489,7 @@ class EagerInterpreter:
                 self._link_view(out, inputs[0], op, attrs)
             if autograd.mode.enabled:
                 for t in inputs:
-                    if t._requires_grad or t._node is not None or t._root is not None and t.requires_grad:
+                    if t._requires_grad or t._node is not None or (t._root is not None and t.requires_grad):
                         autograd.record(op, inputs, attrs, (out,))
                         break
             return out
@@ -574,5 +575,5 @@ def _describe(tensor: Tensor) -> str:
 
 
 blocks.install_thread_limit(threads.limit)
-interpreter.set_default(EagerInterpreter())           # type: ignore[arg-type]
+interpreter.set_default(EagerInterpreter())
 autograd.backward(ops.neg(Tensor(np.zeros(1), requires_grad=True)))

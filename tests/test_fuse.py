@@ -5,8 +5,7 @@ import time
 import numpy as np
 import pytest
 from canonical import PROGRAMS, build, inputs_of, softmax
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from jitgrad import ops
 from jitgrad.dtypes import float32, int64, uint32

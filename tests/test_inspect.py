@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from jitgrad import __main__ as command
-from jitgrad import config, ops
+from jitgrad import __main__ as command, config, ops
 from jitgrad.inspect import Explanation, PlanView, Recompile, bar, flops, show_bytes, show_count
 from jitgrad.ir import GraphBuilder, parse_type
 from jitgrad.pipeline import compile_graph

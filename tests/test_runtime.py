@@ -12,12 +12,12 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 import pytest
-from jitgrad.kernels.cpu import tape
 
 from jitgrad import config, objectfile
 from jitgrad.codegen.plain import run_plain
 from jitgrad.errors import CompileError, DivisionByZeroError, OutOfRangeError
 from jitgrad.ir.types import TensorType, parse_type
+from jitgrad.kernels.cpu import tape
 from jitgrad.runtime import build, native, threads
 from jitgrad.runtime.memory import Arena, ArenaPool, size_class
 from jitgrad.runtime.plan import Entry, HostCall, Output, Plan, PlanSpec

@@ -106,7 +106,7 @@ class Function:
     source: str
 
 
-Argument = Union[Buffer, Function, int]
+Argument = Buffer | Function | int
 
 
 @dataclass(frozen=True, slots=True)

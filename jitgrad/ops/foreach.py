@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jitgrad import ops
+from jitgrad.dtypes import DType
 from jitgrad.errors import DTypeError, ShapeError, complain
 from jitgrad.ir.graph import Graph
 from jitgrad.ir.op import Op, register
@@ -103,7 +104,8 @@ class _Program:
         self.once: list[_Step] = []
         self.per_block: list[_Step] = []
         last = {number[v]: k for k, node in enumerate(body.nodes) for v in node.inputs}
-        varying, temporary = set(self.elements), {}
+        varying = set(self.elements)
+        temporary: dict[int, DType] = {}
         for k, node in enumerate(body.nodes):
             inputs, output = tuple([number[v] for v in node.inputs]), number[node.outputs[0]]
             varies = not varying.isdisjoint(inputs)

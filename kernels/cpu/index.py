@@ -9,8 +9,7 @@ counting sort).
 from __future__ import annotations
 
 from jitgrad.kernels.cpu.scalar import f32 as T
-from jitgrad.kernels.cpu.standins import fail, i64, load, pointer, store
-from jitgrad.kernels.cpu.standins import i64 as I
+from jitgrad.kernels.cpu.standins import fail, i64, i64 as I, load, pointer, store
 from jitgrad.kernels.cpu.template import text
 
 

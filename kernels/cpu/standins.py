@@ -11,6 +11,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+
 from jitgrad.kernels.cpu import scalar
 
 Scalar = Any
