@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,8 @@ class Optimizer:
         given = list(params)
         if not given:
             raise ValueError(f"{type(self).__name__}: got an empty list of parameters")
-        for group in given if isinstance(given[0], Mapping) else [{"params": given}]:
+        groups: list[Any] = given if isinstance(given[0], Mapping) else [{"params": given}]
+        for group in groups:
             self.add_param_group(group)
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
@@ -104,7 +106,7 @@ class Optimizer:
         while a function is being compiled, so that the first step has the same graph as all others."""
         for param in params:
             if name not in self.state[param]:
-                self.state[param][name] = eager_state(lambda param=param: make(param))
+                self.state[param][name] = eager_state(partial(make, param))
         return [self.state[param][name] for param in params]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -200,7 +202,8 @@ def sign(group: ParamGroup) -> float:
 
 def gradients(params: list[Tensor]) -> list[Tensor]:
     """The gradients, in the parameters' dtype."""
-    return [param.grad if param.grad.dtype is param.dtype else param.grad.to(param.dtype) for param in params]
+    pairs = [(param.grad, param.dtype) for param in params if param.grad is not None]
+    return [grad if grad.dtype is dtype else grad.to(dtype) for grad, dtype in pairs]
 
 
 def update(formula: Callable[..., Any], shared: Sequence[Any], written: list[list[Tensor]],
