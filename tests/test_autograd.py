@@ -679,7 +679,7 @@ def test_functional_grad():
 
 
 def test_functional_grad_nests():
-    f = lambda x: x * x * x * x                  # noqa: E731
+    f = lambda x: x * x * x * x
     grad = jg.func.grad
     x = jg.tensor(2.0, dtype=jg.float64)
     assert [grad(f)(x).item(), grad(grad(f))(x).item(), grad(grad(grad(f)))(x).item()] == [32, 48, 48]

@@ -4,6 +4,7 @@ Each program is run twice, decorated and not, from equal starts, for ten calls, 
 (results, Tensors, attributes, containers, exceptions) is compared after each call."""
 
 import copy
+import itertools
 import math
 import random
 import threading
@@ -200,7 +201,7 @@ def clock(decorate):
         seen.append(time.perf_counter())
         return x + 1
 
-    return lambda n: (step(), all(a < b for a, b in zip(seen, seen[1:])), len(seen))
+    return lambda n: (step(), all(a < b for a, b in itertools.pairwise(seen)), len(seen))
 
 
 def python_random(decorate):
@@ -527,7 +528,7 @@ def test_memory(program):
     check(program)
 
 
-# --- gradients across the edge ----------------------------------------------------------------------------------------------
+# --- gradients across the edge ------------------------------------------------------------------------------------
 
 def network(seed=0):
     jg.manual_seed(seed)
@@ -676,7 +677,7 @@ def test_backward_after_a_parameter_changed_is_an_error():
         loss.backward()
 
 
-# --- sealing, recompiles, numbers ---------------------------------------------------------------------------------------------
+# --- sealing, recompiles, numbers ---------------------------------------------------------------------------------
 
 def training(seed=0, optimizer=optim.AdamW, **options):
     net = network(seed)

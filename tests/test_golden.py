@@ -28,8 +28,9 @@ KERNELS = {
     "conv_relu_pool": "convolution map max_pool2d",
     "mlp_step": "matmul matmul row full row matmul column matmul column matmul foreach",
 }
-"""What each program becomes at the sizes that stand in it, a step each: the templates of its regions, and ops with kernels of
-their own. (How many kernels carry out a step, one, or two phases, is the business of code generation, and of the machine.)"""
+"""What each program becomes at the sizes that stand in it, a step each: the templates of its regions, and ops with
+kernels of their own. (How many kernels carry out a step, one, or two phases, is the business of code generation, and of
+the machine.)"""
 
 
 class NoPlan:

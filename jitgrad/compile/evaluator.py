@@ -61,6 +61,10 @@ class Evaluator:
         self.findings.guards.setdefault(path.identity, (path, (value, expected)))
         return known
 
+    def test(self, node: Any, scope: Scope) -> None:
+        """A condition: what it depends on is noted, both ways are followed."""
+        self.touch(self.expression(node, scope))
+
     def touch(self, value: Any) -> Any:
         """`reach` for whatever is known in an abstract value, which is returned."""
         if type(value) is Known:

@@ -159,7 +159,7 @@ class Sealed:
     @staticmethod
     def _private_input(unit: Unit) -> Tensor:
         """A Tensor that the body made from guarded values (``jg.tensor([1., 2.])``) and nobody else holds."""
-        tensor = unit.tensor
+        tensor: Tensor = unit.tensor
         assert tensor is not None
         # References: the unit, the recorder's list of what it captured, the call's node on the tape, the local name, and
         # getrefcount's argument.
@@ -293,7 +293,7 @@ class Sealed:
             tensors.extend(t for t in module._parameters.values() if t is not None)
         for optimizer in self.findings.optimizers.values():
             tensors.extend(p for g in optimizer.param_groups for p in g["params"])
-        return tensors  # type: ignore[return-value]
+        return tensors
 
     # --- the call ----------------------------------------------------------------------------------------------------------
 

@@ -108,9 +108,6 @@ class Statements(Evaluator):
             if not isinstance(target, ast.Name) or target.id not in scope.names:
                 raise self.refuse("deletes something that is not a local name")
 
-    def test(self, node: ast.expr, scope: Scope) -> None:
-        self.touch(self.expression(node, scope))
-
     def assign(self, target: Any, value: Any, scope: Scope, augmented: bool = False) -> None:
         """Store into a target: allowed for local names, Tensors, and attributes of Modules and Tensors."""
         if isinstance(target, ast.Name):
