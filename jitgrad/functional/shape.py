@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jitgrad import dtypes, ops
-from jitgrad.errors import ShapeError, complain
+from jitgrad.errors import OutOfRangeError, ShapeError, complain
 from jitgrad.functional.core import (
     Tensor,
     broadcast_all,
@@ -271,6 +271,9 @@ def narrow(input: Tensor, dim: int, start: int, length: int) -> Tensor:
 def select(input: Tensor, dim: int, index: int) -> Tensor:
     """Slice number `index` along `dim`, which is gone from the result."""
     axis = one_dim("select", dim, len(input.shape))
+    extent = input.shape[axis] if input.shape else 0
+    if not -extent <= index < extent:
+        raise complain(OutOfRangeError, "select", f"index {index} is out of range for dimension {dim} of {describe(input)}")
     one = narrow(input, axis, index, 1)
     return ops.reshape(one, shape=input.shape[:axis] + input.shape[axis + 1:])
 
