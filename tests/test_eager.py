@@ -11,7 +11,7 @@ from jitgrad.errors import DivisionByZeroError
 from jitgrad.functional.foreach import foreach
 from jitgrad.ops import blocks
 
-LARGE = blocks.SHARED + blocks.BLOCK + 7           # several threads, and a last block that is not full
+LARGE = blocks.PASS + blocks.SHARED + 7            # several threads, and a last block that is not full
 
 
 @pytest.fixture(autouse=True, params=[1, 2], ids=["one thread", "two threads"])

@@ -18,7 +18,8 @@ from jitgrad.ops.record import silence_numpy
 
 __all__ = ["elementwise_in_blocks", "in_blocks", "install_thread_limit"]
 
-BLOCK = 1 << 15                         # elements: a few operands of a block fit the second-level cache
+BLOCK = 1 << 16                         # elements: a few operands of a block fit the second-level cache
+PASS = 1 << 18                          # for a single pass, which finds nothing in a cache: fewer calls
 SHARED = 1 << 18                        # from this size on several threads pay
 
 _limit: Callable[[], int] = lambda: 1
@@ -30,13 +31,13 @@ def install_thread_limit(limit: Callable[[], int]) -> None:
     _limit = limit
 
 
-def in_blocks(size: int, work: Callable[[int, int], None]) -> None:
+def in_blocks(size: int, work: Callable[[int, int], None], block: int = BLOCK) -> None:
     """``work(begin, end)`` for pieces of ``range(size)``, in any order and on any of the threads."""
-    begins = itertools.count(0, BLOCK)  # drawn from by all threads; one next() is one step of the interpreter
+    begins = itertools.count(0, block)  # drawn from by all threads; one next() is one step of the interpreter
 
     def draw() -> None:
         while (begin := next(begins)) < size:
-            work(begin, min(begin + BLOCK, size))
+            work(begin, min(begin + block, size))
 
     helpers = _limit() - 1 if size >= SHARED else 0
     started = [_pool(helpers).submit(draw) for _ in range(helpers)]
@@ -70,7 +71,7 @@ def elementwise_in_blocks(function: Callable[..., Any], arrays: Sequence[np.ndar
         else:
             out[begin:end] = function(*pieces, **attrs)
 
-    in_blocks(out.size, work)
+    in_blocks(out.size, work, PASS if isinstance(function, np.ufunc) else BLOCK)
     return out.reshape(shape)
 
 
