@@ -21,7 +21,7 @@ from jitgrad import ops
 from jitgrad.dtypes import float32
 from jitgrad.ir import GraphBuilder, TensorType
 from jitgrad.ops.contraction import transposed
-from jitgrad.pipeline import compile_graph
+from jitgrad.plans import compile_graph
 
 SHAPES = [(128, 784, 512, ""), (128, 512, 512, ""), (784, 128, 512, "left"), (512, 128, 512, "left"),
           (128, 512, 512, "right"), (128, 512, 10, ""), (32, 64, 32, ""),

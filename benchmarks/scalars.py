@@ -20,7 +20,7 @@ from benchmarks.measure import interleave
 from benchmarks.report import Table
 from jitgrad.dtypes import BY_SHORT, DType
 from jitgrad.ir import REGISTRY, GraphBuilder, TensorType
-from jitgrad.pipeline import compile_graph
+from jitgrad.plans import compile_graph
 
 COUNT = 1 << 20
 NUMPY_NAMES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan"}

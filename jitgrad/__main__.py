@@ -92,7 +92,7 @@ def print_size() -> None:
 
 def build_kernels() -> None:
     """Compile what every process needs, so that the first plan does not wait for it."""
-    import_module("jitgrad.pipeline")
+    import_module("jitgrad.plans")
     begin = time.perf_counter()
     threads.walk()
     print(f"the loop that runs plans: ready in {time.perf_counter() - begin:.2f} s, in {cache.current().folder}")

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from jitgrad import pipeline
+from jitgrad import pipeline, plans
 from jitgrad.errors import describe_location
 from jitgrad.ir.graph import Graph, Node, inner_graphs
 from jitgrad.ir.printer import highlight, print_graph
@@ -233,7 +233,7 @@ def _entries(step: LinkedStep) -> int:
 def _step_view(linked: LinkedStep, seconds: list[float | None]) -> StepView:
     node = linked.step.node
     launches = linked.lowered.launches if linked.lowered else ()
-    kernels = [KernelView(k.name, k.source, k.items, pipeline.compile_seconds.get(kernel_key(k.source)))
+    kernels = [KernelView(k.name, k.source, k.items, plans.compile_seconds.get(kernel_key(k.source)))
                for k in launches]
     known = [s for s in seconds if s is not None]
     return StepView(name=kernels[-1].name if kernels else node.op.name,

@@ -23,7 +23,7 @@ import ml_dtypes
 import numpy as np
 
 import jitgrad as jg
-from jitgrad import config, pipeline
+from jitgrad import config, pipeline, plans
 from jitgrad.errors import JitgradError
 from jitgrad.ir import Graph, Node
 from jitgrad.ir.graph import Value
@@ -153,12 +153,12 @@ def _backward(results: Sequence[jg.Tensor]) -> None:
 @contextmanager
 def plans_made_by(make: Callable[[Graph], Any]):
     """Inside, compiled functions run on what `make` gives for a graph."""
-    usual = pipeline.compile_graph
-    pipeline.compile_graph = make
+    usual = plans.compile_graph
+    plans.compile_graph = make
     try:
         yield
     finally:
-        pipeline.compile_graph = usual
+        plans.compile_graph = usual
 
 
 def plain_plan(graph: Graph) -> PlainPlan:

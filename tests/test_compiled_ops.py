@@ -7,7 +7,7 @@ from programs import plain_plan
 from samples import SAMPLES
 
 from jitgrad.ir import REGISTRY, Graph, evaluate
-from jitgrad.pipeline import compile_graph
+from jitgrad.plans import compile_graph
 from jitgrad.transforms.autodiff import vjp
 
 ALL = [sample for name, samples in SAMPLES.items() for sample in samples if name != "region"]

@@ -6,7 +6,7 @@ import pytest
 from jitgrad import __main__ as command, config, ops
 from jitgrad.inspect import Explanation, PlanView, Recompile, bar, flops, show_bytes, show_count
 from jitgrad.ir import GraphBuilder, parse_type
-from jitgrad.pipeline import compile_graph
+from jitgrad.plans import compile_graph
 
 
 def step_graph():

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from samples import SAMPLES
 
-from jitgrad import config, dtypes, ops, pipeline
+from jitgrad import config, dtypes, ops, pipeline, plans
 from jitgrad.errors import DivisionByZeroError, OutOfRangeError
 from jitgrad.ir import GraphBuilder, TensorType, evaluate, parse_type
 from jitgrad.linking import begins_with_copy, may_share
-from jitgrad.pipeline import build, clear_plans, compile_graph
+from jitgrad.pipeline import build
+from jitgrad.plans import clear_plans, compile_graph
 from jitgrad.runtime.spec import PlanSpec
 from jitgrad.transforms.memory import ALIGNMENT, Slot, Step, assign_memory, output_identities, place_temporaries
 
@@ -409,7 +410,7 @@ def test_equal_graphs_have_one_plan():
 
 def test_plans_are_forgotten_least_recently_used_first(monkeypatch):
     clear_plans()
-    monkeypatch.setattr(pipeline, "PLANS_IN_MEMORY", 2)
+    monkeypatch.setattr(plans, "PLANS_IN_MEMORY", 2)
     graphs = [traced(lambda x: ([ops.neg(x)], {}), f"f32[{n}]") for n in (1, 2, 3)]
     first, second = compile_graph(graphs[0]), compile_graph(graphs[1])
     assert compile_graph(graphs[0]) is first
@@ -429,7 +430,7 @@ SECOND_PROCESS = """
 import sys, numpy as np
 from jitgrad import ops
 from jitgrad.ir import GraphBuilder, parse_type
-from jitgrad.pipeline import compile_graph
+from jitgrad.plans import compile_graph
 builder = GraphBuilder()
 x = builder.input(parse_type("f32[6]"))
 with builder:
@@ -452,8 +453,8 @@ def test_a_damaged_plan_is_compiled_again(monkeypatch):
     compile_graph(graph)
     clear_plans()
     for text in (b"{", b"[]", json.dumps({"inputs": ["f32[6]"]}).encode()):
-        monkeypatch.setattr(pipeline.cache.Cache, "get", lambda self, kind, key, text=text: text)
-        assert pipeline._load(hashlib.sha256(b"").hexdigest()) is None
+        monkeypatch.setattr(plans.cache.Cache, "get", lambda self, kind, key, text=text: text)
+        assert plans._load(hashlib.sha256(b"").hexdigest()) is None
 
 
 def test_specs_survive_json():

@@ -14,11 +14,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jitgrad import autograd, config, dtypes, pipeline
+from jitgrad import autograd, config, dtypes, plans
 from jitgrad.compile.analysis import analyze
 from jitgrad.compile.edge import Edge, EdgeNode
 from jitgrad.compile.evaluator import Findings
@@ -27,11 +28,13 @@ from jitgrad.compile.recorder import Recorder
 from jitgrad.compile.seal import Sealed, fingerprint, run_on_memory, signature_of
 from jitgrad.compile.values import Impure
 from jitgrad.errors import CompileError, complain, describe_location
-from jitgrad.inspect import Explanation, KernelView, PlanView, Recompile
 from jitgrad.ir.graph import Graph
 from jitgrad.ir.interpreter import interpret, state
 from jitgrad.ir.types import TensorType
 from jitgrad.tree import flatten, unflatten
+
+if TYPE_CHECKING:
+    from jitgrad.inspect import Explanation, KernelView, PlanView
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
@@ -126,7 +129,8 @@ class CompiledFunction:
         if kwargs or not _CONTAINERS.isdisjoint(map(type, args)):
             leaves = []
             structure = flatten((args, kwargs), leaves)
-        call = (args if not kwargs else {**dict(enumerate(args)), **kwargs}), leaves
+        by_place: dict[Any, Any] = dict(enumerate(args)) if kwargs else {}
+        call = ({**by_place, **kwargs} if kwargs else args), leaves
         signature = signature_of(leaves)
         key = None
         if signature is not None:
@@ -152,17 +156,19 @@ class CompiledFunction:
         """What became of this function: sealed or replayed and why, recompiles and their reasons, and for each plan its
         steps with bytes, arithmetic and (unless `times` is False) measured time."""
         done = self.statistics
+        look: Any = import_module("jitgrad.inspect")  # loads the passes, which calls from the cache do without
         mode = "sealed" if self._sealed else "replayed"
         reasons: tuple[str, ...] = ()
         if done.replayed_because and not self._sealed:
             reasons = (done.replayed_because,)
         reasons += tuple([f"cut at {describe_location(where)}: {why}" for where, why in dict.fromkeys(done.cuts)])
-        views = [PlanView(c.graph, c.plan) for c in done.compilations]
+        views = [look.PlanView(c.graph, c.plan) for c in done.compilations]
         if times:
             views = [view.time([_sample(v.type) for v in view.graph.inputs]) for view in views]
-        recompiles = tuple([Recompile(c.reason, describe_location(c.where), c.seconds) for c in done.compilations])
+        recompiles = tuple([look.Recompile(c.reason, describe_location(c.where), c.seconds) for c in done.compilations])
         calls = {"sealed": done.sealed_calls, "replayed": done.calls - done.sealed_calls}
-        return Explanation(self.name, mode, reasons, tuple(views), recompiles, calls)
+        explanation: Explanation = look.Explanation(self.name, mode, reasons, tuple(views), recompiles, calls)
+        return explanation
 
     @property
     def graphs(self) -> tuple[Graph, ...]:
@@ -181,7 +187,8 @@ class CompiledFunction:
             raise complain(CompileError, self.name, "it has not been called, so there is no plan yet",
                            fix="Call it once with real arguments")
         last = self.statistics.compilations[-1]
-        return PlanView(last.graph, last.plan)
+        view: PlanView = import_module("jitgrad.inspect").PlanView(last.graph, last.plan)
+        return view
 
     # --- replayed calls ----------------------------------------------------------------------------------------------
 
@@ -263,7 +270,7 @@ class CompiledFunction:
 
     def _compile(self, graph: Graph) -> Any:
         start = time.perf_counter()
-        plan = pipeline.compile_graph(graph)
+        plan = plans.compile_graph(graph)
         seconds = time.perf_counter() - start
         where = graph.nodes[0].where if graph.nodes else None
         self.statistics.compilations.append(Compilation(graph, plan, self._reason(graph), where, seconds))

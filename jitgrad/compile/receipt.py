@@ -10,14 +10,14 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-from jitgrad import config, pipeline
+from jitgrad import config, plans
 from jitgrad.compile.api import CompiledFunction
 from jitgrad.compile.state import State
-from jitgrad.inspect import PlanView, show_bytes
 from jitgrad.runtime import build as kernels
 from jitgrad.tensor import Tensor
 from jitgrad.tree import flatten
@@ -57,7 +57,7 @@ class Receipt:
             ("first call, cold", _time(self.first_cold)),
             ("first call, warm", _time(self.first_warm)),
             ("paid after", "never" if math.isinf(self.calls_to_pay) else f"{self.calls_to_pay:,.0f} calls"),
-            ("peak memory", f"eager {show_bytes(self.memory_eager)}, compiled {show_bytes(self.memory_compiled)}"),
+            ("peak memory", f"eager {_bytes(self.memory_eager)}, compiled {_bytes(self.memory_compiled)}"),
             ("largest difference", f"{self.difference:.3g} ulp ({self.difference_absolute:.2g})"),
         ]
 
@@ -93,7 +93,8 @@ def compare(function: Any, *args: Any, seconds: float = 1.0, **kwargs: Any) -> R
             compiled = CompiledFunction(plain, name=name)
             got = _observed(compiled, state, args, kwargs)
             per_call = _median(lambda: compiled(*args, **kwargs), seconds)
-        memory = max((PlanView(c.graph, c.plan).memory.peak for c in compiled.statistics.compilations), default=0)
+        views = [import_module("jitgrad.inspect").PlanView(c.graph, c.plan) for c in compiled.statistics.compilations]
+        memory = max([view.memory.peak for view in views], default=0)
         ulps, absolute = _difference(expected, got)
         sealed = compiled.statistics.sealed_calls > 0
         why = compiled.statistics.replayed_because or "it was called too rarely"
@@ -115,7 +116,7 @@ def _observed(function: Callable[..., Any], state: State, args: Any, kwargs: Any
 def _first_call(function: Any, state: State, args: Any, kwargs: Any) -> float:
     """Seconds of a first call, with nothing but the cache folder to draw on."""
     state.restore()
-    pipeline.clear_plans()
+    plans.clear_plans()
     kernels.forget()
     begin = time.perf_counter()
     CompiledFunction(function)(*args, **kwargs)
@@ -158,6 +159,11 @@ def _difference(expected: list[np.ndarray], got: list[np.ndarray]) -> tuple[floa
         absolute = max(absolute, gap)
         ulps = max(ulps, gap / (precision * scale) if scale else 0.0)
     return ulps, absolute
+
+
+def _bytes(n: int) -> str:
+    shown: str = import_module("jitgrad.inspect").show_bytes(n)
+    return shown
 
 
 def _time(seconds: float) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jitgrad import dtypes, pipeline
+from jitgrad import dtypes, plans
 from jitgrad.compile.api import CompiledFunction
 from jitgrad.compile.recorder import Recorder
 from jitgrad.compile.state import State
@@ -99,7 +99,7 @@ def _compare(graph: Graph, arrays: list[np.ndarray], tolerance: float) -> list[D
     eager = evaluate(graph.replace(outputs=tuple(everything), writes=()), arrays)
     exact = _in_float64(graph, arrays)
     inputs = [np.ascontiguousarray(a).reshape(a.shape) for a in arrays]
-    compiled = pipeline.compile_graph(graph.replace(outputs=tuple(everything), writes=())).run(inputs)
+    compiled = plans.compile_graph(graph.replace(outputs=tuple(everything), writes=())).run(inputs)
     terms: dict[Value, float] = {}
     found = []
     k = 0
