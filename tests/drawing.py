@@ -148,10 +148,10 @@ def _broadcasts(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
     return all(m == n or 1 in (m, n) for m, n in zip(reversed(a), reversed(b)))
 
 
-# ---- kinds of statements: elementwise ------------------------------------------------------------------------------------
+# ---- kinds of statements: elementwise --------------------------------------------------------------------------------
 
-UNARY = ["exp", "tanh", "sigmoid", "relu", "sin", "cos", "sqrt", "log", "abs", "neg", "square", "rsqrt", "reciprocal", "expm1",
-         "log1p", "erf", "floor", "ceil", "round", "trunc", "sign", "atan", "log2", "exp2", "sinh", "asinh", "frac"]
+UNARY = ["exp", "tanh", "sigmoid", "relu", "sin", "cos", "sqrt", "log", "abs", "neg", "square", "rsqrt", "reciprocal",
+         "expm1", "log1p", "erf", "floor", "ceil", "round", "trunc", "sign", "atan", "log2", "exp2", "sinh", "asinh", "frac"]
 ACTIVATIONS = ["gelu", "silu", "softplus", "leaky_relu", "elu", "hardtanh", "mish", "softsign", "logsigmoid", "relu6"]
 
 
@@ -215,7 +215,7 @@ def convert(w: Writer) -> str | None:
     return x and f"{x}.to(jg.{w.choose(['float32', 'float64', 'int64', 'bool', 'bfloat16', 'int32', 'float16', 'uint8'])})"
 
 
-# ---- movement and views -----------------------------------------------------------------------------------------------------
+# ---- movement and views ----------------------------------------------------------------------------------------------
 
 
 def index_text(w: Writer, x: str) -> str:
@@ -237,7 +237,8 @@ def movement(w: Writer) -> str | None:
     options = [f"{x}.unsqueeze({w.integer(0, ndim)})", f"{x}.reshape(-1)", f"{x}.clone()"]
     if ndim:
         a, b = w.axis(x), w.axis(x)
-        options += [f"{x}[{index_text(w, x)}]", f"{x}.flip({a})", f"{x}.transpose({a}, {b})", f"{x}.unbind({a})[-1]" if w[x].shape[a] else f"{x}.T",
+        options += [f"{x}[{index_text(w, x)}]", f"{x}.flip({a})", f"{x}.transpose({a}, {b})",
+                    f"{x}.unbind({a})[-1]" if w[x].shape[a] else f"{x}.T",
                     f"{x}.roll(1, {a})", f"{x}.select({a}, 0)", f"{x}.narrow({a}, 0, 1)", f"{x}[{index_text(w, x)}]"]
     if ndim >= 2:
         options += [f"{x}.T", f"{x}.mT", f"{x}.flatten()", f"{x}.permute({', '.join(map(str, range(ndim - 1, -1, -1)))})",
@@ -257,7 +258,7 @@ def join(w: Writer) -> str | None:
     return f"jg.{'stack' if w[x].shape == w[y].shape and w.one_in(2) else 'cat'}([{x}, {y}], {a})"
 
 
-# ---- in place -----------------------------------------------------------------------------------------------------------------
+# ---- in place --------------------------------------------------------------------------------------------------------
 
 TARGETS = ["{x}", "{x}[{i}]", "{x}.t()", "{x}.T", "{x}[0]", "{x}.view(-1)", "{x}.flip(0)", "{x}.select(-1, 0)", "{x}.mT[0]",
            "{x}.unsqueeze(0)", "{x}[{i}].flip(0)", "{x}.detach()", "{x}.diagonal()"]
@@ -271,8 +272,8 @@ def in_place(w: Writer) -> str | None:
     x = w.pick()
     if x is None:
         return None
-    change = w.choose([f"mul_({w.partner(x)})", f"add_({w.partner(x)})", "zero_()", f"fill_({w.number()})", "relu_()", "neg_()",
-                       f"sub_({w.partner(x)})", "tanh_()", f"copy_({w.pick()})", "clamp_(-1, 1)", "exp_()"])
+    change = w.choose([f"mul_({w.partner(x)})", f"add_({w.partner(x)})", "zero_()", f"fill_({w.number()})", "relu_()",
+                       "neg_()", f"sub_({w.partner(x)})", "tanh_()", f"copy_({w.pick()})", "clamp_(-1, 1)", "exp_()"])
     return f"{target_of(w, x)}.{change}\n"
 
 
@@ -293,7 +294,7 @@ def assign_part(w: Writer) -> str | None:
                            f"{x}.flip(0).copy_({x})\n", f"{x}[:, 0] = {x}.sum()\n", f"{x}[::2] = {x}[0]\n"])
 
 
-# ---- reductions, contractions, indices -----------------------------------------------------------------------------------------
+# ---- reductions, contractions, indices -------------------------------------------------------------------------------
 
 
 def reduction(w: Writer) -> str | None:
@@ -360,7 +361,8 @@ def loss(w: Writer) -> str | None:
     if x is None:
         return None
     y = w.floating(lambda t: t.shape == w[x].shape)
-    options = [f"F.mse_loss({x}, {y})", f"F.smooth_l1_loss({x}, {y})", f"F.binary_cross_entropy_with_logits({x}, {y}.sigmoid())"]
+    options = [f"F.mse_loss({x}, {y})", f"F.smooth_l1_loss({x}, {y})",
+               f"F.binary_cross_entropy_with_logits({x}, {y}.sigmoid())"]
     if w[x].ndim == 2 and w[x].shape[1]:
         n, c = w[x].shape
         options += [f"F.cross_entropy({x}, jg.arange({n}) % {c})"] * 3
@@ -368,7 +370,7 @@ def loss(w: Writer) -> str | None:
     return w.choose(options)
 
 
-# ---- numbers, branches, gradients ------------------------------------------------------------------------------------------------
+# ---- numbers, branches, gradients ------------------------------------------------------------------------------------
 
 
 def arithmetic_on_numbers(w: Writer) -> str | None:
@@ -418,7 +420,7 @@ def update(w: Writer) -> str | None:
                      f"jg.nn.utils.clip_grad_norm_([{p}], 1.0)\n"])
 
 
-# ---- families -----------------------------------------------------------------------------------------------------------------------
+# ---- families --------------------------------------------------------------------------------------------------------
 
 MOST = (jg.float32, jg.float32, jg.float32, jg.float64, jg.int64, jg.bool)
 NARROW = (jg.bfloat16, jg.float16, jg.float32, jg.int32, jg.uint8)
@@ -427,7 +429,8 @@ REAL = (jg.float32, jg.float32, jg.float64)
 FAMILIES: dict[str, tuple[tuple[Any, ...], bool, list[Kind]]] = {
     "elementwise": (MOST, False, [unary, binary, binary, binary_function, comparison, where, convert, activation, logic,
                                   clamp, arithmetic_on_numbers]),
-    "narrow": (NARROW, False, [unary, binary, binary, convert, activation, reduction, row_program, movement, where, product]),
+    "narrow": (NARROW, False, [unary, binary, binary, convert, activation, reduction, row_program, movement, where,
+                             product]),
     "views": (MOST, False, [movement, movement, movement, join, binary, unary, reduction]),
     "in_place": (MOST, False, [in_place, in_place, assign, assign_part, movement, binary, unary, movement]),
     "rows": (REAL, False, [row_program, row_program, reduction, binary, unary, movement, loss, scan]),
