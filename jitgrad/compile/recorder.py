@@ -223,8 +223,10 @@ class Recorder:
             first = array.__array_interface__["data"][0]
             place = self._place(tensor, array, first) if id(tensor) not in self.origins \
                 else Pending(self._new_unit(tensor))
-            if tensor.requires_grad and place.unit.tensor is not tensor:
-                self._track(place, tensor)
+            if place.unit.tensor is not tensor:
+                self.merged.append((place.unit.tensor, tensor))
+                if tensor.requires_grad:
+                    self._track(place, tensor)
             self.known[id(tensor)] = place
             self.held.append(tensor)
         return place
