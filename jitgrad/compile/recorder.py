@@ -91,6 +91,7 @@ class Recorder:
         self.last: Segment | None = None
         self.hooked = False                           # a hook was put on a lazy Tensor
         self.entangled = False                        # two Tensors with a history share memory
+        self.merged: list[tuple[Any, Tensor]] = []    # Tensors that became one unit: the unit's, and another
         self.first_sequence = autograd.next_sequence()
         self.segments = 0
         self.forever: list[Tensor] = []               # inputs of numbers: their ids must not be used again
