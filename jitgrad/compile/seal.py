@@ -117,6 +117,7 @@ class Sealed:
         self.draws = [(generator, count) for generator, _, count in recorder.draws.values()]
         self.written = [k for k, _ in segment.graph.writes]
         self._find_inputs(recorder, segment, call)
+        self._require_apart(recorder, call)
         self.structure = structure
         self._reads = [k for k, _ in recorder.reads]            # in the order of the result's leaves
         if len(self._reads) != sum(findings.reads):
