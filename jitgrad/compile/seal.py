@@ -157,6 +157,17 @@ class Sealed:
         for (k, _, _), tensor in zip(numbers, self.numbers.tensors):
             self.template[k] = tensor
 
+    def _require_apart(self, recorder: Recorder, call: Any) -> None:
+        """Tensors that are found in two places, or share memory, need not do so on the next call."""
+        arguments = [id(leaf) for leaf in call[1] if isinstance(leaf, Tensor)]
+        elsewhere = _places(self.findings, (call[0], []))
+        if len(set(arguments)) < len(arguments) or not elsewhere.keys().isdisjoint(arguments):
+            raise Impure("is given one tensor in two ways", None)
+        for one, other in recorder.merged:
+            apart = id(one) in self.places and id(other) in self.places
+            if apart or (one if one._root is None else one._root) is not (other if other._root is None else other._root):
+                raise Impure(f"uses two tensors that share memory ({one.tensor_type}, {other.tensor_type})", None)
+
     @staticmethod
     def _private_input(unit: Unit) -> Tensor:
         """A Tensor that the body made from guarded values (``jg.tensor([1., 2.])``) and nobody else holds."""
