@@ -129,8 +129,7 @@ class CompiledFunction:
         if kwargs or not _CONTAINERS.isdisjoint(map(type, args)):
             leaves = []
             structure = flatten((args, kwargs), leaves)
-        by_place: dict[Any, Any] = dict(enumerate(args)) if kwargs else {}
-        call = ({**by_place, **kwargs} if kwargs else args), leaves
+        call = (args if not kwargs else {**_numbered(args), **kwargs}), leaves
         signature = signature_of(leaves)
         key = None
         if signature is not None:

@@ -107,6 +107,7 @@ class Recorder:
         self.spans: list[tuple[int, int]] = []        # the same, as sorted (first byte, past the last)
         self.live: list[weakref.ref[Tensor]] = []
         self.tracked: set[Value] = set()              # values with a history
+        self.detached_before: dict[Value, int] = {}   # inputs that gained a history late: after how many nodes
         self.partial: set[Value] = set()              # values whose history is not just that of the graph
 
     # --- ops -------------------------------------------------------------------------------------------------------
@@ -240,11 +241,15 @@ class Recorder:
             return
         unit.tensor = tensor                          # that other was detached, and so is what was computed from it
         self.tracked.add(unit.initial)
-        detached = {unit.initial}
-        for node in self.builder.nodes:
-            if not detached.isdisjoint(node.inputs):
-                detached.update(node.outputs)
-                self.partial.update(node.outputs)
+        self.detached_before[unit.initial] = len(self.builder.nodes)
+
+    def _detached_values(self) -> set[Value]:
+        """What was computed from memory that was captured by way of a detached Tensor, before the one with the history."""
+        found: set[Value] = set()
+        for k, node in enumerate(self.builder.nodes if self.detached_before else ()):
+            if any([v in found or self.detached_before.get(v, 0) > k for v in node.inputs]):
+                found.update(node.outputs)
+        return found
 
     def _place(self, tensor: Tensor, array: np.ndarray, first: int) -> Pending:
         if array.size == 0:
@@ -425,9 +430,10 @@ class Recorder:
         wanted = {self.read(t) for t in tensors}
         if wanted & {u.initial for u in self.units}:
             return False
+        partial = self.partial | self._detached_values()
         for node in reversed(self.builder.nodes):
             if any(v in wanted for v in node.outputs):
-                if any(v in self.partial for v in node.outputs):
+                if any(v in partial for v in node.outputs):
                     return False
                 wanted.update(node.inputs)
         return True
@@ -446,7 +452,7 @@ class Recorder:
         crossing_values = [self.read(t) for t in crossing]
         given = {unit.initial: k for k, unit in enumerate(units)}
         wanted = list(dict.fromkeys([v for v in [*outputs, *crossing_values] if v not in given]))
-        copies = {v: arrays[k].copy() for v, k in given.items() if v in set(outputs)}
+        copies = {v: arrays[given[v]].copy() for v in set(outputs) if v in given}
         graph = self.builder.build(wanted, writes)
         self.segments += 1
         edge = None

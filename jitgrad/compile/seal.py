@@ -273,7 +273,7 @@ class Sealed:
 
     def _find_bindings(self, segment: Segment, leaves: list[Any], held: dict[int, int]) -> None:
         """Which outputs are held by a ``.grad``, by an attribute of a Module or by optimizer state."""
-        self.gradient_bindings: list[tuple[Any, int]] = []      # a Tensor (or which leaf of the arguments), output
+        self.gradient_bindings: list[tuple[Any, int]] = []      # a Tensor (or its place), output
         self.table_bindings: list[tuple[Any, Any, int]] = []    # table, name, output
 
         def output(value: Any) -> int | None:
@@ -288,9 +288,7 @@ class Sealed:
             j = output(t._grad)
             if j is not None:
                 place = self.places.get(id(t))
-                if callable(place):
-                    raise Impure("sets the gradient of a tensor that is reached through a variable", None)
-                self.gradient_bindings.append((place if type(place) is int else t, j))
+                self.gradient_bindings.append((t if place is None or type(place) is tuple else place, j))
         tables = [table for m in self.findings.modules.values() for table in (m.__dict__["_buffers"], m.__dict__)]
         tables += [entry for o in self.findings.optimizers.values() for entry in o.state.values()]
         for table in tables:
@@ -375,7 +373,7 @@ class Sealed:
     def _bind(self, made: list[Tensor], call: Any) -> None:
         """Put outputs where the body would have put them."""
         for owner, j in self.gradient_bindings:
-            target = owner if type(owner) is not int else call[1][owner]
+            target = owner if isinstance(owner, Tensor) else as_fetch(owner)(call)
             if target._grad is None:
                 changes.bump()
             target._grad = made[j]
