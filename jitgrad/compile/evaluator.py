@@ -51,7 +51,7 @@ class Evaluator:
         elif isinstance(value, Optimizer):
             self.findings.optimizers.setdefault(id(value), value)
         elif isinstance(value, Tensor) and path is not None:
-            if not self._protected(path):
+            if not self._protected(path) and not path.is_leaf:
                 self.findings.tensors.setdefault(id(value), path)
             return known
         if path is None or (path.root[0] == "argument" and not path.steps) or self._trusted(path):

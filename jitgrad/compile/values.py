@@ -45,6 +45,11 @@ class Path:
         return found
 
     @property
+    def is_leaf(self) -> bool:
+        """True for what is an argument, or lies in its lists, tuples and dicts: a leaf of the call's arguments."""
+        return self.root[0] == "argument" and all(kind == "item" for kind, _ in self.steps)
+
+    @property
     def identity(self) -> tuple[Any, ...]:
         kind, place, name = self.root
         return kind, id(place), name, self.steps
