@@ -467,5 +467,6 @@ def _places(findings: Findings, call: Any) -> dict[int, Any]:
             for name, value in entry.items():
                 add(value, (entry, name))
     for path in findings.tensors.values():
-        add(path.fetch(call[0]), lambda call, path=path: path.fetch(call[0]))
+        if not path.is_leaf:
+            add(path.fetch(call[0]), lambda call, path=path: path.fetch(call[0]))
     return places
