@@ -11,12 +11,15 @@ float32, a store rounds to nearest even.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba.core import types
 from numba.core.cgutils import alloca_once, gep_inbounds, get_or_insert_function
-from numba.extending import intrinsic, models, register_model
+from numba.extending import models, register_model
+
+from jitgrad.kernels.cpu.frontend import intrinsic, teach
 
 I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
 F32, F64 = ir.FloatType(), ir.DoubleType()
@@ -120,7 +123,7 @@ def tag_scope(builder: ir.IRBuilder, instruction: Any, operand: int, count: int)
         instruction.set_metadata("noalias", module.add_metadata(others))
 
 
-@intrinsic(prefer_literal=True)
+@partial(intrinsic, literal=True)
 def load(typing: Any, p: types.Type, index: types.Type, operand: types.Type, count: types.Type) -> Any:
     """``load(p, i, k, n)``: element i of operand k of n."""
     element = p.dtype
@@ -140,7 +143,7 @@ def load(typing: Any, p: types.Type, index: types.Type, operand: types.Type, cou
     return result(p, types.unliteral(index), operand, count), codegen
 
 
-@intrinsic(prefer_literal=True)
+@partial(intrinsic, literal=True)
 def store(typing: Any, p: types.Type, index: types.Type, value: types.Type, operand: types.Type,
           count: types.Type) -> Any:
     """``store(p, i, v, k, n)``: write v, cast to the element type, to element i of operand k of n."""
@@ -258,6 +261,24 @@ reassociate_max = _make_reassociating("reassociate_max", _select_integer(">"), _
 reassociate_min = _make_reassociating("reassociate_min", _select_integer("<"), _call_float("minimum"))
 
 
+# The smaller and the larger of two integers, which Numba has for anything iterable, at length
+
+def _make_extreme(name: str, comparison: str) -> Any:
+    def extreme(typing: Any, x: types.Type, y: types.Type) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+            first, second = [context.cast(builder, value, kind, types.int64)
+                             for value, kind in zip(arguments, signature.args, strict=True)]
+            return builder.select(builder.icmp_signed(comparison, first, second), first, second)
+
+        return types.int64(types.unliteral(x), types.unliteral(y)), codegen
+
+    extreme.__name__ = name
+    return intrinsic(extreme)
+
+
+minimum_of_two, maximum_of_two = _make_extreme("min", "<"), _make_extreme("max", ">")
+
+
 # Atomics and calls: what the tape is made of. Addresses are int64.
 
 def _at(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
@@ -369,7 +390,6 @@ def address(typing: Any, p: types.Type) -> Any:
 
 # The error word: ERROR_CODE, ERROR_ITEM, ERROR_VALUE and a lock, at the start of the context that args[0] points to.
 
-@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def fail(args: Any, code: Any, item: Any, value: Any) -> None:
     """Record an error. Of several the one with the lowest item stays, and of one item's the first."""
     context = args[0]
@@ -382,6 +402,8 @@ def fail(args: Any, code: Any, item: Any, value: Any) -> None:
     poke(context + 24, 0)
 
 
+teach(fail, lambda kind: fail, inline=False)
+
 NAMES: dict[str, Any] = {
     "pointer": pointer, "advance": advance, "load": load, "store": store, "fail": fail, "address": address,
     "f64": f64, "f32": f32, "f16": f16, "bf16": bf16, "i64": i64, "i32": i32, "i16": i16, "i8": i8, "u64": u64,
@@ -389,5 +411,6 @@ NAMES: dict[str, Any] = {
     "reassociate_add": reassociate_add, "reassociate_mul": reassociate_mul, "reassociate_max": reassociate_max,
     "reassociate_min": reassociate_min,
     "peek": peek, "poke": poke, "fetch_add": fetch_add, "swap_if_equal": swap_if_equal, "relax": relax,
-    "nanoseconds": nanoseconds, "call_kernel": call_kernel, "call_system": call_system,
+    "min": minimum_of_two, "max": maximum_of_two, "nanoseconds": nanoseconds,
+    "call_kernel": call_kernel, "call_system": call_system,
 }

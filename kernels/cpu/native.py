@@ -15,18 +15,14 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import types
-from numba.core.compiler import CompileResult
-from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import lower_builtin, type_callable
 
 from jitgrad.kernels.cpu import math, scalar
-from jitgrad.kernels.cpu.frontend import lower_function
+from jitgrad.kernels.cpu.frontend import Emit, Function, teach
 from jitgrad.kernels.cpu.intrinsics import tag_scope
 
 CONTRACT = ("contract",)
 NO_OPERAND = 64                                 # the table of 2/pi counts as an operand that no kernel has
-
-Emit = Callable[[Any, ir.IRBuilder, Any, Any], ir.Value]
 
 
 def instruction(function: Callable[..., Any], arity: int, result: Callable[..., Any], emit: Emit) -> None:
@@ -163,35 +159,6 @@ def _teach_instructions() -> None:
 
 # --- functions that are made of instructions ------------------------------------------------------------------------
 
-Body = Callable[..., Any]
-
-
-@functools.cache
-def compiled(body: Body, arguments: tuple[types.Type, ...]) -> CompileResult:
-    """The LLVM module of a scalar function for these types, made once in a process."""
-    return lower_function(body, arguments, inline=True)
-
-
-def teach(function: Body, choose: Callable[[types.Type], Body]) -> None:
-    """A call of `function` is a call of the body that `choose` gives for the type of the first argument; the body is
-    compiled when it is first needed, and inlined by LLVM."""
-
-    class Template(AbstractTemplate):  # type: ignore[misc]
-        key = function
-
-        def generic(self, arguments: Any, keywords: Any) -> Any:
-            kinds = tuple([types.unliteral(a) for a in arguments])
-            return compiled(choose(kinds[0]), kinds).signature
-
-    def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
-        made = compiled(choose(signature.args[0]), signature.args)
-        context.active_code_library.add_linking_library(made.library)
-        return context.call_internal_no_propagate(builder, made.fndesc, signature, values)[1]
-
-    infer_global(function, types.Function(Template))
-    lower_builtin(function, types.VarArg(types.Any))(emit)
-
-
 def _teach_functions() -> None:
     for function in scalar.SCALARS.values():
         teach(function, lambda kind, function=function: function)
@@ -199,7 +166,7 @@ def _teach_functions() -> None:
         teach(function, functools.partial(_body, *bodies))
 
 
-def _body(single: Body, double: Body, whole: Body, kind: types.Type) -> Body:
+def _body(single: Function, double: Function, whole: Function, kind: types.Type) -> Function:
     if isinstance(kind, types.Integer):
         return whole
     return single if kind == types.float32 else double
