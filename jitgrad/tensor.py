@@ -209,7 +209,7 @@ class Tensor(TensorMethods):
         if self._array is None:
             interpreter.state.current.hooked = True  # type: ignore[union-attr]
         if node is not None:
-            return autograd._add_hook(node, self._index, hook)
+            return autograd.add_hook(node, self._index, hook)
         if not self._requires_grad:
             raise complain(AutogradError, "register_hook", "this tensor does not require gradients")
         if self._hooks is None:
