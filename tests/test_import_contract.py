@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,9 @@ def test_the_kernels_folder_is_no_top_level_package():
 def test_no_file_is_too_long():
     long = {name: n for name, path in MODULES.items() if (n := len(path.read_text().splitlines())) > 1000}
     assert not long, f"files of more than 1000 lines: {long}"
+
+
+def test_every_package_is_installed():
+    """pyproject.toml lists them, because the folder of the kernels stands elsewhere than its name says."""
+    listed = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert sorted(listed) == sorted(name for name, path in MODULES.items() if path.name == "__init__.py")
