@@ -212,6 +212,16 @@ def _where_samples() -> Iterator[Sample]:
     yield Sample("where", (SPECIAL > 0, SPECIAL, SPECIAL[::-1]), smooth=False, reference=np.where)
 
 
+def _integer_power_samples() -> Iterator[Sample]:
+    for dtype in FLOATS:
+        yield Sample("integer_power", (random(2, 3, dtype=dtype, low=0.5, high=2), np.array([[-3, 0, 1], [2, 5, 11]])),
+                     reference=np.power)
+    for shape in ((), (0, 3), (1,)):
+        yield Sample("integer_power", (random(*shape), np.full(shape, 3)), reference=np.power)
+    x, n = (a.ravel() for a in np.meshgrid(SPECIAL, [-1001, -2, -1, 0, 1, 2, 3, 64]))
+    yield Sample("integer_power", (x, n), smooth=False, reference=np.power)
+
+
 def _complex_samples() -> Iterator[Sample]:
     for dtype, shape in ((dtypes.float32, (2, 3)), (dtypes.float64, (2, 3)), (dtypes.float32, ()),
                          (dtypes.float32, (0, 1))):
@@ -470,8 +480,8 @@ def _check_samples() -> Iterator[Sample]:
         yield Sample("check_index", (np.asarray(x), np.asarray(limit)), smooth=False, reference=lambda x, n: x)
 
 
-FAMILIES = (_check_samples, _where_samples, _complex_samples, _cast_samples, _source_samples, _movement_samples,
-            _reduction_samples,
+FAMILIES = (_check_samples, _where_samples, _integer_power_samples, _complex_samples, _cast_samples, _source_samples,
+            _movement_samples, _reduction_samples,
             _scan_samples, _matmul_samples, _convolution_samples, _pooling_samples, _index_samples, _sort_samples,
             _foreach_samples, _region_samples)
 

@@ -56,6 +56,10 @@ class Scalar(TensorMethods):
         """This element as a number."""
         return Scalar(cast(self, dtypes.float64).value, weak=True)
 
+    def integer_power(self, n: Scalar) -> Scalar:
+        """This number to the power of another one that is whole."""
+        return ops.integer_power(self, cast(n, dtypes.int64))
+
     def where(self, x: Any, y: Any) -> Any:
         """`x` if this bool holds, otherwise `y`."""
         return elementwise.where(self, x, y)

@@ -24,12 +24,12 @@ from jitgrad.ops.derived import derived
 from jitgrad.ops.record import MAY_FAIL, binary, keep_dtype, predicate, require_category, require_same, same_type, unary
 
 __all__ = ["abs", "acos", "acosh", "add", "asin", "asinh", "atan", "atan2", "atanh", "bitwise_and", "bitwise_not",
-           "bitwise_or", "bitwise_xor", "cast", "ceil", "complex", "conj", "copysign", "cos", "cosh", "digamma",
-           "div", "eq", "erf", "erfc", "erfinv", "exp", "exp2", "expm1", "floor", "floor_divide", "fmod", "ge", "gt",
-           "imag", "isfinite", "isinf", "isnan", "le", "lgamma", "log", "log1p", "log2", "log10", "logical_not", "lt",
-           "maximum", "minimum", "mul", "ne", "neg", "polygamma", "pow", "real", "real_counterpart", "reciprocal",
-           "relu", "remainder", "round", "rsqrt", "shift_left", "shift_right", "sigmoid", "sign", "sin", "sinh",
-           "sqrt", "sub", "tan", "tanh", "trunc", "where"]
+           "bitwise_or", "bitwise_xor", "cast", "ceil", "complex", "conj", "copysign", "cos", "cosh", "digamma", "div",
+           "eq", "erf", "erfc", "erfinv", "exp", "exp2", "expm1", "floor", "floor_divide", "fmod", "ge", "gt", "imag",
+           "integer_power", "isfinite", "isinf", "isnan", "le", "lgamma", "log", "log1p", "log2", "log10",
+           "logical_not", "lt", "maximum", "minimum", "mul", "ne", "neg", "polygamma", "pow", "real",
+           "real_counterpart", "reciprocal", "relu", "remainder", "round", "rsqrt", "shift_left", "shift_right",
+           "sigmoid", "sign", "sin", "sinh", "sqrt", "sub", "tan", "tanh", "trunc", "where"]
 
 # ---- one operand -----------------------------------------------------------------------------------------------
 
@@ -252,6 +252,25 @@ fmod: Op = binary("fmod", _checked("fmod", np.fmod), categories="uif", effects=M
                   vjp=(lambda g: g, lambda g, x, y: ops.neg(ops.mul(g, ops.trunc(ops.div(x, y))))),
                   doc="x - y * trunc(x / y), the sign of x; integers: DivisionByZeroError where y is 0.")
 pow: Op = binary("pow", _power, vjp=(_power_base_gradient, _power_exponent_gradient), doc="x ** y")
+
+
+def _infer_integer_power(x: TensorType, n: TensorType) -> TensorType:
+    require_category("integer_power", x.dtype, "f")
+    require_same("integer_power", x.with_dtype(dtypes.int64), n)
+    return x
+
+
+def _integer_power_gradient(g: Any, x: Any, n: Any) -> Any:
+    zero = zeros_like(x)
+    exponent = ops.cast(n, dtype=x.dtype)
+    slope = ops.mul(exponent, ops.integer_power(x, ops.sub(n, ones_like(n))))
+    return ops.mul(g, ops.where(ops.eq(exponent, zero), zero, slope))
+
+
+integer_power: Op = register(Op(
+    "integer_power", ("x", "n"), _infer_integer_power, keep_dtype(lambda x, n: np.power(x.astype(np.float64), n)),
+    "elementwise", vjp=(_integer_power_gradient, None), spell="integer_power",
+    doc="x ** n of a float and an int64, by squaring: a kernel of a few instructions, where pow is long."))
 
 
 def _share_of_extreme(g: Any, chosen: Any, other: Any, compare: Any) -> Any:
