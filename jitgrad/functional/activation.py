@@ -15,6 +15,7 @@ import numpy as np
 
 from jitgrad import dtypes, ops
 from jitgrad.dtypes import DType
+from jitgrad.errors import DTypeError, complain
 from jitgrad.functional import random
 from jitgrad.functional.core import (
     Operand,
@@ -61,6 +62,8 @@ def _with_inplace(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 @_with_inplace
 def relu(input: Tensor) -> Tensor:
     """``max(x, 0)``; the gradient at 0 is 0."""
+    if input.dtype is dtypes.bool_:
+        raise complain(DTypeError, "relu", f"needs numbers, got {describe(input)}", fix="Did you mean x.float()?")
     return ops.relu(input)
 
 
