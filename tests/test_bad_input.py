@@ -23,17 +23,21 @@ from jitgrad.nn import functional as F
 MISUSE = {
     "ShapeError": [
         "x @ y", "x + y", "x * i", "x.reshape(4, 2)", "x.view(5)", "x.view(-1, -1)", "jg.zeros(2, -3)",
-        "jg.full((-1,), 2.0)", "x.expand(4, 3)", "jg.cat([x, y])", "jg.stack([x, y])", "e.amax(0)", "e.max()", "F.cross_entropy(x, i)",
+        "jg.full((-1,), 2.0)", "x.expand(4, 3)", "jg.cat([x, y])", "jg.stack([x, y])", "e.amax(0)", "e.max()",
+        "F.cross_entropy(x, i)",
         "F.layer_norm(x, (4,))", "F.linear(x, y)", "x.mm(x)", "x.bmm(y)", "jg.einsum('ij,jk->ik', x, x)", "F.mse_loss(x, y)",
-        "F.cross_entropy(x, x.sum(1))", "x.unflatten(1, (2, 2))", "x.narrow(1, 2, 5)", "F.conv2d(x, y)", "x.add_(y)", "x.copy_(y)", "F.embedding(i, s)",
+        "F.cross_entropy(x, x.sum(1))", "x.unflatten(1, (2, 2))", "x.narrow(1, 2, 5)", "F.conv2d(x, y)",
+        "x.add_(y)", "x.copy_(y)", "F.embedding(i, s)",
         "jg.where(b, x, y)", "x.chunk(0)", "jg.zeros(2, 2).expand(-1, -1, -1)",
     ],
     "IndexError": [
         "x.sum(5)", "x.transpose(0, 2)", "x[5]", "x[:, 7]", "x[0, 0, 0]", "x.softmax(3)", "x.squeeze(9)", "x.unsqueeze(5)",
         "x.sort(7)", "x.select(0, 9)", "x.flip(4)", "x.cumsum(2)", "s.select(0, 0)", "x[jg.tensor([9])]",
-        "x[jg.tensor([-3])]", "x.index_select(0, jg.tensor([9]))", "x.gather(1, jg.tensor([[9]]))", "F.embedding(jg.tensor([9]), x)",
+        "x[jg.tensor([-3])]", "x.index_select(0, jg.tensor([9]))", "x.gather(1, jg.tensor([[9]]))",
+        "F.embedding(jg.tensor([9]), x)",
         "F.cross_entropy(x, jg.tensor([0, 9]))", "F.nll_loss(x, jg.tensor([-1, 0]))",
-        "x.scatter_add(1, jg.tensor([[3]]), x)", "x.index_add(0, jg.tensor([5]), x[:1])", "x.take(jg.tensor([6]))", "x.index_add(0, jg.tensor([-1]), x[:1])",
+        "x.scatter_add(1, jg.tensor([[3]]), x)", "x.index_add(0, jg.tensor([5]), x[:1])", "x.take(jg.tensor([6]))",
+        "x.index_add(0, jg.tensor([-1]), x[:1])",
     ],
     "DTypeError": [
         "~x", "x & x", "b - b", "F.embedding(x, y)", "x.index_select(0, x)", "i.requires_grad_()", "i.add_(1.5)",
