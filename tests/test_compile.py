@@ -4,6 +4,7 @@ Each program is run twice, decorated and not, from equal starts, for ten calls, 
 (results, Tensors, attributes, containers, exceptions) is compared after each call."""
 
 import copy
+import gc
 import itertools
 import math
 import random
@@ -1004,3 +1005,32 @@ def test_disabled_runs_the_plain_function():
     with jg.config.scope(disable=True):
         same(step(tensor(3)), tensor(3) * 2)
     assert step.statistics.calls == 0
+
+
+@pytest.mark.parametrize("kind", ["sealed", "replayed", "edge"])
+def test_calls_leave_nothing_behind(kind):
+    net, log = network(), []
+    optimizer, forward = optim.Adam(net.parameters()), jg.compile(net) if kind == "edge" else net
+
+    def body(x):
+        if kind == "replayed":
+            log.append(1)
+        optimizer.zero_grad()
+        loss = (forward(x) ** 2).mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    step = body if kind == "edge" else jg.compile(body)
+    x = tensor(8, 4)
+    for _ in range(5):
+        step(x)
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(isinstance(o, jg.Tensor) for o in gc.get_objects())
+        for _ in range(10):
+            step(x)
+        assert sum(isinstance(o, jg.Tensor) for o in gc.get_objects()) <= before + 2
+    finally:
+        gc.enable()

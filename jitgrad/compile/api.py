@@ -208,6 +208,7 @@ class CompiledFunction:
         self.statistics.cuts.extend(recorder.cuts)
         if key is not None and self._refusals.get(key, 0) < _ATTEMPTS:
             self._consider(candidate, state, recorder, call, key, structure, returned)
+        recorder.close()
         return unflatten(structure, [leaf.value if type(leaf) is Number else leaf for leaf in returned])
 
     def _consider(self, candidate: Candidate | None, state: Any, recorder: Recorder, call: Any, key: Any,

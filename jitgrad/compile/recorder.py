@@ -110,6 +110,12 @@ class Recorder:
         self.detached_before: dict[Value, int] = {}   # inputs that gained a history late: after how many nodes
         self.partial: set[Value] = set()              # values whose history is not just that of the graph
 
+    def close(self) -> None:
+        """Let go of everything: traced numbers that outlive the call still know their recorder."""
+        self._start()
+        self.last = None
+        self.numbers, self.origins, self.forever, self.draws = {}, {}, [], {}
+
     # --- ops -------------------------------------------------------------------------------------------------------
 
     def run(self, op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any]) -> Any:
@@ -222,8 +228,7 @@ class Recorder:
         place = self.known.get(id(tensor))
         if place is None:
             array = tensor._array
-            first = array.__array_interface__["data"][0]
-            place = self._place(tensor, array, first) if id(tensor) not in self.origins \
+            place = self._place(tensor, array) if id(tensor) not in self.origins \
                 else Pending(self._new_unit(tensor))
             if place.unit.tensor is not tensor:
                 self.merged.append((place.unit.tensor, tensor))
@@ -251,7 +256,7 @@ class Recorder:
                 found.update(node.outputs)
         return found
 
-    def _place(self, tensor: Tensor, array: np.ndarray, first: int) -> Pending:
+    def _place(self, tensor: Tensor, array: np.ndarray) -> Pending:
         if array.size == 0:
             return Pending(self._new_unit(tensor))
         low, high = np.lib.array_utils.byte_bounds(array)
@@ -259,7 +264,7 @@ class Recorder:
         if unit is not None and unit.value.dtype is tensor.dtype:
             same = unit.value.shape == array.shape
             return Pending(unit, () if same else ((ops.reshape, {"shape": array.shape}),))
-        if any(a < high and low < b for a, b in self.flat):
+        if self.flat and any([a < high and low < b for a, b in self.flat]):
             return self._place_overlapping(tensor, array)
         at = bisect.bisect_left(self.spans, (low, high))
         overlaps = (at > 0 and self.spans[at - 1][1] > low) or (at < len(self.spans) and self.spans[at][0] < high)
