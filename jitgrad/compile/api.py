@@ -156,11 +156,11 @@ class CompiledFunction:
         steps with bytes, arithmetic and (unless `times` is False) measured time."""
         done = self.statistics
         look: Any = import_module("jitgrad.inspect")  # loads the passes, which calls from the cache do without
-        mode = "sealed" if self._sealed else "replayed"
+        mode = "sealed" if done.sealed_calls else "replayed"
         reasons: tuple[str, ...] = ()
-        if done.replayed_because and not self._sealed:
-            reasons = (done.replayed_because,)
-        reasons += tuple([f"cut at {describe_location(where)}: {why}" for where, why in dict.fromkeys(done.cuts)])
+        if not done.sealed_calls:
+            cuts = [f"cut at {describe_location(where)}: {why}" for where, why in dict.fromkeys(done.cuts)]
+            reasons = (*((done.replayed_because,) if done.replayed_because else ()), *cuts)
         views = [look.PlanView(c.graph, c.plan) for c in done.compilations]
         if times:
             views = [view.time([_sample(v.type) for v in view.graph.inputs]) for view in views]

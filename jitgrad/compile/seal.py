@@ -24,6 +24,7 @@ from jitgrad.compile.number import Number, evaluate
 from jitgrad.compile.recorder import Recorder, Segment, Unit
 from jitgrad.compile.values import SIMPLE, Impure
 from jitgrad.dtypes import DType
+from jitgrad.hooks import HookTable
 from jitgrad.nn.module import Module
 from jitgrad.tensor import Tensor, _wrap
 from jitgrad.tree import unflatten
@@ -35,7 +36,7 @@ def leaf_signature(leaf: Any) -> Any:
     """What a sealed call takes for granted about one leaf of its arguments; None: such a call cannot be sealed."""
     if isinstance(leaf, Tensor):
         array = leaf._array
-        if array is None or leaf._history_node() is not None:
+        if array is None or leaf._history_node() is not None or leaf._hooks:
             return None
         return array.dtype, array.shape, array.strides, leaf._requires_grad and (1 if leaf._grad is None else 2)
     kind = type(leaf)
@@ -67,13 +68,17 @@ def fingerprint(findings: Findings, arguments: Any) -> tuple[Any, ...]:
     modules = tuple([_module_state(m) for m in findings.modules.values()])
     groups = tuple([_group_state(g) for o in findings.optimizers.values() for g in o.param_groups])
     entries = tuple([id(entry) for o in findings.optimizers.values() for entry in o.state.values()])
-    tensors = tuple([(t._requires_grad, t._grad is None) for t in (p.fetch(arguments) for p in findings.tensors.values())])
+    tensors = tuple([_gradient_state(t) for t in (p.fetch(arguments) for p in findings.tensors.values())])
     return modules, groups, entries, tensors
+
+
+def _gradient_state(t: Tensor) -> tuple[Any, ...]:
+    return t._requires_grad, t._grad is None, None if t._hooks is None else tuple(t._hooks.entries)
 
 
 def _module_state(module: Module) -> tuple[Any, ...]:
     fields = module.__dict__
-    tensors = [(name, None if t is None else (t.shape, t.dtype, t._requires_grad, t._grad is None))
+    tensors = [(name, None if t is None else (t.shape, t.dtype, *_gradient_state(t)))
                for table in (fields["_parameters"], fields["_buffers"]) for name, t in table.items()]
     children = [(name, id(m)) for name, m in fields["_modules"].items()]
     others = [(name, _stable(v)) for name, v in fields.items() if name not in ("_parameters", "_buffers", "_modules")]
@@ -81,7 +86,7 @@ def _module_state(module: Module) -> tuple[Any, ...]:
 
 
 def _group_state(group: Any) -> tuple[Any, ...]:
-    params = tuple([(id(p), p._requires_grad, p._grad is None) for p in group["params"]])
+    params = tuple([(id(p), *_gradient_state(p)) for p in group["params"]])
     return id(group), params, tuple([(k, _option_form(v)) for k, v in group.items() if k != "params"])
 
 
@@ -94,7 +99,9 @@ def _option_form(value: Any) -> Any:
 
 def _stable(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.shape, value.dtype, value._requires_grad, value._grad is None
+        return value.shape, value.dtype, *_gradient_state(value)
+    if isinstance(value, HookTable):
+        return tuple(value.entries)
     return value if isinstance(value, SIMPLE) and not isinstance(value, (slice, range)) else id(value)
 
 
@@ -210,6 +217,10 @@ class Sealed:
 
     # --- where the plan's outputs went -----------------------------------------------------------------------------------
 
+    def _refuse_hooks(self, tensors: list[Tensor]) -> None:
+        if any(t._hooks for t in tensors) or any(o._pre_hooks or o._post_hooks for o in self.findings.optimizers.values()):
+            raise Impure("a tensor or an optimizer has hooks", None)
+
     def _find_outputs(self, segment: Segment, returned: list[Any], leaves: list[Any]) -> None:
         index = {v: k for k, v in enumerate(segment.graph.outputs)}
         self.output_of = {id(t): index[v] for t, v in zip(segment.roots, segment.values) if v in index}
@@ -284,7 +295,9 @@ class Sealed:
             held[id(value)] += 1
             return self.output_of[id(value)]
 
-        for t in {id(t): t for t in self._reachable_tensors(segment, leaves)}.values():
+        reachable = self._reachable_tensors(segment, leaves)
+        self._refuse_hooks(reachable)
+        for t in {id(t): t for t in reachable}.values():
             j = output(t._grad)
             if j is not None:
                 place = self.places.get(id(t))

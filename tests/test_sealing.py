@@ -1,0 +1,220 @@
+"""Sealed calls see every change around them: after each one the next call does what the undecorated function does."""
+
+import copy
+import types
+
+import numpy as np
+import pytest
+
+import jitgrad as jg
+from jitgrad import nn, optim
+
+
+def tensor(*shape, seed=0):
+    return jg.from_numpy(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.extra = [nn.Tanh()]
+        self.scale = 1.0
+        self.drop = nn.Dropout(0.0)
+        self.register_buffer("shift", jg.zeros(2))
+
+    def forward(self, x):
+        h = self.first(x).relu()
+        for layer in self.extra:
+            h = layer(h)
+        return self.drop(self.second(h)) * self.scale + self.shift
+
+
+class World:
+    """A model, an optimizer, and a step over them in the shape that users give it."""
+
+    def __init__(self):
+        jg.manual_seed(0)
+        self.net = Net()
+        self.opt = optim.Adam([{"params": self.net.first.parameters()},
+                               {"params": self.net.second.parameters(), "lr": 1e-2}])
+        self.settings = types.SimpleNamespace(weight=1.0)
+        self.table = {"target": tensor(3, 2, seed=9)}
+        self.criterion = nn.MSELoss()
+        net, opt, settings, table, world = self.net, self.opt, self.settings, self.table, self
+
+        def step(x):
+            opt.zero_grad()
+            loss = world.criterion(net(x), table["target"]) * settings.weight
+            loss.backward()
+            opt.step()
+            return loss
+
+        self.step = step
+
+    def observe(self):
+        return [p.detach().numpy().copy() for p in self.net.parameters()] + \
+               [None if p.grad is None else p.grad.numpy().copy() for p in self.net.parameters()]
+
+
+def replace_a_layer(w):
+    jg.manual_seed(5)
+    w.net.second = nn.Linear(6, 2)
+
+
+def freeze(w):
+    w.net.first.weight.requires_grad_(False)
+
+
+def reset_gradients(w):
+    w.net.zero_grad()
+
+
+def keep_a_gradient(w):
+    w.net.first.weight.grad = tensor(6, 4, seed=3)
+
+
+def load_model(w):
+    w.net.load_state_dict({k: v * 0.5 for k, v in w.net.state_dict().items()})
+
+
+def load_optimizer(w):
+    state = copy.deepcopy(w.opt.state_dict())
+    for entry in state["state"].values():
+        entry["exp_avg"] = entry["exp_avg"] * 2
+    w.opt.load_state_dict(state)
+
+
+def swap_data(w):
+    w.net.first.weight.data = tensor(6, 4, seed=4)
+
+
+def other_target(w):
+    w.table["target"] = tensor(3, 2, seed=8)
+
+
+def broadcast_target(w):
+    w.table["target"] = tensor(1, 2, seed=8)
+
+
+def another_setting(w):
+    w.settings.weight = 3.0
+
+
+def grow_the_list(w):
+    w.net.extra.append(nn.ReLU())
+
+
+def number_of_the_module(w):
+    w.net.scale = 2.5
+
+
+def dropout_on_and_off(w):
+    w.net.drop.p = 0.5
+
+
+def evaluation_mode(w):
+    w.net.eval()
+
+
+def other_criterion(w):
+    w.criterion = nn.L1Loss()
+
+
+def new_learning_rate(w):
+    w.opt.param_groups[0]["lr"] = 0.1
+
+
+def weight_decay_appears(w):
+    w.opt.param_groups[1]["weight_decay"] = 0.1
+
+
+def group_added(w):
+    w.extra = nn.Parameter(tensor(2, seed=6))
+    w.net.bias2 = w.extra
+    w.opt.add_param_group({"params": [w.extra]})
+
+
+def buffer_replaced(w):
+    w.net.shift = tensor(2, seed=7)
+
+
+def buffer_changed_in_place(w):
+    w.net.shift.add_(1)
+
+
+def hook_registered(w):
+    w.net.second.register_forward_hook(lambda module, args, out: out * 2)
+
+
+def hook_on_a_parameter(w):
+    w.net.second.weight.register_hook(lambda g: g * 2)
+
+
+def tied(w):
+    w.net.second.weight = nn.Parameter(w.net.first.weight.detach()[:2].repeat(1, 2)[:, :6].clone())
+
+
+CHANGES = [replace_a_layer, freeze, reset_gradients, keep_a_gradient, load_model, load_optimizer, swap_data, other_target,
+           broadcast_target, another_setting, grow_the_list, number_of_the_module, dropout_on_and_off, evaluation_mode,
+           other_criterion, new_learning_rate, weight_decay_appears, group_added, buffer_replaced,
+           buffer_changed_in_place, hook_registered, hook_on_a_parameter, tied]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
+def test_a_change_is_seen(change):
+    plain, compiled = World(), World()
+    step = jg.compile(compiled.step)
+    for n in range(10):
+        if n == 5:
+            assert step.statistics.sealed_calls >= 2, step.statistics.replayed_because
+            change(plain)
+            change(compiled)
+        x = tensor(3, 4, seed=n)
+        jg.manual_seed(n)
+        expected = float(plain.step(x))
+        jg.manual_seed(n)
+        assert float(step(x)) == pytest.approx(expected, rel=1e-4, abs=1e-6), n
+        for a, b in zip(compiled.observe(), plain.observe(), strict=True):
+            assert (a is None) == (b is None), n
+            if a is not None:
+                np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5, err_msg=str(n))
+
+
+def test_modes_of_gradients_have_forms_of_their_own():
+    net = Net()
+    forward = jg.compile(lambda x: net(x))
+    x = tensor(3, 4)
+    for _ in range(4):
+        assert forward(x).requires_grad
+    with jg.no_grad():
+        for _ in range(4):
+            assert not forward(x).requires_grad
+    out = forward(x)
+    out.sum().backward()
+    assert net.first.weight.grad is not None
+    assert forward.statistics.sealed_calls >= 4
+
+
+def test_default_dtype_is_part_of_the_form():
+    make = jg.compile(lambda x: x.double() + jg.full((3,), 0.5))
+    for _ in range(4):
+        assert make(tensor(3)).dtype is jg.float64
+    plain = jg.compile(lambda x: jg.zeros(3) + x.double().sum() * 0)
+    for dtype in (jg.float32, jg.float64, jg.float32):
+        jg.set_default_dtype(dtype)
+        try:
+            for _ in range(3):
+                assert plain(tensor(3)).dtype is dtype
+        finally:
+            jg.set_default_dtype(jg.float32)
+
+
+def test_an_argument_of_another_kind():
+    f = jg.compile(lambda x, k=None: x * 2 if k is None else x * k)
+    for _ in range(3):
+        assert float(f(tensor(3)).sum()) == pytest.approx(float((tensor(3) * 2).sum()))
+        assert float(f(tensor(3), 3).sum()) == pytest.approx(float((tensor(3) * 3).sum()))
+        assert float(f(tensor(3), tensor(3)).sum()) == pytest.approx(float((tensor(3) ** 2).sum()))
+        assert f(jg.tensor([1, 2]), True).dtype is jg.int64
+        assert float(f(tensor(4)[::2], k=2.5).sum()) == pytest.approx(float((tensor(4)[::2] * 2.5).sum()))
