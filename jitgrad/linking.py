@@ -7,9 +7,8 @@ Out: `LinkedStep`s, from which `plan_spec` makes the PlanSpec. Nothing is compil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from jitgrad.codegen import library, lower as regions
@@ -24,6 +23,7 @@ from jitgrad.runtime.build import kernel_key
 from jitgrad.runtime.spec import Argument, Entry, HostCall, Output, PlanSpec, Ref
 from jitgrad.transforms.memory import Assignment, Copy, Slot, Step, place_temporaries
 
+LOWERED_IN_MEMORY = 512
 _WORDS = {1: uint8, 2: int16, 4: int32, 8: int64}
 
 
@@ -57,19 +57,31 @@ def begins_with_copy(node: Node) -> bool:
 
 
 def link(assignment: Assignment) -> Linked:
-    """Lower every step, equal ones once, and place all temporary memory."""
+    """Lower every step, and place all temporary memory."""
     steps = []
-    known: dict[tuple[Any, ...], Lowered | None] = {}
     for position, part in enumerate(assignment.steps):
         step = copy_step(part) if isinstance(part, Copy) else part
-        content = step_key(step)
-        if content not in known:
-            known[content] = lower_step(step)
-        lowered = known[content]
+        lowered = lower_once(step)
         sizes = lowered.scratch if lowered else ()
         steps.append(LinkedStep(step, lowered, tuple([Slot("arena", 0, n, position, position) for n in sizes])))
     scratch = [slot for linked in steps for slot in linked.scratch]
     return Linked(tuple(steps), place_temporaries([*assignment.temporaries, *scratch]))
+
+
+def lower_once(step: Step) -> Lowered | None:
+    """`lower_step`, but steps that are lowered alike are lowered once, also those of several programs: an optimizer's
+    step is the same for every size of a batch."""
+    key = step_key(step), step.node.where
+    try:
+        return _lowered[key]
+    except KeyError:
+        if len(_lowered) >= LOWERED_IN_MEMORY:
+            _lowered.clear()
+        lowered = _lowered[key] = lower_step(step)
+        return lowered
+
+
+_lowered: dict[tuple[Any, ...], Lowered | None] = {}
 
 
 def step_key(step: Step) -> tuple[Any, ...]:
@@ -103,16 +115,15 @@ def plan_spec(graph: Graph, assignment: Assignment, linked: Linked) -> PlanSpec:
     """The plan of `graph` as data."""
     entries: list[Entry] = []
     sources: dict[str, str] = {}
-    key_of = cache(kernel_key)
     for step in linked.steps:
         if step.lowered is None:
             entries.append(host_entry(step.step))
             continue
         for launch in step.lowered.launches:
             for text in kernel_texts(launch):
-                sources.setdefault(key_of(text), text)
-            entries.append(Entry(launch.name, key_of(launch.source), None, launch.items,
-                                 launch_arguments(step, launch, key_of), step.step.node.where))
+                sources.setdefault(kernel_key(text), text)
+            entries.append(Entry(launch.name, kernel_key(launch.source), None, launch.items,
+                                 launch_arguments(step, launch), step.step.node.where))
     outputs = [Output(v.type, reference(slot)) for v, slot in zip(graph.outputs, assignment.outputs, strict=True)]
     written = tuple(sorted({position for position, _ in graph.writes}))
     return PlanSpec(tuple([v.type for v in graph.inputs]), tuple(outputs), written, assignment.constants,
@@ -124,14 +135,14 @@ def kernel_texts(launch: Launch) -> list[str]:
     return [launch.source, *[a.source for a in launch.arguments if isinstance(a, Function)]]
 
 
-def launch_arguments(step: LinkedStep, launch: Launch, key_of: Callable[[str], str]) -> tuple[Argument, ...]:
+def launch_arguments(step: LinkedStep, launch: Launch) -> tuple[Argument, ...]:
     """The arguments of a launch: buffers as places (inputs, then outputs, then scratch), kernels by their keys."""
     slots: Sequence[Slot] = (*step.step.inputs, *step.step.outputs, *step.scratch)
 
     def argument(given: Buffer | Function | int) -> Argument:
         if isinstance(given, Buffer):
             return reference(slots[given.index])
-        return key_of(given.source) if isinstance(given, Function) else given
+        return kernel_key(given.source) if isinstance(given, Function) else given
 
     return tuple([argument(a) for a in launch.arguments])
 

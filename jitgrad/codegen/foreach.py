@@ -47,21 +47,22 @@ def lower_foreach(inputs: Sequence[TensorType], attrs: Mapping[str, Any],
     """The launches of a foreach node."""
     body, scalars = attrs["body"], attrs["shared"]
     patterns: dict[Pattern, list[Members]] = {}
+    homes = dict(shared)
     for group in range(attrs["groups"]):
-        pattern, members = _members(inputs, body, scalars, attrs["groups"], group, dict(shared))
+        pattern, members = _members(inputs, body, scalars, attrs["groups"], group, homes)
         if members.size:
             patterns.setdefault(pattern, []).append(members)
     return Lowered(tuple([_launch(body, scalars, pattern, groups) for pattern, groups in patterns.items()]))
 
 
 def _members(inputs: Sequence[TensorType], body: Graph, scalars: int, groups: int, group: int,
-             shared: dict[int, int]) -> tuple[Pattern, Members]:
-    positions = list(range(scalars + group, len(inputs), groups))
+             homes: Mapping[int, int]) -> tuple[Pattern, Members]:
+    positions = range(scalars + group, len(inputs), groups)
     size = inputs[positions[0]].size
     written = [k * groups + group for k in range(len(body.outputs))]
-    home = [positions.index(shared[k]) if shared.get(k) in positions else None for k in written]
+    home = [positions.index(homes[k]) if homes.get(k) in positions else None for k in written]
     members = Members(size, tuple(map(Buffer, positions)),
-                      tuple([Buffer(shared.get(k, len(inputs) + k)) for k in written]))
+                      tuple([Buffer(homes.get(k, len(inputs) + k)) for k in written]))
     return Pattern(tuple([inputs[p].size < size for p in positions]), tuple(home)), members
 
 

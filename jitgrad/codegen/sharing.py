@@ -51,10 +51,11 @@ def _matmul_operands(region: Region) -> set[Value]:
 
 def _foreach_pairs(inputs: tuple[TensorType, ...], attrs: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
     body, groups, shared = attrs["body"], attrs["groups"], attrs["shared"]
-    pairs = []
-    for group in range(groups):
-        operands = range(shared + group, len(inputs), groups)
+    first, pairs = inputs[shared:shared + groups], list[tuple[int, int]]()
+    for j, parameter in enumerate(body.inputs[shared:]):
+        begin = shared + j * groups
+        whole = [g for g in range(groups) if inputs[begin + g].shape == first[g].shape]
         for k, v in enumerate(body.outputs):
-            pairs += [(k * groups + group, i) for i in operands
-                      if inputs[i].shape == inputs[operands[0]].shape and inputs[i].dtype is v.dtype]
+            if v.dtype is parameter.dtype:
+                pairs += [(k * groups + g, begin + g) for g in whole]
     return tuple(pairs)

@@ -57,8 +57,8 @@ class Scalar(TensorMethods):
         return Scalar(cast(self, dtypes.float64).value, weak=True)
 
     def integer_power(self, n: Scalar) -> Scalar:
-        """This number to the power of another one that is whole."""
-        return ops.integer_power(self, cast(n, dtypes.int64))
+        """This number to the power of an element that is a whole number."""
+        return ops.integer_power(self, Scalar(cast(n, dtypes.int64).value, weak=True))
 
     def where(self, x: Any, y: Any) -> Any:
         """`x` if this bool holds, otherwise `y`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from jitgrad.dtypes import DType
@@ -56,7 +57,7 @@ class Node:
         return value
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Graph:
     """inputs -> nodes -> outputs. `writes` says which inputs are overwritten, and with what, when the graph has run:
     pairs (position of the input, value)."""
@@ -99,14 +100,18 @@ class Graph:
         from jitgrad.ir.printer import graph_html
         return graph_html(self)
 
-    @property
+    @cached_property
     def key(self) -> tuple[Any, ...]:
         """Hashable; equal for graphs that compute the same from the same types (names and lines do not count).
         It is also the identity of a graph that stands in an attribute."""
         return graph_key(self.inputs, self.nodes, self.outputs, self.writes)
 
-    def __hash__(self) -> int:
+    @cached_property
+    def _hash(self) -> int:
         return hash(self.key)
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Graph) and (self is other or self.key == other.key)
@@ -184,6 +189,12 @@ class GraphBuilder:
         self.nodes.append(Node(op, tuple(inputs), attrs, outputs, self.where))
         return outputs[0] if op.outputs == 1 else outputs
 
+    def copy(self, node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...]:
+        """Append `node` on other inputs of the same types; its outputs."""
+        outputs = tuple([self.value(v.type) for v in node.outputs])
+        self.nodes.append(Node(node.op, inputs, node.attrs, outputs, self.where))
+        return outputs
+
     def build(self, outputs: Iterable[Value], writes: Iterable[tuple[int, Value]] = ()) -> Graph:
         return Graph(tuple(self.inputs), tuple(self.nodes), tuple(outputs), self.name, tuple(writes))
 
@@ -222,7 +233,7 @@ def rebuild(graph: Graph, visit: Any = None) -> Graph:
             inputs = tuple([mapped[v] for v in node.inputs])
             result = visit(node, inputs, builder) if visit else None
             if result is None:
-                result = builder.run(node.op, inputs, dict(node.attrs))
+                result = builder.copy(node, inputs)
             results = result if isinstance(result, tuple) else (result,)
             for v, r in zip(node.outputs, results, strict=True):
                 mapped[v] = r

@@ -46,7 +46,7 @@ class TensorType:
         return TensorType(self.dtype, shape, self.device)
 
     def with_dtype(self, dtype: DType) -> TensorType:
-        return TensorType(dtype, self.shape, self.device)
+        return self if dtype is self.dtype else TensorType(dtype, self.shape, self.device)
 
     def __str__(self) -> str:
         device = "" if self.device == "cpu" else f"@{self.device}"

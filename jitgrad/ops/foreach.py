@@ -38,15 +38,17 @@ def _infer_foreach(*xs: TensorType, body: Graph, groups: int, shared: int) -> tu
         raise complain(ShapeError, "foreach", f"{len(xs)} operands for {groups} group(s) of {count}, {shared} shared")
     if any(x.shape for x in xs[:shared]):
         raise complain(ShapeError, "foreach", "shared operands are 0-d")
-    members = group_operands(xs, groups, shared)
-    for operands in members:
-        for given, parameter in zip([*xs[:shared], *operands], body.inputs, strict=True):
-            if given.dtype is not parameter.dtype:
-                raise complain(DTypeError, "foreach", f"the body takes {parameter.dtype.short}, got {given}")
-        for x in operands[1:]:
-            if x.shape not in ((), operands[0].shape):
-                raise complain(ShapeError, "foreach", f"{x} in a group of {operands[0]}")
-    return tuple([operands[0].with_dtype(v.dtype) for v in body.outputs for operands in members])
+    first = xs[shared:shared + groups]
+    for k, parameter in enumerate(body.inputs):
+        begin = k if k < shared else shared + (k - shared) * groups
+        column = xs[begin:begin + (1 if k < shared else groups)]
+        for x in column:
+            if x.dtype is not parameter.dtype:
+                raise complain(DTypeError, "foreach", f"the body takes {parameter.dtype.short}, got {x}")
+        for x, leader in zip(column, first) if k > shared else ():
+            if x.shape and x.shape != leader.shape:
+                raise complain(ShapeError, "foreach", f"{x} in a group of {leader}")
+    return tuple([x.with_dtype(v.dtype) for v in body.outputs for x in first])
 
 
 def _foreach(*xs: np.ndarray, body: Graph, groups: int, shared: int) -> tuple[np.ndarray, ...]:

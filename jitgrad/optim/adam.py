@@ -26,8 +26,7 @@ from jitgrad.tensor import Tensor
 
 def corrections(lr: Any, beta1: Any, beta2: Any, step: Any) -> tuple[Any, Any]:
     """Step size lr / (1 - beta1**n) and sqrt(1 - beta2**n) at step n, in float64, since 1 - beta2 is small."""
-    n = step.number()
-    return lr / (1 - beta1.integer_power(n)), (1 - beta2.integer_power(n)).sqrt()
+    return lr / (1 - beta1.integer_power(step)), (1 - beta2.integer_power(step)).sqrt()
 
 
 def coupled_decay(lr: Any, weight_decay: Any, p: Any, g: Any) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache as remember
+from functools import cache as remember, lru_cache
 from importlib import metadata
 from pathlib import Path
 
@@ -37,8 +37,9 @@ def set_compiler(compiler: Compiler) -> None:
     _compiler = compiler
 
 
+@lru_cache(maxsize=4096)
 def kernel_key(source: str) -> str:
-    """The key of a kernel for this machine, as hexadecimal text."""
+    """The key of a kernel for this machine, as hexadecimal text. Equal kernels of many plans are hashed once."""
     text = _NAME.sub("def kernel(", _COMMENT.sub("", source), count=1).strip()
     return hashlib.sha256(f"{text}\0{fingerprint()}\0{native.host_name()}".encode()).hexdigest()
 

@@ -98,6 +98,8 @@ class _Planner:
         self.root: dict[Value, Value] = {}
         self.slots: dict[Value, Slot] = {}                  # by root
         self.made_at: dict[Value, int] = {}
+        self.number: dict[Value, int] = {}                  # which output of its node a value is
+        self.operands: dict[tuple[int, Value], list[int]] = {}  # where a node, by position, takes a root
         self.read_at: dict[Value, list[int]] = {}           # by root, ascending
         self.last_failure = -1
         self.assignment = Assignment()
@@ -142,10 +144,11 @@ class _Planner:
 
     def _look_at_nodes(self) -> None:
         for position, node in enumerate(self.nodes):
-            for v in node.inputs:
+            for j, v in enumerate(node.inputs):
                 self.read_at.setdefault(self.root[v], []).append(position)
-            for v in node.outputs:
-                self.made_at[v] = position
+                self.operands.setdefault((position, self.root[v]), []).append(j)
+            for j, v in enumerate(node.outputs):
+                self.made_at[v], self.number[v] = position, j
             if has_effects(node):
                 self.last_failure = position
 
@@ -189,11 +192,10 @@ class _Planner:
         reads = self.read_at.get(old, [])
         if self.last_failure >= position or (reads and reads[-1] > position):
             return False
-        node = self.nodes[position]
-        operands = [j for j, v in enumerate(node.inputs) if self.root[v] is old]
+        operands = self.operands.get((position, old), [])
         if not operands:
             return True
-        return len(operands) == 1 and self.may_share(node, node.outputs.index(new), operands[0])
+        return len(operands) == 1 and self.may_share(self.nodes[position], self.number[new], operands[0])
 
     def _spare_copy(self, node: Node) -> None:
         """Make operand 0 in the memory of the output, when this node is the last that reads it."""
@@ -214,7 +216,8 @@ class _Planner:
             if v not in self.slots:
                 self.slots[v] = self._temporary(v.type.nbytes, position)
             outputs.append(self.slots[v])
-        shared = tuple([(i, inputs.index(slot)) for i, slot in enumerate(outputs) if slot in inputs])
+        first = {slot: j for j, slot in reversed([*enumerate(inputs)])}
+        shared = tuple([(i, first[slot]) for i, slot in enumerate(outputs) if slot in first])
         return Step(node, inputs, tuple(outputs), shared)
 
     def _temporary(self, nbytes: int, first: int) -> Slot:
