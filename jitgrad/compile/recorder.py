@@ -433,7 +433,8 @@ class Recorder:
         if any(u.dirty and u.initial in self.tracked for u in self.units):
             return False
         wanted = {self.read(t) for t in tensors}
-        if wanted & {u.initial for u in self.units}:
+        given = {u.initial for u in self.units}
+        if wanted & given or not wanted <= depends_on(self.builder.nodes, given & self.tracked):
             return False
         partial = self.partial | self._detached_values()
         for node in reversed(self.builder.nodes):
