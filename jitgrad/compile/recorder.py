@@ -28,6 +28,7 @@ from jitgrad.errors import AutogradError, CompileError, complain, user_location
 from jitgrad.ir import interpreter
 from jitgrad.ir.graph import Graph, GraphBuilder, Value
 from jitgrad.ir.op import Op
+from jitgrad.ops.gradient import depends_on
 from jitgrad.shapes import contiguous_strides, reshape_strides
 from jitgrad.tensor import EagerInterpreter, Tensor, _new, undo_movement
 
