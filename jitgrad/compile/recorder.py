@@ -24,13 +24,14 @@ from numpy.lib.stride_tricks import as_strided
 from jitgrad import autograd, ops
 from jitgrad.compile.number import Number, trace_number
 from jitgrad.compile.overlap import movement_between
+from jitgrad.eager import EagerInterpreter
 from jitgrad.errors import AutogradError, CompileError, complain, user_location
 from jitgrad.ir import interpreter
 from jitgrad.ir.graph import Graph, GraphBuilder, Value
 from jitgrad.ir.op import Op
 from jitgrad.ops.gradient import depends_on
 from jitgrad.shapes import contiguous_strides, reshape_strides
-from jitgrad.tensor import EagerInterpreter, Tensor, _new, undo_movement
+from jitgrad.tensor import Tensor, _new, undo_movement
 
 _EAGER = EagerInterpreter()
 _BYTE = np.zeros(1, np.int8)

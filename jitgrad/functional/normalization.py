@@ -54,9 +54,16 @@ def _scaled(x: Tensor, mean_square: Tensor, eps: Any) -> Tensor:
     return ops.mul(x, broadcast(root, x.shape))
 
 
+def _array_mean(x: Any, axes: tuple[int, ...]) -> Any:
+    """NumPy's, without its warning where nothing is averaged: there the result is empty, too, or not used."""
+    total = np.add.reduce(x, axes, keepdims=True)
+    total /= max(size([x.shape[a] for a in axes]), 1)
+    return total
+
+
 def _distance_and_root(x: Any, axes: tuple[int, ...], eps: float) -> tuple[Any, Any]:
-    distance = x - x.mean(axes, keepdims=True)
-    variance = np.square(distance).mean(axes, keepdims=True)
+    distance = x - _array_mean(x, axes)
+    variance = _array_mean(np.square(distance), axes)
     return distance, np.reciprocal(np.sqrt(variance + x.dtype.type(eps)))
 
 
@@ -69,9 +76,9 @@ def _standardized_arrays(x: Any, *, axes: tuple[int, ...], eps: float) -> Any:
 def _standardized_gradient_arrays(g: Any, x: Any, *, axes: tuple[int, ...], eps: float) -> Any:
     out, root = _distance_and_root(x, axes, eps)
     out *= root
-    out *= -(g * out).mean(axes, keepdims=True)
+    out *= -_array_mean(g * out, axes)
     out += g
-    out -= g.mean(axes, keepdims=True)
+    out -= _array_mean(g, axes)
     out *= root
     return out
 

@@ -1,0 +1,134 @@
+"""Eager execution: the interpreter that is current where no other is. Importing this module installs it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jitgrad import autograd, ops
+from jitgrad.dtypes import DType
+from jitgrad.errors import AutogradError, ShapeError, complain, user_location
+from jitgrad.ir import interpreter
+from jitgrad.ir.op import Op
+from jitgrad.ops import blocks
+from jitgrad.runtime import threads
+from jitgrad.tensor import Tensor, _new, _wrap, undo_movement
+
+_ndarray = np.ndarray
+
+try:
+    from sys import getrefcount as _refcount
+except ImportError:                                   # an interpreter without reference counts: always copy
+    def _refcount(_: Any, /) -> int:
+        return 1 << 30
+
+
+class EagerInterpreter:
+    """Runs each op at once, by its NumPy reference or a ready kernel, and keeps the tape."""
+
+    @staticmethod
+    def carries_out(op: Op, inputs: tuple[Tensor, ...]) -> bool:
+        """Whether a derived op is one step here: not if a gradient of it is wanted that it has no rules for."""
+        return op.vjp is not None or not (autograd.mode.enabled and any([t.requires_grad for t in inputs]))
+
+    def run(self, op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any]) -> Any:
+        """One op on Tensors; see `ir.op.Op`."""
+        arrays = []
+        for t in inputs:
+            array = t._array
+            arrays.append(array if array is not None else t._forced())
+        try:
+            if op.kind == "elementwise" and arrays[0].size >= blocks.SHARED:
+                result = blocks.elementwise_in_blocks(op.eager, arrays, attrs)
+            else:
+                result = op.eager(*arrays, **attrs)
+        except Exception:
+            op.result_types(tuple([t.tensor_type for t in inputs]), attrs)  # says what is wrong, if a type is
+            raise
+        if op.outputs == 1:
+            out = _new(Tensor)
+            out._array = result if type(result) is _ndarray else np.asarray(result)
+            if op.view and result.base is not None:
+                self._link_view(out, inputs[0], op, attrs)
+            if autograd.mode.enabled:
+                for t in inputs:
+                    if t._requires_grad or t._node is not None or (t._root is not None and t.requires_grad):
+                        autograd.record(op, inputs, attrs, (out,))
+                        break
+            return out
+        outs = tuple([_wrap(r) for r in result])
+        if autograd.mode.enabled and any(t.requires_grad for t in inputs):
+            autograd.record(op, inputs, attrs, outs)
+        return outs
+
+    def full(self, shape: tuple[int, ...], value: Any, dtype: DType) -> Tensor:
+        """A constant in full shape, which nobody may change: the same few are used again and again."""
+        return _constant(shape, value, dtype, str(value) if value == 0 else "")
+
+    @staticmethod
+    def _link_view(out: Tensor, source: Tensor, op: Op, attrs: dict[str, Any]) -> None:
+        root = source._root
+        base = root if root is not None else source
+        if op is ops.reshape and not np.may_share_memory(out._array, base._array):
+            return                                    # a reshape that had to copy
+        out._root = base
+        out._chain = (*source._chain, (op, attrs))
+        out._seen = base._renewals
+        if not source._differentiable_view:
+            out._differentiable_view = False
+
+    def store(self, target: Tensor, value: Tensor) -> None:
+        """Write the contents of `value` into the memory of `target`."""
+        array = target._forced()
+        if not array.flags.writeable:
+            if any(s == 0 and n > 1 for s, n in zip(array.strides, array.shape)):
+                undo_movement(ops.broadcast_to, {}, None, None)
+            raise complain(ShapeError, "in-place operation", "the memory of this tensor is read-only (a NumPy array "
+                           "that is not writeable)", where=user_location(), fix="clone() it before the change")
+        np.copyto(array, value._forced())
+
+    def own(self, tensor: Tensor) -> Tensor:
+        """`tensor` if nobody else can reach its memory, else a copy."""
+        array = tensor._array
+        references = _refcount(tensor), _refcount(array)
+        if self.sole_references is None:
+            self.sole_references = references
+        # A fresh result of an op: it owns its memory, and only the frames of the walk back know it.
+        sole = tensor._root is None and array.flags.owndata and array.flags.c_contiguous and type(tensor) is Tensor \
+            and references[0] <= self.sole_references[0] and references[1] <= self.sole_references[1]
+        return tensor if sole else _wrap(array.copy())
+
+    sole_references: tuple[int, int] | None = None
+    """How many references to a gradient's Tensor and array `own` counts when nothing but the walk back holds them. It
+    depends on the version of Python: the first call, which is the one below, measures it."""
+
+    def number(self, mapping: Any, *keys: Any) -> Any:
+        for key in keys:
+            mapping = mapping[key]
+        return mapping
+
+    def eagerly(self, make: Callable[[], Any]) -> Any:
+        return make()
+
+    def force(self, tensor: Tensor) -> np.ndarray:
+        array = tensor._array
+        if array is None:
+            raise complain(AutogradError, "reading a value", "this tensor belongs to a compiled call that failed or "
+                           "that another thread is running", where=user_location())
+        return array
+
+
+@functools.lru_cache(maxsize=1024)
+def _constant(shape: tuple[int, ...], value: Any, dtype: DType, zero: str) -> Tensor:
+    """`value` everywhere, read-only. `zero` tells 0.0 and -0.0 apart, which are equal."""
+    array = np.array(value, dtype.numpy)
+    array.flags.writeable = False
+    return _wrap(np.broadcast_to(array, shape) if shape else array)
+
+
+blocks.install_thread_limit(threads.limit)
+interpreter.set_default(EagerInterpreter())
+autograd.backward(ops.neg(Tensor(np.zeros(1), requires_grad=True)))
