@@ -77,7 +77,7 @@ def _parts() -> dict[str, Part]:
     return {
         "steps": Part(lambda o: training.run(o.names, budget=o.seconds, repeats=o.repeats, only=o.only),
                       training.table, plots.steps),
-        "gemm": Part(lambda o: gemm.run(o.seconds / 10), gemm.table, plots.gemm),
+        "gemm": Part(lambda o: gemm.run(o.seconds / 10, o.only), gemm.table, plots.gemm),
         "calls": Part(lambda o: calls.run(o.repeats or 15, o.only), calls.table, plots.calls),
         "first": Part(lambda o: first_call.run(o.names, o.repeats or 3), first_call.table, plots.first),
         "scaling": Part(lambda o: scaling.run(), scaling.table, plots.scaling),

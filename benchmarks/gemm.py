@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -69,26 +69,27 @@ def jax_call(a: np.ndarray, b: np.ndarray, side: str) -> Call:
     return lambda: product(left, right).block_until_ready()
 
 
-def libraries() -> dict[str, Callable[[np.ndarray, np.ndarray, str], Call]]:
-    found: dict[str, Callable[[np.ndarray, np.ndarray, str], Call]] = {"jitgrad": plan_call, "numpy": numpy_call}
-    for name, call in (("torch", torch_call), ("jax", jax_call)):
-        if importlib.util.find_spec(name):
+def libraries(only: Sequence[str] = ()) -> dict[str, Callable[[np.ndarray, np.ndarray, str], Call]]:
+    """Those that are installed, of those called `only` if there are any."""
+    found: dict[str, Callable[[np.ndarray, np.ndarray, str], Call]] = {"jitgrad": plan_call, "NumPy": numpy_call}
+    for name, package, call in (("PyTorch", "torch", torch_call), ("JAX", "jax", jax_call)):
+        if importlib.util.find_spec(package):
             found[name] = call
-    return found
+    return {name: call for name, call in found.items() if not only or name in only}
 
 
-def measure(m: int, k: int, n: int, side: str, seconds: float) -> dict[str, float]:
+def measure(m: int, k: int, n: int, side: str, seconds: float, only: Sequence[str]) -> dict[str, float]:
     """GFLOP/s by library."""
     random = np.random.default_rng(0)
     a = random.standard_normal((k, m) if side == "left" else (m, k), dtype=np.float32)
     b = random.standard_normal((n, k) if side == "right" else (k, n), dtype=np.float32)
-    times = interleave({name: make(a, b, side) for name, make in libraries().items()}, budget=seconds)
+    times = interleave({name: make(a, b, side) for name, make in libraries(only).items()}, budget=seconds)
     return {name: 2e-9 * m * k * n / statistics.median(taken) for name, taken in times.items()}
 
 
-def run(seconds: float) -> dict[str, dict[str, float]]:
+def run(seconds: float, only: Sequence[str] = ()) -> dict[str, dict[str, float]]:
     """GFLOP/s by product and library; `seconds` per product and library."""
-    return {_name(*shape): measure(*shape, seconds) for shape in SHAPES}
+    return {_name(*shape): measure(*shape, seconds, only) for shape in SHAPES}
 
 
 def _name(m: int, k: int, n: int, side: str) -> str:
@@ -98,4 +99,4 @@ def _name(m: int, k: int, n: int, side: str) -> str:
 def table(results: dict[str, dict[str, float]]) -> Table:
     """One row per product."""
     rows = [[name, *(f"{rate:.0f}" for rate in rates.values())] for name, rates in results.items()]
-    return Table("matrix products, GFLOP/s, float32", ["product", *libraries()], rows)
+    return Table("matrix products, GFLOP/s, float32", ["product", *next(iter(results.values()))], rows)

@@ -15,7 +15,7 @@ from benchmarks.contenders import CONTENDERS
 from benchmarks.training import best_peer
 
 COLORS = {"jitgrad": "#d1495b", "jitgrad eager": "#edae49", "PyTorch": "#00798c", "torch.compile": "#30638e",
-          "JAX": "#66a182", "numpy": "#8d96a3", "torch": "#00798c", "jax": "#66a182"}
+          "JAX": "#66a182", "NumPy": "#8d96a3"}
 
 
 def steps(results: Mapping[str, Any], path: Path) -> None:

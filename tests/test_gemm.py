@@ -97,7 +97,7 @@ def test_heads_of_attention_are_read_in_place():
     def scores(q, k):                               # [batch, time, heads, size] -> [batch, heads, time, time]
         split = [ops.permute(ops.reshape(x, shape=(2, 9, 3, 8)), axes=(0, 2, 1, 3)) for x in (q, k)]
         return ops.matmul(split[0], transposed(split[1]))
-    check(scores, random(2, 9, 24), random(2, 9, 24), launches=2)       # the transposed operand is packed
+    check(scores, random(2, 9, 24), random(2, 9, 24), launches=1)       # the transposed one panel by panel
 
 
 def test_slices_and_flips_are_read_in_place():
@@ -114,7 +114,7 @@ def test_an_operand_that_must_be_computed_gets_a_kernel():
 
 
 def test_rows_a_page_apart_are_packed():
-    check(ops.matmul, random(200, 1024), random(1024, 1024), launches=3)
+    check(ops.matmul, random(200, 1024), random(1024, 1024), launches=2)
 
 
 def test_nan_and_infinity_reach_only_their_rows_and_columns():
@@ -156,7 +156,7 @@ def test_integers_have_no_kernel():
 @pytest.mark.parametrize("bits, registers", [(256, 16), (128, 16), (128, 32)])
 @pytest.mark.parametrize("dtype", (np.float32, np.float64))
 def test_narrower_vector_units(monkeypatch, bits, registers, dtype):
-    monkeypatch.setattr(tile, "vector_unit", lambda: (bits, registers, False))
+    monkeypatch.setattr(tile, "vector_unit", lambda: (bits, registers))
     monkeypatch.setattr(tile, "tile_for", tile.tile_for.__wrapped__)
     monkeypatch.setattr(gemm, "tile_for", tile.tile_for)
     address.cache_clear()                           # the number of registers is not in the text

@@ -2,12 +2,13 @@
 
 `source` is the text of the core, compiled once per element type: its items are blocks of C, cut by shape alone, and
 each sum runs through the depth in one order, so results depend neither on threads nor on which call does which items.
-`pack_source` is the text of an earlier phase that copies an operand into panels, for operands that the core cannot read
-at full speed where they lie. Which operand is packed, and all blocking, is decided by `arrange` from shapes and strides
-and reaches both kernels as integers.
+`pack_source` is the text of an earlier phase that copies an operand into panels: an A that the core cannot read at full
+speed where it lies, and operands of another element type. Which operand is packed, and all blocking, is decided by
+`arrange` from shapes and strides and reaches both kernels as integers.
 
-The core never asks whether an operand is packed: A is a row of panels of `panel_rows` rows, B of panels as wide as the
-tile, and a panel, a row and a step in the depth each have a stride.
+To the core, A is a row of panels of `panel_rows` rows, and B of panels as wide as the tile; a panel, a row and a step in
+the depth each have a stride. A panel of B that serves more than a few rows, or whose rows are not contiguous, is copied
+to the stack first: then its elements lie in the order in which they are read.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from jitgrad.kernels.cpu.tile import DEPTH_BLOCK, Tile, tile_for
 
 BATCH_DIMENSIONS = 4
 ITEM_COST = 1 << 20                             # multiply-adds below which an item is not cut further
-ITEMS = 8                                       # as many items as there are, at most, are wanted for balance
+ITEMS = 16                                      # as many items as there are, at most, are wanted for balance
 ITEM_ROWS, ITEM_COLUMNS = 168, 256
+COPIED_FROM = 2                                 # tiles of rows that a panel of B must serve for its copy to pay
 
 Strides = tuple[int, ...]
 
@@ -35,9 +37,9 @@ class Matrices:
     first: int = 0
 
 
-ARGUMENTS = ("m", "n", "k", "panel_rows", "a_panel", "a_row", "a_step", "b_panel", "b_step", "c_row", "c_batch",
-             "rows_per_item", "row_blocks", "columns_per_item", "column_blocks", "depth_block", "accumulate",
-             "size_1", "size_2", "size_3", "a_first", "a_0", "a_1", "a_2", "a_3", "b_first", "b_0", "b_1", "b_2", "b_3")
+ARGUMENTS = ("m", "n", "k", "panel_rows", "a_panel", "a_row", "a_step", "b_panel", "b_step", "b_column",
+             "b_copies", "c_row", "c_batch", "rows_per_item", "row_blocks", "columns_per_item", "column_blocks",
+             "depth_block", "accumulate", "size_1", "size_2", "size_3", "a_first", "a_0", "a_1", "a_2", "a_3", "b_first", "b_0", "b_1", "b_2", "b_3")
 """The integers after the pointers to A, B and C (arguments 1 to 3) in the core's argument block, from argument 4 on."""
 
 LOCATE_ITEM = (
@@ -54,6 +56,7 @@ def gemm_{short}(args, begin, end, thread):
     b = pointer(args, 2, {short})
     c = pointer(args, 3, {short})
 {unpack}
+    panel = make_panel(b)
     for item in range(begin, end):
 {locate}
         index_3 = batch % size_3
@@ -69,11 +72,31 @@ def gemm_{short}(args, begin, end, thread):
             for column in range(first_column, last_column, {columns}):
                 width = min({columns}, last_column - column)
                 b_place = b_start + column // {columns} * b_panel + first_step * b_step
+                if b_copies != 0:
+                    plain_steps = 0
+                    if b_step == 1:
+                        plain_steps = depth - depth % {lanes}
+                        for d in range(0, plain_steps, {lanes}):
+                            for j in range(0, width, {lanes}):
+                                transpose_tile(min(width - j, {lanes}), b, b_place + d + j * b_column, b_column,
+                                               panel, d * {columns} + j, {columns}, {lanes})
+                    elif b_column == 1 and width == {columns}:
+                        plain_steps = depth
+                        for d in range(depth):
+                            for j in range({columns}):
+                                store(panel, d * {columns} + j, load(b, b_place + d * b_step + j, 0, 2), 1, 2)
+                    for d in range(plain_steps, depth):
+                        gather_run(width, 0, width, b, b_place + d * b_step, b_column, panel, d * {columns})
                 for row in range(first_row, last_row, panel_rows):
                     height = min(panel_rows, last_row - row)
                     a_place = a_start + row // panel_rows * a_panel + first_step * a_step
-                    multiply_tile(height, width, depth, a, a_place, a_row, a_step, b, b_place, b_step,
-                                  c, c_start + row * c_row + column, c_row, keep)
+                    c_place = c_start + row * c_row + column
+                    if b_copies != 0:
+                        multiply_tile(height, width, depth, a, a_place, a_row, a_step, panel, 0, {columns},
+                                      c, c_place, c_row, keep)
+                    else:
+                        multiply_tile(height, width, depth, a, a_place, a_row, a_step, b, b_place, b_step,
+                                      c, c_place, c_row, keep)
 """
 
 
@@ -81,7 +104,7 @@ def source(short: str) -> str:
     """The text of the core for ``f32`` or ``f64``. Arguments: A, B, C, then `ARGUMENTS`."""
     tile = element_tile(short)
     locate = "\n".join(f"        {name} = {value}" for name, value in LOCATE_ITEM)
-    return _CORE.format(short=short, columns=tile.columns, unpack=unpack(), locate=locate)
+    return _CORE.format(short=short, columns=tile.columns, lanes=tile.lanes, unpack=unpack(), locate=locate)
 
 
 def unpack(names: tuple[str, ...] = ARGUMENTS, first: int = 4) -> str:
@@ -190,16 +213,18 @@ def arrange(short: str, batch: tuple[int, ...], m: int, n: int, k: int, a: Matri
         pack_a, a, a_panel = pack(a, batch, m, k, panel_rows, tile.packed_rows, a.row, a.column)
     else:
         a_panel = panel_rows * a.row
-    if convert or _must_pack_b(b, m, n, k, itemsize):
+    if convert:
         pack_b, packed, b_panel = pack(b, batch, n, k, tile.columns, tile.columns, b.column, b.row)
         b = Matrices(packed.batch, packed.column, 1)
     else:
-        b_panel = tile.columns
+        b_panel = tile.columns * b.column
+    copies = not convert and n > 1 and (b.column != 1 or m > COPIED_FROM * tile.rows)
     rows, columns = _cut(batch, m, n, k, panel_rows, tile)
     row_blocks, column_blocks = -(-m // rows), -(-n // columns)
     sizes = (1,) * (BATCH_DIMENSIONS - len(batch)) + batch
-    integers = (m, n, k, panel_rows, a_panel, a.row, a.column, b_panel, b.row, n, m * n, rows, row_blocks, columns,
-                column_blocks, DEPTH_BLOCK, 0, *sizes[1:],
+    depth_block = max(-(-k // max(-(-k // DEPTH_BLOCK), 1)), 1)         # evenly, so that the last one is not short
+    integers = (m, n, k, panel_rows, a_panel, a.row, a.column, b_panel, b.row, b.column, int(copies), n, m * n, rows,
+                row_blocks, columns, column_blocks, depth_block, 0, *sizes[1:],
                 a.first, *_padded(a.batch), b.first, *_padded(b.batch))
     count = row_blocks * column_blocks
     for size in batch:
@@ -217,11 +242,6 @@ def _must_pack_a(a: Matrices, m: int, k: int, itemsize: int) -> bool:
     """Rows at a distance of whole pages fall into the same few places of the cache; a stride in both directions spends
     a cache line on every element."""
     return m > 1 and k > 4 and a.row != 1 and (a.column != 1 or a.row * itemsize % 4096 == 0)
-
-
-def _must_pack_b(b: Matrices, m: int, n: int, k: int, itemsize: int) -> bool:
-    """The micro-kernel reads whole vectors of B's rows. Rows far apart are copied when enough rows of A use them."""
-    return n > 1 and (b.column != 1 or (m > ITEM_ROWS and b.row * itemsize % 4096 == 0))
 
 
 def pack(x: Matrices, batch: tuple[int, ...], rows: int, depth: int, panel_rows: int, width: int, row_stride: int,

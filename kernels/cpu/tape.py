@@ -55,10 +55,11 @@ POOL_BYTES = 448
 
 CLOSED = 0x7FFFFFFF                     # a chunk number that no job has
 FUTEX_WAIT, FUTEX_WAKE = 128, 129       # private to the process
-SPIN = 20_000                           # ns of waiting before a thread sleeps
+SPIN = 40_000                           # ns of waiting before a thread sleeps, between plans …
+BUSY = 250_000                          # … and within one: waking a thread takes as long as a small product
 WORTH = 15_000                          # ns on one thread above which an entry is shared
 SLICE = 100_000_000                     # ns after which Python gets a chance to see Ctrl-C
-CHUNKS_PER_THREAD = 4
+CHUNKS_PER_THREAD = 8
 
 
 def run(args: Any, begin: int, end: int, mode: int) -> None:
@@ -80,6 +81,7 @@ def run(args: Any, begin: int, end: int, mode: int) -> None:
     limit = args[LIMIT]
     clock = peek(pool + CLOCK)
     started = 0
+    owner = False
     status = DONE
     position = begin
     while position < count:
@@ -109,7 +111,10 @@ def run(args: Any, begin: int, end: int, mode: int) -> None:
                 first = grain
                 call_kernel(function, block, 0, first, 0)
                 cost = (nanoseconds(clock) - begun) * share
-            if limit > 1 and cost > WORTH and first < items and swap_if_equal(pool + OWNER, 0, 1):
+            shared = limit > 1 and cost > WORTH and first < items
+            if shared and not owner:
+                owner = swap_if_equal(pool + OWNER, 0, 1)
+            if shared and owner:
                 ticket = peek(pool + TICKET)
                 generation = ticket >> 32
                 poke(pool + TICKET, (generation << 32) | CLOSED)
@@ -135,13 +140,12 @@ def run(args: Any, begin: int, end: int, mode: int) -> None:
                 waited = nanoseconds(clock)
                 finished = peek(pool + FINISHED)
                 while finished < chunks:
-                    if nanoseconds(clock) - waited > SPIN:
+                    if nanoseconds(clock) - waited > BUSY:
                         fetch_add(pool + WAITING, 1)
                         call_system(peek(pool + SYSCALL), peek(pool + FUTEX), pool + FINISHED, FUTEX_WAIT, finished, 0)
                         fetch_add(pool + WAITING, -1)
                     relax()
                     finished = peek(pool + FINISHED)
-                poke(pool + OWNER, 0)
                 taken = (nanoseconds(clock) - begun) * limit
                 poke(entry + COST, (7 * cost + taken) >> 3)
             else:
@@ -160,6 +164,8 @@ def run(args: Any, begin: int, end: int, mode: int) -> None:
             if moment - started > SLICE and position < count:
                 status = PAUSE
                 break
+    if owner:
+        poke(pool + OWNER, 0)
     args[STATUS] = status
     args[POSITION] = position
 
@@ -187,7 +193,7 @@ def worker(args: Any, begin: int, end: int, thread: int) -> None:
             idle_since = 0
         elif idle_since == 0:
             idle_since = nanoseconds(clock)
-        elif nanoseconds(clock) - idle_since < SPIN:
+        elif nanoseconds(clock) - idle_since < (BUSY if peek(pool + OWNER) != 0 else SPIN):
             for _ in range(8):
                 relax()
         else:

@@ -25,25 +25,24 @@ is reused out of the nearest caches."""
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """The register tile for one element type: `rows` x `columns` accumulators in vectors of `lanes` elements.
-
-    `masked`: the machine's masked loads and stores cost no more than plain ones."""
+    """The register tile for one element type: `rows` x `columns` accumulators in vectors of `lanes` elements."""
 
     rows: int
     vectors: int
     lanes: int
-    masked: bool
 
     @property
     def columns(self) -> int:
         return self.vectors * self.lanes
 
-    def heights(self, vectors: int) -> tuple[int, ...]:
-        """The numbers of rows that there are micro-kernels for, highest first: even ones for full width, fewer for a
-        narrow tile. A tile of another height is several of them, one below the other."""
-        if vectors == self.vectors:
-            return (*range(self.rows, 0, -2), 1)
-        return (self.rows, *[n for n in (8, 4, 2, 1) if n < self.rows])
+    @property
+    def forms(self) -> list[tuple[int, bool, tuple[int, ...]]]:
+        """(vectors, masked, heights) of the micro-kernels: for each width below the full one in vectors, for one that
+        ends inside of the last vector, and for the full one. A tile of another height is several, one below the other."""
+        low = tuple([n for n in (8, 4, 2, 1) if n < self.rows])
+        high = tuple(range(self.rows - 2, 8, -2))
+        return [*[(v, True, (self.rows, *low)) for v in range(1, self.vectors + 1)],
+                (self.vectors, False, (self.rows, *high, *low))]
 
     @property
     def packed_rows(self) -> int:
@@ -55,20 +54,20 @@ class Tile:
 def tile_for(itemsize: int) -> Tile:
     """The tile of this machine for elements of 4 or 8 bytes: two vectors wide, and as high as the registers allow
     beside two vectors of B and what a broadcast needs."""
-    bits, registers, masked = vector_unit()
-    return Tile((registers - 4) // 2, 2, bits // 8 // itemsize, masked)
+    bits, registers = vector_unit()
+    return Tile((registers - 4) // 2, 2, bits // 8 // itemsize)
 
 
 @functools.cache
-def vector_unit() -> tuple[int, int, bool]:
-    """(vector width in bits, number of vector registers, masks are free) of the processor we run on."""
+def vector_unit() -> tuple[int, int]:
+    """(vector width in bits, number of vector registers) of the processor we run on."""
     import llvmlite.binding as llvm  # loads in milliseconds, and only when something is lowered
     features = llvm.get_host_cpu_features()
     if features.get("avx512f") and features.get("avx512vl"):
-        return 512, 32, True
+        return 512, 32
     if features.get("avx2") and features.get("fma"):
-        return 256, 16, False
-    return 128, 32 if features.get("neon") else 16, False
+        return 256, 16
+    return 128, 32 if features.get("neon") else 16
 
 
 # --- plain meanings -------------------------------------------------------------------------------------------------
@@ -132,7 +131,7 @@ def multiply_panel(args: Any, place: int, rows: int, columns: int, depth: int, p
 def panel_block(rows: Any, columns: Any, depth: Any, panel_rows: Any, a_panel: Any, a_step: Any, b_step: Any,
                 c_row: Any, accumulate: Any) -> list[Any]:
     """The core's integers (`gemm.ARGUMENTS`) for one item that is all of C, and one panel wide."""
-    return [rows, columns, depth, panel_rows, a_panel, 1, a_step, 0, b_step, c_row, 0,
+    return [rows, columns, depth, panel_rows, a_panel, 1, a_step, 0, b_step, 1, 0, c_row, 0,
             rows, 1, columns, 1, depth, accumulate, 1, 1, 1, *[0] * 10]
 
 

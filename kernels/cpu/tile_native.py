@@ -14,7 +14,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import lower_builtin, type_callable
 
-from jitgrad.kernels.cpu import tile
+from jitgrad.kernels.cpu import microkernel, tile
+from jitgrad.kernels.cpu.microkernel import MicroKernel
 from jitgrad.kernels.cpu.tile import Tile
 
 I1, I8, I32, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
@@ -45,129 +46,7 @@ def _masked_store(module: ir.Module, vector: ir.VectorType) -> ir.Function:
                     [vector, POINTER, I32, ir.VectorType(I1, vector.count)])
 
 
-# --- the micro-kernel -----------------------------------------------------------------------------------------------
-
-
-class MicroKernel:
-    """Writes the LLVM function that multiplies one tile of exactly `rows` rows and `vectors` vectors; columns beyond
-    `columns` are masked off when `masked`. Its arguments are those of `tile.multiply_tile` without `rows`, with
-    addresses for pointers and offsets and with strides in bytes. `a_rows` points to the odd multiples of A's row
-    stride: read from memory they stay independent of each other, and the loop addresses each row by base, one of them
-    and a scale; LLVM would else walk from row to row, and wait for each addition."""
-
-    ARGUMENTS = ("columns", "depth", "a", "a_rows", "a_step", "b", "b_step", "c", "c_row", "accumulate")
-
-    def __init__(self, module: ir.Module, element: ir.Type, shape: Tile, rows: int, vectors: int, masked: bool):
-        self.element, self.shape, self.rows, self.vectors, self.masked = element, shape, rows, vectors, masked
-        self.vector = ir.VectorType(element, shape.lanes)
-        self.suffix = _suffix(element, shape.lanes)
-        self.module = module
-        name = f"multiply_{rows}x{vectors}_{self.suffix}{'_masked' if masked else ''}"
-        self.known = name in module.globals
-        kinds = [POINTER if a in ("a", "a_rows", "b", "c") else I64 for a in self.ARGUMENTS]
-        self.function = _declare(module, name, ir.VoidType(), kinds)
-        if not self.known:
-            self.write()
-
-    def write(self) -> None:
-        self.function.linkage = "internal"
-        self.function.attributes.add("noinline")
-        for name, value in zip(self.ARGUMENTS, self.function.args, strict=True):
-            setattr(self, name, value)
-        entry, loop, done = [self.function.append_basic_block(n) for n in ("entry", "loop", "done")]
-        builder = self.builder = ir.IRBuilder(entry)
-        table = builder.bitcast(self.a_rows, I64.as_pointer())
-        self.multiples = {odd: builder.load(builder.gep(table, [_constant(odd // 2)]))
-                          for odd in range(1, self.rows, 2)}
-        self.masks = [self.mask(j, self.columns) for j in range(self.vectors)]
-        kept = builder.select(builder.icmp_signed("!=", self.accumulate, _constant(0)), self.columns, _constant(0))
-        kept_masks = [self.mask(j, kept) for j in range(self.vectors)]
-        places = [(self.c_place(i, j), j) for i in range(self.rows) for j in range(self.vectors)]
-        starts = [self.load_masked(place, kept_masks[j]) for place, j in places]
-        builder.cbranch(builder.icmp_signed(">", self.depth, _constant(0)), loop, done)
-        totals = self.write_loop(starts, entry, loop, done)
-        builder.position_at_end(done)
-        results = [self.merge({entry: start, loop: total}) for start, total in zip(starts, totals, strict=True)]
-        for (place, j), result in zip(places, results, strict=True):
-            self.store(result, place, j)
-        builder.ret_void()
-
-    def write_loop(self, starts: list[ir.Value], entry: ir.Block, loop: ir.Block, done: ir.Block) -> list[ir.Value]:
-        """The loop over the depth; the accumulators after it."""
-        builder = self.builder
-        builder.position_at_end(loop)
-        carried = [(self.depth, I64), (self.a, POINTER), (self.b, POINTER)]
-        left, a, b = phis = [builder.phi(kind) for _, kind in carried]
-        accumulators = [builder.phi(self.vector) for _ in range(self.rows * self.vectors)]
-        row_of_b = [self.load(builder.gep(b, [self.lane_bytes(j)], source_etype=I8), j) for j in range(self.vectors)]
-        totals = []
-        for i in range(self.rows):
-            place = builder.gep(a, [self.a_row(i)], source_etype=I8)
-            factor = self.broadcast(builder.load(builder.bitcast(place, self.element.as_pointer())))
-            totals += [self.multiply_add(factor, row_of_b[j], accumulators[i * self.vectors + j])
-                       for j in range(self.vectors)]
-        following = [builder.sub(left, _constant(1)), builder.gep(a, [self.a_step], source_etype=I8),
-                     builder.gep(b, [self.b_step], source_etype=I8)]
-        for phi, (start, _), after in zip(phis, carried, following, strict=True):
-            phi.add_incoming(start, entry)
-            phi.add_incoming(after, loop)
-        for phi, start, after in zip(accumulators, starts, totals, strict=True):
-            phi.add_incoming(start, entry)
-            phi.add_incoming(after, loop)
-        builder.cbranch(builder.icmp_signed(">", following[0], _constant(0)), loop, done)
-        return totals
-
-    def merge(self, values: dict[ir.Block, ir.Value]) -> ir.Value:
-        phi = self.builder.phi(self.vector)
-        for block, value in values.items():
-            phi.add_incoming(value, block)
-        return phi
-
-    def a_row(self, i: int) -> ir.Value:
-        """The bytes from row 0 of A to row i."""
-        if i == 0:
-            return _constant(0)
-        scale = i & -i
-        return self.builder.mul(self.multiples[i // scale], _constant(scale))
-
-    def lane_bytes(self, j: int) -> ir.Constant:
-        return _constant(j * self.shape.lanes * element_bytes(self.element))
-
-    def c_place(self, i: int, j: int) -> ir.Value:
-        offset = self.builder.add(self.builder.mul(self.c_row, _constant(i)), self.lane_bytes(j))
-        return self.builder.gep(self.c, [offset], source_etype=I8)
-
-    def mask(self, j: int, columns: ir.Value) -> ir.Value:
-        """Which lanes of vector j are inside of `columns`."""
-        lanes = self.shape.lanes
-        numbers = ir.Constant(ir.VectorType(I32, lanes), [j * lanes + i for i in range(lanes)])
-        return self.builder.icmp_signed("<", numbers, splat(self.builder, self.builder.trunc(columns, I32), lanes))
-
-    def broadcast(self, value: ir.Value) -> ir.Value:
-        return splat(self.builder, value, self.shape.lanes)
-
-    def multiply_add(self, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
-        fma = _declare(self.module, f"llvm.fma.{self.suffix}", self.vector, [self.vector] * 3)
-        return self.builder.call(fma, [x, y, z])
-
-    def load(self, place: ir.Value, j: int) -> ir.Value:
-        if not self.masked:
-            value = self.builder.load(self.builder.bitcast(place, self.vector.as_pointer()))
-            value.align = element_bytes(self.element)
-            return value
-        return self.load_masked(place, self.masks[j])
-
-    def load_masked(self, place: ir.Value, mask: ir.Value) -> ir.Value:
-        alignment, zero = ir.Constant(I32, element_bytes(self.element)), ir.Constant(self.vector, None)
-        return self.builder.call(_masked_load(self.module, self.vector), [place, alignment, mask, zero])
-
-    def store(self, value: ir.Value, place: ir.Value, j: int) -> None:
-        if not self.masked:
-            instruction = self.builder.store(value, self.builder.bitcast(place, self.vector.as_pointer()))
-            instruction.align = element_bytes(self.element)
-            return
-        alignment = ir.Constant(I32, element_bytes(self.element))
-        self.builder.call(_masked_store(self.module, self.vector), [value, place, alignment, self.masks[j]])
+# --- the tile -----------------------------------------------------------------------------------------------------------
 
 
 def element_bytes(element: ir.Type) -> int:
@@ -204,10 +83,13 @@ def _emit_multiply(context: Any, builder: ir.IRBuilder, signature: Any, values: 
     form = _form(builder, shape, columns)
 
     def call(kernel: MicroKernel, a: ir.Value, c: ir.Value) -> None:
-        builder.call(kernel.function, [columns, depth, a, *tail, c, c_row, accumulate])
+        kinds = [POINTER if p in microkernel.POINTERS else I64 for p in microkernel.PARAMETERS]
+        function = _declare(builder.module, kernel.name, ir.VoidType(), kinds)      # defined by `microkernel`, later
+        builder.call(function, [columns, depth, a, *tail, c, c_row, accumulate])
 
-    _for_pieces(builder, rows, (place(a, a_offset), a_row), (place(c, c_offset), c_row), form,
-                _kernels(builder.module, element, shape), call)
+    families = [[MicroKernel(n, vectors, shape.lanes, 8 * element_bytes(element), masked) for n in heights]
+                for vectors, masked, heights in shape.forms]
+    _for_pieces(builder, rows, (place(a, a_offset), a_row), (place(c, c_offset), c_row), form, families, call)
     return context.get_dummy_value()
 
 
@@ -220,20 +102,11 @@ def _odd_multiples(builder: ir.IRBuilder, stride: ir.Value, rows: int) -> ir.Val
     return builder.bitcast(table, POINTER)
 
 
-def _kernels(module: ir.Module, element: ir.Type, shape: Tile) -> list[list[MicroKernel]]:
-    """The micro-kernels of one element type by form (see `_form`), highest first."""
-    forms = [(v, True) for v in range(1, shape.vectors + 1)] + ([] if shape.masked else [(shape.vectors, False)])
-    return [[MicroKernel(module, element, shape, rows, vectors, masked) for rows in shape.heights(vectors)]
-            for vectors, masked in forms]
-
-
 def _form(builder: ir.IRBuilder, shape: Tile, columns: ir.Value) -> ir.Value:
-    """The number of vectors - 1, or one more for a full width that needs no masks."""
+    """Which of `Tile.forms`."""
     form = builder.sdiv(builder.sub(columns, _constant(1)), _constant(shape.lanes))
-    if not shape.masked:
-        full = builder.icmp_signed("==", columns, _constant(shape.columns))
-        form = builder.add(form, builder.zext(full, I64))
-    return form
+    full = builder.icmp_signed("==", columns, _constant(shape.columns))
+    return builder.add(form, builder.zext(full, I64))
 
 
 Walk = tuple[ir.Value, ir.Value]                # a place, and the bytes to the next row
