@@ -39,7 +39,8 @@ class Matrices:
 
 ARGUMENTS = ("m", "n", "k", "panel_rows", "a_panel", "a_row", "a_step", "b_panel", "b_step", "b_column",
              "b_copies", "c_row", "c_batch", "rows_per_item", "row_blocks", "columns_per_item", "column_blocks",
-             "depth_block", "accumulate", "size_1", "size_2", "size_3", "a_first", "a_0", "a_1", "a_2", "a_3", "b_first", "b_0", "b_1", "b_2", "b_3")
+             "depth_block", "accumulate", "size_1", "size_2", "size_3",
+             "a_first", "a_0", "a_1", "a_2", "a_3", "b_first", "b_0", "b_1", "b_2", "b_3")
 """The integers after the pointers to A, B and C (arguments 1 to 3) in the core's argument block, from argument 4 on."""
 
 LOCATE_ITEM = (
