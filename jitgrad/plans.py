@@ -75,7 +75,8 @@ def _load(key: str) -> Plan | None:
 
 def _compile(graph: Graph, key: str) -> Plan:
     spec: PlanSpec = import_module("jitgrad.pipeline").build(graph).spec
-    addresses = kernels.kernels([(text, spec.kernels[kernel]) for kernel, text in spec.sources.items()])
+    sources = [(text, spec.kernels[kernel]) for kernel, text in spec.sources.items()]
+    addresses = kernels.kernels([*sources, *threads.sources()])
     cache.current().put("plans", key, spec.to_json().encode())
     return Plan(spec, addresses)
 

@@ -24,7 +24,7 @@ from numba.core.compiler_lock import global_compiler_lock
 
 from jitgrad import objectfile
 from jitgrad.errors import CompileError, complain
-from jitgrad.kernels.cpu import intrinsics, math, microkernel, native, tile, tile_native
+from jitgrad.kernels.cpu import intrinsics, math, native, tile, tile_native, tile_text
 from jitgrad.kernels.cpu.frontend import lower_function
 
 TEACHERS = (native, tile_native)                # importing them is what teaches Numba the names of math and tile
@@ -172,13 +172,13 @@ def _optimize(module: llvm.ModuleRef, target: Target) -> None:
     options.loop_vectorization = options.slp_vectorization = True
     builder = llvm.create_pass_builder(_machine(target), options)
     builder.getModulePassManager().run(module, builder)
-    _link_micro_kernels(module)
+    _link_text(module)
 
 
-def _link_micro_kernels(module: llvm.ModuleRef) -> None:
-    """What `tile.multiply_tile` calls; there is nothing to optimize in it."""
+def _link_text(module: llvm.ModuleRef) -> None:
+    """Functions that are written as LLVM text; there is nothing to optimize in them."""
     wanted = {function.name for function in module.functions if function.is_declaration}
-    text = microkernel.definitions(sorted(wanted))
+    text = tile_text.definitions(sorted(wanted))
     if text:
         module.link_in(llvm.parse_assembly(text))
         for function in module.functions:

@@ -65,6 +65,16 @@ def walk() -> Any:
     return native.function(build.kernel(tape.source("run"), "tape"))
 
 
+def sources() -> list[tuple[str, str]]:
+    """Text and name of the kernels that carry out all others: whoever compiles kernels can compile these along."""
+    return [(tape.source("run"), "tape"), *(_thread_sources() if limit() > 1 else [])]
+
+
+def _thread_sources() -> list[tuple[str, str]]:
+    """What a thread runs, and what wakes it at the end."""
+    return [(tape.source(name), name) for name in ("worker", "wake")]
+
+
 def start(count: int) -> int:
     """Have `count` - 1 threads beside the caller's, or as many as the system gives; how many can be used now."""
     with _lock:
@@ -107,8 +117,8 @@ def _create_thread() -> ctypes.c_size_t | None:
 
 @cache
 def _thread_kernels() -> tuple[int, ...]:
-    """What a thread runs, and what wakes it at the end: nothing is compiled while the interpreter shuts down."""
-    return tuple(build.kernels([(tape.source(name), name) for name in ("worker", "wake")]).values())
+    """Both, while threads start: nothing is compiled while the interpreter shuts down."""
+    return tuple(build.kernels(_thread_sources()).values())
 
 
 def _word(offset: int) -> ctypes.c_int64:

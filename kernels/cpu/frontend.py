@@ -19,17 +19,10 @@ from numba.core.codegen import CPUCodeLibrary
 from numba.core.compiler import CompilerBase, CompileResult, Flags, compile_extra
 from numba.core.compiler_machinery import PassManager
 from numba.core.cpu import CPUContext
-from numba.core.typed_passes import (
-    AnnotateTypes,
-    IRLegalization,
-    NativeLowering,
-    NoPythonBackend,
-    NopythonTypeInference,
-    PreLowerStripPhis,
-)
+from numba.core.typed_passes import NativeLowering, NoPythonBackend, NopythonTypeInference
 from numba.core.typing import BaseContext
 from numba.core.typing.templates import AbstractTemplate, RegistryLoader, _TemplateTargetHelperMixin, infer_global
-from numba.core.untyped_passes import FixupArgs, IRProcessing, ReconstructSSA, TranslateByteCode
+from numba.core.untyped_passes import FixupArgs, IRProcessing, TranslateByteCode
 from numba.cpython import builtins, iterators, numbers, rangeobj, tupleobj
 from numba.extending import lower_builtin
 
@@ -159,12 +152,12 @@ def teach(function: Function, choose: Callable[[types.Type], Function], *, inlin
 # --- Numba's parts ----------------------------------------------------------------------------------------------------
 
 class Pipeline(CompilerBase):  # type: ignore[misc]
-    """The passes that plain functions need."""
+    """The passes that plain functions need. A variable has one type throughout, so there is no renaming to single
+    assignments; LLVM does that for values."""
 
     def define_pipelines(self) -> list[PassManager]:
         manager = PassManager("jitgrad")
-        for step in (TranslateByteCode, FixupArgs, IRProcessing, ReconstructSSA, NopythonTypeInference,
-                     PreLowerStripPhis, IRLegalization, AnnotateTypes, NativeLowering, NoPythonBackend):
+        for step in (TranslateByteCode, FixupArgs, IRProcessing, NopythonTypeInference, NativeLowering, NoPythonBackend):
             manager.add_pass(step, step.__name__)
         manager.finalize()
         return [manager]

@@ -73,7 +73,13 @@ def gemm_{short}(args, begin, end, thread):
             for column in range(first_column, last_column, {columns}):
                 width = min({columns}, last_column - column)
                 b_place = b_start + column // {columns} * b_panel + first_step * b_step
+                lines = b
+                lines_place = b_place
+                lines_step = b_step
                 if b_copies != 0:
+                    lines = panel
+                    lines_place = 0
+                    lines_step = {columns}
                     plain_steps = 0
                     if b_step == 1:
                         plain_steps = depth - depth % {lanes}
@@ -91,13 +97,8 @@ def gemm_{short}(args, begin, end, thread):
                 for row in range(first_row, last_row, panel_rows):
                     height = min(panel_rows, last_row - row)
                     a_place = a_start + row // panel_rows * a_panel + first_step * a_step
-                    c_place = c_start + row * c_row + column
-                    if b_copies != 0:
-                        multiply_tile(height, width, depth, a, a_place, a_row, a_step, panel, 0, {columns},
-                                      c, c_place, c_row, keep)
-                    else:
-                        multiply_tile(height, width, depth, a, a_place, a_row, a_step, b, b_place, b_step,
-                                      c, c_place, c_row, keep)
+                    multiply_tile(height, width, depth, a, a_place, a_row, a_step, lines, lines_place, lines_step,
+                                  c, c_start + row * c_row + column, c_row, keep)
 """
 
 

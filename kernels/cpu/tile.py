@@ -38,11 +38,10 @@ class Tile:
     @property
     def forms(self) -> list[tuple[int, bool, tuple[int, ...]]]:
         """(vectors, masked, heights) of the micro-kernels: for each width below the full one in vectors, for one that
-        ends inside of the last vector, and for the full one. A tile of another height is several, one below the other."""
+        ends inside of the last vector, and for the full one. A tile of another height is several, one below the other:
+        eight accumulators are enough to keep the processor's multipliers busy."""
         low = tuple([n for n in (8, 4, 2, 1) if n < self.rows])
-        high = tuple(range(self.rows - 2, 8, -2))
-        return [*[(v, True, (self.rows, *low)) for v in range(1, self.vectors + 1)],
-                (self.vectors, False, (self.rows, *high, *low))]
+        return [*[(v, True, low) for v in range(1, self.vectors + 1)], (self.vectors, False, (self.rows, *low))]
 
     @property
     def packed_rows(self) -> int:

@@ -1,8 +1,8 @@
-"""Teaches Numba what `kernels.cpu.tile` means in machine code: tiles of vector accumulators, vector transposes.
+"""Teaches Numba what `kernels.cpu.tile` means in machine code.
 
 Like `kernels.cpu.native`, importing it is all there is to do, and only the compiler of kernels imports it. The
-micro-kernel is one LLVM function for each of a few heights and widths; the text's call becomes a loop that takes the
-highest one that fits until no rows are left, so that a short last tile costs little more than the rows that it has.
+micro-kernel is one LLVM function for each of a few heights and widths (`tile_text`); the text's call becomes a loop that
+takes the highest one that fits until no rows are left, so that a short last tile costs little more than its rows.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import lower_builtin, type_callable
 
-from jitgrad.kernels.cpu import microkernel, tile
-from jitgrad.kernels.cpu.microkernel import MicroKernel
+from jitgrad.kernels.cpu import tile, tile_text
 from jitgrad.kernels.cpu.tile import Tile
+from jitgrad.kernels.cpu.tile_text import MicroKernel
 
 I1, I8, I32, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 POINTER = I8.as_pointer()
@@ -83,8 +83,8 @@ def _emit_multiply(context: Any, builder: ir.IRBuilder, signature: Any, values: 
     form = _form(builder, shape, columns)
 
     def call(kernel: MicroKernel, a: ir.Value, c: ir.Value) -> None:
-        kinds = [POINTER if p in microkernel.POINTERS else I64 for p in microkernel.PARAMETERS]
-        function = _declare(builder.module, kernel.name, ir.VoidType(), kinds)      # defined by `microkernel`, later
+        kinds = [POINTER if p in tile_text.POINTERS else I64 for p in tile_text.PARAMETERS]
+        function = _declare(builder.module, kernel.name, ir.VoidType(), kinds)      # defined by `tile_text`
         builder.call(function, [columns, depth, a, *tail, c, c_row, accumulate])
 
     families = [[MicroKernel(n, vectors, shape.lanes, 8 * element_bytes(element), masked) for n in heights]
@@ -154,41 +154,14 @@ def _for_pieces(builder: ir.IRBuilder, rows: ir.Value, a: Walk, c: Walk, form: i
 
 def _emit_transpose(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
     element = context.get_value_type(signature.args[1].dtype)
-    lanes = tile.tile_for(element_bytes(element)).lanes
-    vector = ir.VectorType(element, lanes)
+    size = element_bytes(element)
     rows, x, x_offset, x_row, o, o_offset, o_row, _ = _integers(context, builder, signature, values)
-    last = builder.sub(rows, _constant(1))
-
-    def place(pointer: ir.Value, offset: ir.Value, number: ir.Value, stride: ir.Value) -> ir.Value:
-        index = builder.add(offset, builder.mul(number, stride))
-        return builder.bitcast(builder.gep(pointer, [index]), vector.as_pointer())
-
-    lines = []
-    for i in range(lanes):
-        row = builder.select(builder.icmp_signed("<", _constant(i), last), _constant(i), last)
-        line = builder.load(place(x, x_offset, row, x_row))
-        line.align = element_bytes(element)
-        lines.append(line)
-    for j, column in enumerate(_transpose(builder, lines)):
-        builder.store(column, place(o, o_offset, _constant(j), o_row)).align = element_bytes(element)
+    name = f"transpose_{_suffix(element, tile.tile_for(size).lanes)}"
+    function = _declare(builder.module, name, ir.VoidType(), [I64, POINTER, I64, POINTER, I64])
+    places = [builder.bitcast(builder.gep(p, [offset]), POINTER) for p, offset in ((x, x_offset), (o, o_offset))]
+    steps = [builder.mul(stride, _constant(size)) for stride in (x_row, o_row)]
+    builder.call(function, [rows, places[0], steps[0], places[1], steps[1]])
     return context.get_dummy_value()
-
-
-def _transpose(builder: ir.IRBuilder, lines: list[ir.Value]) -> list[ir.Value]:
-    """The columns of a square block given as its lines: exchange halves, quarters, … of pairs of lines."""
-    lanes = len(lines)
-    step = lanes // 2
-    while step:
-        low, high = [ir.Constant(ir.VectorType(I32, lanes), [j + shift if not j & step else lanes + j - step + shift
-                                                             for j in range(lanes)]) for shift in (0, step)]
-        following = list(lines)
-        for i in range(lanes):
-            if not i & step:
-                first, second = lines[i], lines[i + step]
-                following[i] = builder.shuffle_vector(first, second, low)
-                following[i + step] = builder.shuffle_vector(first, second, high)
-        lines, step = following, step // 2
-    return lines
 
 
 # --- gathering a run of elements, with zeros around it --------------------------------------------------------------

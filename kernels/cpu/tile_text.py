@@ -1,8 +1,9 @@
-"""The micro-kernel of contractions as LLVM text: a tile of C is kept in registers while a loop over the depth adds outer
-products of a column of A and a row of B to it.
+"""Pieces of contractions as LLVM text: the micro-kernel, which keeps a tile of C in registers while a loop over the depth
+adds outer products of a column of A and a row of B to it, and the transpose of a square block.
 
-There is one function for each of a few shapes (`Tile.shapes`). The text is as it should run, so it is linked into a
-kernel after LLVM's passes, which would take half of the kernel's compile time and find nothing to do.
+There is one function for each of a few shapes (`Tile.forms`). The text is as it should run, so it is linked into a kernel
+after LLVM's passes, which would take half of the kernel's compile time and find nothing to do. `tile_native` writes the
+calls; names say what is to be defined.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ addresses each row by a base, one of them and a scale; LLVM would else walk from
 
 POINTERS = frozenset(("a", "a_rows", "b", "c"))
 
-_NAME = re.compile(r"multiply_(\d+)x(\d+)_v(\d+)f(\d+)(_masked)?")
+_MULTIPLY = re.compile(r"multiply_(\d+)x(\d+)_v(\d+)f(\d+)(_masked)?")
+_TRANSPOSE = re.compile(r"transpose_v(\d+)f(\d+)")
 
 _DEFINITION = """\
 define void @{name}({parameters}) noinline nounwind {{
@@ -159,8 +161,41 @@ class MicroKernel:
                 f"declare void @llvm.masked.store.{self.suffix}.p0({self.vector}, ptr, i32, {mask})"]
 
 
+TRANSPOSE_PARAMETERS = ("rows", "x", "x_row", "o", "o_row")
+"""Those of `tile.transpose_tile` without `lanes`, with addresses for pointers and offsets, and strides in bytes."""
+
+
+def transpose_text(lanes: int, bits: int) -> str:
+    """The function that transposes a block of `lanes` x `lanes` elements of `bits` bits: halves of pairs of lines are
+    exchanged, then quarters, and so on."""
+    kind = f"<{lanes} x {'float' if bits == 32 else 'double'}>"
+    lines = ["  %last = sub i64 %rows, 1"]
+    for i in range(lanes):
+        lines += [f"  %inside{i} = icmp slt i64 {i}, %last", f"  %row{i} = select i1 %inside{i}, i64 {i}, i64 %last",
+                  f"  %offset{i} = mul i64 %row{i}, %x_row", f"  %from{i} = getelementptr i8, ptr %x, i64 %offset{i}",
+                  f"  %v{i}.{lanes} = load {kind}, ptr %from{i}, align {bits // 8}"]
+    step = lanes // 2
+    while step:
+        for i in range(lanes):
+            if not i & step:
+                pair = f"{kind} %v{i}.{2 * step}, {kind} %v{i + step}.{2 * step}"
+                for line, shift in ((i, 0), (i + step, step)):
+                    numbers = [j + shift if not j & step else lanes + j - step + shift for j in range(lanes)]
+                    mask = ", ".join(f"i32 {n}" for n in numbers)
+                    lines.append(f"  %v{line}.{step} = shufflevector {pair}, <{lanes} x i32> <{mask}>")
+        step //= 2
+    for j in range(lanes):
+        lines += [f"  %place{j} = mul i64 %o_row, {j}", f"  %to{j} = getelementptr i8, ptr %o, i64 %place{j}",
+                  f"  store {kind} %v{j}.1, ptr %to{j}, align {bits // 8}"]
+    parameters = ", ".join(f"{'ptr' if p in ('x', 'o') else 'i64'} %{p}" for p in TRANSPOSE_PARAMETERS)
+    head = f"define void @transpose_v{lanes}f{bits}({parameters}) noinline nounwind {{"
+    return "\n".join([head, *lines, "  ret void", "}"])
+
+
 def definitions(names: Iterable[str]) -> str:
-    """The module that defines those of `names` that are micro-kernels; "" if there are none."""
+    """The module that defines those of `names` that are pieces of this file; "" if there are none."""
     kernels = [MicroKernel(*[int(n) for n in match.groups()[:4]], masked=match[5] is not None)
-               for match in map(_NAME.fullmatch, names) if match]
-    return "\n".join([*dict.fromkeys(line for k in kernels for line in k.declarations()), *[k.text() for k in kernels]])
+               for match in map(_MULTIPLY.fullmatch, names) if match]
+    transposes = [transpose_text(int(match[1]), int(match[2])) for match in map(_TRANSPOSE.fullmatch, names) if match]
+    return "\n".join([*dict.fromkeys(line for k in kernels for line in k.declarations()), *[k.text() for k in kernels],
+                      *transposes])
