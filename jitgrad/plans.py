@@ -7,11 +7,13 @@ cache are compiled, in two processes when there are several.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache as remember
 from importlib import import_module
 from pathlib import Path
@@ -73,6 +75,19 @@ def _load(key: str) -> Plan | None:
         return None
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No cyclic garbage is collected in here: a compilation makes a million objects, most of which it keeps."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_uncollected()
 def _compile(graph: Graph, key: str) -> Plan:
     spec: PlanSpec = import_module("jitgrad.pipeline").build(graph).spec
     sources = [(text, spec.kernels[kernel]) for kernel, text in spec.sources.items()]

@@ -25,7 +25,7 @@ from jitgrad.compile.edge import Edge, EdgeNode
 from jitgrad.compile.evaluator import Findings
 from jitgrad.compile.number import Number, trace_number
 from jitgrad.compile.recorder import Recorder
-from jitgrad.compile.seal import Sealed, fingerprint, run_on_memory, signature_of
+from jitgrad.compile.seal import NESTED, Sealed, fingerprint, run_on_memory, signature_of
 from jitgrad.compile.values import Impure
 from jitgrad.errors import CompileError, complain, describe_location
 from jitgrad.ir.graph import Graph
@@ -54,11 +54,15 @@ class Compilation:
 class Statistics:
     """What happened in the calls of one compiled function so far."""
 
-    calls: int = 0
     sealed_calls: int = 0
+    replayed_calls: int = 0
     compilations: list[Compilation] = field(default_factory=list)
     cuts: list[tuple[Any, str]] = field(default_factory=list)
     replayed_because: str = ""
+
+    @property
+    def calls(self) -> int:
+        return self.sealed_calls + self.replayed_calls
 
 
 @dataclass(slots=True)
@@ -77,7 +81,6 @@ class Candidate:
             return None
 
 
-_CONTAINERS = frozenset((tuple, list, dict))
 _ATTEMPTS = 3                           # a call that was refused so often stays replayed
 _SEALED_KEYS = 256                      # signatures of arguments (shapes, objects) remembered per function
 _SEALED_FORMS = 8                       # per signature of the arguments: train and eval, with and without gradients …
@@ -123,14 +126,14 @@ class CompiledFunction:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if type(state.current) is Recorder or config.current().disable:
             return self.function(*args, **kwargs)     # compiled inside compiled is inlined
-        self.statistics.calls += 1
         leaves: Sequence[Any] = args
         structure: Any = len(args)
-        if kwargs or not _CONTAINERS.isdisjoint(map(type, args)):
+        signature = NESTED if kwargs else signature_of(args)
+        if signature is NESTED:
             leaves = []
             structure = flatten((args, kwargs), leaves)
+            signature = signature_of(leaves)
         call = (args if not kwargs else {**_numbered(args), **kwargs}), leaves
-        signature = signature_of(leaves)
         key = None
         if signature is not None:
             mode = autograd.mode
@@ -165,7 +168,7 @@ class CompiledFunction:
         if times:
             views = [view.time([_sample(v.type) for v in view.graph.inputs]) for view in views]
         recompiles = tuple([look.Recompile(c.reason, describe_location(c.where), c.seconds) for c in done.compilations])
-        calls = {"sealed": done.sealed_calls, "replayed": done.calls - done.sealed_calls}
+        calls = {"sealed": done.sealed_calls, "replayed": done.replayed_calls}
         explanation: Explanation = look.Explanation(self.name, mode, reasons, tuple(views), recompiles, calls)
         return explanation
 
@@ -192,6 +195,7 @@ class CompiledFunction:
     # --- replayed calls ----------------------------------------------------------------------------------------------
 
     def _replay(self, args: tuple[Any, ...], kwargs: dict[str, Any], call: Any, key: Any) -> Any:
+        self.statistics.replayed_calls += 1
         candidate = self._candidates.get(key) if key is not None else None
         state = candidate.state_now(call[0]) if candidate else None
         recorder = Recorder(self._execute, self.name, self.fullgraph)

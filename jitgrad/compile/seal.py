@@ -29,6 +29,9 @@ from jitgrad.nn.module import Module
 from jitgrad.tensor import Tensor, _wrap
 from jitgrad.tree import unflatten
 
+NESTED = ("nested",)
+_CONTAINERS = frozenset((tuple, list, dict))
+
 Fetch = Callable[[Any], Any]              # (arguments, their leaves) of a call -> the Tensor
 
 
@@ -48,13 +51,16 @@ def leaf_signature(leaf: Any) -> Any:
 
 
 def signature_of(leaves: Sequence[Any]) -> tuple[Any, ...] | None:
-    """What calls that one sealed form serves have in common; None when there can be none."""
+    """What calls that one sealed form serves have in common; None when there can be none, and `NESTED` when some of
+    `leaves` are containers."""
     found = []
     for leaf in leaves:
         if type(leaf) is Tensor and leaf._node is None and leaf._root is None and not leaf._requires_grad \
                 and leaf._array is not None:
             array = leaf._array                       # `leaf_signature` of the usual argument, spelled out for speed
             found.append((array.dtype, array.shape, array.strides, False))
+        elif type(leaf) in _CONTAINERS:
+            return NESTED
         else:
             signature = leaf_signature(leaf)
             if signature is None:

@@ -44,7 +44,6 @@ class Plan:
                      for k, output in enumerate(spec.outputs)]
         self._all_own = None not in self._own
         self._threaded = any(entry.items > 1 for entry in spec.entries)
-        self._pack = struct.Struct(f"{self.pointers.size}q").pack_into
         self._walk = threads.walk()
         self.shares_arena = spec.arena > SMALL_ARENA
         self._arena_size = size_class(spec.arena)
@@ -56,8 +55,8 @@ class Plan:
         own = [_NOTHING if new is None else np.empty(*new) for new in self._own]
         frame = self._borrow()
         try:
-            self._pack(frame.memory, frame.pointers, *map(id, inputs), *map(id, own))
-            self._walk(*frame.start)
+            arrays = (*inputs, *own)                        # which is what keeps them alive
+            self._walk(frame.handle, 0, id(arrays) + threads.ITEMS, tape.ARRAYS)
             if frame.words[tape.STATUS]:
                 _Call(self, frame, inputs, own).finish()
             if self._all_own:
@@ -72,7 +71,7 @@ class Plan:
         frame = self._borrow()
         try:
             frame.memory[frame.pointers:frame.pointers + self.pointers.nbytes] = self.pointers.tobytes()
-            self._walk(*frame.start_from_addresses)
+            self._walk(frame.handle, 0, 0, tape.ADDRESSES)
             if frame.words[tape.STATUS]:
                 _Call(self, frame, (), ()).finish()
         finally:
@@ -138,9 +137,7 @@ class Frame:
         self.words[self.extra + _CONSTANT_SLOT] = plan.constants.address
         if not plan.shares_arena:
             self.lend(Arena(spec.arena))
-        numbers = [ctypes.c_int64(v) for v in (self.address, 0, 0, tape.OBJECT_IDS, tape.ADDRESSES)]
-        self.start = numbers[:4]
-        self.start_from_addresses = numbers[:3] + numbers[4:]
+        self.handle = ctypes.c_int64(self.address)          # passed to C faster than an int
 
     def lend(self, arena: Arena) -> None:
         """Use `arena` from now on."""

@@ -25,6 +25,9 @@ from jitgrad.runtime import build, native
 
 _FUTEX_NUMBERS = {"x86_64": 202, "aarch64": 98}
 
+ITEMS = tuple.__basicsize__
+"""Where in a tuple object the references to its items begin."""
+
 _lock = threading.Lock()
 _handles: list[ctypes.c_size_t] = []
 _seen: tuple[config.Settings | None, int] = (None, 1)
@@ -153,6 +156,8 @@ def _libc() -> ctypes.CDLL:
 def _data_offset() -> int:
     """Where in an array object the address of its elements is."""
     array = np.zeros(1)
+    if ctypes.c_int64.from_address(id(row := (array,)) + ITEMS).value != id(row[0]):
+        raise RuntimeError("this Python keeps the items of a tuple where jitgrad does not find them")
     for offset in range(object.__basicsize__, np.ndarray.__basicsize__, 8):
         if ctypes.c_int64.from_address(id(array) + offset).value == array.ctypes.data:
             return offset

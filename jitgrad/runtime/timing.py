@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jitgrad.kernels.cpu import tape
+from jitgrad.runtime import threads
 from jitgrad.runtime.plan import Plan, _Call
 
 
@@ -18,11 +19,11 @@ def time_entries(plan: Plan, inputs: Sequence[np.ndarray]) -> list[float]:
     count = frame.words[tape.COUNT]
     found = []
     try:
-        plan._pack(frame.memory, frame.pointers, *map(id, inputs), *map(id, own))
+        arrays = (*inputs, *own)
         for position in range(count):
             frame.words[tape.COUNT] = position + 1
             begin = time.perf_counter()
-            plan._walk(*(frame.start if position == 0 else (frame.address, position, 0, tape.RESUME)))
+            plan._walk(frame.address, position, id(arrays) + threads.ITEMS, tape.RESUME if position else tape.ARRAYS)
             if frame.words[tape.STATUS] != tape.DONE:
                 _Call(plan, frame, inputs, own).finish()
             found.append(time.perf_counter() - begin)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ FRAME_WORDS = 16
 # Why `run` returned.
 DONE, HOST, ERROR, PAUSE, START = range(5)
 
-# How `run` is called (its last argument).
-RESUME, ADDRESSES, OBJECT_IDS = range(3)
+# How `run` is called (its last argument): again, with the addresses of memory in the frame, or with a row of array objects.
+RESUME, ADDRESSES, ARRAYS = range(3)
 
 # An entry: function (0: for Python), argument block, items, and the measured cost in ns on one thread.
 FUNCTION, BLOCK, ITEMS, COST = range(0, 32, 8)
@@ -62,16 +63,16 @@ SLICE = 100_000_000                     # ns after which Python gets a chance to
 CHUNKS_PER_THREAD = 8
 
 
-def run(args: Any, begin: int, end: int, mode: int) -> None:
-    """Carry out entries from `begin` on of the frame `args`."""
+def run(args: Any, begin: int, arrays: int, mode: int) -> None:
+    """Carry out entries from `begin` on of the frame `args`; `arrays` is where the references to the arrays are."""
     pool = args[POOL]
     if mode != RESUME:
         args[ERROR_CODE] = 0
         pointers = args[POINTERS]
-        if mode == OBJECT_IDS:
+        if mode == ARRAYS:
             data_offset = peek(pool + DATA_OFFSET)
             for k in range(args[OBJECTS]):
-                poke(pointers + 8 * k, peek(peek(pointers + 8 * k) + data_offset))
+                poke(pointers + 8 * k, peek(peek(arrays + 8 * k) + data_offset))
         patches = args[PATCHES]
         for k in range(args[PATCH_COUNT]):
             patch = patches + PATCH_BYTES * k
@@ -212,6 +213,7 @@ def wake(args: Any, begin: int, end: int, thread: int) -> None:
     call_system(peek(pool + SYSCALL), peek(pool + FUTEX), pool + TICKET + 4, FUTEX_WAKE, CLOSED, 0)
 
 
+@cache
 def source(name: str) -> str:
     """The text of kernel `run`, `worker` or `wake`, with numbers in place of this module's constants."""
     tree = ast.parse(inspect.getsource(globals()[name]))
