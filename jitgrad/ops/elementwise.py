@@ -21,7 +21,17 @@ from jitgrad.ir.types import TensorType
 from jitgrad.ops import special
 from jitgrad.ops.builders import conjugate, full_like, ones_like, times, zeros_like
 from jitgrad.ops.derived import derived
-from jitgrad.ops.record import MAY_FAIL, binary, keep_dtype, predicate, require_category, require_same, same_type, unary
+from jitgrad.ops.record import (
+    MAY_FAIL,
+    binary,
+    choose,
+    keep_dtype,
+    predicate,
+    require_category,
+    require_same,
+    same_type,
+    unary,
+)
 
 __all__ = ["abs", "acos", "acosh", "add", "asin", "asinh", "atan", "atan2", "atanh", "bitwise_and", "bitwise_not",
            "bitwise_or", "bitwise_xor", "cast", "ceil", "complex", "conj", "copysign", "cos", "cosh", "digamma", "div",
@@ -80,7 +90,7 @@ atanh: Op = unary("atanh", np.arctanh, vjp=lambda g, x: ops.div(g, conjugate(_on
                   doc="Inverse of tanh.")
 
 
-@derived(lambda out, g: np.where(out <= 0, g.dtype.type(0), g))
+@derived(lambda out, g: choose(out <= 0, np.broadcast_to(g.dtype.type(0), g.shape), g))
 def _where_positive(out: Any, g: Any) -> Any:
     """g where out > 0 or out is nan, else 0."""
     zero = zeros_like(g)
@@ -326,7 +336,7 @@ def _infer_where(condition: TensorType, x: TensorType, y: TensorType) -> TensorT
 
 
 where: Op = register(Op(
-    "where", ("condition", "x", "y"), _infer_where, np.where, "elementwise", spell="({1} if {0} else {2})",
+    "where", ("condition", "x", "y"), _infer_where, choose, "elementwise", spell="({1} if {0} else {2})",
     vjp=(None, lambda g, condition: ops.where(condition, g, zeros_like(g)),
          lambda g, condition: ops.where(condition, zeros_like(g), g)),
     doc="x where condition holds, otherwise y."))

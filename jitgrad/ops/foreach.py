@@ -8,7 +8,9 @@ groups, then output 1, and so on, each in its group's shape.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +18,7 @@ import numpy as np
 from jitgrad import ops
 from jitgrad.dtypes import DType
 from jitgrad.errors import DTypeError, ShapeError, complain
-from jitgrad.ir.graph import Graph
+from jitgrad.ir.graph import Graph, Value
 from jitgrad.ir.op import Op, register
 from jitgrad.ir.types import TensorType
 from jitgrad.ops import blocks
@@ -59,7 +61,8 @@ def _foreach(*xs: np.ndarray, body: Graph, groups: int, shared: int) -> tuple[np
         scalar = tuple([x.ndim < first[0].ndim for x in first])
         operands = [first[k] if is_scalar else _joined([members[g][k] for g in batch])
                     for k, is_scalar in enumerate(scalar)]
-        outputs = _program(body, shared, scalar).run([*xs[:shared], *operands])
+        ones = tuple([x.item() == 1 for x in xs[:shared]])
+        outputs = _program(body, ones, scalar).run([*xs[:shared], *operands])
         begin = 0
         for g in batch:
             shape, size = members[g][0].shape, members[g][0].size
@@ -96,12 +99,14 @@ class _Step(NamedTuple):
 
 
 class _Program:
-    """A body as lists of NumPy calls: first what depends on 0-d operands alone, then, block by block, the rest."""
+    """A body as lists of NumPy calls: first what depends on 0-d operands alone, then, block by block, the rest. `ones`
+    says which of the shared operands are 1: what is multiplied by them stays as it is."""
 
-    def __init__(self, body: Graph, shared: int, scalar: tuple[bool, ...]):
+    def __init__(self, body: Graph, ones: tuple[bool, ...], scalar: tuple[bool, ...]):
+        body = _without_products(body, {v for v, is_one in zip(body.inputs, ones) if is_one})
         number = {v: k for k, v in enumerate([*body.inputs, *[v for node in body.nodes for v in node.outputs]])}
         self.count = len(number)
-        self.elements = [shared + k for k, is_scalar in enumerate(scalar) if not is_scalar]
+        self.elements = [len(ones) + k for k, is_scalar in enumerate(scalar) if not is_scalar]
         self.outputs = [(number[v], v.dtype.numpy) for v in body.outputs]
         self.once: list[_Step] = []
         self.per_block: list[_Step] = []
@@ -119,6 +124,8 @@ class _Program:
                 varying.add(output)
             if varies and is_ufunc and node.outputs[0] not in body.outputs:
                 temporary[output] = dtype
+        makers = {step.output: step for step in self.per_block if isinstance(step.function, np.ufunc)}
+        self.direct = [(k, makers[number[v]].output) for k, v in enumerate(body.outputs) if number[v] in makers]
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The outputs, in one dimension, like the operands that are not 0-d."""
@@ -131,32 +138,53 @@ class _Program:
             block = list(values)
             for k in self.elements:
                 block[k] = values[k][begin:end]
-            _carry_out(self.per_block, block)
-            for result, (k, _) in zip(results, self.outputs):
-                result[begin:end] = block[k]
+            wanted = [result[begin:end] for result in results]
+            _carry_out(self.per_block, block, {output: wanted[k] for k, output in self.direct})
+            for place, (k, _) in zip(wanted, self.outputs):
+                if block[k] is not place:
+                    place[...] = block[k]
 
         blocks.in_blocks(size, work)
         return results
 
 
-_programs: dict[tuple[int, int, tuple[bool, ...]], tuple[Graph, _Program]] = {}
+def _without_products(body: Graph, ones: set[Value]) -> Graph:
+    """`body` without multiplications by values of `ones`."""
+    replaced: dict[Value, Value] = {}
+    nodes = []
+    for node in body.nodes:
+        inputs = tuple([replaced.get(v, v) for v in node.inputs])
+        if node.op is ops.mul and not ones.isdisjoint(inputs):
+            replaced[node.output] = inputs[1] if inputs[0] in ones else inputs[0]
+            continue
+        if node.op is ops.cast and inputs[0] in ones:
+            ones = {*ones, node.output}
+        nodes.append(dataclasses.replace(node, inputs=inputs))
+    return body.replace(nodes=tuple(nodes), outputs=tuple([replaced.get(v, v) for v in body.outputs]))
 
 
-def _program(body: Graph, shared: int, scalar: tuple[bool, ...]) -> _Program:
+_programs: dict[tuple[int, tuple[bool, ...], tuple[bool, ...]], tuple[Graph, _Program]] = {}
+
+
+def _program(body: Graph, ones: tuple[bool, ...], scalar: tuple[bool, ...]) -> _Program:
     """One program per body *object*: to compare bodies would take longer than a step. It keeps its body alive."""
-    key = id(body), shared, scalar
+    key = id(body), ones, scalar
     found = _programs.get(key)
     if found is None:
         if len(_programs) >= 256:
             _programs.clear()
-        found = _programs[key] = body, _Program(body, shared, scalar)
+        found = _programs[key] = body, _Program(body, ones, scalar)
     return found[1]
 
 
-def _carry_out(steps: list[_Step], values: list[Any]) -> None:
+def _carry_out(steps: list[_Step], values: list[Any], places: Mapping[int, np.ndarray] = MappingProxyType({})) -> None:
+    """`places`: where some values are wanted."""
     for function, inputs, output, attrs, into in steps:
         operands = [values[k] for k in inputs]
-        values[output] = function(*operands, **attrs) if into is None else function(*operands, out=values[into])
+        place = places.get(output)
+        if place is None and into is not None:
+            place = values[into]
+        values[output] = function(*operands, **attrs) if place is None else function(*operands, out=place)
 
 
 def body_gradient(body: Graph) -> Graph:
