@@ -113,6 +113,9 @@ class EagerInterpreter:
     def eagerly(self, make: Callable[[], Any]) -> Any:
         return make()
 
+    def defer(self, tensor: Tensor) -> None:
+        """A value that Python asks for is there."""
+
     def force(self, tensor: Tensor) -> np.ndarray:
         array = tensor._array
         if array is None:

@@ -290,6 +290,10 @@ class Tensor(TensorMethods):
 
     def item(self) -> Any:
         """The value of a tensor of one element as a Python number."""
+        deferred = interpreter.state.current.defer(self)  # type: ignore[union-attr]
+        return self._number() if deferred is None else deferred
+
+    def _number(self) -> Any:
         array = self._forced()
         if array.size != 1:
             raise complain(ShapeError, "item", f"only a tensor of one element is a number, this is {self.tensor_type}",

@@ -8,6 +8,7 @@ import pytest
 
 import jitgrad as jg
 from jitgrad import nn, optim
+from jitgrad.tree import flatten
 
 
 def tensor(*shape, seed=0):
@@ -218,3 +219,62 @@ def test_an_argument_of_another_kind():
         assert float(f(tensor(3), tensor(3)).sum()) == pytest.approx(float((tensor(3) ** 2).sum()))
         assert f(jg.tensor([1, 2]), True).dtype is jg.int64
         assert float(f(tensor(4)[::2], k=2.5).sum()) == pytest.approx(float((tensor(4)[::2] * 2.5).sum()))
+
+
+# --- values that are read ----------------------------------------------------------------------------------------------
+
+def two_in_a_row(x, y):
+    loss, accuracy = ((x - y) ** 2).mean(), (x > y).float().mean()
+    return loss.item(), accuracy.item()
+
+
+def with_work_between(x, y):
+    return {"loss": ((x - y) ** 2).mean().item(), "doubled": x * 2, "above": (x > y).sum().item()}
+
+
+def in_another_order(x, y):
+    first, second = (x - y).mean().item(), (x * y).sum().item()
+    return second, first
+
+
+def through_a_helper(x, y):
+    return [total(x), total(y), total(x * y)]
+
+
+def total(x):
+    return x.sum().item()
+
+
+def chosen_by_value(x, y):
+    first, second = (x - y).mean().item(), (x * y).sum().item()
+    return first if first > 0 else 0.0, second
+
+
+def computed_with(x, y):
+    first, second = (x - y).mean().item(), (x * y).sum().item()
+    return first + 1, round(second, 3)
+
+
+def one_of_several(x, y):
+    first, second = (x - y).mean().item(), (x * y).sum().item()
+    return second, second * (first > 0)
+
+
+def converted(x, y):
+    return float((x - y).sum()), int(x.argmax())
+
+
+@pytest.mark.parametrize("function, seals", [
+    (two_in_a_row, True), (with_work_between, True), (in_another_order, True), (through_a_helper, True),
+    (chosen_by_value, False), (computed_with, False), (one_of_several, False), (converted, False)])
+def test_values_that_are_returned(function, seals):
+    """Several may be read anywhere and returned; whatever else is done with one keeps the call replayed."""
+    compiled = jg.compile(function)
+    for seed in range(9):
+        x, y = tensor(4, 3, seed=2 * seed), tensor(4, 3, seed=2 * seed + 1)
+        wanted, found = [], []
+        assert flatten(function(x, y), wanted) == flatten(compiled(x, y), found)
+        assert [type(leaf) for leaf in found] == [type(leaf) for leaf in wanted]
+        for a, b in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5)
+    assert (compiled.statistics.sealed_calls >= 5) == seals, compiled.statistics.replayed_because

@@ -23,8 +23,8 @@ from jitgrad import autograd, config, dtypes, plans
 from jitgrad.compile.analysis import analyze
 from jitgrad.compile.edge import Edge, EdgeNode
 from jitgrad.compile.evaluator import Findings
-from jitgrad.compile.number import Number, trace_number
-from jitgrad.compile.recorder import Recorder
+from jitgrad.compile.number import Deferred, Number, trace_number
+from jitgrad.compile.recorder import READ, Recorder
 from jitgrad.compile.seal import NESTED, Sealed, fingerprint, run_on_memory, signature_of
 from jitgrad.compile.values import Impure
 from jitgrad.errors import CompileError, complain, describe_location
@@ -67,11 +67,13 @@ class Statistics:
 
 @dataclass(slots=True)
 class Candidate:
-    """A call that may be sealed when the next one like it gives the same graph."""
+    """A call that may be sealed when the next one like it gives the same graph. `defers`: it read values in the middle,
+    but only to return them; the next one reads them at the end, and has one graph."""
 
     graph_key: Any
     findings: Findings
     held: Any                           # the arguments: their ids are in the key, so they must not be used again
+    defers: bool = False
 
     def state_now(self, arguments: Any) -> Any:
         """What the next call starts from; None when something is not there any more."""
@@ -86,10 +88,15 @@ _SEALED_KEYS = 256                      # signatures of arguments (shapes, objec
 _SEALED_FORMS = 8                       # per signature of the arguments: train and eval, with and without gradients …
 
 
-def _sealable(recorder: Recorder) -> Any:
-    """The key of the call's only graph; `Impure` when it ran several."""
-    if recorder.segments > 1:
-        raise Impure("Python reads a value in the middle", recorder.cuts[0][0])
+def _graph_key(recorder: Recorder, findings: Findings) -> Any:
+    """The key of the call's only graph; None when there will be one once values that are returned are read at the end;
+    `Impure` when there cannot be."""
+    if recorder.reads and not any(findings.reads):
+        raise Impure("Python reads a value", recorder.reads[0][1])
+    if recorder.segments > 1 or len(recorder.reads) > 1:
+        if recorder.defers or not any(findings.reads) or any(why != READ for _, why in recorder.cuts):
+            raise Impure("Python reads a value in the middle", recorder.cuts[0][0])
+        return None
     if recorder.last is None:
         raise Impure("nothing is computed", None)
     return recorder.last.graph.key
@@ -199,6 +206,7 @@ class CompiledFunction:
         candidate = self._candidates.get(key) if key is not None else None
         state = candidate.state_now(call[0]) if candidate else None
         recorder = Recorder(self._execute, self.name, self.fullgraph)
+        recorder.defers = candidate is not None and candidate.defers
         traced = [trace_number(recorder, a, ("argument", k)) for k, a in enumerate(args)]
         traced_kw = {k: trace_number(recorder, a, ("argument", k)) for k, a in kwargs.items()}
         returned: list[Any] = []                      # its leaves; nothing else may hold them when they are counted
@@ -209,6 +217,11 @@ class CompiledFunction:
                 self._settle_after(error, recorder)
                 raise
             recorder.finish(returned)
+        for k, leaf in enumerate(returned):
+            if type(leaf) is Deferred:
+                recorder.deferred[k] = id(leaf.tensor)
+                returned[k] = leaf.value
+        leaf = None
         self.statistics.cuts.extend(recorder.cuts)
         if key is not None and self._refusals.get(key, 0) < _ATTEMPTS:
             self._consider(candidate, state, recorder, call, key, structure, returned)
@@ -219,13 +232,13 @@ class CompiledFunction:
                   structure: Any, returned: list[Any]) -> None:
         """After a replayed call: may the next ones like it be sealed?"""
         try:
-            graph_key = _sealable(recorder)
-            if candidate is None or state is None or candidate.graph_key != graph_key:
+            findings = candidate.findings if candidate else None
+            graph_key = _graph_key(recorder, findings) if findings else None
+            if candidate is None or state is None or candidate.graph_key != graph_key or graph_key is None:
                 findings = analyze(self.function, _numbered(call[0]), trusted=self.pure)
-                if recorder.reads and not any(findings.reads):
-                    raise Impure("Python reads a value", recorder.reads[0][1])
+                graph_key = _graph_key(recorder, findings)
                 _make_room(self._candidates, key)
-                self._candidates[key] = Candidate(graph_key, findings, call)
+                self._candidates[key] = Candidate(graph_key, findings, call, recorder.defers or graph_key is None)
                 return
             _make_room(self._sealed, key)
             forms = self._sealed.setdefault(key, [])

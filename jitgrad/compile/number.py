@@ -167,6 +167,49 @@ for _function in (operator.lt, operator.le, operator.gt, operator.ge, operator.e
     setattr(Number, f"__{_function.__name__}__", _comparison(_function))
 
 
+class Deferred(Number):
+    """Stands for a number that the function is known to return at once: ``tensor.item()`` when the call is over. If the
+    function does anything else with it, it gets the value."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, recorder: Recorder, tensor: Tensor):
+        self.recorder = recorder
+        self.tensor = tensor
+
+    @property                           # type: ignore[misc]
+    def __class__(self) -> type:
+        dtype = self.tensor.dtype
+        return float if dtype.is_floating_point else bool if dtype is dtypes.bool_ else int
+
+    @property
+    def value(self) -> Any:
+        return self.tensor._number()
+
+    @property
+    def _traced_number(self) -> Tensor:
+        value = self.value
+        return ops.constant(value=value, dtype=dtypes.float64 if type(value) is float else dtypes.int64)  # type: ignore[no-any-return]
+
+    def specialize(self) -> Any:
+        return self.value
+
+    def _combine(self, function: Callable[..., Any], other: Any, reflected: bool = False) -> Any:
+        return function(other, self.value) if reflected else function(self.value, other)
+
+    def _compare(self, function: Callable[..., bool], other: Any) -> Any:
+        return function(self.value, other)
+
+    def __bool__(self) -> bool:
+        return bool(self.value)
+
+    def __neg__(self) -> Any:
+        return -self.value
+
+    def __abs__(self) -> Any:
+        return abs(self.value)
+
+
 def trace_number(recorder: Recorder, value: Any, origin: Any) -> Any:
     """`value` as a traced number that is read from `origin` on each call; anything but a float or int unchanged."""
     if type(value) is float or (type(value) is int and -_INT64 <= value < _INT64):

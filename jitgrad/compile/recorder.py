@@ -12,6 +12,7 @@ back into the same memory. Whatever is recorded afterwards is a new graph, which
 from __future__ import annotations
 
 import bisect
+import math
 import sys
 import weakref
 from collections.abc import Callable
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from jitgrad import autograd, ops
-from jitgrad.compile.number import Number, trace_number
+from jitgrad.compile.number import Deferred, Number, trace_number
 from jitgrad.compile.overlap import movement_between
 from jitgrad.eager import EagerInterpreter
 from jitgrad.errors import AutogradError, CompileError, complain, user_location
@@ -33,6 +34,7 @@ from jitgrad.ops.gradient import depends_on
 from jitgrad.shapes import contiguous_strides, reshape_strides
 from jitgrad.tensor import Tensor, _new, undo_movement
 
+READ = "a value is read"
 _EAGER = EagerInterpreter()
 _BYTE = np.zeros(1, np.int8)
 
@@ -90,6 +92,8 @@ class Recorder:
         self.cuts: list[Any] = []                     # where Python asked for a value in the middle
         self.reads: list[tuple[int, Any]] = []        # Tensors whose values Python read: id, the user's line
         self.draws: dict[int, list[Any]] = {}         # generator, its offset before the call, draws taken
+        self.defers = False                           # item() gives a `Deferred` to the user's code
+        self.deferred: dict[int, int] = {}            # leaf of the result: id of the Tensor whose value it is
         self.last: Segment | None = None
         self.hooked = False                           # a hook was put on a lazy Tensor
         self.entangled = False                        # two Tensors with a history share memory
@@ -355,14 +359,21 @@ class Recorder:
         if tensor._array is None:
             if tensor._pending is None:
                 raise complain(AutogradError, "reading a value", "this tensor's computation failed earlier")
-            self.flush(where, "a value is read")
+            self.flush(where, READ)
         else:
             place = self.known.get(id(tensor))
             if any(unit.dirty for unit in self.units) and (place is None or place.unit.dirty):
-                self.flush(where, "a value is read")
+                self.flush(where, READ)
         self.reads.append((id(tensor), where))
         array: np.ndarray = tensor._array
         return array
+
+    def defer(self, tensor: Tensor) -> Deferred | None:
+        """What stands for the value of `tensor` when it is known that the user's code, which asks, only returns it."""
+        asks = sys._getframe(2).f_globals.get("__name__", "")
+        if not self.defers or tensor._array is not None or math.prod(tensor.shape) != 1 or asks.startswith("jitgrad."):
+            return None
+        return Deferred(self, tensor)
 
     def flush(self, where: Any = None, reason: str = "") -> None:
         """Run everything recorded so far. With a `where` this is a cut; without, the end of the call."""

@@ -132,10 +132,7 @@ class Sealed:
         self._find_inputs(recorder, segment, call)
         self._require_apart(recorder, call)
         self.structure = structure
-        self._reads = [k for k, _ in recorder.reads]            # in the order of the result's leaves
-        if len(self._reads) != sum(findings.reads):
-            raise Impure("Python reads a value", recorder.reads[0][1] if recorder.reads else None)
-        self._find_outputs(segment, returned, leaves)
+        self._find_outputs(segment, returned, leaves, self._read_leaves(recorder))
         self._expect_memory([u.tensor._array for u in segment.units])
         self.count = changes.count
         self.unguarded = not findings.guards and not self.fetched and not self.number_guards
@@ -236,19 +233,27 @@ class Sealed:
         if any(t._hooks for t in tensors) or any(o._pre_hooks or o._post_hooks for o in self.findings.optimizers.values()):
             raise Impure("a tensor or an optimizer has hooks", None)
 
-    def _find_outputs(self, segment: Segment, returned: list[Any], leaves: list[Any]) -> None:
+    def _read_leaves(self, recorder: Recorder) -> dict[int, int]:
+        """The leaves of the result that are values of Tensors, with the ids of these: one that was read and returned at
+        once, or any number that were deferred."""
+        returned = [k for k, is_read in enumerate(self.findings.reads) if is_read]
+        read = {k: tensor for k, (tensor, _) in zip(returned, recorder.reads, strict=False)} | recorder.deferred
+        if sorted(read) != returned or len(recorder.reads) + len(set(recorder.deferred)) != len(returned) \
+                or len(recorder.reads) > 1:
+            raise Impure("Python reads a value", recorder.reads[0][1] if recorder.reads else None)
+        return read
+
+    def _find_outputs(self, segment: Segment, returned: list[Any], leaves: list[Any], read: dict[int, int]) -> None:
         index = {v: k for k, v in enumerate(segment.graph.outputs)}
         self.output_of = {id(t): index[v] for t, v in zip(segment.roots, segment.values) if v in index}
         if len(self.output_of) != len(segment.roots) or len(set(self.output_of.values())) != len(segment.roots):
             raise Impure("returns or keeps one value in several tensors", None)
         self.histories = [(self.output_of[id(t)], h) for t, h in ((t, self._history(t)) for t in segment.roots)
                           if h is not None]
-        if self._reads and len(self.findings.reads) != len(returned):
+        if read and len(self.findings.reads) != len(returned):
             raise Impure("Python reads a value", None)
-        read = self.findings.reads if self._reads else (False,) * len(returned)
-        order = iter(self._reads)
-        self.result = [self._read_leaf(leaf, next(order)) if is_read else self._result_leaf(leaf, segment)
-                       for leaf, is_read in zip(returned, read)]
+        self.result = [self._read_leaf(leaf, read[k]) if k in read else self._result_leaf(leaf, segment)
+                       for k, leaf in enumerate(returned)]
         held = {id(t): 0 for t in segment.roots + segment.views}
         for key in map(id, returned):                 # not by name: a name would be one more reference
             if key in held:
