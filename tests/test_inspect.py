@@ -6,7 +6,8 @@ import pytest
 from jitgrad import __main__ as command, config, ops
 from jitgrad.inspect import Explanation, PlanView, Recompile, bar, flops, show_bytes, show_count
 from jitgrad.ir import GraphBuilder, parse_type
-from jitgrad.plans import compile_graph
+from jitgrad.plans import clear_plans, compile_graph
+from jitgrad.runtime import build
 
 
 def step_graph():
@@ -117,6 +118,21 @@ def test_cache_commands(capsys, tmp_path):
         assert "plans" in text and "last used" in text and "removed" in text
         command.main(["cache", "list"])
         assert capsys.readouterr().out == ""
+
+
+def test_kernels_built_ahead_are_those_that_plans_want(tmp_path, capsys):
+    builder = GraphBuilder()
+    x, places = builder.input(parse_type("f32[40, 50]")), builder.input(parse_type("i64[7]"))
+    with builder:
+        wide = ops.matmul(ops.permute(x, axes=(1, 0)), x)
+        graph = builder.build([ops.take(wide, places, axis=0), ops.cumsum(wide, axis=1)])
+    with config.scope(cache=tmp_path / "kernels"):
+        clear_plans()
+        build.forget()
+        assert command.main(["cache", "build"]) == 0
+        before = build.compiled
+        compile_graph(graph)
+        assert build.compiled == before
 
 
 def test_wrong_commands_end_with_usage(capsys):
