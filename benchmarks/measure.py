@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-TURN = 0.05                     # seconds of calls per turn, after one that is not timed
-PAUSE = 0.05                    # seconds before a turn, in which the threads of the contender before it go to sleep
+TURN = 0.15                     # seconds of calls per turn, after one that is not timed
+PAUSE = 0.15                    # seconds before a turn, in which the threads of the contender before it go to sleep
 
 
 def seconds(function: Callable[[], Any]) -> float:
@@ -39,11 +39,11 @@ def interleave(functions: Mapping[str, Callable[[], Any]], *, budget: float,
 
 
 def _burst(estimate: float) -> int:
-    return max(1, min(100, int(TURN / max(estimate, 1e-9))))
+    return max(1, min(300, int(TURN / max(estimate, 1e-9))))
 
 
 def _turn(function: Callable[[], Any], burst: int) -> list[float]:
-    time.sleep(PAUSE)                       # OpenBLAS and OpenMP threads spin for up to some 30 ms when they have no work
+    time.sleep(PAUSE)                       # threads of OpenBLAS, OpenMP and XLA spin for a while when they have no work
     function()
     return [seconds(function) for _ in range(burst)]
 
