@@ -278,3 +278,16 @@ def test_values_that_are_returned(function, seals):
         for a, b in zip(found, wanted, strict=True):
             np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5)
     assert (compiled.statistics.sealed_calls >= 5) == seals, compiled.statistics.replayed_because
+
+
+@pytest.mark.xfail(strict=True, reason="sealed calls have one segment; a branch on a value needs a tree of them")
+def test_a_branch_on_a_value_is_sealed():
+    def f(x):
+        y = x * 2
+        return y + 1 if y.mean() > 0 else y - 1
+
+    compiled = jg.compile(f)
+    for seed in range(12):
+        x = tensor(4, 3, seed=seed)
+        np.testing.assert_array_equal(compiled(x).numpy(), f(x).numpy())
+    assert compiled.statistics.sealed_calls
