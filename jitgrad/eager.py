@@ -116,6 +116,10 @@ class EagerInterpreter:
     def defer(self, tensor: Tensor) -> None:
         """A value that Python asks for is there."""
 
+    def decide(self, tensor: Tensor, kind: type) -> Any:
+        """A bool or int that Python asks for."""
+        return kind(tensor._number())
+
     def force(self, tensor: Tensor) -> np.ndarray:
         array = tensor._array
         if array is None:

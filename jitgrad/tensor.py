@@ -294,7 +294,11 @@ class Tensor(TensorMethods):
         return self._number() if deferred is None else deferred
 
     def _number(self) -> Any:
-        array = self._forced()
+        self._forced()
+        return self._element()
+
+    def _element(self) -> Any:
+        array = self._array
         if array.size != 1:
             raise complain(ShapeError, "item", f"only a tensor of one element is a number, this is {self.tensor_type}",
                            fix="Use tolist() for all of them")
@@ -308,13 +312,13 @@ class Tensor(TensorMethods):
         if self.tensor_type.size != 1:
             raise complain(ShapeError, "bool", f"the truth of {self.tensor_type} is ambiguous",
                            fix="Use any() or all()")
-        return bool(self.item())
+        return interpreter.state.current.decide(self, bool)  # type: ignore[union-attr]
 
     def __float__(self) -> float:
         return float(self.item())
 
     def __int__(self) -> int:
-        return int(self.item())
+        return interpreter.state.current.decide(self, int)  # type: ignore[union-attr]
 
     def __complex__(self) -> complex:
         return complex(self.item())
@@ -322,7 +326,7 @@ class Tensor(TensorMethods):
     def __index__(self) -> int:
         if not (self.dtype.is_integer or self.dtype is dtypes.bool_) or self.tensor_type.size != 1:
             raise TypeError(f"only an integer tensor of one element can be an index, not {self.tensor_type}")
-        return int(self.item())
+        return interpreter.state.current.decide(self, int)  # type: ignore[union-attr]
 
     def __format__(self, spec: str) -> str:
         return format(self.item(), spec) if not self.shape and spec else format(repr(self), spec)

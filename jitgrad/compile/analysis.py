@@ -2,7 +2,7 @@
 
 The functions that a call can reach are read as syntax trees and evaluated abstractly. A value is `Known` (an object that
 exists, with the path on which the function gets to it), `FRESH` (made by this call: Tensors, numbers, containers of
-them), `READ` (a number that was read out of a Tensor) or `OPAQUE` (anything else). What is allowed: ops, pure built-in
+them) or `OPAQUE` (anything else). What is allowed: ops, pure built-in
 functions, branches and loops over known things, user functions and Modules that are allowed themselves, and stores into
 local names, Tensors, ``.grad`` and attributes of Modules. Everything else raises `Impure` with the line and the reason,
 and the function stays replayed. In doubt it is impure.
@@ -24,7 +24,6 @@ from jitgrad.compile.syntax import function_syntax
 from jitgrad.compile.values import (
     FRESH,
     OPAQUE,
-    READ,
     SIMPLE,
     Known,
     Local,
@@ -41,7 +40,6 @@ HOOK_TABLES = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_
 PURE_BUILTINS = frozenset((abs, all, any, bool, complex, dict, divmod, enumerate, float, frozenset, getattr, hasattr, int,
                            isinstance, issubclass, len, list, max, min, pow, range, reversed, round, set, slice, sorted,
                            str, sum, tuple, type, zip, callable))
-READING_BUILTINS = frozenset((float, int, bool, complex))
 
 
 def analyze(function: Any, arguments: dict[Any, Any], trusted: bool = False) -> Findings:
@@ -53,16 +51,11 @@ def analyze(function: Any, arguments: dict[Any, Any], trusted: bool = False) -> 
     positional = [known[k] for k in sorted(k for k in known if isinstance(k, int))]
     named = {k: v for k, v in known.items() if isinstance(k, str)}
     analysis.where = None
-    result = analysis.call(Known(function), positional, named)
-    analysis.findings.reads = tuple(_read_leaves(result))
+    if isinstance(function, types.MethodType):
+        positional.insert(0, Known(function.__self__, Path(("self", function, "self"))))
+        function = function.__func__
+    analysis.call(Known(function), positional, named)
     return analysis.findings
-
-
-def _read_leaves(value: Any) -> list[bool]:
-    """For each leaf of an abstract result whether it is a value that was read."""
-    if type(value) is tuple:
-        return [leaf for v in value for leaf in _read_leaves(v)]
-    return [value is READ]
 
 
 class _Analysis(Statements, Expressions):
@@ -131,8 +124,6 @@ class _Analysis(Statements, Expressions):
         for a in args:
             if type(a) is Known:
                 self.reach(a)
-        if function in READING_BUILTINS and args and args[0] is FRESH:
-            return READ
         if function is len and args and type(args[0]) is Known and isinstance(args[0].value, (*SIMPLE, list, tuple, dict)):
             return Known(len(args[0].value))
         if function is getattr and len(args) >= 2 and type(args[1]) is Known:

@@ -23,9 +23,12 @@ from jitgrad import autograd, config, dtypes, plans
 from jitgrad.compile.analysis import analyze
 from jitgrad.compile.edge import Edge, EdgeNode
 from jitgrad.compile.evaluator import Findings
-from jitgrad.compile.number import Deferred, Number, trace_number
+from jitgrad.compile.guards import compile_guard
+from jitgrad.compile.number import Number, trace_number
 from jitgrad.compile.recorder import READ, Recorder
-from jitgrad.compile.seal import NESTED, Sealed, fingerprint, run_on_memory, signature_of
+from jitgrad.compile.seal import NESTED, Sealed, Start, Unfinished, signature_of
+from jitgrad.compile.stage import run_on_memory
+from jitgrad.compile.trace import Outcome
 from jitgrad.compile.values import Impure
 from jitgrad.errors import CompileError, complain, describe_location
 from jitgrad.ir.graph import Graph
@@ -65,41 +68,43 @@ class Statistics:
         return self.sealed_calls + self.replayed_calls
 
 
-@dataclass(slots=True)
 class Candidate:
-    """A call that may be sealed when the next one like it gives the same graph. `defers`: it read values in the middle,
-    but only to return them; the next one reads them at the end, and has one graph."""
+    """Calls that may be sealed when another one like them gives the same graphs. `defers`: values are read only to be
+    returned; the calls to come read them at the end."""
 
-    graph_key: Any
-    findings: Findings
-    held: Any                           # the arguments: their ids are in the key, so they must not be used again
-    defers: bool = False
+    def __init__(self, findings: Findings, call: Any, path: Any, seen: set[Any], defers: bool):
+        self.findings = findings
+        self.guard = compile_guard(findings.guards.values())
+        self.held = call                # the arguments: their ids are in the key, so they must not be used again
+        self.last = path
+        self.seen = seen
+        self.defers = defers
 
-    def state_now(self, arguments: Any) -> Any:
-        """What the next call starts from; None when something is not there any more."""
+    def start(self, call: Any) -> Start | None:
+        """What the next call starts from; None when something is not there any more, or is another thing."""
         try:
-            return fingerprint(self.findings, arguments)
-        except (KeyError, AttributeError, IndexError, TypeError, ValueError):
+            return Start(self.findings, call) if self.guard(call[0]) else None
+        except (KeyError, AttributeError, IndexError, TypeError, ValueError, NameError):
             return None
 
 
-_ATTEMPTS = 3                           # a call that was refused so often stays replayed
+_PATIENCE = 12                          # what a call that cannot be sealed yet, or not at all, may cost before it is left
+_REFUSED = 4
 _SEALED_KEYS = 256                      # signatures of arguments (shapes, objects) remembered per function
 _SEALED_FORMS = 8                       # per signature of the arguments: train and eval, with and without gradients …
 
 
-def _graph_key(recorder: Recorder, findings: Findings) -> Any:
-    """The key of the call's only graph; None when there will be one once values that are returned are read at the end;
-    `Impure` when there cannot be."""
-    if recorder.reads and not any(findings.reads):
-        raise Impure("Python reads a value", recorder.reads[0][1])
-    if recorder.segments > 1 or len(recorder.reads) > 1:
-        if recorder.defers or not any(findings.reads) or any(why != READ for _, why in recorder.cuts):
-            raise Impure("Python reads a value in the middle", recorder.cuts[0][0])
-        return None
-    if recorder.last is None:
+def _path(recorder: Recorder) -> Any:
+    """The key of what a call recorded: its graphs and, in between, what Python learned. `Impure` when it learned more
+    than a bool or an int, although values that are only returned were deferred."""
+    if recorder.reads and recorder.defers:
+        raise Impure("Python reads a value", recorder.reads[0])
+    for where, why in recorder.cuts:
+        if why != READ:
+            raise Impure(why, where)
+    if not recorder.segments:
         raise Impure("nothing is computed", None)
-    return recorder.last.graph.key
+    return tuple([event.value if isinstance(event, Outcome) else event.graph.key for event in recorder.trace])
 
 
 def _make_room(remembered: dict[Any, Any], key: Any) -> None:
@@ -126,7 +131,7 @@ class CompiledFunction:
         self._plans: dict[Any, Any] = {}
         self._edges: dict[Any, Edge] = {}
         self._candidates: dict[Any, Candidate] = {}
-        self._refusals: dict[Any, int] = {}           # how often calls like that could not be sealed
+        self._patience: dict[Any, int] = {}           # how much of it calls like that have used up
         self._sealed: dict[Any, list[Sealed]] = {}
         self._lock = threading.RLock()
 
@@ -148,9 +153,11 @@ class CompiledFunction:
             for sealed in self._sealed.get(key, ()):
                 if sealed.matches(call):
                     result = sealed.run(call)
-                    if result is not NotImplemented:
+                    if type(result) is not Unfinished:
                         self.statistics.sealed_calls += 1
                         return result
+                    if result.stages:
+                        return self._replay(args, kwargs, call, key, sealed, result)
         return self._replay(args, kwargs, call, key)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
@@ -201,12 +208,17 @@ class CompiledFunction:
 
     # --- replayed calls ----------------------------------------------------------------------------------------------
 
-    def _replay(self, args: tuple[Any, ...], kwargs: dict[str, Any], call: Any, key: Any) -> Any:
+    def _replay(self, args: tuple[Any, ...], kwargs: dict[str, Any], call: Any, key: Any, sealed: Sealed | None = None,
+                unfinished: Unfinished | None = None) -> Any:
+        """Run the body. With `unfinished`, a part of the call has been carried out by a sealed form."""
         self.statistics.replayed_calls += 1
         candidate = self._candidates.get(key) if key is not None else None
-        state = candidate.state_now(call[0]) if candidate else None
-        recorder = Recorder(self._execute, self.name, self.fullgraph)
-        recorder.defers = candidate is not None and candidate.defers
+        if sealed is not None:
+            start: Start | None = Start(sealed.findings, call)
+        else:
+            start = candidate.start(call) if candidate else None
+        recorder = Recorder(self._execute, self.name, self.fullgraph, unfinished.given() if unfinished else None)
+        recorder.defers = sealed.defers if sealed else candidate is not None and candidate.defers
         traced = [trace_number(recorder, a, ("argument", k)) for k, a in enumerate(args)]
         traced_kw = {k: trace_number(recorder, a, ("argument", k)) for k, a in kwargs.items()}
         returned: list[Any] = []                      # its leaves; nothing else may hold them when they are counted
@@ -217,38 +229,45 @@ class CompiledFunction:
                 self._settle_after(error, recorder)
                 raise
             recorder.finish(returned)
-        for k, leaf in enumerate(returned):
-            if type(leaf) is Deferred:
-                recorder.deferred[k] = id(leaf.tensor)
-                returned[k] = leaf.value
-        leaf = None
+        recorder.settle(returned)
         self.statistics.cuts.extend(recorder.cuts)
-        if key is not None and self._refusals.get(key, 0) < _ATTEMPTS:
-            self._consider(candidate, state, recorder, call, key, structure, returned)
+        if key is not None and self._patience.get(key, 0) < _PATIENCE:
+            try:
+                if sealed is None:
+                    self._consider(candidate, start, recorder, call, key, structure, returned)
+                elif unfinished is not None and unfinished.new and start is not None:
+                    sealed.extend(unfinished, start, recorder, call, structure, returned)
+            except Impure as impure:
+                self.statistics.replayed_because = str(impure)
+                self._candidates.pop(key, None)
+                self._lose_patience(key, _REFUSED)
         recorder.close()
         return unflatten(structure, [leaf.value if type(leaf) is Number else leaf for leaf in returned])
 
-    def _consider(self, candidate: Candidate | None, state: Any, recorder: Recorder, call: Any, key: Any,
+    def _consider(self, candidate: Candidate | None, start: Start | None, recorder: Recorder, call: Any, key: Any,
                   structure: Any, returned: list[Any]) -> None:
         """After a replayed call: may the next ones like it be sealed?"""
-        try:
-            findings = candidate.findings if candidate else None
-            graph_key = _graph_key(recorder, findings) if findings else None
-            if candidate is None or state is None or candidate.graph_key != graph_key or graph_key is None:
-                findings = analyze(self.function, _numbered(call[0]), trusted=self.pure)
-                graph_key = _graph_key(recorder, findings)
+        path = _path(recorder)
+        if candidate is None or start is None or recorder.reads or path != candidate.last:
+            findings = analyze(self.function, _numbered(call[0]), trusted=self.pure)
+            known = candidate is not None and start is not None and findings.same_as(candidate.findings)
+            seen = candidate.seen if candidate is not None and known else set()
+            if recorder.reads or path not in seen:
                 _make_room(self._candidates, key)
-                self._candidates[key] = Candidate(graph_key, findings, call, recorder.defers or graph_key is None)
+                defers = recorder.defers or bool(recorder.reads)
+                self._candidates[key] = Candidate(findings, call, path, seen | {path}, defers)
+                self._lose_patience(key, 1)
                 return
-            _make_room(self._sealed, key)
-            forms = self._sealed.setdefault(key, [])
-            forms.insert(0, Sealed(self, candidate.findings, recorder, call, structure, returned, state))
-            del forms[_SEALED_FORMS:]
-        except Impure as impure:
-            self.statistics.replayed_because = str(impure)
-            self._candidates.pop(key, None)
-            _make_room(self._refusals, key)
-            self._refusals[key] = self._refusals.get(key, 0) + 1
+        assert candidate is not None and start is not None
+        _make_room(self._sealed, key)
+        forms = self._sealed.setdefault(key, [])
+        forms.insert(0, Sealed(self, candidate.findings, candidate.guard, start, recorder, call, structure, returned))
+        del forms[_SEALED_FORMS:]
+        self._patience.pop(key, None)
+
+    def _lose_patience(self, key: Any, amount: int) -> None:
+        _make_room(self._patience, key)
+        self._patience[key] = self._patience.get(key, 0) + amount
 
     @staticmethod
     def _settle_after(error: BaseException, recorder: Recorder) -> None:

@@ -7,7 +7,7 @@ import types
 from dataclasses import dataclass, field
 from typing import Any
 
-from jitgrad.compile.values import Impure, Known, Path, Scope, Several
+from jitgrad.compile.values import SIMPLE, Impure, Known, Path, Scope, Several
 from jitgrad.nn.module import Module
 from jitgrad.optim.optimizer import Optimizer
 from jitgrad.tensor import Tensor
@@ -25,7 +25,21 @@ class Findings:
     modules: dict[int, Module] = field(default_factory=dict)
     optimizers: dict[int, Optimizer] = field(default_factory=dict)
     tensors: dict[int, Path] = field(default_factory=dict)      # known Tensors outside of modules: where they are found
-    reads: tuple[bool, ...] = ()                                # per leaf of the result: a value read out of a Tensor
+
+    def same_as(self, other: Findings) -> bool:
+        """True when another look at the function gave the same."""
+        return self.modules.keys() == other.modules.keys() and self.optimizers.keys() == other.optimizers.keys() \
+            and {k: p.identity for k, p in self.tensors.items()} == {k: p.identity for k, p in other.tensors.items()} \
+            and self.guards.keys() == other.guards.keys() \
+            and all(_same_guard(g, other.guards[k]) for k, g in self.guards.items())
+
+
+def _same_guard(one: tuple[Path, Any], other: tuple[Path, Any]) -> bool:
+    (value, content), (other_value, other_content) = one[1], other[1]
+    if value is not other_value and not (isinstance(value, SIMPLE) and type(value) is type(other_value)
+                                         and value == other_value):
+        return False
+    return type(content) is not tuple or content == other_content
 
 
 class Evaluator:

@@ -7,7 +7,7 @@ import types
 from typing import Any, cast
 
 from jitgrad.compile.evaluator import Evaluator, is_trusted_code, word_for
-from jitgrad.compile.values import FRESH, OPAQUE, READ, SIMPLE, Known, Local, Scope, Several, harmless, join
+from jitgrad.compile.values import FRESH, OPAQUE, SIMPLE, Known, Local, Scope, Several, harmless, join
 from jitgrad.nn.module import Module
 from jitgrad.optim.optimizer import Optimizer
 from jitgrad.tensor import Tensor
@@ -18,7 +18,6 @@ PURE_METHODS = {dict: ("get", "keys", "values", "items", "copy"), list: ("index"
 FRESH_METHODS = frozenset(("append", "extend", "insert", "pop", "items", "keys", "values", "get", "update", "setdefault",
                            "copy", "index", "count", "reverse", "sort", "add", "format", "join", "startswith",
                            "endswith", "_replace", "_asdict", "save_for_backward"))
-READING_METHODS = frozenset(("item", "tolist", "numpy", "__array__"))
 IMPURE_TENSOR_METHODS = frozenset(("numpy", "tolist", "data_ptr", "register_hook", "retain_grad", "__dlpack__",
                                    "share_memory_"))
 
@@ -94,7 +93,7 @@ class Expressions(Evaluator):
     def _call_method(self, owner: Any, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
         if type(owner) is Several:
             return join([self._call_method(o, name, args, kwargs) for o in owner.options])
-        if owner is FRESH or owner is READ or type(owner) is tuple:
+        if owner is FRESH or type(owner) is tuple:
             return self._call_fresh(owner, name, args, kwargs)
         if type(owner) is not Known:
             raise self.refuse(f"calls {name}() of something that is not known before the call")
@@ -114,8 +113,6 @@ class Expressions(Evaluator):
     def _call_fresh(self, owner: Any, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
         if name in IMPURE_TENSOR_METHODS:
             raise self.refuse(f"calls {name}(), which hands memory or values to Python")
-        if name in READING_METHODS:
-            return READ
         if not hasattr(Tensor, name) and name not in FRESH_METHODS:
             raise self.refuse(f"calls {name}(), which is not known to be free of effects")
         self.functions_among(args, kwargs)
@@ -202,7 +199,7 @@ class Expressions(Evaluator):
                     raise self.refuse(f"computes with a {type(o.value).__name__}")
             elif o is OPAQUE:
                 raise self.refuse("computes with something that is not known before the call")
-        return OPAQUE if any(o is READ for o in operands) else FRESH
+        return FRESH
 
     def x_BinOp(self, node: ast.BinOp, scope: Scope) -> Any:
         return self.arithmetic([self.expression(node.left, scope), self.expression(node.right, scope)])
@@ -218,8 +215,7 @@ class Expressions(Evaluator):
 
     def x_Compare(self, node: ast.Compare, scope: Scope) -> Any:
         for side in [node.left, *node.comparators]:
-            if self._guarded(side, scope) is READ:
-                return OPAQUE
+            self._guarded(side, scope)
         return FRESH
 
     def x_IfExp(self, node: ast.IfExp, scope: Scope) -> Any:
@@ -238,8 +234,6 @@ class Expressions(Evaluator):
         return self._container([self.expression(v, scope) for v in node.values])
 
     def _container(self, parts: list[Any]) -> Any:
-        if any(p is READ for p in parts):
-            return tuple(parts)
         return FRESH if all(harmless(p) for p in parts) else OPAQUE
 
     def x_Slice(self, node: ast.Slice, scope: Scope) -> Any:

@@ -33,6 +33,8 @@ class _Names:
             text = f"{self.add(place)}.get({name!r}, {self.add(Path(path.root).fetch({}))})"      # a built-in function
         elif kind == "cell":
             text = f"{self.add(place)}.cell_contents"
+        elif kind == "self":
+            text = f"{self.add(place)}.__self__"
         else:
             text = f"a[{name!r}]"
         for step, key in path.steps:

@@ -171,11 +171,12 @@ class Deferred(Number):
     """Stands for a number that the function is known to return at once: ``tensor.item()`` when the call is over. If the
     function does anything else with it, it gets the value."""
 
-    __slots__ = ("tensor",)
+    __slots__ = ("taken", "tensor")
 
     def __init__(self, recorder: Recorder, tensor: Tensor):
         self.recorder = recorder
         self.tensor = tensor
+        self.taken: Any = None
 
     @property                           # type: ignore[misc]
     def __class__(self) -> type:
@@ -184,7 +185,11 @@ class Deferred(Number):
 
     @property
     def value(self) -> Any:
-        return self.tensor._number()
+        return self.tensor._number() if self.taken is None else self.taken
+
+    def take(self) -> None:
+        """The Tensor is about to change: the value is the one before."""
+        self.taken = self.value
 
     @property
     def _traced_number(self) -> Tensor:

@@ -16,7 +16,6 @@ import math
 import sys
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,10 +24,11 @@ from numpy.lib.stride_tricks import as_strided
 from jitgrad import autograd, ops
 from jitgrad.compile.number import Deferred, Number, trace_number
 from jitgrad.compile.overlap import movement_between
+from jitgrad.compile.trace import Given, Made, Outcome, Pending, Segment, Unit
 from jitgrad.eager import EagerInterpreter
 from jitgrad.errors import AutogradError, CompileError, complain, user_location
 from jitgrad.ir import interpreter
-from jitgrad.ir.graph import Graph, GraphBuilder, Value
+from jitgrad.ir.graph import GraphBuilder, Value
 from jitgrad.ir.op import Op
 from jitgrad.ops.gradient import depends_on
 from jitgrad.shapes import contiguous_strides, reshape_strides
@@ -39,50 +39,11 @@ _EAGER = EagerInterpreter()
 _BYTE = np.zeros(1, np.int8)
 
 
-class Unit:
-    """One piece of memory as the graph sees it: its current value, and where it came from."""
-
-    __slots__ = ("array", "dirty", "initial", "tensor", "value", "writes")
-
-    def __init__(self, value: Value, tensor: Any = None):
-        self.value = value
-        self.initial = value            # of a captured unit: the graph's input
-        self.tensor = tensor            # captured: the real Tensor; None of one that is still lazy
-        self.array: Any = None          # of a lazy unit: its memory, when the graph has run
-        self.dirty = False
-        self.writes = 0
-
-
-class Pending:
-    """What a lazy Tensor is: a view (`chain` of movement ops) of a unit, with its value as of `seen` writes."""
-
-    __slots__ = ("chain", "seen", "unit", "value")
-
-    def __init__(self, unit: Unit, chain: tuple[tuple[Op, dict[str, Any]], ...] = ()):
-        self.unit = unit
-        self.chain = chain
-        self.value: Value | None = None
-        self.seen = -1
-
-
-@dataclass(slots=True)
-class Segment:
-    """What one flush ran: the graph, the units behind its inputs, the lazy Tensors that came alive, roots and views,
-    and the values of the roots."""
-
-    graph: Graph
-    units: list[Unit]
-    roots: list[Tensor]
-    views: list[Tensor]
-    values: list[Value]
-    edge: tuple[tuple[int, ...], tuple[int, ...]] | None
-
-
 class Recorder:
     """See the module. `execute(recorder, graph, arrays, edge)` runs a graph; it is given by the compiled function."""
 
-    def __init__(self, execute: Callable[..., Any], name: str = "graph",
-                 fullgraph: bool = False):
+    def __init__(self, execute: Callable[..., Any], name: str = "graph", fullgraph: bool = False,
+                 given: Given | None = None):
         self.execute = execute
         self.name = name
         self.fullgraph = fullgraph
@@ -90,16 +51,21 @@ class Recorder:
         self.origins: dict[int, Any] = {}             # id(0-d input Tensor) -> where its number comes from
         self.numbers: dict[Any, Number] = {}
         self.cuts: list[Any] = []                     # where Python asked for a value in the middle
-        self.reads: list[tuple[int, Any]] = []        # Tensors whose values Python read: id, the user's line
+        self.given = given
+        self.trace: list[Segment | Outcome] = []      # what was run and decided so far
+        self.reads: list[Any] = []                    # where Python took a value for anything but a decision
         self.draws: dict[int, list[Any]] = {}         # generator, its offset before the call, draws taken
         self.defers = False                           # item() gives a `Deferred` to the user's code
-        self.deferred: dict[int, int] = {}            # leaf of the result: id of the Tensor whose value it is
-        self.last: Segment | None = None
+        self.deferrals: list[Deferred] = []
+        self.deferred: dict[int, Any] = {}            # leaf of the result: the memory whose value it is
+        self.made: dict[int, tuple[Any, int]] = {}    # id(array) -> the array (weakly), which of all outputs it is
+        self.outputs = 0                              # of all segments
+        self.copies = False                           # a lazy Tensor got a copy instead of an output of its own
+        self.revived: list[weakref.ref[Tensor]] = []  # lazy Tensors that got their arrays
         self.hooked = False                           # a hook was put on a lazy Tensor
         self.entangled = False                        # two Tensors with a history share memory
         self.merged: list[tuple[Any, Tensor]] = []    # Tensors that became one unit: the unit's, and another
         self.first_sequence = autograd.next_sequence()
-        self.segments = 0
         self.forever: list[Tensor] = []               # inputs of numbers: their ids must not be used again
         self.flat: list[tuple[int, int]] = []         # memory (first, last byte) whose tensors overlap oddly
         self._start()
@@ -116,10 +82,15 @@ class Recorder:
         self.detached_before: dict[Value, int] = {}   # inputs that gained a history late: after how many nodes
         self.partial: set[Value] = set()              # values whose history is not just that of the graph
 
+    @property
+    def segments(self) -> list[Segment]:
+        """What was run so far."""
+        return [event for event in self.trace if type(event) is Segment]
+
     def close(self) -> None:
         """Let go of everything: traced numbers that outlive the call still know their recorder."""
         self._start()
-        self.last = None
+        self.trace, self.merged, self.given = [], [], None
         self.numbers, self.origins, self.forever, self.draws = {}, {}, [], {}
 
     # --- ops -------------------------------------------------------------------------------------------------------
@@ -215,6 +186,10 @@ class Recorder:
         """Give the memory of `target` new contents."""
         if target._array is not None and not target._array.flags.writeable:
             _EAGER.store(target, Tensor(np.empty(0)))  # raises what eager execution raises
+        root = target if target._root is None else target._root
+        for deferred in self.deferrals:
+            if root is deferred.tensor or root is deferred.tensor._root:
+                deferred.take()
         place, new = self._place_and_value(target, value)
         unit = place.unit
         with interpreter.interpret(self.builder):
@@ -237,7 +212,8 @@ class Recorder:
             place = self._place(tensor, array) if id(tensor) not in self.origins \
                 else Pending(self._new_unit(tensor))
             if place.unit.tensor is not tensor:
-                self.merged.append((place.unit.tensor, tensor))
+                if type(self.source(tensor)) is not Made:
+                    self.merged.append((place.unit.tensor, tensor))
                 if tensor.requires_grad:
                     self._track(place, tensor)
             self.known[id(tensor)] = place
@@ -356,6 +332,24 @@ class Recorder:
     def force(self, tensor: Tensor) -> np.ndarray:
         """The values of `tensor`, for Python: runs what was recorded so far if they depend on it."""
         where = user_location(2)
+        self._bring_about(tensor, where)
+        self.reads.append(where)
+        array: np.ndarray = tensor._array
+        return array
+
+    def decide(self, tensor: Tensor, kind: type) -> Any:
+        """``kind(tensor)`` for Python, a bool or an int: all that Python learns, so that the call may be sealed."""
+        self._bring_about(tensor, user_location(2))
+        done = len(self.trace) - len(self.segments)
+        if self.given is not None and done < len(self.given.outcomes):
+            value = self.given.outcomes[done]
+        else:
+            value = kind(tensor._element())
+        self.trace.append(Outcome(kind, value, self.source(tensor), len(self.guards)))
+        return value
+
+    def _bring_about(self, tensor: Tensor, where: Any) -> None:
+        """Run what was recorded so far if the values of `tensor` depend on it."""
         if tensor._array is None:
             if tensor._pending is None:
                 raise complain(AutogradError, "reading a value", "this tensor's computation failed earlier")
@@ -364,16 +358,31 @@ class Recorder:
             place = self.known.get(id(tensor))
             if any(unit.dirty for unit in self.units) and (place is None or place.unit.dirty):
                 self.flush(where, READ)
-        self.reads.append((id(tensor), where))
-        array: np.ndarray = tensor._array
-        return array
+
+    def source(self, tensor: Tensor) -> Tensor | Made:
+        """Where the memory of a real Tensor comes from: `Made` by this call, or the Tensor itself."""
+        for t, chain in ((tensor, ()), (tensor._root, tensor._chain)):
+            array, output = self.made.get(id(t._array), (None, 0)) if t is not None else (None, 0)
+            if array is not None and array() is t._array:    # type: ignore[union-attr]
+                return Made(output, chain)
+        return tensor
 
     def defer(self, tensor: Tensor) -> Deferred | None:
         """What stands for the value of `tensor` when it is known that the user's code, which asks, only returns it."""
         asks = sys._getframe(2).f_globals.get("__name__", "")
-        if not self.defers or tensor._array is not None or math.prod(tensor.shape) != 1 or asks.startswith("jitgrad."):
+        if not self.defers or math.prod(tensor.shape) != 1 or asks.startswith("jitgrad.") \
+                or (tensor._array is not None and type(self.source(tensor)) is not Made):
             return None
-        return Deferred(self, tensor)
+        self.deferrals.append(Deferred(self, tensor))
+        return self.deferrals[-1]
+
+    def settle(self, results: list[Any]) -> None:
+        """After the call: values that were deferred take the place of what stands for them among its results."""
+        for k, leaf in enumerate(results):
+            if type(leaf) is Deferred:
+                results[k] = leaf.value
+                self.deferred[k] = self.source(leaf.tensor)
+        self.deferrals = []
 
     def flush(self, where: Any = None, reason: str = "") -> None:
         """Run everything recorded so far. With a `where` this is a cut; without, the end of the call."""
@@ -473,27 +482,43 @@ class Recorder:
         wanted = list(dict.fromkeys([v for v in [*outputs, *crossing_values] if v not in given]))
         copies = {v: arrays[given[v]].copy() for v in set(outputs) if v in given}
         graph = self.builder.build(wanted, writes)
-        self.segments += 1
         edge = None
+        position = {v: k for k, v in enumerate(wanted)}
         if crossing:
-            position = {v: k for k, v in enumerate(wanted)}
             of = tuple(sorted({position[v] for v in crossing_values}))
             wrt = tuple([k for k, u in enumerate(units) if u.initial in self.tracked])
             edge = wrt, of
-        self.last = Segment(graph, units, roots, views, outputs, edge)
-        found, node = self.execute(self, graph, arrays, edge)
+        segment = Segment(graph, [self.source(u.tensor) for u in units], all([a.flags.c_contiguous for a in arrays]), edge)
+        found, node = self._carry_out(segment, arrays)
+        self.trace.append(segment)
         results = dict(zip(wanted, found))
         results.update(copies)
         taken: set[Value] = set()
         for t, v in zip(roots, outputs):
-            t._array = t._pending.unit.array = results[v] if v not in taken else results[v].copy()
-            t._pending, t._type = None, None
+            array = t._pending.unit.array = results[v] if v not in taken else results[v].copy()
+            t._array, t._pending, t._type = array, None, None
+            if v in taken or v in copies:
+                self.copies = True
+            else:
+                self.made[id(array)] = weakref.ref(array), self.outputs + position[v]
             taken.add(v)
+        self.outputs += len(wanted)
         for t in views:
             self._settle_view(t)
+        self.revived.extend(map(weakref.ref, roots + views))
         for t, v in zip(crossing, crossing_values):
             t._node, t._index = node, node.edge.halves.seeds.index(position[v])
             t._seen = t._root._renewals if t._root is not None else 0
+
+    def _carry_out(self, segment: Segment, arrays: list[np.ndarray]) -> tuple[list[np.ndarray], Any]:
+        """The outputs of a segment and, with an edge, the tape node of the call: computed now unless they are given."""
+        if self.given is None or len(self.segments) >= len(self.given.segments):
+            return self.execute(self, segment.graph, arrays, segment.edge)  # type: ignore[no-any-return]
+        key, outputs = self.given.segments[len(self.segments)]
+        if segment.graph.key != key:
+            raise complain(CompileError, self.name, "records other ops when it is run again with the same arguments and "
+                           "state", fix="Do not compile this function")
+        return outputs, None
 
     def _alive(self) -> tuple[list[Tensor], list[Tensor], list[Value]]:
         """One lazy root for each unit that somebody still holds (itself, a view of it, or what the tape saved of it), the

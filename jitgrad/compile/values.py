@@ -23,9 +23,11 @@ class Impure(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """How the function gets to an object: from a root (a dict of globals, a closure cell, an argument) by steps."""
+    """How the function gets to an object: from a root (a dict of globals, a closure cell, an argument, the object that a
+    method is bound to) by steps."""
 
     root: tuple[str, Any, Any]                  # ("global", dict, name) ("cell", cell, name) ("argument", None, k)
+                                                # ("self", bound method, "self")
     steps: tuple[tuple[str, Any], ...] = ()     # ("attr", name) ("item", key)
 
     def then(self, kind: str, key: Any) -> Path:
@@ -38,6 +40,8 @@ class Path:
             found = place[name] if name in place else getattr(builtins, name)
         elif kind == "cell":
             found = place.cell_contents
+        elif kind == "self":
+            found = place.__self__
         else:
             found = arguments[name]
         for step, key in self.steps:
@@ -92,7 +96,7 @@ class _Kind:
         return self.name
 
 
-FRESH, READ, OPAQUE = _Kind("FRESH"), _Kind("READ"), _Kind("OPAQUE")
+FRESH, OPAQUE = _Kind("FRESH"), _Kind("OPAQUE")
 
 SIMPLE = (bool, int, float, complex, str, bytes, type(None), DType, TensorType, type(Ellipsis), slice, range)
 
@@ -149,8 +153,6 @@ def join(values: list[Any]) -> Any:
     if all(signature(v) == signature(first) for v in values[1:]):
         return first
     if any(v is OPAQUE for v in values):
-        return OPAQUE
-    if any(v is READ for v in values):
         return OPAQUE
     options: list[Any] = []
     for v in values:
