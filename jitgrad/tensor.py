@@ -183,6 +183,7 @@ class Tensor(TensorMethods):
 
     def detach_(self) -> Tensor:
         self._node, self._requires_grad = None, False
+        changes.bump()
         return self
 
     @property
@@ -255,6 +256,8 @@ class Tensor(TensorMethods):
         interpreter.state.current.store(self, value)  # type: ignore[union-attr]
         root._version += 1
         if renew:
+            if root._node is None:
+                changes.bump()
             root._node, root._index = new_root._history_node(), new_root._index
             root._renewals += 1
         return self

@@ -532,3 +532,59 @@ def test_an_attribute_that_changes_its_shape():
     eager, compiled = Memory(), jg.compile(Memory())
     for _ in range(12):
         np.testing.assert_array_equal(compiled(jg.ones(())).numpy(), eager(jg.ones(())).numpy())
+
+
+def test_a_returned_value_of_a_tensor_that_changes_afterwards():
+    def step(x):
+        total, mean = x.sum(), x.mean()
+        before, other = total.item(), mean.item()
+        total.add_(1)
+        return before, other, total.item()
+
+    compiled = jg.compile(step)
+    for _ in range(6):
+        assert compiled(jg.ones(3)) == (3.0, 1.0, 4.0)
+
+
+def test_a_transposed_view_and_its_base():
+    """One is not taken for the other, although they begin and end at the same addresses."""
+    base = jg.arange(6.0).reshape(2, 3)
+    view = base.T
+    compiled = jg.compile(lambda: (view + 1, base * 2))
+    for _ in range(4):
+        one, other = compiled()
+        np.testing.assert_array_equal(one.numpy(), base.numpy().T + 1)
+        np.testing.assert_array_equal(other.numpy(), base.numpy() * 2)
+
+
+def test_an_attribute_that_becomes_an_argument():
+    class Memory(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("last", jg.zeros(3))
+
+        def forward(self, x):
+            change = x - self.last
+            self.last = x.detach()
+            return change
+
+    module, compiled = Memory(), jg.compile(Memory())
+    for call in range(8):
+        x = tensor(3, seed=call)
+        np.testing.assert_array_equal(compiled(x).numpy(), module(x).numpy())
+        np.testing.assert_array_equal(compiled.last.numpy(), module.last.numpy())
+    assert type(compiled)._compiled_call.statistics.sealed_calls
+
+
+def test_a_detached_result_beside_one_with_a_history():
+    net = nn.Linear(3, 2)
+
+    @jg.compile
+    def call(x):
+        y = net(x)
+        return y, y.detach()
+
+    for seed in range(6):
+        y, detached = call(tensor(4, 3, seed=seed))
+        assert y.requires_grad and not detached.requires_grad
+        np.testing.assert_array_equal(y.detach().numpy(), detached.numpy())

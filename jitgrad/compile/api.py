@@ -174,10 +174,9 @@ class CompiledFunction:
         done = self.statistics
         look: Any = import_module("jitgrad.inspect")  # loads the passes, which calls from the cache do without
         mode = "sealed" if done.sealed_calls else "replayed"
-        reasons: tuple[str, ...] = ()
+        reasons = (done.replayed_because,) if done.replayed_because else ()
         if not done.sealed_calls:
-            cuts = [f"cut at {describe_location(where)}: {why}" for where, why in dict.fromkeys(done.cuts)]
-            reasons = (*((done.replayed_because,) if done.replayed_because else ()), *cuts)
+            reasons += tuple([f"cut at {describe_location(where)}: {why}" for where, why in dict.fromkeys(done.cuts)])
         views = [look.PlanView(c.graph, c.plan) for c in done.compilations]
         if times:
             views = [view.time([_sample(v.type) for v in view.graph.inputs]) for view in views]
@@ -264,6 +263,7 @@ class CompiledFunction:
         forms.insert(0, Sealed(self, candidate.findings, candidate.guard, start, recorder, call, structure, returned))
         del forms[_SEALED_FORMS:]
         self._patience.pop(key, None)
+        self.statistics.replayed_because = ""
 
     def _lose_patience(self, key: Any, amount: int) -> None:
         _make_room(self._patience, key)

@@ -104,40 +104,46 @@ class Ending:
         made = self._made(leaf)
         if made is not None:
             return ("output" if type(made) is int else "view"), made
-        place = self.places.find(leaf) if leaf in self.places else None
+        place = self.places.find(leaf)
         if place is not None:
-            return "same", as_fetch(place)
+            detached = not leaf._chain and leaf not in self.places
+            return ("alias" if detached else "same"), (as_fetch(place), _history(leaf))
         raise Impure(f"returns a tensor ({leaf.tensor_type}) that cannot be found again", None)
 
     def _find_bindings(self, recorder: Recorder, leaves: list[Any], held: dict[int, int]) -> None:
-        """Which outputs are held by a ``.grad``, by an attribute of a Module or by optimizer state."""
-        self.gradient_bindings: list[tuple[Any, Any]] = []      # a Tensor (or its place), what was made or None
-        self.table_bindings: list[tuple[Any, Any, Any]] = []    # table, name, what was made
-
-        def output(value: Any) -> Any:
-            made = None if value is None else self._made(value)
-            if made is not None and id(value) in held:
-                held[id(value)] += 1
-            elif made is not None and id(value._root) in held:
-                held[id(value._root)] += 1            # a view made of an array: `held` has counted the other views
-            return made
-
+        """What the body put into a ``.grad``, an attribute of a Module or optimizer state: how to make the same."""
+        self.gradient_bindings: list[tuple[Any, Any]] = []      # a Tensor (or its place), what to put there
+        self.table_bindings: list[tuple[Any, Any, Any]] = []    # table, name, what to put there
         reachable = self._reachable_tensors(recorder, leaves)
         optimizers = self.findings.optimizers.values()
         if any(t._hooks for t in reachable) or any(o._pre_hooks or o._post_hooks for o in optimizers):
             raise Impure("a tensor or an optimizer has hooks", None)
+        if any((t if t._root is None else t._root)._node is not None for t in reachable):
+            raise Impure("gives a history to a tensor that outlives the call", None)
         for t in {id(t): t for t in reachable}.values():
-            j = output(t._grad)
-            if j is not None or (t._grad is None and id(t) in self.places.with_gradient):
+            if t._grad is not self.places.gradients.get(id(t)):
                 place = self.places.find(t)
-                self.gradient_bindings.append((t if place is None or type(place) is tuple else place, j))
+                owner = t if place is None or type(place) is tuple else place
+                self.gradient_bindings.append((owner, self._binding(t._grad, held)))
         tables = [table for m in self.findings.modules.values() for table in (m.__dict__["_buffers"], m.__dict__)]
         tables += [entry for o in optimizers for entry in o.state.values()]
         for table in tables:
             for name, value in table.items():
-                j = output(value) if isinstance(value, Tensor) else None
-                if j is not None:
-                    self.table_bindings.append((table, name, j))
+                before = self.places.entry(table, name)
+                if value is before or (before is None and not isinstance(value, Tensor)):
+                    continue
+                if not isinstance(value, Tensor):
+                    raise Impure(f"puts a {type(value).__name__} where a tensor was ({name})", None)
+                self.table_bindings.append((table, name, self._binding(value, held)))
+
+    def _binding(self, value: Tensor | None, held: dict[int, int]) -> Any:
+        if value is None:
+            return "constant", None
+        spec = self._result_leaf(value)
+        key = id(value) if id(value) in held else id(value._root)     # of a view made of an array the root is held
+        if key in held:
+            held[key] += 1
+        return spec
 
     def _reachable_tensors(self, recorder: Recorder, leaves: list[Any]) -> list[Tensor]:
         tensors = [t for s in recorder.segments for t in s.inputs if isinstance(t, Tensor)]
@@ -158,7 +164,7 @@ class Ending:
             generator.advance(count)
         made = [_wrap(a) for a in arrays]
         for j, history in self.histories:
-            _give_history(made[j], history, node)
+            _with_history(made[j], history, node)
         if self.single is not None:
             if self.bound:
                 self._bind(made, call, node)
@@ -169,11 +175,12 @@ class Ending:
         return unflatten(self.structure, result)
 
     def _bind(self, made: list[Tensor], call: Any, node: Any) -> None:
-        for owner, j in self.gradient_bindings:
+        bindings = [(table, name, self._deliver(spec, made, call, node)) for table, name, spec in self.table_bindings]
+        for owner, spec in self.gradient_bindings:
             target = owner if isinstance(owner, Tensor) else as_fetch(owner)(call)
-            target._set_grad(None if j is None else self._value(j, made, node))
-        for table, name, j in self.table_bindings:
-            table[name] = self._value(j, made, node)
+            target._set_grad(self._deliver(spec, made, call, node))
+        for table, name, value in bindings:
+            table[name] = value
         if self.alters:
             changes.bump()
 
@@ -183,8 +190,9 @@ class Ending:
             return self._value(what, made, node)
         if kind == "constant":
             return what
-        if kind == "same":
-            return what(call)
+        if kind in ("same", "alias"):
+            fetch, history = what
+            return _with_history(fetch(call) if kind == "same" else fetch(call)._alias(), history, node)
         if kind == "item":
             source, type_ = what
             return type_(moved([t._array for t in made], source).item())
@@ -195,9 +203,7 @@ class Ending:
         if type(what) is int:
             return made[what]
         source, history = what
-        t = moved_view(made[source.output], source.chain)
-        _give_history(t, history, node)
-        return t
+        return _with_history(moved_view(made[source.output], source.chain), history, node)
 
 
 # In `Ending`: the list that is walked, the loop's name, and getrefcount's argument.
@@ -217,8 +223,9 @@ def _history(t: Tensor) -> Any:
     return SpentNode(node.name, t.tensor_type)
 
 
-def _give_history(tensor: Tensor, history: Any, node: Any) -> None:
+def _with_history(tensor: Tensor, history: Any, node: Any) -> Tensor:
     if type(history) is int:
         tensor._node, tensor._index = node, history
     elif history is not None:
         tensor._node = history
+    return tensor

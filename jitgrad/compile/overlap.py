@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,18 @@ def movement_between(owner: np.ndarray, view: np.ndarray) -> tuple[tuple[Op, dic
     if any(repeated):
         once = movement_between(owner, view[tuple([slice(0, 1) if r else slice(None) for r in repeated])])
         return None if once is None else (*once, (ops.broadcast_to, {"shape": view.shape}))
-    for shape in (owner.shape, (owner.size,)):
+    for shape in (owner.shape, (owner.size,), _shape_of(view, owner)):
         chain = _slices(shape, owner, view)
         if chain is not None:
             return (*(() if shape == owner.shape else ((ops.reshape, {"shape": shape}),)), *chain)
     return None
+
+
+def _shape_of(view: np.ndarray, owner: np.ndarray) -> tuple[int, ...]:
+    """The shape in which the dimensions of `view` are dimensions of the owner, if each of its strides divides the next."""
+    steps = sorted({abs(stride) // owner.itemsize for size, stride in zip(view.shape, view.strides) if size > 1} | {1})
+    inner = [b // a for a, b in pairwise(steps)]
+    return (owner.size // steps[-1], *reversed(inner))
 
 
 def _slices(shape: tuple[int, ...], owner: np.ndarray, view: np.ndarray) -> list[tuple[Op, dict[str, Any]]] | None:

@@ -37,13 +37,15 @@ def leaf_signature(leaf: Any) -> Any:
 
 class Places:
     """The places of all Tensors that a function can reach, as they are now, which is before the call: the body may bind
-    others to them. `with_gradient`: ids of those with a ``.grad``. `repeated`: one of the arguments is found in a second
-    place too, which it need not be next time."""
+    others to them. `gradients`: the ``.grad`` of each, by id; `with_history`: ids of those that are no leaves;
+    `repeated`: one of the arguments is found in a second place too, which it need not be next time."""
 
     def __init__(self, findings: Findings, call: Any):
         self._places: dict[int, Any] = {}
+        self._tables: dict[tuple[int, Any], Tensor] = {}
         self._signatures: dict[int, Any] = {}
-        self.with_gradient: set[int] = set()
+        self.gradients: dict[int, Tensor] = {}
+        self.with_history: set[int] = set()
         self._held: list[Tensor] = []     # so that no other Tensor gets the id of one of them
         self.repeated = False
         for k, leaf in enumerate(call[1]):
@@ -74,11 +76,15 @@ class Places:
         known = self._places.setdefault(id(tensor), place)
         self.repeated = self.repeated or (known is not place and int in (type(known), type(place)))
         self._held.append(tensor)
-        if type(place) not in (int, tuple):
+        if type(place) is tuple:
+            self._tables[id(place[0]), place[1]] = tensor
+        elif type(place) is not int:
             self._signatures[id(tensor)] = leaf_signature(tensor)
+        if tensor._history_node() is not None:
+            self.with_history.add(id(tensor))
         gradient = tensor._grad
         if gradient is not None:
-            self.with_gradient.add(id(tensor))
+            self.gradients[id(tensor)] = gradient
             fetch = as_fetch(place)
             self._add(gradient, lambda call: fetch(call)._grad)
 
@@ -102,6 +108,10 @@ class Places:
         if self._signatures[id(outer)] is None:
             raise Impure(f"uses a tensor ({tensor.tensor_type}) with a history or hooks", None)
         return [(self._places[id(outer)], self._signatures[id(outer)])]
+
+    def entry(self, table: Any, name: Any) -> Tensor | None:
+        """The Tensor that was at ``table[name]``."""
+        return self._tables.get((id(table), name))
 
     def __contains__(self, tensor: Tensor) -> bool:
         return id(tensor) in self._places

@@ -184,14 +184,14 @@ class Recorder:
 
     def store(self, target: Tensor, value: Tensor) -> None:
         """Give the memory of `target` new contents."""
-        if target._array is not None and not target._array.flags.writeable:
-            _EAGER.store(target, Tensor(np.empty(0)))  # raises what eager execution raises
         root = target if target._root is None else target._root
         for deferred in self.deferrals:
             if root is deferred.tensor or root is deferred.tensor._root:
                 deferred.take()
         place, new = self._place_and_value(target, value)
         unit = place.unit
+        if unit.tensor is not None and not unit.tensor._array.flags.writeable:
+            _EAGER.store(unit.tensor, Tensor(np.empty(0)))    # raises what eager execution raises
         with interpreter.interpret(self.builder):
             self.builder.where = user_location(2)
             unit.value = _store_through(unit.value, place.chain, new)
@@ -254,7 +254,8 @@ class Recorder:
             return self._place_overlapping(tensor, array)
         unit = self._new_unit(tensor)
         self.spans.insert(at, (low, high))
-        self.memory[low, high] = unit
+        if array.flags.c_contiguous:
+            self.memory[low, high] = unit
         return Pending(unit)
 
     def _place_overlapping(self, tensor: Tensor, array: np.ndarray) -> Pending:

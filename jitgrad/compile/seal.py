@@ -62,7 +62,7 @@ def fingerprint(findings: Findings, arguments: Any) -> tuple[Any, ...]:
 
 
 def _gradient_state(t: Tensor) -> tuple[Any, ...]:
-    return t._requires_grad, t._grad is None, None if t._hooks is None else tuple(t._hooks.entries)
+    return t._requires_grad, t._node is None, t._grad is None, None if t._hooks is None else tuple(t._hooks.entries)
 
 
 def _module_state(module: Module) -> tuple[Any, ...]:

@@ -57,6 +57,8 @@ class Stage:
                 self.made.append((k, tensor))
                 continue
             place = places.find(tensor)
+            if id(tensor if tensor._root is None else tensor._root) in places.with_history:
+                raise Impure(f"uses a tensor ({tensor.tensor_type}) with a history", None)
             if id(tensor) in recorder.origins:
                 numbers.append((k, tensor, recorder.origins[id(tensor)]))
             elif type(place) is int:
