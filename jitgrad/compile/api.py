@@ -174,7 +174,7 @@ class CompiledFunction:
         done = self.statistics
         look: Any = import_module("jitgrad.inspect")  # loads the passes, which calls from the cache do without
         mode = "sealed" if done.sealed_calls else "replayed"
-        reasons = (done.replayed_because,) if done.replayed_because else ()
+        reasons: tuple[str, ...] = (done.replayed_because,) if done.replayed_because else ()
         if not done.sealed_calls:
             reasons += tuple([f"cut at {describe_location(where)}: {why}" for where, why in dict.fromkeys(done.cuts)])
         views = [look.PlanView(c.graph, c.plan) for c in done.compilations]
