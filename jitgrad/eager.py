@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from jitgrad.ir import interpreter
 from jitgrad.ir.op import Op
 from jitgrad.ops import blocks
 from jitgrad.runtime import threads
-from jitgrad.tensor import Tensor, _new, _wrap, undo_movement
+from jitgrad.tensor import Tensor, _new, _wrap, assign, undo_movement
 
 _ndarray = np.ndarray
 
@@ -89,6 +89,17 @@ class EagerInterpreter:
             raise complain(ShapeError, "in-place operation", "the memory of this tensor is read-only (a NumPy array "
                            "that is not writeable)", where=user_location(), fix="clone() it before the change")
         np.copyto(array, value._forced())
+
+    def rewrite(self, op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any], targets: Sequence[Tensor]) -> None:
+        """An op with a form that writes `into` memory; its results replace the contents of `targets`."""
+        places = [t._array for t in targets]
+        if autograd.mode.enabled or not all([a is not None and a.flags.writeable for a in places]) \
+                or [v.dtype for v in attrs["body"].outputs for _ in range(attrs["groups"])] != [t.dtype for t in targets]:
+            assign(self.run(op, inputs, attrs), targets)
+            return
+        op.eager(*[t._array for t in inputs], **attrs, into=places)
+        for t in targets:
+            (t if t._root is None else t._root)._version += 1
 
     def own(self, tensor: Tensor) -> Tensor:
         """`tensor` if nobody else can reach its memory, else a copy."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -441,6 +441,12 @@ def undo_movement(op: Op, attrs: dict[str, Any], base: Any, value: Any) -> Any:
         return ops.slice_update(base, value, start=attrs["start"], step=attrs["step"])
     raise complain(ShapeError, "in-place operation", "several elements of an expanded tensor share one memory location",
                    where=user_location(), fix="clone() it before the change")
+
+
+def assign(values: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    """Overwrite each target with the value of its own."""
+    for value, target in zip(values, targets, strict=True):
+        target._assign(value)
 
 
 def _describe(tensor: Tensor) -> str:

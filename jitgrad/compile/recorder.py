@@ -15,7 +15,7 @@ import bisect
 import math
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ from jitgrad.ir.graph import GraphBuilder, Value
 from jitgrad.ir.op import Op
 from jitgrad.ops.gradient import depends_on
 from jitgrad.shapes import contiguous_strides, reshape_strides
-from jitgrad.tensor import Tensor, _new, undo_movement
+from jitgrad.tensor import Tensor, _new, assign, undo_movement
 
 READ = "a value is read"
 _EAGER = EagerInterpreter()
@@ -197,6 +197,10 @@ class Recorder:
             unit.value = _store_through(unit.value, place.chain, new)
         unit.dirty = True
         unit.writes += 1
+
+    def rewrite(self, op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any], targets: Sequence[Tensor]) -> None:
+        """An op whose results replace the contents of `targets`."""
+        assign(op(*inputs, **attrs), targets)
 
     def _place_and_value(self, target: Tensor, value: Tensor) -> tuple[Pending, Value]:
         builder = self.builder

@@ -7,7 +7,7 @@ operators, and traced once for each combination of dtypes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jitgrad import dtypes, ops
@@ -17,7 +17,7 @@ from jitgrad.functional import elementwise, logic
 from jitgrad.functional.core import HALF, Operand, Tensor, as_operand, cast
 from jitgrad.functional.methods import TensorMethods
 from jitgrad.ir.graph import Graph, GraphBuilder, Value
-from jitgrad.ir.interpreter import interpret
+from jitgrad.ir.interpreter import interpret, state
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
 
@@ -111,6 +111,26 @@ def foreach(body: Callable[..., Any], shared: Sequence[Operand],
     group, of the shape of operand 0. Another operand has that shape or is 0-d. `shared` are numbers (or 0-d tensors
     that count as numbers). `body` is traced once per combination of dtypes, so it must depend on nothing but its
     arguments."""
+    results: list[list[Any]] = []
+    for operands, attrs, members in _by_dtype(body, shared, lists):
+        outputs = ops.foreach(*operands, **attrs)
+        results = results or [[None] * len(lists[0]) for _ in attrs["body"].outputs]
+        for k, value in enumerate(outputs):
+            results[k // len(members)][members[k % len(members)]] = value
+    return results
+
+
+def foreach_(body: Callable[..., Any], shared: Sequence[Operand], written: Sequence[Sequence[Tensor]],
+             read: Sequence[Sequence[Tensor]] = ()) -> None:
+    """`foreach` over ``[*written, *read]`` whose results replace the contents of `written`, in their memory."""
+    for operands, attrs, members in _by_dtype(body, shared, [*written, *read]):
+        targets = [tensors[i] for tensors in written for i in members]
+        state.current.rewrite(ops.foreach, operands, attrs, targets)  # type: ignore[union-attr]
+
+
+def _by_dtype(body: Callable[..., Any], shared: Sequence[Operand],
+              lists: Sequence[Sequence[Tensor]]) -> Iterator[tuple[tuple[Tensor, ...], dict[str, Any], list[int]]]:
+    """For each combination of dtypes: the op's operands and attributes, and which groups they are."""
     groups = len(lists[0])
     if any(len(other) != groups for other in lists):
         raise complain(ShapeError, "foreach", f"lists differ in length: {[len(other) for other in lists]}")
@@ -118,12 +138,6 @@ def foreach(body: Callable[..., Any], shared: Sequence[Operand],
     kinds: dict[tuple[DType, ...], list[int]] = {}
     for i in range(groups):
         kinds.setdefault(tuple([operands[i].dtype for operands in lists]), []).append(i)
-    results: list[list[Tensor]] = []
     for types, members in kinds.items():
-        graph = _trace(body, len(numbers), types)
-        outputs = ops.foreach(*numbers, *[operands[i] for operands in lists for i in members], body=graph,
-                              groups=len(members), shared=len(numbers))
-        results = results or [[None] * groups for _ in graph.outputs]
-        for k, value in enumerate(outputs):
-            results[k // len(members)][members[k % len(members)]] = value
-    return results
+        attrs = {"body": _trace(body, len(numbers), types), "groups": len(members), "shared": len(numbers)}
+        yield (*numbers, *[operands[i] for operands in lists for i in members]), attrs, members

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -53,22 +54,41 @@ def _infer_foreach(*xs: TensorType, body: Graph, groups: int, shared: int) -> tu
     return tuple([x.with_dtype(v.dtype) for v in body.outputs for x in first])
 
 
-def _foreach(*xs: np.ndarray, body: Graph, groups: int, shared: int) -> tuple[np.ndarray, ...]:
+def _foreach(*xs: np.ndarray, body: Graph, groups: int, shared: int,
+             into: Sequence[np.ndarray] | None = None) -> tuple[np.ndarray, ...]:
+    """With `into` the results are written to that memory, which may be that of operands."""
     members = group_operands(xs, groups, shared)
-    results: list[list[np.ndarray]] = [[] for _ in members]
+    results: list[Any] = [None] * groups
     for batch in _batches(members):
         first = members[batch[0]]
         scalar = tuple([x.ndim < first[0].ndim for x in first])
+        ones = tuple([x.item() == 1 for x in xs[:shared]])
+        program = _program(body, ones, scalar)
+        wanted = None if into is None else into[batch[0]::groups]
+        if wanted is not None and len(batch) == 1 and _apart([*first, *wanted]):
+            program.run([*xs[:shared], *[x.reshape(-1) if not s else x for x, s in zip(first, scalar)]],
+                        [x.reshape(-1) for x in wanted])
+            results[batch[0]] = wanted
+            continue
         operands = [first[k] if is_scalar else _joined([members[g][k] for g in batch])
                     for k, is_scalar in enumerate(scalar)]
-        ones = tuple([x.item() == 1 for x in xs[:shared]])
-        outputs = _program(body, ones, scalar).run([*xs[:shared], *operands])
+        outputs = program.run([*xs[:shared], *operands])
         begin = 0
         for g in batch:
             shape, size = members[g][0].shape, members[g][0].size
             results[g] = [out[begin:begin + size].reshape(shape) for out in outputs]
             begin += size
+            for place, result in zip(into[g::groups] if into is not None else (), results[g]):
+                np.copyto(place, result)
     return tuple([result[k] for k in range(len(body.outputs)) for result in results])
+
+
+def _apart(arrays: Sequence[np.ndarray]) -> bool:
+    """True when the arrays are dense, and each has memory of its own or all of another one's."""
+    if not all([x.flags.c_contiguous for x in arrays]):
+        return False
+    spans = sorted({(x.__array_interface__["data"][0], x.nbytes) for x in arrays if x.size})
+    return all([begin + size <= after for (begin, size), (after, _) in pairwise(spans)])
 
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:
@@ -124,28 +144,38 @@ class _Program:
                 varying.add(output)
             if varies and is_ufunc and node.outputs[0] not in body.outputs:
                 temporary[output] = dtype
-        makers = {step.output: step for step in self.per_block if isinstance(step.function, np.ufunc)}
-        self.direct = [(k, makers[number[v]].output) for k, v in enumerate(body.outputs) if number[v] in makers]
+        makers = {step.output: k for k, step in enumerate(self.per_block) if isinstance(step.function, np.ufunc)}
+        self.direct = [(k, number[v], makers[number[v]]) for k, v in enumerate(body.outputs) if number[v] in makers]
+        self.last = {i: k for k, step in enumerate(self.per_block) for i in step.inputs}
 
-    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The outputs, in one dimension, like the operands that are not 0-d."""
+    def run(self, inputs: Sequence[np.ndarray], into: Sequence[np.ndarray] | None = None) -> list[np.ndarray]:
+        """The outputs, in one dimension, like the operands that are not 0-d. `into` is memory for them, in which
+        operands may lie."""
         values: list[Any] = [*inputs, *[None] * (self.count - len(inputs))]
         _carry_out(self.once, values)
         size = values[self.elements[0]].size
-        results = [np.empty(size, dtype) for _, dtype in self.outputs]
+        results = into if into is not None else [np.empty(size, dtype) for _, dtype in self.outputs]
+        direct = {output: k for k, output, step in self.direct if into is None or self._may_write(values, into[k], step)}
 
         def work(begin: int, end: int) -> None:
             block = list(values)
             for k in self.elements:
                 block[k] = values[k][begin:end]
             wanted = [result[begin:end] for result in results]
-            _carry_out(self.per_block, block, {output: wanted[k] for k, output in self.direct})
+            _carry_out(self.per_block, block, {output: wanted[k] for output, k in direct.items()})
             for place, (k, _) in zip(wanted, self.outputs):
                 if block[k] is not place:
                     place[...] = block[k]
 
         blocks.in_blocks(size, work)
-        return results
+        return list(results)
+
+    def _may_write(self, values: Sequence[Any], place: np.ndarray, step: int) -> bool:
+        """True when no later step reads an operand that lies at `place`, which `step` writes."""
+        address = place.__array_interface__["data"][0]
+        here = [k for k in self.elements if values[k].__array_interface__["data"][0] == address]
+        outputs = [number for number, _ in self.outputs]
+        return all([self.last.get(k, -1) <= step and k not in outputs for k in here])
 
 
 def _without_products(body: Graph, ones: set[Value]) -> Graph:

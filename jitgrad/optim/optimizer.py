@@ -17,7 +17,7 @@ import numpy as np
 
 from jitgrad import changes, dtypes
 from jitgrad.autograd import eager_state, enable_grad, no_grad, number
-from jitgrad.functional.foreach import foreach
+from jitgrad.functional.foreach import foreach_
 from jitgrad.hooks import Hook, HookTable, RemovableHandle
 from jitgrad.optim.groups import ParamGroup, WatchedList
 from jitgrad.tensor import Tensor
@@ -208,12 +208,8 @@ def gradients(params: list[Tensor]) -> list[Tensor]:
 
 def update(formula: Callable[..., Any], shared: Sequence[Any], written: list[list[Tensor]],
            read: Sequence[list[Tensor]] = ()) -> None:
-    """One `foreach`: ``formula(*shared, *written, *read)`` of every parameter gives the new values of `written`, which
-    are stored in place."""
-    results = foreach(formula, shared, [*written, *read])
-    for new, old in zip(results, written, strict=True):
-        for value, target in zip(new, old, strict=True):
-            target._assign(value)
+    """``formula(*shared, *written, *read)`` of every parameter gives the new values of `written`, stored in place."""
+    foreach_(formula, shared, written, read)
 
 
 def advance(step: Any) -> Any:
