@@ -316,6 +316,55 @@ def _scan_samples() -> Iterator[Sample]:
         yield Sample(name, (SPECIAL,), {"axis": 0}, False, lambda x, f=reference: f(x, 0))
 
 
+def _logistic(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def _recurrence_reference(kind: str, relu: bool) -> Callable[..., Any]:
+    """One sequence, step and unit at a time, from the formulas in PyTorch's documentation."""
+
+    def reference(gates: np.ndarray, w: np.ndarray, *others: np.ndarray) -> Any:
+        bias, h, c = (others[0], others[1], None) if kind == "gru" else (None, others[0], others[-1])
+        hs, cs = [], []
+        for x in gates:
+            products = np.einsum("bh,gh->bg", h, w)
+            if kind == "rnn":
+                h = np.maximum(x + products, 0) if relu else np.tanh(x + products)
+            elif kind == "lstm":
+                i, f, g, o = np.split(x + products, 4, axis=1)
+                c = _logistic(f) * c + _logistic(i) * np.tanh(g)
+                h = _logistic(o) * np.tanh(c)
+            else:
+                (x_r, x_z, x_n), (h_r, h_z, h_n) = np.split(x, 3, axis=1), np.split(products + bias, 3, axis=1)
+                z = _logistic(x_z + h_z)
+                h = (1 - z) * np.tanh(x_n + _logistic(x_r + h_r) * h_n) + z * h
+            hs.append(h)
+            cs.append(c)
+        stacked = np.array(hs).reshape(len(gates), *others[-1].shape)
+        return stacked if kind == "rnn" else (stacked, np.array(cs).reshape(stacked.shape), None) if kind == "lstm" \
+            else (stacked, None)
+
+    return reference
+
+
+def _recurrence_samples() -> Iterator[Sample]:
+    """What is kept for the gradient is no result of its own, so only rnn is compared with differences here; see
+    test_recurrent.py for the others."""
+    sizes = [(3, 2, 5), (1, 9, 3), (4, 17, 8), (2, 1, 1), (0, 2, 3), (2, 0, 3)]
+    for dtype in (dtypes.float32, dtypes.float64, dtypes.bfloat16):
+        for t, b, h in sizes if dtype is dtypes.float32 else sizes[:1]:
+            for kind, g, relu in (("rnn", 1, False), ("rnn", 1, True), ("lstm", 4, False), ("gru", 3, False)):
+                attrs = {"relu": relu} if kind == "rnn" else {}
+                states = [random(b, h, dtype=dtype, seed=3), random(b, h, dtype=dtype, seed=4)][:2 if kind == "lstm" else 1]
+                xs = [random(t, b, g * h, dtype=dtype), random(g * h, h, dtype=dtype, seed=1, low=-0.4, high=0.4),
+                      *([random(g * h, dtype=dtype, seed=2)] if kind == "gru" else []), *states]
+                made = REGISTRY[kind].eager(*xs, **attrs)
+                kept = made if isinstance(made, tuple) else (made,)
+                incoming = [random(t, b, h, dtype=dtype, seed=5 + k) for k in range(2 if kind == "lstm" else 1)]
+                yield Sample(kind, tuple(xs), attrs, kind == "rnn" and not relu, _recurrence_reference(kind, relu))
+                yield Sample(f"{kind}_grad", (*incoming, *xs, *kept), attrs, False)
+
+
 def _matmul_samples() -> Iterator[Sample]:
     for dtype in (*FLOATS, *COMPLEX, dtypes.int64):
         yield Sample("matmul", (random(3, 4, dtype=dtype), random(4, 2, dtype=dtype)), reference=np.matmul)
@@ -482,8 +531,8 @@ def _check_samples() -> Iterator[Sample]:
 
 FAMILIES = (_check_samples, _where_samples, _integer_power_samples, _complex_samples, _cast_samples, _source_samples,
             _movement_samples, _reduction_samples,
-            _scan_samples, _matmul_samples, _convolution_samples, _pooling_samples, _index_samples, _sort_samples,
-            _foreach_samples, _region_samples)
+            _scan_samples, _recurrence_samples, _matmul_samples, _convolution_samples, _pooling_samples, _index_samples,
+            _sort_samples, _foreach_samples, _region_samples)
 
 
 def _table() -> dict[str, list[Sample]]:

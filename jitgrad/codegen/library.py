@@ -9,14 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jitgrad.codegen import convolution, library_index, library_line, library_movement, library_window, matmul
+from jitgrad.codegen import (
+    convolution,
+    library_index,
+    library_line,
+    library_movement,
+    library_recurrence,
+    library_window,
+    matmul,
+)
 from jitgrad.codegen.call import IN_PLACE, LIBRARY, Call
 from jitgrad.codegen.kernel import Lowered
 from jitgrad.ir.graph import Where
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
 
-FAMILIES = (convolution, library_index, library_line, library_movement, library_window, matmul)
+FAMILIES = (convolution, library_index, library_line, library_movement, library_recurrence, library_window, matmul)
 
 
 def lower(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any], shared: tuple[tuple[int, int], ...] = (),

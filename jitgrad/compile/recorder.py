@@ -60,7 +60,6 @@ class Recorder:
         self.deferred: dict[int, Any] = {}            # leaf of the result: the memory whose value it is
         self.made: dict[int, tuple[Any, int]] = {}    # id(array) -> the array (weakly), which of all outputs it is
         self.outputs = 0                              # of all segments
-        self.copies = False                           # a lazy Tensor got a copy instead of an output of its own
         self.revived: list[weakref.ref[Tensor]] = []  # lazy Tensors that got their arrays
         self.hooked = False                           # a hook was put on a lazy Tensor
         self.entangled = False                        # two Tensors with a history share memory
@@ -485,7 +484,6 @@ class Recorder:
         crossing_values = [self.read(t) for t in crossing]
         given = {unit.initial: k for k, unit in enumerate(units)}
         wanted = list(dict.fromkeys([v for v in [*outputs, *crossing_values] if v not in given]))
-        copies = {v: arrays[given[v]].copy() for v in set(outputs) if v in given}
         graph = self.builder.build(wanted, writes)
         edge = None
         position = {v: k for k, v in enumerate(wanted)}
@@ -493,21 +491,21 @@ class Recorder:
             of = tuple(sorted({position[v] for v in crossing_values}))
             wrt = tuple([k for k, u in enumerate(units) if u.initial in self.tracked])
             edge = wrt, of
-        segment = Segment(graph, [self.source(u.tensor) for u in units], all([a.flags.c_contiguous for a in arrays]), edge)
+        again = [v for k, v in enumerate(outputs) if v not in given and v in outputs[:k]]
+        copied = [given[v] for v in outputs if v in given], [position[v] for v in again]
+        segment = Segment(graph, [self.source(u.tensor) for u in units], all([a.flags.c_contiguous for a in arrays]), edge,
+                          *copied)
         found, node = self._carry_out(segment, arrays)
         self.trace.append(segment)
-        results = dict(zip(wanted, found))
-        results.update(copies)
-        taken: set[Value] = set()
+        unused = {v: [k] for v, k in position.items()}
+        for k, v in enumerate([*[v for v in outputs if v in given], *again]):
+            unused.setdefault(v, []).append(len(wanted) + k)
         for t, v in zip(roots, outputs):
-            array = t._pending.unit.array = results[v] if v not in taken else results[v].copy()
+            which = unused[v].pop(0)
+            array = t._pending.unit.array = found[which]
             t._array, t._pending, t._type = array, None, None
-            if v in taken or v in copies:
-                self.copies = True
-            else:
-                self.made[id(array)] = weakref.ref(array), self.outputs + position[v]
-            taken.add(v)
-        self.outputs += len(wanted)
+            self.made[id(array)] = weakref.ref(array), self.outputs + which
+        self.outputs += len(found)
         for t in views:
             self._settle_view(t)
         self.revived.extend(map(weakref.ref, roots + views))
@@ -516,9 +514,12 @@ class Recorder:
             t._seen = t._root._renewals if t._root is not None else 0
 
     def _carry_out(self, segment: Segment, arrays: list[np.ndarray]) -> tuple[list[np.ndarray], Any]:
-        """The outputs of a segment and, with an edge, the tape node of the call: computed now unless they are given."""
+        """The outputs of a segment with its copies and, with an edge, the tape node of the call: computed now unless they
+        are given."""
         if self.given is None or len(self.segments) >= len(self.given.segments):
-            return self.execute(self, segment.graph, arrays, segment.edge)  # type: ignore[no-any-return]
+            before = [arrays[k].copy() for k in segment.copied_inputs]
+            outputs, node = self.execute(self, segment.graph, arrays, segment.edge)
+            return [*outputs, *before, *[outputs[k].copy() for k in segment.copied_outputs]], node
         key, outputs = self.given.segments[len(self.segments)]
         if segment.graph.key != key:
             raise complain(CompileError, self.name, "records other ops when it is run again with the same arguments and "

@@ -109,9 +109,8 @@ class Unfinished:
         segments, first = [], 0
         for segment in (stage.segment for stage in self.stages):
             if segment is not None:
-                count = len(segment.graph.outputs)
-                segments.append((segment.graph.key, self.made[first:first + count]))
-                first += count
+                segments.append((segment.graph.key, self.made[first:first + segment.count]))
+                first += segment.count
         return Given(segments, self.outcomes)
 
 
@@ -138,7 +137,7 @@ class Sealed:
         """For a function of its arguments alone with one result: which leaf each input of the plan is. Such a call has
         nothing to do but to run the plan."""
         stage, ending = self.first, self.first.ending
-        if ending is None or stage.segment is None or ending.single is None or ending.bound or ending.draws \
+        if ending is None or stage.segment is None or stage.copies or ending.single is None or ending.bound or ending.draws \
                 or ending.histories or stage.edge is not None or stage.written or not stage.dense \
                 or len(stage.leaves) != len(stage.template):
             return None

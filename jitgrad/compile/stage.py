@@ -40,6 +40,7 @@ class Stage:
         self.edge = owner._edges[segment.graph.key, segment.edge] if segment.edge else None
         self.plan = owner._plan(self.edge.forward if self.edge else segment.graph)
         self.written = [k for k, _ in segment.graph.writes]
+        self.copies = bool(segment.copied_inputs or segment.copied_outputs)
         self._find_inputs(segment, places, recorder)
         self._expect_memory(segment)
 
@@ -158,6 +159,7 @@ class Stage:
         arrays = [t._array for t in tensors]
         if self.written and not self._memory_is_as_expected(arrays):
             return MISMATCH
+        before = [arrays[k].copy() for k in self.segment.copied_inputs] if self.copies else []
         if self.lock is None:
             outputs, node = self._run_plan(tensors, arrays)
         else:
@@ -165,6 +167,8 @@ class Stage:
                 self.numbers.read(call[0])
                 outputs, node = self._run_plan(tensors, arrays)
         made += outputs
+        if self.copies:
+            made += [*before, *[outputs[k].copy() for k in self.segment.copied_outputs]]
         for k in self.outer:
             changed.append(tensors[k])
         return node

@@ -16,6 +16,7 @@ from jitgrad.ops.gradient import *
 from jitgrad.ops.index import *
 from jitgrad.ops.movement import *
 from jitgrad.ops.record import *
+from jitgrad.ops.recurrence import *
 from jitgrad.ops.reduction import *
 from jitgrad.ops.region import *
 from jitgrad.ops.scan import *

@@ -9,6 +9,7 @@ import numpy as np
 
 from jitgrad import functional
 from jitgrad.autograd import no_grad
+from jitgrad.nn.utils import rnn as rnn
 from jitgrad.tensor import Tensor
 
 
@@ -32,7 +33,7 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, norm
     gradients = _gradients(parameters)
     with no_grad():
         total = get_total_norm(gradients, float(norm_type))
-        if error_if_nonfinite and not math.isfinite(total.item()):
+        if error_if_nonfinite and not total.isfinite():
             raise RuntimeError(f"clip_grad_norm_: the gradients have the norm {total.item()} and cannot be scaled")
         factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
         for gradient in gradients:
