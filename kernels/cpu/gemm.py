@@ -21,6 +21,7 @@ BATCH_DIMENSIONS = 4
 ITEM_COST = 1 << 20                             # multiply-adds below which an item is not cut further
 ITEMS = 16                                      # as many items as there are, at most, are wanted for balance
 ITEM_ROWS, ITEM_COLUMNS = 168, 256
+DEEP = 256                                      # steps from which a transposed A is packed
 COPIED_FROM = 2                                 # tiles of rows that a panel of B must serve for its copy to pay
 
 Strides = tuple[int, ...]
@@ -151,8 +152,7 @@ _COPY = """\
 
 _COPY_ROWS = """\
         for d in range(depth):
-            for i in range(height):
-                store(o, place + d * width + i, load(x, start + i + d * depth_stride, 0, 2), 1, 2)
+            gather_run(height, 0, height, x, start + d * depth_stride, 1, o, place + d * width)
 """
 
 _TRANSPOSE = """\
@@ -174,8 +174,8 @@ def pack_source(short: str, kind: str) -> str:
     """The text of the packing phase for operands of dtype `short` (f16 and bf16 become f32) and a kind of
     `PACK_KINDS`. Arguments: operand, panels, then `PACK_ARGUMENTS`. Items: panels of all batches."""
     wide = short if short == "f64" else "f32"
-    if short in ("f16", "bf16") and kind == "depth":
-        kind = "any"                            # blocks are transposed in float32 or float64 only
+    if short in ("f16", "bf16"):
+        kind = "any"                            # runs and blocks are moved in float32 or float64 only
     body = PACK_KINDS[kind].format(lanes=element_tile(wide).lanes)
     return _PACK.format(short=short, kind=kind, wide=wide, body=body, unpack=unpack(PACK_ARGUMENTS, 3))
 
@@ -211,7 +211,7 @@ def arrange(short: str, batch: tuple[int, ...], m: int, n: int, k: int, a: Matri
     panel_rows = panel_height(m, tile)
     panels = -(-m // panel_rows)
     pack_a = pack_b = None
-    if convert or _must_pack_a(a, m, k, itemsize):
+    if convert or _must_pack_a(a, m, n, k, tile, itemsize):
         pack_a, a, a_panel = pack(a, batch, m, k, panel_rows, tile.packed_rows, a.row, a.column)
     else:
         a_panel = panel_rows * a.row
@@ -240,10 +240,14 @@ def panel_height(rows: int, tile: Tile) -> int:
     return max(even + even % 2, 1) if rows > 1 else 1
 
 
-def _must_pack_a(a: Matrices, m: int, k: int, itemsize: int) -> bool:
+def _must_pack_a(a: Matrices, m: int, n: int, k: int, tile: Tile, itemsize: int) -> bool:
     """Rows at a distance of whole pages fall into the same few places of the cache; a stride in both directions spends
-    a cache line on every element."""
-    return m > 1 and k > 4 and a.row != 1 and (a.column != 1 or a.row * itemsize % 4096 == 0)
+    a cache line on every element; and where rows lie side by side, each step of a deep product is a page of its own."""
+    if m == 1 or k <= 4:
+        return False
+    if a.row == 1:
+        return k >= DEEP and m > tile.rows and n >= 2 * tile.columns
+    return a.column != 1 or a.row * itemsize % 4096 == 0
 
 
 def pack(x: Matrices, batch: tuple[int, ...], rows: int, depth: int, panel_rows: int, width: int, row_stride: int,
