@@ -54,9 +54,17 @@ def exp_parts_f32(t: Scalar) -> tuple[Scalar, Scalar]:
 
 
 @scalar
+def vanishing(x: Scalar) -> Scalar:
+    """What a power is whose exponent is too low to be computed with (that would be slow: an underflow takes the processor
+    a hundred times as long as a product), or is NaN."""
+    return select(x != x, x, like(x, 0.0))
+
+
+@scalar
 def exp_f32(x: Scalar) -> Scalar:
-    z, n = exp_parts_f32(clamp(x, f32(-104.0), f32(89.0)))
-    return select(x != x, x, scale(z + f32(1.0), n))
+    counts = x >= f32(-104.0)
+    z, n = exp_parts_f32(clamp(select(counts, x, f32(0.0)), f32(-104.0), f32(89.0)))
+    return select(counts, scale(z + f32(1.0), n), vanishing(x))
 
 
 @scalar
@@ -76,8 +84,9 @@ def exp_parts_f64(t: Scalar, error: Scalar) -> tuple[Scalar, Scalar]:
 @scalar
 def exp_pair_f64(x: Scalar, error: Scalar, k: Scalar) -> Scalar:
     """exp(x + error) * 2**k for a tiny `error`."""
-    z, n = exp_parts_f64(clamp(x, f64(-748.0), f64(712.0)), error)
-    return select(x != x, x, scale(z + f64(1.0), i64(n + k)))
+    counts = x >= f64(-748.0)
+    z, n = exp_parts_f64(clamp(select(counts, x, f64(0.0)), f64(-748.0), f64(712.0)), error)
+    return select(counts, scale(z + f64(1.0), i64(n + k)), vanishing(x))
 
 
 @scalar
@@ -87,18 +96,20 @@ def exp_f64(x: Scalar) -> Scalar:
 
 @scalar
 def exp2_f32(x: Scalar) -> Scalar:
-    t = clamp(x, f32(-151.0), f32(129.0))
+    counts = x >= f32(-151.0)
+    t = clamp(select(counts, x, f32(0.0)), f32(-151.0), f32(129.0))
     n = round(t)
     r = t - n
-    return select(x != x, x, scale(multiply_add(r, horner(r, EXP2_SINGLE), f32(1.0)), to_int(n)))
+    return select(counts, scale(multiply_add(r, horner(r, EXP2_SINGLE), f32(1.0)), to_int(n)), vanishing(x))
 
 
 @scalar
 def exp2_f64(x: Scalar) -> Scalar:
-    t = clamp(x, f64(-1076.0), f64(1025.0))
+    counts = x >= f64(-1076.0)
+    t = clamp(select(counts, x, f64(0.0)), f64(-1076.0), f64(1025.0))
     n = round(t)
     r = t - n
-    return select(x != x, x, scale(multiply_add(r, horner(r, EXP2_DOUBLE), f64(1.0)), to_int(n)))
+    return select(counts, scale(multiply_add(r, horner(r, EXP2_DOUBLE), f64(1.0)), to_int(n)), vanishing(x))
 
 
 @scalar
