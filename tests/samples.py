@@ -365,6 +365,52 @@ def _recurrence_samples() -> Iterator[Sample]:
                 yield Sample(f"{kind}_grad", (*incoming, *xs, *kept), attrs, False)
 
 
+def _attention_reference(causal: bool, zero: bool) -> Callable[..., Any]:
+    """One query at a time."""
+
+    def reference(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None = None) -> Any:
+        out, total = np.zeros((*q.shape[:2], v.shape[2])), np.zeros(q.shape[:2])
+        for n, i in np.ndindex(*q.shape[:2]):
+            group = n // (len(q) // len(k))
+            scores = k[group] @ q[n, i]
+            if mask is not None:
+                own = mask[n // (len(q) // len(mask))]
+                scores = scores + own[min(i, len(own) - 1)]
+            if causal:
+                scores = np.where(np.arange(len(scores)) <= i, scores, -np.inf)
+            top = scores.max(initial=-np.inf)
+            weights = np.exp(scores - top) if top > -np.inf else np.zeros_like(scores)
+            out[n, i] = weights @ v[group] / (1.0 if zero and top == -np.inf else weights.sum())
+            total[n, i] = np.log(weights.sum()) + (top if top > -np.inf else 0)
+        return out, total
+
+    return reference
+
+
+def _attention_samples() -> Iterator[Sample]:
+    """(N, L, G, S, E, V), and the mask's M and rows: several blocks, heads that share keys, ragged sizes."""
+    rows = [((2, 5, 2, 7, 4, 3), None), ((2, 58, 1, 130, 3, 33), None), ((2, 3, 2, 4, 4, 4), (1, 3)),
+            ((4, 3, 2, 130, 2, 2), (2, 3)), ((2, 6, 1, 5, 4, 4), (2, 1)), ((1, 1, 1, 1, 1, 1), None),
+            ((0, 2, 0, 3, 4, 4), None), ((2, 3, 2, 0, 4, 4), None)]
+    for dtype in (dtypes.float32, dtypes.float64, dtypes.bfloat16):
+        for (n, length, g, s, e, values), mask in rows if dtype is dtypes.float32 else rows[:1]:
+            for causal, zero in ((False, False), (True, False), (False, True)):
+                if causal and mask is not None:
+                    continue
+                xs = [random(n, length, e, dtype=dtype, low=-0.5, high=0.5), random(g, s, e, dtype=dtype, seed=1),
+                      random(g, s, values, dtype=dtype, seed=2)]
+                if mask is not None:
+                    added = random(mask[0], mask[1], s, dtype=dtype, seed=3)
+                    added[..., 1::3] = -np.inf
+                    added[0, 0] = -np.inf if zero else added[0, 0]
+                    xs.append(added)
+                attrs = {"causal": causal, "zero": zero}
+                made = REGISTRY["attention"].eager(*xs, **attrs)
+                yield Sample("attention", tuple(xs), attrs, False, _attention_reference(causal, zero))
+                g_out = random(n, length, values, dtype=dtype, seed=4)
+                yield Sample("attention_grad", (g_out, *xs, *made), attrs, False)
+
+
 def _matmul_samples() -> Iterator[Sample]:
     for dtype in (*FLOATS, *COMPLEX, dtypes.int64):
         yield Sample("matmul", (random(3, 4, dtype=dtype), random(4, 2, dtype=dtype)), reference=np.matmul)
@@ -531,8 +577,8 @@ def _check_samples() -> Iterator[Sample]:
 
 FAMILIES = (_check_samples, _where_samples, _integer_power_samples, _complex_samples, _cast_samples, _source_samples,
             _movement_samples, _reduction_samples,
-            _scan_samples, _recurrence_samples, _matmul_samples, _convolution_samples, _pooling_samples, _index_samples,
-            _sort_samples, _foreach_samples, _region_samples)
+            _scan_samples, _recurrence_samples, _attention_samples, _matmul_samples, _convolution_samples,
+            _pooling_samples, _index_samples, _sort_samples, _foreach_samples, _region_samples)
 
 
 def _table() -> dict[str, list[Sample]]:

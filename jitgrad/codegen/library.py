@@ -11,6 +11,7 @@ from typing import Any
 
 from jitgrad.codegen import (
     convolution,
+    library_attention,
     library_index,
     library_line,
     library_movement,
@@ -24,7 +25,8 @@ from jitgrad.ir.graph import Where
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
 
-FAMILIES = (convolution, library_index, library_line, library_movement, library_recurrence, library_window, matmul)
+FAMILIES = (convolution, library_attention, library_index, library_line, library_movement, library_recurrence,
+            library_window, matmul)
 
 
 def lower(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any], shared: tuple[tuple[int, int], ...] = (),

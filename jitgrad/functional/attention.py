@@ -1,7 +1,7 @@
-"""Embedding and attention, as compositions of primitives.
+"""Embedding and attention.
 
-Attention is written as matmul, scale, mask, softmax, matmul: compiled, the whole of it is one region that never
-materializes the scores.
+Attention is one primitive that never holds the matrix of scores. With dropout, in half precision, or where a mask wants
+a gradient, it is written out: matmul, scale, mask, softmax, matmul.
 """
 
 from __future__ import annotations
@@ -56,10 +56,14 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn
     """``softmax(query @ key.mT * scale + mask) @ value``: query [*, L, E], key [*, S, E], value [*, S, V]. A bool
     `attn_mask` says what takes part, a float one is added; `is_causal` lets position i see 0 … i. `scale` defaults to
     ``1 / sqrt(E)``. With `enable_gqa` each key head serves several query heads."""
+    if is_causal:
+        require_shape("scaled_dot_product_attention", attn_mask is None, "give either attn_mask or is_causal")
+    factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    if not dropout_p and _is_blockwise(query, key, value, attn_mask, enable_gqa):
+        return _blockwise(mul(query, factor), key, value, attn_mask, is_causal)
     if enable_gqa:
         times = query.shape[-3] // key.shape[-3]
         key, value = repeat_interleave(key, times, -3), repeat_interleave(value, times, -3)
-    factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = mul(matmul(query, ops.transposed(key)), factor)
     scores = _masked(scores, attn_mask, is_causal)
     weights = softmax(scores, -1)
@@ -68,9 +72,45 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn
     return matmul(dropout(weights, dropout_p), value)
 
 
+def _is_blockwise(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, enable_gqa: bool) -> bool:
+    """Whether the primitive takes these operands: float32 or float64, batches that need no broadcasting."""
+    own, other = tuple(query.shape[:-2]), tuple(key.shape[:-2])
+    if query.dtype not in (dtypes.float32, dtypes.float64) or not query.dtype is key.dtype is value.dtype \
+            or len(query.shape) < 2 or tuple(value.shape[:-1]) != tuple(key.shape[:-1]) or query.shape[-1] != key.shape[-1]:
+        return False
+    same = own == other or (enable_gqa and len(own) == len(other) > 0 and own[:-1] == other[:-1] and other[-1] > 0
+                            and own[-1] % other[-1] == 0)
+    if mask is None or not same:
+        return same
+    return not getattr(mask, "requires_grad", True) and mask.dtype in (dtypes.bool_, query.dtype)
+
+
+def _blockwise(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+    flat = [ops.reshape(x, shape=(math.prod(x.shape[:-2]), *x.shape[-2:])) for x in (query, key, value)]
+    if mask is not None:
+        flat.append(_mask_by_head(mask, tuple(query.shape[:-2]), query.shape[-2], key.shape[-2], query.dtype))
+    zero = mask is not None and mask.dtype is dtypes.bool_
+    out, _ = ops.attention(*flat, causal=is_causal, zero=zero)
+    return ops.reshape(out, shape=(*query.shape[:-1], value.shape[-1]))
+
+
+def _mask_by_head(mask: Tensor, batch: tuple[int, ...], queries: int, keys: int, dtype: dtypes.DType) -> Tensor:
+    """What is added to the scores, [M, queries or 1, keys]: one for all heads, for each, or for runs of them."""
+    if mask.dtype is dtypes.bool_:
+        mask = ops.where(mask, full(mask.shape, 0.0, dtype), full(mask.shape, -math.inf, dtype))
+    shape = (1,) * (len(batch) + 2 - len(mask.shape)) + tuple(mask.shape)
+    require_shape("scaled_dot_product_attention", len(shape) == len(batch) + 2 and all(
+        size in (1, wanted) for size, wanted in zip(shape, (*batch, queries, keys), strict=True)),
+        f"the mask {describe(mask)} does not fit scores {[*batch, queries, keys]}")
+    mask, own = ops.reshape(mask, shape=shape), shape[:-2]
+    apart = max((k + 1 for k, size in enumerate(own) if size > 1), default=0)        # dimensions behind it are shared
+    wanted = (*batch[:apart], *own[apart:], shape[-2], keys)
+    mask = broadcast(mask, wanted)
+    return ops.reshape(mask, shape=(math.prod(wanted[:-2]), *wanted[-2:]))
+
+
 def _masked(scores: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
     if is_causal:
-        require_shape("scaled_dot_product_attention", mask is None, "give either attn_mask or is_causal")
         distance = diagonal_distance(*scores.shape[-2:])
         visible = ops.le(distance, zeros_like(distance))
     elif mask is None:

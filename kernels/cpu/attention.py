@@ -1,0 +1,216 @@
+"""Attention on the register tile: scores of a block of queries and keys are in a buffer on the stack and nowhere else.
+
+Forward, an item is a block of queries of one head: it goes through the blocks of keys with a running maximum and sum
+(Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018). Backward, an item is a head of k and v, or a
+part of its keys, with all heads of q that it serves: for each block of keys it makes the weights of each block of queries
+again. Each part has a gradient of q of its own; where there are several they are added up afterwards. Products that read
+k or v transposed have them packed in panels, by `gemm.pack_source`. See `jitgrad.ops.attention` for the operands.
+"""
+
+from __future__ import annotations
+
+from jitgrad.kernels.cpu.gemm import element_tile
+from jitgrad.kernels.cpu.math import exp, log, select
+from jitgrad.kernels.cpu.scalar import f32 as T
+from jitgrad.kernels.cpu.standins import load, pointer, reassociate_add, reassociate_max, store
+from jitgrad.kernels.cpu.template import text
+from jitgrad.kernels.cpu.tile import make_panel, multiply_tile
+
+COLUMNS, TILE = 32, 14                          # of the register tile; `source` puts the machine's in their places
+QUERIES, KEYS = 56, 128                         # of a block; `source` too
+ARGUMENTS = ("queries", "keys", "width", "values", "times", "masked", "per_mask", "mask_row", "causal", "zero", "blocks")
+"""The integers of both kernels: sizes L, S, E, V; heads of q per head of k; whether there is a mask, how many heads share
+one, and the distance of its rows; both attributes; and blocks of queries per head."""
+
+
+def source(kernel: str, element: str) -> str:
+    """The text of one of `KERNELS` for ``f32`` or ``f64``."""
+    tile = element_tile(element)
+    spelled = text(KERNELS[kernel], T=element)
+    for name, number in {"COLUMNS": tile.columns, "TILE": tile.rows, "QUERIES": block_of_queries(element),
+                         "KEYS": block_of_keys(element)}.items():
+        spelled = spelled.replace(name, str(number))
+    return spelled
+
+
+def block_of_queries(element: str) -> int:
+    """Rows of a block of scores: whole tiles."""
+    rows = element_tile(element).rows
+    return 56 // rows * rows
+
+
+def block_of_keys(element: str) -> int:
+    """Columns of a block of scores: whole panels."""
+    return 4 * element_tile("f32").columns if element == "f32" else 2 * element_tile("f32").columns
+
+
+def attention(args, begin, end, thread):
+    """Arguments: q, packed k, v, mask, out, lse; `ARGUMENTS`. Items: blocks of queries of all heads."""
+    q, k, v, mask, o, lse = (pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T), pointer(args, 4, T),
+                             pointer(args, 5, T), pointer(args, 6, T))
+    queries, keys, width, values, times = args[7], args[8], args[9], args[10], args[11]
+    masked, per_mask, mask_row, causal, zero, blocks = args[12], args[13], args[14], args[15], args[16], args[17]
+    panels = (keys + COLUMNS - 1) // COLUMNS
+    scores = make_panel(o)
+    stats = make_panel(o)
+    for item in range(begin, end):
+        n = item // blocks
+        first = item % blocks * QUERIES
+        rows = min(QUERIES, queries - first)
+        group = n // times
+        last = keys
+        if causal != 0:
+            last = min(keys, first + rows)
+        for i in range(rows):
+            store(stats, i, T(-1e999), 6, 7)
+            store(stats, QUERIES + i, T(0), 6, 7)
+        for start in range(0, last, KEYS):
+            count = min(KEYS, last - start)
+            for j in range(0, count, COLUMNS):
+                for r in range(0, rows, TILE):
+                    multiply_tile(min(TILE, rows - r), min(COLUMNS, count - j), width,
+                                  q, (n * queries + first + r) * width, width, 1,
+                                  k, (group * panels + (start + j) // COLUMNS) * width * COLUMNS, COLUMNS,
+                                  scores, r * KEYS + j, KEYS, 0)
+            for i in range(rows):
+                line = i * KEYS
+                place = (n * queries + first + i) * values
+                seen = count
+                if causal != 0:
+                    seen = max(min(count, first + i + 1 - start), 0)
+                if masked != 0:
+                    above = n // per_mask * keys * max(mask_row // keys * queries, 1) + (first + i) * mask_row + start
+                    for j in range(seen):
+                        store(scores, line + j, T(load(scores, line + j, 5, 7) + load(mask, above + j, 2, 7)), 5, 7)
+                top = load(stats, i, 6, 7)
+                best = top
+                if seen < KEYS:
+                    for j in range(KEYS):
+                        store(scores, line + j, T(select(j < seen, load(scores, line + j, 5, 7), T(-1e999))), 5, 7)
+                for j in range(KEYS):
+                    best = reassociate_max(best, load(scores, line + j, 5, 7))
+                shift = T(select(best > T(-1e999), best, T(0)))
+                total = T(0)
+                for j in range(KEYS):
+                    weight = T(exp(T(load(scores, line + j, 5, 7) - shift)))
+                    store(scores, line + j, weight, 5, 7)
+                    total = reassociate_add(total, weight)
+                less = T(exp(T(top - shift)))
+                store(stats, i, best, 6, 7)
+                store(stats, QUERIES + i, T(load(stats, QUERIES + i, 6, 7) * less + total), 6, 7)
+                if start > 0:
+                    for j in range(values):
+                        store(o, place + j, T(load(o, place + j, 3, 7) * less), 3, 7)
+            for j in range(0, values, COLUMNS):
+                for r in range(0, rows, TILE):
+                    multiply_tile(min(TILE, rows - r), min(COLUMNS, values - j), count, scores, r * KEYS, KEYS, 1,
+                                  v, (group * keys + start) * values + j, values,
+                                  o, (n * queries + first + r) * values + j, values, start)
+        for i in range(rows):
+            place = (n * queries + first + i) * values
+            total = load(stats, QUERIES + i, 6, 7)
+            divisor = total
+            if zero != 0 and total == T(0):
+                divisor = T(1)
+            for j in range(values):
+                store(o, place + j, T(load(o, place + j, 3, 7) / divisor), 3, 7)
+            store(lse, n * queries + first + i, T(log(total) + load(stats, i, 6, 7)), 4, 7)
+
+
+def attention_dots(args, begin, end, thread):
+    """Arguments: g, out, dots; values. Items: queries. What a query's gradient and result have in common."""
+    g, o, dots = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T)
+    values = args[4]
+    for item in range(begin, end):
+        total = T(0)
+        for j in range(item * values, (item + 1) * values):
+            product = T(load(g, j, 0, 3) * load(o, j, 1, 3))
+            total = reassociate_add(total, product)
+        store(dots, item, total, 2, 3)
+
+
+def attention_grad(args, begin, end, thread):
+    """Arguments: g, q, k, mask, lse, dots, packed k, packed v, dq[parts, N, L, E], dk, dv; `ARGUMENTS`, parts, keys of a
+    part, all of q's heads. Items: parts of all heads of k."""
+    g, q, k, mask, lse, dots = (pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T), pointer(args, 4, T),
+                                pointer(args, 5, T), pointer(args, 6, T))
+    k_panels, v_panels, dq, dk, dv = (pointer(args, 7, T), pointer(args, 8, T), pointer(args, 9, T), pointer(args, 10, T),
+                                      pointer(args, 11, T))
+    queries, keys, width, values, times = args[12], args[13], args[14], args[15], args[16]
+    masked, per_mask, mask_row, causal, zero = args[17], args[18], args[19], args[20], args[21]
+    parts, keys_of_part, heads = args[23], args[24], args[25]
+    panels = (keys + COLUMNS - 1) // COLUMNS
+    weights = make_panel(dq)
+    slopes = make_panel(dq)
+    for item in range(begin, end):
+        group = item // parts
+        part = item % parts
+        own_queries = (part * heads + group * times) * queries
+        for i in range(own_queries * width, (own_queries + times * queries) * width):
+            store(dq, i, T(0), 6, 11)
+        for start in range(part * keys_of_part, min((part + 1) * keys_of_part, keys), KEYS):
+            count = min(KEYS, keys - start)
+            started = 0
+            for n in range(group * times, (group + 1) * times):
+                begin_query = 0
+                if causal != 0:
+                    begin_query = start // QUERIES * QUERIES
+                for first in range(begin_query, queries, QUERIES):
+                    rows = min(QUERIES, queries - first)
+                    query = n * queries + first
+                    for j in range(0, count, COLUMNS):
+                        panel = group * panels + (start + j) // COLUMNS
+                        for r in range(0, rows, TILE):
+                            multiply_tile(min(TILE, rows - r), min(COLUMNS, count - j), width, q, (query + r) * width,
+                                          width, 1, k_panels, panel * width * COLUMNS, COLUMNS,
+                                          weights, r * KEYS + j, KEYS, 0)
+                            multiply_tile(min(TILE, rows - r), min(COLUMNS, count - j), values, g, (query + r) * values,
+                                          values, 1, v_panels, panel * values * COLUMNS, COLUMNS,
+                                          slopes, r * KEYS + j, KEYS, 0)
+                    for i in range(rows):
+                        line = i * KEYS
+                        seen = count
+                        if causal != 0:
+                            seen = max(min(count, first + i + 1 - start), 0)
+                        if masked != 0:
+                            above = (n // per_mask * keys * max(mask_row // keys * queries, 1) + (first + i) * mask_row
+                                     + start)
+                            for j in range(seen):
+                                store(weights, line + j, T(load(weights, line + j, 9, 11) + load(mask, above + j, 3, 11)),
+                                      9, 11)
+                        shift = load(lse, query + i, 4, 11)
+                        dot = load(dots, query + i, 5, 11)
+                        if not shift > T(-1e999):
+                            shift = T(0) if zero != 0 else T(shift - shift)
+                        if seen < KEYS:
+                            for j in range(KEYS):
+                                store(weights, line + j, T(select(j < seen, load(weights, line + j, 9, 11), T(-1e999))),
+                                      9, 11)
+                        for j in range(KEYS):
+                            weight = T(exp(T(load(weights, line + j, 9, 11) - shift)))
+                            slope = T(weight * T(load(slopes, line + j, 10, 11) - dot))
+                            store(weights, line + j, weight, 9, 11)
+                            store(slopes, line + j, slope, 10, 11)
+                    for r in range(0, count, TILE):
+                        height = min(TILE, count - r)
+                        own = group * keys + start + r
+                        for j in range(0, values, COLUMNS):
+                            multiply_tile(height, min(COLUMNS, values - j), rows, weights, r, 1, KEYS,
+                                          g, query * values + j, values, dv, own * values + j, values, started)
+                        for j in range(0, width, COLUMNS):
+                            multiply_tile(height, min(COLUMNS, width - j), rows, slopes, r, 1, KEYS,
+                                          q, query * width + j, width, dk, own * width + j, width, started)
+                    for r in range(0, rows, TILE):
+                        for j in range(0, width, COLUMNS):
+                            multiply_tile(min(TILE, rows - r), min(COLUMNS, width - j), count, slopes, r * KEYS, KEYS, 1,
+                                          k, (group * keys + start) * width + j, width,
+                                          dq, (part * heads * queries + query + r) * width + j, width, 1)
+                    started = 1
+            if started == 0:
+                for i in range((group * keys + start) * width, (group * keys + start + count) * width):
+                    store(dk, i, T(0), 7, 11)
+                for i in range((group * keys + start) * values, (group * keys + start + count) * values):
+                    store(dv, i, T(0), 8, 11)
+
+
+KERNELS = {kernel.__name__: kernel for kernel in (attention, attention_dots, attention_grad)}
