@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks import machine, report
 
-PARTS = ("steps", "gemm", "calls", "first", "scaling")
+PARTS = ("steps", "gemm", "attention", "calls", "first", "scaling")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +73,12 @@ def _parse(arguments: list[str] | None) -> tuple[tuple[str, ...], argparse.Names
 
 def _parts() -> dict[str, Part]:
     """The parts, imported after the thread counts are set."""
-    from benchmarks import calls, first_call, gemm, plots, scaling, training
+    from benchmarks import attention, calls, first_call, gemm, plots, scaling, training
     return {
         "steps": Part(lambda o: training.run(o.names, budget=o.seconds, repeats=o.repeats, only=o.only),
                       training.table, plots.steps),
         "gemm": Part(lambda o: gemm.run(o.seconds / 10, o.only), gemm.table, plots.gemm),
+        "attention": Part(lambda o: attention.run(o.seconds, o.only), attention.table, plots.attention),
         "calls": Part(lambda o: calls.run(o.repeats or 15, o.only), calls.table, plots.calls),
         "first": Part(lambda o: first_call.run(o.names, o.repeats or 3), first_call.table, plots.first),
         "scaling": Part(lambda o: scaling.run(), scaling.table, plots.scaling),

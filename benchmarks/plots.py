@@ -33,6 +33,14 @@ def gemm(results: Mapping[str, Mapping[str, float]], path: Path) -> None:
     _bars(path, list(results), {name: [rates[name] for rates in results.values()] for name in libraries}, "GFLOP/s")
 
 
+def attention(results: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """Speed relative to PyTorch's by number of tokens."""
+    names = [name for name in next(iter(results.values())) if name != "memory"]
+    reference = "PyTorch" if "PyTorch" in names else names[0]
+    heights = {name: [r[reference] / r[name] if name in r else 0 for r in results.values()] for name in names}
+    _bars(path, list(results), heights, f"speed relative to {reference}, causal attention by tokens", line=1.0)
+
+
 def calls(results: Mapping[str, float], path: Path) -> None:
     """Microseconds per call of a 2x2 addition."""
     _bars(path, list(results), {"jitgrad": [1e6 * value for value in results.values()]}, "us per call", line=5.0)

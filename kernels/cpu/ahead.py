@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from jitgrad.kernels.cpu import conv, gemm, index, movement, pooling, random, scan, sort, tape
+from jitgrad.kernels.cpu import attention, conv, gemm, index, movement, pooling, random, recurrence, scan, sort, tape
 
 
 def sources(element: str = "f32") -> list[tuple[str, str]]:
-    """Text and name of each: the loops that run plans, products and convolutions of `element`, pooling, indexing by
-    int64, sorting, scans, copies and random bits."""
+    """Text and name of each: the loops that run plans, products and convolutions of `element`, attention, recurrent
+    layers, pooling, indexing by int64, sorting, scans, copies and random bits."""
     return [(text, found[1]) for text in _texts(element) if (found := re.search(r"def (\w+)\(", text))]
 
 
@@ -21,7 +21,7 @@ def _texts(element: str) -> Iterator[str]:
         yield gemm.pack_source(element, kind)
     for source in (conv.convolve_source, conv.weight_source, conv.add_parts_source, conv.interleave_source):
         yield source(element)
-    for family in (pooling, index, sort, scan, movement):
+    for family in (pooling, index, sort, scan, movement, recurrence, attention):
         for name in family.KERNELS:
             yield family.source(name, element)
     yield random.source("random_bits")
