@@ -30,9 +30,12 @@ def sides(padding: Any) -> tuple[int, int, int, int]:
 def lower_max_pool2d(call: Call) -> Lowered:
     (x,), (out, _), a = call.inputs, call.outputs, call.attrs
     top, left, _, _ = sides(a["padding"])
-    return Lowered((launch(pooling.source("max_pool2d", x.dtype.short), planes(out) * out.shape[-2], call.input(0),
-                           call.output(0), call.output(1), *x.shape[-2:], *out.shape[-2:], *pair(a["kernel"]),
-                           *pair(a["stride"]), top, left, *pair(a["dilation"])),))
+    kernel, stride, dilation = pair(a["kernel"]), pair(a["stride"]), pair(a["dilation"])
+    source = pooling.source("max_pool2d", x.dtype.short)
+    if math.prod(kernel) <= pooling.WRITTEN_OUT:
+        source = pooling.windows_source(x.dtype.short, kernel, stride, dilation)
+    return Lowered((launch(source, planes(out) * out.shape[-2], call.input(0), call.output(0), call.output(1),
+                           *x.shape[-2:], *out.shape[-2:], *kernel, *stride, top, left, *dilation),))
 
 
 @lowers("max_pool2d_grad")

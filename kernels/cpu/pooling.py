@@ -12,10 +12,74 @@ from jitgrad.kernels.cpu.scalar import f32 as T
 from jitgrad.kernels.cpu.standins import fail, i64, load, pointer, store
 from jitgrad.kernels.cpu.template import text
 
+WRITTEN_OUT = 16                                # taps of a window up to which it has a kernel of its own
+
 
 def source(kernel: str, element: str) -> str:
     """The text of the kernel of this name for a short dtype name such as ``f32``."""
     return text(KERNELS[kernel], T=element)
+
+
+# Windows inside of the plane are a loop without branches, in which neighbours are one vector; those that stick out are
+# done one by one.
+_WINDOWS = """\
+def {name}(args, begin, end, thread):
+    x, o, index = pointer(args, 1, {T}), pointer(args, 2, {T}), pointer(args, 3, i64)
+    height, width, rows, columns = args[4], args[5], args[6], args[7]
+    top, left = args[12], args[13]
+    for item in range(begin, end):
+        plane, out = item // rows * height * width, item * columns
+        row = item % rows * {down} - top
+        first = i64(columns)
+        after = i64(columns)
+        if row >= 0 and row + {last_row} < height and width > {last_column}:
+            first = minimum(i64((left + {across} - 1) // {across}), columns)
+            after = maximum(minimum(i64((width - 1 - {last_column} + left) // {across} + 1), columns), first)
+            corner = row * width - left
+            for c in range(first, after):
+                place = corner + c * {across}
+                at = i64(place)
+                best = load(x, plane + place, 0, 3)
+{taps}
+                store(o, out + c, best, 1, 3)
+                store(index, out + c, at, 2, 3)
+        for side in range(2):
+            start = i64(0)
+            stop = first
+            if side == 1:
+                start = after
+                stop = i64(columns)
+            for c in range(start, stop):
+                best = {T}(0)
+                at = i64(-1)
+                for i in range({tall}):
+                    for j in range({wide}):
+                        y = row + i * {apart}
+                        z = c * {across} - left + j * {beside}
+                        if y >= 0 and y < height and z >= 0 and z < width:
+                            value = load(x, plane + y * width + z, 0, 3)
+                            better = (at < 0) | (value > best) | (value != value)
+                            best = select(better, value, best)
+                            at = select(better, i64(y * width + z), at)
+                store(o, out + c, best, 1, 3)
+                store(index, out + c, at, 2, 3)
+"""
+_TAP = """\
+                value_{k} = load(x, plane + place + {i} * width + {j}, 0, 3)
+                better_{k} = (value_{k} > best) | (value_{k} != value_{k})
+                best = select(better_{k}, value_{k}, best)
+                at = select(better_{k}, i64(place + {i} * width + {j}), at)
+"""
+
+
+def windows_source(element: str, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]) -> str:
+    """`max_pool2d`, with the same arguments, for windows of this form and of at most `WRITTEN_OUT` taps."""
+    (tall, wide), (apart, beside) = kernel, dilation
+    offsets = [(i * apart, j * beside) for i in range(tall) for j in range(wide)]
+    taps = "".join(_TAP.format(k=k, i=i, j=j) for k, (i, j) in enumerate(offsets) if k).rstrip()
+    return _WINDOWS.format(name=f"max_pool2d_{tall}x{wide}_{stride[0]}x{stride[1]}_{apart}x{beside}_{element}", T=element,
+                           tall=tall, wide=wide, apart=apart, beside=beside, down=stride[0], across=stride[1],
+                           last_row=offsets[-1][0], last_column=offsets[-1][1], taps=taps)
 
 
 def max_pool2d(args, begin, end, thread):
