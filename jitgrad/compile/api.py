@@ -211,7 +211,8 @@ class CompiledFunction:
                 unfinished: Unfinished | None = None) -> Any:
         """Run the body. With `unfinished`, a part of the call has been carried out by a sealed form."""
         self.statistics.replayed_calls += 1
-        candidate = self._candidates.get(key) if key is not None else None
+        hopeful = key is not None and self._patience.get(key, 0) < _PATIENCE
+        candidate = self._candidates.get(key) if hopeful else None
         if sealed is not None:
             start: Start | None = Start(sealed.findings, call)
         else:
@@ -230,7 +231,7 @@ class CompiledFunction:
             recorder.finish(returned)
         recorder.settle(returned)
         self.statistics.cuts.extend(recorder.cuts)
-        if key is not None and self._patience.get(key, 0) < _PATIENCE:
+        if hopeful:
             try:
                 if sealed is None:
                     self._consider(candidate, start, recorder, call, key, structure, returned)
@@ -268,6 +269,8 @@ class CompiledFunction:
     def _lose_patience(self, key: Any, amount: int) -> None:
         _make_room(self._patience, key)
         self._patience[key] = self._patience.get(key, 0) + amount
+        if self._patience[key] >= _PATIENCE:
+            self._candidates.pop(key, None)           # and with it the arguments that it holds
 
     @staticmethod
     def _settle_after(error: BaseException, recorder: Recorder) -> None:
