@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 
+import jitgrad as jg
 from jitgrad import changes, dtypes, nn
 from jitgrad.autograd import no_grad
 from jitgrad.nn import init
@@ -320,6 +321,8 @@ LAYERS = [
     ("Conv2d(3, 4, 3)", [(2, 3, 8, 7)]), ("Conv2d(4, 4, (3, 2), stride=2, padding=1, dilation=2)", [(2, 4, 9, 8)]),
     ("Conv2d(4, 8, 3, groups=4, bias=False)", [(2, 4, 6, 6)]), ("Conv2d(2, 3, 4, padding='same')", [(1, 2, 6, 5)]),
     ("Conv2d(2, 3, 3, padding=1, padding_mode='reflect')", [(1, 2, 6, 5)]),
+    ("ConvTranspose1d(4, 6, 3, stride=2, padding=1, output_padding=1)", [(2, 4, 7)]),
+    ("ConvTranspose2d(4, 6, 3, groups=2, dilation=2, bias=False)", [(2, 4, 7, 5)]),
     ("Conv2d(2, 3, 3, padding=(1, 2), padding_mode='circular')", [(1, 2, 6, 5)]),
     ("Conv2d(2, 3, 3, padding=1, padding_mode='replicate')", [(1, 2, 6, 5)]), ("Conv2d(3, 4, 3)", [(3, 8, 7)]),
     ("MaxPool1d(3, 2)", [(2, 3, 9)]), ("MaxPool2d(2)", [(2, 3, 6, 7)]), ("MaxPool2d(3, 2, 1)", [(2, 3, 7, 8)]),
@@ -577,3 +580,21 @@ def test_parameters_as_one_vector():
     nn.utils.vector_to_parameters(vector.detach(), other.parameters())
     np.testing.assert_array_equal(nn.utils.parameters_to_vector(other.parameters()).detach().numpy(),
                                   vector.detach().numpy())
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_a_transposed_convolution_is_the_gradient_of_a_convolution(rank):
+    x = jg.tensor(np.random.default_rng(0).standard_normal((2, 4, 7, 5)[:2 + rank]).astype(np.float32))
+    layer = getattr(nn, f"ConvTranspose{rank}d")(4, 6, 3, stride=3, padding=1, bias=False)
+    for size in (None, [s * 3 - 1 for s in x.shape[2:]]):
+        y = layer(x, output_size=size)
+        assert size is None or list(y.shape[2:]) == size
+        image = jg.zeros(*y.shape, requires_grad=True)
+        convolve = getattr(nn.functional, f"conv{rank}d")
+        forward = convolve(image, layer.weight.detach(), stride=3, padding=1)
+        (gradient,) = jg.autograd.grad(forward[tuple(slice(0, n) for n in x.shape)], image, x)
+        np.testing.assert_allclose(y.detach().numpy(), gradient.numpy(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="output_size"):
+        layer(x, output_size=[100] * rank)
+    with pytest.raises(ValueError, match="padding_mode"):
+        getattr(nn, f"ConvTranspose{rank}d")(4, 6, 3, padding_mode="reflect")

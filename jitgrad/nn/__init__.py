@@ -25,7 +25,7 @@ from jitgrad.nn.activation import (
 )
 from jitgrad.nn.attention import MultiheadAttention, TransformerEncoder, TransformerEncoderLayer
 from jitgrad.nn.container import ModuleDict, ModuleList, ParameterDict, ParameterList, Sequential
-from jitgrad.nn.conv import Conv1d, Conv2d
+from jitgrad.nn.conv import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
 from jitgrad.nn.dropout import Dropout, Dropout1d, Dropout2d
 from jitgrad.nn.linear import Bilinear, Flatten, Identity, Linear, Unflatten
 from jitgrad.nn.loss import (
@@ -64,6 +64,8 @@ __all__ = [
     "Bilinear",
     "Conv1d",
     "Conv2d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
     "CrossEntropyLoss",
     "Dropout",
     "Dropout1d",

@@ -121,3 +121,56 @@ class Conv2d(_Convolution):
     def forward(self, input: Tensor) -> Tensor:
         input, padding = self._padded(input)
         return F.conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
+
+class _TransposedConvolution(_Convolution):
+    """What transposed convolutions share: padding of the result, and sizes that a call asks for."""
+
+    transposed = True
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: Sizes, stride: Sizes = 1, padding: Sizes = 0,
+                 output_padding: Sizes = 0, groups: int = 1, bias: bool = True, dilation: Sizes = 1,
+                 padding_mode: str = "zeros", device: Any = None, dtype: DType | None = None):
+        if padding_mode != "zeros":
+            raise ValueError(f"{type(self).__name__}: only padding_mode='zeros' is possible, got {padding_mode!r}")
+        if isinstance(padding, str):
+            raise ValueError(f"{type(self).__name__}: padding must be numbers, got {padding!r}")
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
+                         dtype)
+        self.output_padding = _tuple_of(output_padding, self.rank)
+
+    def _output_padding(self, input: Tensor, output_size: Any) -> tuple[int, ...]:
+        """What has to be added at the end of each dimension to reach `output_size`."""
+        if output_size is None:
+            return self.output_padding
+        padding: Any = self.padding
+        wanted = tuple(output_size)[-self.rank:]
+        least = [(n - 1) * s - 2 * p + d * (k - 1) + 1 for n, s, p, d, k in
+                 zip(input.shape[-self.rank:], self.stride, padding, self.dilation, self.kernel_size)]
+        added = tuple([size - low for size, low in zip(wanted, least)])
+        if len(wanted) != self.rank or any(not 0 <= a < s for a, s in zip(added, self.stride)):
+            raise ValueError(f"{type(self).__name__}: output_size={tuple(output_size)} is not between {least} and "
+                             f"{[low + s - 1 for low, s in zip(least, self.stride)]}")
+        return added
+
+
+class ConvTranspose1d(_TransposedConvolution):
+    """[N, C, L] or [C, L] -> [N, out_channels, L'], the gradient of `Conv1d` in its input, as a layer."""
+
+    rank = 1
+
+    def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
+        padding: Any = self.padding
+        return F.conv_transpose1d(input, self.weight, self.bias, self.stride, padding,
+                                  self._output_padding(input, output_size), self.groups, self.dilation)
+
+
+class ConvTranspose2d(_TransposedConvolution):
+    """[N, C, H, W] or [C, H, W] -> [N, out_channels, H', W'], the gradient of `Conv2d` in its input, as a layer."""
+
+    rank = 2
+
+    def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
+        padding: Any = self.padding
+        return F.conv_transpose2d(input, self.weight, self.bias, self.stride, padding,
+                                  self._output_padding(input, output_size), self.groups, self.dilation)
