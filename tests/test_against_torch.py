@@ -14,6 +14,7 @@ import jitgrad as jg
 import jitgrad.nn.functional
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")          # PyTorch warns of what it will change
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 FLOATS = DTYPES[:4]
