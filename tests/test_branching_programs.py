@@ -100,7 +100,7 @@ class Writer:
                     self.block(depth + 1, names, [], self.random.randint(1, 3))
             elif kind == "while" and depth < 3:
                 name = self.new()
-                self.line(depth, f"{name} = {self.expression(names)}.detach() * 4")
+                self.line(depth, f"{name} = {self.expression(names)}.detach().clamp(-1, 1) * 4")
                 self.line(depth, f"while {name}.abs().max() > 1:")
                 self.line(depth + 1, f"{name} = {name} * 0.5")
                 names.append(name)

@@ -588,3 +588,19 @@ def test_a_detached_result_beside_one_with_a_history():
         y, detached = call(tensor(4, 3, seed=seed))
         assert y.requires_grad and not detached.requires_grad
         np.testing.assert_array_equal(y.detach().numpy(), detached.numpy())
+
+
+def test_a_view_whose_history_is_made_again():
+    """After the cut the view is captured, and its history, which needs the root, is renewed on the way."""
+    def step(a, w):
+        view = a.view(3, 1).squeeze(1)
+        a.sub_(w)
+        if a.sum() > -100:
+            a.add_(view.relu())
+            a.add_(view.relu())
+        return a.detach()
+
+    compiled = jg.compile(step)
+    for seed in range(4):
+        w = tensor(3, seed=seed).requires_grad_()
+        np.testing.assert_allclose(compiled(tensor(3), w).numpy(), step(tensor(3), w).numpy(), rtol=1e-6)

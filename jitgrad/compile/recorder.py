@@ -211,6 +211,7 @@ class Recorder:
         """The place of a real Tensor: an input of the graph, shared by all Tensors over the same memory."""
         place = self.known.get(id(tensor))
         if place is None:
+            tensor._history_node()                    # of a view it may have to be made again, which captures the root
             array = tensor._array
             place = self._place(tensor, array) if id(tensor) not in self.origins \
                 else Pending(self._new_unit(tensor))
