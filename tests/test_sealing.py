@@ -604,3 +604,29 @@ def test_a_view_whose_history_is_made_again():
     for seed in range(4):
         w = tensor(3, seed=seed).requires_grad_()
         np.testing.assert_allclose(compiled(tensor(3), w).numpy(), step(tensor(3), w).numpy(), rtol=1e-6)
+
+
+def test_attributes_that_share_memory_in_some_calls():
+    """A decision that is new comes in a call whose attributes are one memory, which they were not when it was sealed."""
+    class Memory(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("a", jg.ones(2))
+            self.register_buffer("b", jg.ones(2) * 2)
+
+        def forward(self, x):
+            y = (self.a * self.b).sum()
+            n = int(x.sum())
+            if n == 0:
+                self.a = self.b.detach()
+            else:
+                self.b = self.b + x
+            return y * n
+
+    module, compiled = Memory(), jg.compile(Memory())
+    for n in (1, 1, 1, 1, 0, 2, 0, 3, 1, 0, 1, 2, 0, 0, 5):
+        x = jg.full((2,), n / 2)
+        np.testing.assert_array_equal(compiled(x).numpy(), module(x).numpy())
+        np.testing.assert_array_equal(compiled.a.numpy(), module.a.numpy())
+        np.testing.assert_array_equal(compiled.b.numpy(), module.b.numpy())
+    assert type(compiled)._compiled_call.statistics.sealed_calls

@@ -172,12 +172,7 @@ class Sealed:
         ending = Ending(self.findings, recorder, places, call[1], structure, returned, after != start.state)
         if after != start.state:
             self.count = -1
-        stages = []
-        for segment, guards, outcome in parts:
-            stage = Stage(self.owner, segment, guards, places, recorder)
-            if outcome is not None:
-                stage.ask_for(outcome, places)
-            stages.append(stage)
+        stages = [Stage(self.owner, segment, guards, outcome, places, recorder) for segment, guards, outcome in parts]
         stages[-1].ending = ending
         for stage, following, (_, _, outcome) in zip(stages, stages[1:], parts):
             stage.next[outcome.value] = [following]

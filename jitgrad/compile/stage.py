@@ -27,7 +27,8 @@ MISMATCH = object()                       # the memory of a call is not as it wa
 class Stage:
     """One stage: `holds`, then `run`; then its `ending`, or `ask` and one of the stages that `next` has for the outcome."""
 
-    def __init__(self, owner: Any, segment: Segment | None, guards: list[Any], places: Places, recorder: Recorder):
+    def __init__(self, owner: Any, segment: Segment | None, guards: list[Any], outcome: Outcome | None, places: Places,
+                 recorder: Recorder):
         self.owner = owner
         self.guards = [(expression, expected) for expression, expected, _ in guards]
         self.ending: Any = None
@@ -35,6 +36,8 @@ class Stage:
         self.asks: tuple[type, Fetch | Made] | None = None
         self.segment = segment
         self.conditions: list[tuple[Fetch, Any]] = []           # how to fetch a Tensor, what it must look like
+        if outcome is not None:
+            self._ask_for(outcome, places)
         if segment is None:
             return
         self.edge = owner._edges[segment.graph.key, segment.edge] if segment.edge else None
@@ -87,18 +90,18 @@ class Stage:
         return tensor
 
     def _expect_memory(self, segment: Segment) -> None:
-        """What holds of the memory of this call must hold of the next ones: which arrays are dense, and that a plan that
-        writes meets no memory twice."""
+        """What holds of the memory of this call must hold of the next ones: which arrays are dense, and that a plan meets
+        no memory twice that writes, or after which the body may have to be recorded again."""
         self.dense = segment.dense
-        written = set(self.written)
         moving = [k for k, _ in self.leaves] + [k for k, _ in self.fetched]
-        self.writes_moving = not written.isdisjoint(moving)     # memory that may be another one on each call
+        self.apart = bool(self.written) or self.asks is not None
+        self.moving_apart = self.asks is not None or not set(self.written).isdisjoint(moving)   # another one on each call
         self.outer = [k for k in self.written if type(segment.inputs[k]) is Tensor]
         self.known: list[int] = []
         self.known_arrays: list[np.ndarray] = []
         self.owners: set[int] = set()
         arrays = [t._array if isinstance(t, Tensor) else None for t in segment.inputs]
-        if self.written and not self._memory_is_as_expected(arrays):
+        if self.apart and not self._memory_is_as_expected(arrays):
             raise Impure("changes memory that several of its tensors share", None)
 
     def _memory_is_as_expected(self, arrays: list[Any]) -> bool:
@@ -114,9 +117,9 @@ class Stage:
         others = [_owner(arrays[k]) for k, _ in self.leaves] + [_owner(arrays[k]) for k, _ in self.fetched]
         if not self.owners.isdisjoint(others):
             return False
-        return not self.writes_moving or len(set(others)) == len(others)
+        return not self.moving_apart or len(set(others)) == len(others)
 
-    def ask_for(self, outcome: Outcome, places: Places) -> None:
+    def _ask_for(self, outcome: Outcome, places: Places) -> None:
         """After this stage Python asks for the outcome."""
         source: Any = outcome.source
         if type(source) is not Made:
@@ -157,7 +160,7 @@ class Stage:
         for k, source in self.made:
             tensors[k] = _wrap(moved(made, source))
         arrays = [t._array for t in tensors]
-        if self.written and not self._memory_is_as_expected(arrays):
+        if self.apart and not self._memory_is_as_expected(arrays):
             return MISMATCH
         before = [arrays[k].copy() for k in self.segment.copied_inputs] if self.copies else []
         if self.lock is None:
