@@ -27,7 +27,7 @@ from jitgrad.ir.replay import replay
 from jitgrad.ir.types import TensorType
 from jitgrad.ops.builders import broadcast, full
 from jitgrad.ops.gradient import continue_graph, reverse
-from jitgrad.ops.record import NARROW, require_category
+from jitgrad.ops.record import in_float32, require_category
 
 __all__ = ["attention", "attention_grad"]
 
@@ -86,18 +86,7 @@ def _blocks(q: np.ndarray, k: np.ndarray, mask: np.ndarray | None,
             yield n, group, rows, scores
 
 
-def _widened(function: Any) -> Any:
-    """16-bit floats are computed with in float32."""
-
-    def eager(*xs: np.ndarray, **attrs: Any) -> Any:
-        if xs[0].dtype not in NARROW:
-            return function(*xs, **attrs)
-        return tuple([y.astype(xs[0].dtype) for y in function(*[x.astype(np.float32) for x in xs], **attrs)])
-
-    return eager
-
-
-@_widened
+@in_float32
 def _attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None = None, *, causal: bool,
                zero: bool) -> tuple[np.ndarray, ...]:
     out, total = np.empty((*q.shape[:2], v.shape[2]), q.dtype), np.empty(q.shape[:2], q.dtype)
@@ -110,7 +99,7 @@ def _attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | N
     return out, total
 
 
-@_widened
+@in_float32
 def _attention_grad(g: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, *rest: np.ndarray, causal: bool,
                     zero: bool) -> tuple[np.ndarray, ...]:
     *mask, out, total = rest

@@ -98,8 +98,8 @@ def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
     def eager(x: np.ndarray, *others: Any, **attrs: Any) -> Any:
         if x.dtype not in NARROW:
             return function(x, *others, **attrs)
-        wide = [y.astype(np.float32) if y.dtype in NARROW else y for y in (x, *others)]
-        return function(*wide, **attrs).astype(x.dtype)
+        found = function(*[y.astype(np.float32) if y.dtype in NARROW else y for y in (x, *others)], **attrs)
+        return tuple([y.astype(x.dtype) for y in found]) if isinstance(found, tuple) else found.astype(x.dtype)
 
     return eager
 

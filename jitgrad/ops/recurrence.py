@@ -27,7 +27,7 @@ from jitgrad.ir.replay import replay
 from jitgrad.ir.types import TensorType
 from jitgrad.ops.builders import broadcast
 from jitgrad.ops.gradient import continue_graph, reverse
-from jitgrad.ops.record import NARROW, require_category
+from jitgrad.ops.record import in_float32, require_category
 
 __all__ = ["gru", "gru_grad", "lstm", "lstm_grad", "rnn", "rnn_grad"]
 
@@ -101,19 +101,7 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     return (0.5 * np.tanh(0.5 * x) + 0.5).astype(x.dtype, copy=False)
 
 
-def _widened(function: Callable[..., Any]) -> Callable[..., Any]:
-    """16-bit floats are computed with in float32."""
-
-    def eager(*xs: np.ndarray, **attrs: Any) -> Any:
-        if xs[0].dtype not in NARROW:
-            return function(*xs, **attrs)
-        found = function(*[x.astype(np.float32) for x in xs], **attrs)
-        return tuple([y.astype(xs[0].dtype) for y in found]) if isinstance(found, tuple) else found.astype(xs[0].dtype)
-
-    return eager
-
-
-@_widened
+@in_float32
 def _rnn(gates: np.ndarray, w: np.ndarray, h0: np.ndarray, *, relu: bool) -> np.ndarray:
     out, h = np.empty((*gates.shape[:2], w.shape[1]), gates.dtype), h0
     for t, x in enumerate(gates):
@@ -122,7 +110,7 @@ def _rnn(gates: np.ndarray, w: np.ndarray, h0: np.ndarray, *, relu: bool) -> np.
     return out
 
 
-@_widened
+@in_float32
 def _rnn_grad(dh: np.ndarray, gates: np.ndarray, w: np.ndarray, h0: np.ndarray, h: np.ndarray, *,
               relu: bool) -> tuple[np.ndarray, ...]:
     d_gates, carried = np.empty_like(gates), np.zeros_like(h0)
@@ -133,7 +121,7 @@ def _rnn_grad(dh: np.ndarray, gates: np.ndarray, w: np.ndarray, h0: np.ndarray, 
     return d_gates, carried
 
 
-@_widened
+@in_float32
 def _lstm(gates: np.ndarray, w: np.ndarray, h0: np.ndarray, c0: np.ndarray) -> tuple[np.ndarray, ...]:
     shape = (*gates.shape[:2], w.shape[1])
     hs, cs, kept = np.empty(shape, gates.dtype), np.empty(shape, gates.dtype), np.empty_like(gates)
@@ -148,7 +136,7 @@ def _lstm(gates: np.ndarray, w: np.ndarray, h0: np.ndarray, c0: np.ndarray) -> t
     return hs, cs, kept
 
 
-@_widened
+@in_float32
 def _lstm_grad(dh: np.ndarray, dc: np.ndarray, gates: np.ndarray, w: np.ndarray, h0: np.ndarray, c0: np.ndarray,
                h: np.ndarray, c: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, ...]:
     d_gates, carried_h, carried_c = np.empty_like(gates), np.zeros_like(h0), np.zeros_like(c0)
@@ -163,7 +151,7 @@ def _lstm_grad(dh: np.ndarray, dc: np.ndarray, gates: np.ndarray, w: np.ndarray,
     return d_gates, carried_h, carried_c
 
 
-@_widened
+@in_float32
 def _gru(gates: np.ndarray, w: np.ndarray, b: np.ndarray, h0: np.ndarray) -> tuple[np.ndarray, ...]:
     n = w.shape[1]
     hs, kept = np.empty((*gates.shape[:2], n), gates.dtype), np.empty((*gates.shape[:2], 4 * n), gates.dtype)
@@ -177,7 +165,7 @@ def _gru(gates: np.ndarray, w: np.ndarray, b: np.ndarray, h0: np.ndarray) -> tup
     return hs, kept
 
 
-@_widened
+@in_float32
 def _gru_grad(dh: np.ndarray, gates: np.ndarray, w: np.ndarray, b: np.ndarray, h0: np.ndarray, h: np.ndarray,
               kept: np.ndarray) -> tuple[np.ndarray, ...]:
     d_gates, d_hidden, carried = np.empty_like(gates), np.empty_like(gates), np.zeros_like(h0)
