@@ -25,6 +25,7 @@ from jitgrad.errors import describe_location
 from jitgrad.ir.graph import Graph, Node, inner_graphs
 from jitgrad.ir.printer import highlight, print_graph
 from jitgrad.linking import LinkedStep
+from jitgrad.ops import recurrence
 from jitgrad.runtime.build import kernel_key
 from jitgrad.runtime.plan import Plan
 from jitgrad.runtime.timing import time_entries
@@ -289,7 +290,7 @@ def _attention(node: Node) -> int:
 def _scan(node: Node) -> int:
     """One per element; of a recurrent layer the products with its weights."""
     name = node.op.name
-    if name.removesuffix("_grad") not in ("rnn", "lstm", "gru"):
+    if name.removesuffix("_grad") not in recurrence.GATES:
         return node.inputs[0].type.size
     gates = node.outputs[0] if name.endswith("_grad") else node.inputs[0]
     states = node.inputs[0] if name.endswith("_grad") else node.outputs[0]

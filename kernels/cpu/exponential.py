@@ -55,8 +55,8 @@ def exp_parts_f32(t: Scalar) -> tuple[Scalar, Scalar]:
 
 @scalar
 def vanishing(x: Scalar) -> Scalar:
-    """What a power is whose exponent is too low to be computed with (that would be slow: an underflow takes the processor
-    a hundred times as long as a product), or is NaN."""
+    """What a power is whose exponent is NaN, or so low that computing with it would underflow, which is many times slower
+    than anything else here."""
     return select(x != x, x, like(x, 0.0))
 
 
