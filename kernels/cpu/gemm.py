@@ -20,7 +20,7 @@ from jitgrad.kernels.cpu.tile import DEPTH_BLOCK, Tile, tile_for
 BATCH_DIMENSIONS = 4
 ITEM_COST = 1 << 20                             # multiply-adds below which an item is not cut further
 ITEMS = 16                                      # as many items as there are, at most, are wanted for balance
-ITEM_ROWS, ITEM_COLUMNS = 168, 256
+ITEM_ROWS, ITEM_COLUMNS = 504, 256              # a block of A in the second cache; each panel of B is copied for it once
 DEEP = 256                                      # steps from which a transposed A is packed
 COPIED_FROM = 2                                 # tiles of rows that a panel of B must serve for its copy to pay
 

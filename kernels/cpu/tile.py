@@ -25,11 +25,13 @@ is reused out of the nearest caches."""
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """The register tile for one element type: `rows` x `columns` accumulators in vectors of `lanes` elements."""
+    """The register tile for one element type: `rows` x `columns` accumulators in vectors of `lanes` elements. `embeds`:
+    an instruction can multiply with an element in memory, as those of AVX-512 can."""
 
     rows: int
     vectors: int
     lanes: int
+    embeds: bool = False
 
     @property
     def columns(self) -> int:
@@ -44,6 +46,11 @@ class Tile:
         return [*[(v, True, low) for v in range(1, self.vectors + 1)], (self.vectors, False, (self.rows, *low))]
 
     @property
+    def layouts(self) -> tuple[str, ...]:
+        """Which of `tile_text.MicroKernel.adjacent` there are for a tile of full height."""
+        return ("rows", "steps") if self.embeds else ("",)
+
+    @property
     def packed_rows(self) -> int:
         """Rows of a packed panel of A: whole vectors, so that a transposed block is stored without a mask."""
         return -(-self.rows // self.lanes) * self.lanes
@@ -54,7 +61,7 @@ def tile_for(itemsize: int) -> Tile:
     """The tile of this machine for elements of 4 or 8 bytes: two vectors wide, and as high as the registers allow
     beside two vectors of B and what a broadcast needs."""
     bits, registers = vector_unit()
-    return Tile((registers - 4) // 2, 2, bits // 8 // itemsize)
+    return Tile((registers - 4) // 2, 2, bits // 8 // itemsize, embeds=bits == 512)
 
 
 @functools.cache

@@ -87,9 +87,12 @@ def _emit_multiply(context: Any, builder: ir.IRBuilder, signature: Any, values: 
         function = _declare(builder.module, kernel.name, ir.VoidType(), kinds)      # defined by `tile_text`
         builder.call(function, [columns, depth, a, *tail, c, c_row, accumulate])
 
-    families = [[MicroKernel(n, vectors, shape.lanes, 8 * element_bytes(element), masked) for n in heights]
-                for vectors, masked, heights in shape.forms]
-    _for_pieces(builder, rows, (place(a, a_offset), a_row), (place(c, c_offset), c_row), form, families, call)
+    bits = 8 * element_bytes(element)
+    beside = {"rows": a_row, "steps": stride(a_step)}
+    adjacent = {name: builder.icmp_signed("==", beside[name], _constant(bits // 8)) for name in shape.layouts if name}
+    families = [[MicroKernel(n, vectors, shape.lanes, bits, masked, layout) for n in heights
+                 for layout in (shape.layouts if n == shape.rows else ("",))] for vectors, masked, heights in shape.forms]
+    _for_pieces(builder, rows, (place(a, a_offset), a_row), (place(c, c_offset), c_row), form, families, adjacent, call)
     return context.get_dummy_value()
 
 
@@ -113,8 +116,10 @@ Walk = tuple[ir.Value, ir.Value]                # a place, and the bytes to the 
 
 
 def _for_pieces(builder: ir.IRBuilder, rows: ir.Value, a: Walk, c: Walk, form: ir.Value,
-                kernels: list[list[MicroKernel]], call: Callable[[MicroKernel, ir.Value, ir.Value], None]) -> None:
-    """The loop that calls the highest kernel of the form that fits, until no rows are left."""
+                kernels: list[list[MicroKernel]], adjacent: dict[str, ir.Value],
+                call: Callable[[MicroKernel, ir.Value, ir.Value], None]) -> None:
+    """The loop that calls the highest kernel of the form that fits, until no rows are left; `adjacent`: which layouts A
+    has."""
     before = builder.block
     head, advance, end = [builder.append_basic_block(f"tile.{name}") for name in ("head", "advance", "end")]
     builder.cbranch(builder.icmp_signed(">", rows, _constant(0)), head, end)
@@ -128,7 +133,8 @@ def _for_pieces(builder: ir.IRBuilder, rows: ir.Value, a: Walk, c: Walk, form: i
         for kernel in family:
             fits, smaller = [builder.append_basic_block(f"tile.{name}") for name in ("fits", "smaller")]
             builder.position_at_end(block)
-            builder.cbranch(builder.icmp_signed(">=", left, _constant(kernel.rows)), fits, smaller)
+            enough = builder.icmp_signed(">=", left, _constant(kernel.rows))
+            builder.cbranch(builder.and_(enough, adjacent[kernel.adjacent]) if kernel.adjacent else enough, fits, smaller)
             builder.position_at_end(fits)
             call(kernel, place_a, place_c)
             builder.branch(advance)
