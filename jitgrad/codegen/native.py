@@ -163,7 +163,6 @@ def _machine(target: Target) -> llvm.TargetMachine:
     else:
         llvm.initialize_all_targets()
         llvm.initialize_all_asmprinters()
-        llvm.initialize_all_asmparsers()
     found = llvm.Target.from_triple(target.triple)
     return found.create_target_machine(cpu=target.cpu, features=target.features, opt=3, reloc="pic",
                                        codemodel="default")

@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import lower_builtin, type_callable
 
-from jitgrad.kernels.cpu import tile, tile_text
+from jitgrad.kernels.cpu import tile, tile_text, tile_transform
 from jitgrad.kernels.cpu.tile import Tile
 from jitgrad.kernels.cpu.tile_text import MicroKernel
 
@@ -170,6 +170,29 @@ def _emit_transpose(context: Any, builder: ir.IRBuilder, signature: Any, values:
     return context.get_dummy_value()
 
 
+# --- Winograd's maps -------------------------------------------------------------------------------------------------
+
+
+def _transform(name: str) -> Callable[..., ir.Value]:
+    """What writes the call of the map `name`."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+        element = context.get_value_type(signature.args[1].dtype)
+        size = element_bytes(element)
+        (count, x, x_offset, x_row, x_column, o, o_offset, o_row, o_column, *edges, spare) = _integers(
+            context, builder, signature, values)
+        ragged = x if tile_transform.MAPS[name][1] == "x" else o
+        places = [builder.bitcast(builder.gep(p, [offset]), POINTER)
+                  for p, offset in ((x, x_offset), (o, o_offset), (ragged, spare))]
+        strides = [builder.mul(stride, _constant(size)) for stride in (x_row, x_column, o_row, o_column)]
+        kinds = [POINTER if p in tile_transform.POINTERS else I64 for p in tile_transform.PARAMETERS]
+        function = _declare(builder.module, f"{name}_{_suffix(element, tile.tile_for(size).lanes)}", ir.VoidType(), kinds)
+        builder.call(function, [count, places[0], *strides[:2], places[1], *strides[2:], *edges, places[2]])
+        return context.get_dummy_value()
+
+    return emit
+
+
 # --- gathering a run of elements, with zeros around it --------------------------------------------------------------
 
 
@@ -255,6 +278,8 @@ def _teach(function: Callable[..., Any], emit: Callable[..., ir.Value], result: 
 _teach(tile.multiply_tile, _emit_multiply)
 _teach(tile.transpose_tile, _emit_transpose)
 _teach(tile.gather_run, _emit_gather_run)
+for _name, _function in tile_transform.NAMES.items():
+    _teach(_function, _transform(_name))
 _teach(tile.invoke, _emit_invoke)
 _teach(tile.make_panel, _emit_make_panel, lambda like: like)
 _teach(tile.multiply_panel, _emit_multiply_panel)

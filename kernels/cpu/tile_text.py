@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from jitgrad.kernels.cpu.tile_transform import transform_text
+
 PARAMETERS = ("columns", "depth", "a", "a_rows", "a_step", "b", "b_step", "c", "c_row", "accumulate")
 """Those of `tile.multiply_tile` without `rows`, with addresses for pointers and offsets, and strides in bytes. `a_rows`
 points to the odd multiples of A's row stride: read from memory they stay independent of each other, and the loop
@@ -21,6 +23,7 @@ POINTERS = frozenset(("a", "a_rows", "b", "c"))
 
 _MULTIPLY = re.compile(r"multiply_(\d+)x(\d+)_v(\d+)f(\d+)(_masked)?(?:_(rows|steps))?")
 _TRANSPOSE = re.compile(r"transpose_v(\d+)f(\d+)")
+_TRANSFORM = re.compile(r"(winograd_\w+)_v(\d+)f(\d+)")
 
 UNROLLED = 4
 """Steps of the depth in one turn of the loop where A is adjacent."""
@@ -29,15 +32,17 @@ _DEFINITION = """\
 define void @{name}({parameters}) noinline nounwind {{
 entry:
 {entry}
-  %more = icmp ne i64 %accumulate, 0
-  br i1 %more, label %continue, label %begin
-continue:
-{continue_}
   br label %begin
 begin:
 {begin}
 {loops}
-{done}
+  %more = icmp ne i64 %accumulate, 0
+  br i1 %more, label %add, label %finish
+add:
+{add}
+  br label %finish
+finish:
+{finish}
   ret void
 }}
 """
@@ -100,11 +105,14 @@ class MicroKernel:
         return _DEFINITION.format(
             name=self.name, parameters=", ".join(f"{'ptr' if p in POINTERS else 'i64'} %{p}" for p in PARAMETERS),
             entry="\n".join([*self._masks(), *self._odd_multiples(), *self._places_in_c(), *self._first_places()]),
-            continue_="\n".join([self._load(f"%old{i}.{j}", f"%c{i}.{j}", j) for i, j in self.cells]),
-            begin="\n".join([f"  %begin.{name} = phi {kind} [ {first}, %entry ], [ {again}, %continue ]"
-                             for kind, name, first, again in self._first()]),
+            begin="\n".join([f"  %begin.{name} = phi {kind} [ {first}, %entry ]" for kind, name, first in self._first()]),
             loops="\n".join([self._loop(*loop) for loop in loops]),
-            done="\n".join([self._store(f"%done.sum{i}.{j}", f"%c{i}.{j}", j) for i, j in self.cells]))
+            add="\n".join([line for i, j in self.cells for line in (
+                self._load(f"%old{i}.{j}", f"%c{i}.{j}", j),
+                f"  %new{i}.{j} = fadd {self.vector} %old{i}.{j}, %done.sum{i}.{j}")]),
+            finish="\n".join([line for i, j in self.cells for line in (
+                f"  %all{i}.{j} = phi {self.vector} [ %done.sum{i}.{j}, %done ], [ %new{i}.{j}, %add ]",)]
+                + [self._store(f"%all{i}.{j}", f"%c{i}.{j}", j) for i, j in self.cells]))
 
     @property
     def bases(self) -> range:
@@ -117,16 +125,15 @@ class MicroKernel:
             f"  %first{i}.offset = mul i64 %odd1, {i}" if i else "",
             f"  %first{i} = getelementptr i8, ptr %a, i64 {f'%first{i}.offset' if i else 0}") if line]
 
-    def _first(self) -> list[tuple[str, str, str, str]]:
-        """What the loops carry: type, name, and value at first, without and with what is in C."""
-        return [("i64", "left", "%depth", "%depth"), ("ptr", "b", "%b", "%b"),
-                *[("ptr", f"a{i}", f"%first{i}", f"%first{i}") for i in self.bases],
-                *[(self.vector, f"sum{i}.{j}", "zeroinitializer", f"%old{i}.{j}") for i, j in self.cells]]
+    def _first(self) -> list[tuple[str, str, str]]:
+        """What the loops carry: type, name, and value at first."""
+        return [("i64", "left", "%depth"), ("ptr", "b", "%b"), *[("ptr", f"a{i}", f"%first{i}") for i in self.bases],
+                *[(self.vector, f"sum{i}.{j}", "zeroinitializer") for i, j in self.cells]]
 
     def _loop(self, before: str, name: str, after: str, steps: int) -> str:
         """From block `before`, the loop `name`, which does so many `steps` in a turn while they are left, and the head of
         block `after`."""
-        carried = [(kind, what) for kind, what, _, _ in self._first()]
+        carried = [(kind, what) for kind, what, _ in self._first()]
         return _LOOP.format(
             name=name, before=before, after=after, steps=steps,
             body="\n".join([line for step in range(steps) for line in self._step(name, step, steps)]),
@@ -207,8 +214,8 @@ class MicroKernel:
     def _embedded(self, new: str, place: str, b: str, old: str) -> str:
         """`new` = `old` + element at `place` * `b`, in one instruction."""
         mnemonic = "vfmadd231ps" if self.bits == 32 else "vfmadd231pd"
-        return (f'  {new} = call {self.vector} asm "{mnemonic} $2{{1to{self.lanes}}}, $1, $0", "=v,v,*m,0"({self.vector} {b}, '
-                f"ptr elementtype({self.element}) {place}, {self.vector} {old})")
+        return (f'  {new} = call {self.vector} asm "{mnemonic} $2{{1to{self.lanes}}}, $1, $0", "=v,v,*m,0"('
+                f"{self.vector} {b}, ptr elementtype({self.element}) {place}, {self.vector} {old})")
 
     def _splat(self, name: str, kind: str, value: str) -> list[str]:
         vector = f"<{self.lanes} x {kind}>"
@@ -271,5 +278,7 @@ def definitions(names: Iterable[str]) -> str:
     kernels = [MicroKernel(*[int(n) for n in match.groups()[:4]], masked=match[5] is not None, adjacent=match[6] or "")
                for match in map(_MULTIPLY.fullmatch, names) if match]
     transposes = [transpose_text(int(match[1]), int(match[2])) for match in map(_TRANSPOSE.fullmatch, names) if match]
+    transforms = [transform_text(match[1], int(match[2]), int(match[3]))
+                  for match in map(_TRANSFORM.fullmatch, names) if match]
     return "\n".join([*dict.fromkeys(line for k in kernels for line in k.declarations()), *[k.text() for k in kernels],
-                      *transposes])
+                      *transposes, *transforms])
