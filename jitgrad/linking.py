@@ -13,7 +13,7 @@ from typing import Any
 
 from jitgrad.codegen import library, lower as regions
 from jitgrad.codegen.call import IN_PLACE
-from jitgrad.codegen.kernel import Buffer, Function, Launch, Lowered
+from jitgrad.codegen.kernel import Buffer, Function, Launch, Lowered, Private
 from jitgrad.codegen.sharing import shareable_by
 from jitgrad.dtypes import int16, int32, int64, uint8
 from jitgrad.ir.graph import Graph, GraphBuilder, Node, attrs_key
@@ -29,12 +29,13 @@ _WORDS = {1: uint8, 2: int16, 4: int32, 8: int64}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LinkedStep:
-    """A node with its memory, its launches (None: NumPy carries it out) and the memory of their scratch buffers, the
-    private ones last."""
+    """A node with its memory, its launches (None: NumPy carries it out), the memory of their scratch buffers, and the
+    memory that each thread has of its own."""
 
     step: Step
     lowered: Lowered | None
     scratch: tuple[Slot, ...]
+    private: tuple[Slot, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,12 +65,12 @@ def link(assignment: Assignment) -> Linked:
     for position, part in enumerate(assignment.steps):
         step = copy_step(part) if isinstance(part, Copy) else part
         lowered = lower_once(step)
-        shared = [Slot("arena", 0, n, position, position) for n in (lowered.scratch if lowered else ())]
-        steps.append(LinkedStep(step, lowered, (*shared, *place_private(lowered.private if lowered else ()))))
-    scratch = [slot for linked in steps for slot in linked.scratch]
-    private = max((slot.index + slot.nbytes for slot in scratch if slot.space == "private"), default=0)
-    return Linked(tuple(steps), place_temporaries([*assignment.temporaries, *[s for s in scratch if s.space == "arena"]]),
-                  aligned(private))
+        scratch, private = (lowered.scratch, lowered.private) if lowered else ((), ())
+        steps.append(LinkedStep(step, lowered, tuple([Slot("arena", 0, n, position, position) for n in scratch]),
+                                tuple(place_private(private))))
+    shared = [slot for linked in steps for slot in linked.scratch]
+    most = max((aligned(slot.index + slot.nbytes) for linked in steps for slot in linked.private), default=0)
+    return Linked(tuple(steps), place_temporaries([*assignment.temporaries, *shared]), most)
 
 
 def place_private(sizes: Sequence[int]) -> list[Slot]:
@@ -154,12 +155,12 @@ def kernel_texts(launch: Launch) -> list[str]:
 
 
 def launch_arguments(step: LinkedStep, launch: Launch) -> tuple[Argument, ...]:
-    """The arguments of a launch: buffers as places (inputs, outputs, scratch, private), kernels by their keys."""
+    """The arguments of a launch: buffers as places (inputs, then outputs, then scratch), kernels by their keys."""
     slots: Sequence[Slot] = (*step.step.inputs, *step.step.outputs, *step.scratch)
 
-    def argument(given: Buffer | Function | int) -> Argument:
-        if isinstance(given, Buffer):
-            return reference(slots[given.index])
+    def argument(given: Buffer | Private | Function | int) -> Argument:
+        if isinstance(given, Buffer | Private):
+            return reference((slots if isinstance(given, Buffer) else step.private)[given.index])
         return kernel_key(given.source) if isinstance(given, Function) else given
 
     return tuple([argument(a) for a in launch.arguments])

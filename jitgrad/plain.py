@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jitgrad.codegen.kernel import Argument, Buffer, Function, Launch
+from jitgrad.codegen.kernel import Argument, Buffer, Function, Launch, Private
 from jitgrad.codegen.plain import define, run_plain
 from jitgrad.dtypes import uint8
 from jitgrad.errors import CompileError, complain
@@ -53,16 +53,18 @@ class PlainPlan:
         if step.lowered is None:
             _call_numpy(node, inputs, outputs)
             return
-        scratch = [memory.at(slot, TensorType(uint8, (slot.nbytes,))) for slot in step.scratch]
+        scratch, private = [[memory.at(slot, TensorType(uint8, (slot.nbytes,))) for slot in slots]
+                            for slots in (step.scratch, step.private)]
         for launch in step.lowered.launches:
-            self._launch(launch, step, [*inputs, *outputs, *scratch])
+            self._launch(launch, step, [*inputs, *outputs, *scratch], private)
 
-    def _launch(self, launch: Launch, step: LinkedStep, buffers: Sequence[np.ndarray]) -> None:
+    def _launch(self, launch: Launch, step: LinkedStep, buffers: Sequence[np.ndarray],
+                private: Sequence[np.ndarray]) -> None:
         node = step.step.node
         only_read = set(range(len(node.inputs))) - {operand for _, operand in step.step.shared}
         taken = sorted({a.index for a in launch.arguments if isinstance(a, Buffer)})
         _require_disjoint(launch.name, [(buffers[k], k in only_read) for k in taken])
-        arguments = [_argument(a, buffers) for a in launch.arguments]
+        arguments = [_argument(a, buffers, private) for a in launch.arguments]
         bounds = [launch.items * k // self.pieces for k in range(self.pieces + 1)]
         found = [run_plain(launch.source, launch.name, arguments, begin, end)
                  for begin, end in reversed(list(pairwise(bounds)))]
@@ -112,9 +114,9 @@ def _call_numpy(node: Node, inputs: Sequence[np.ndarray], outputs: Sequence[np.n
         np.copyto(target, result, casting="same_kind")
 
 
-def _argument(given: Argument, buffers: Sequence[np.ndarray]) -> Any:
-    if isinstance(given, Buffer):
-        return buffers[given.index]
+def _argument(given: Argument, buffers: Sequence[np.ndarray], private: Sequence[np.ndarray]) -> Any:
+    if isinstance(given, Buffer | Private):
+        return (buffers if isinstance(given, Buffer) else private)[given.index]
     return define(given.source, given.name) if isinstance(given, Function) else given
 
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from jitgrad.codegen.kernel import Buffer, Function
+from jitgrad.codegen.kernel import Buffer, Function, Private
 from jitgrad.codegen.native import compile_source
 from jitgrad.codegen.plain import define, run_plain
 from jitgrad.runtime import native
@@ -21,7 +21,8 @@ def run(lowered, inputs, types, *, shared=(), plain=False, pieces=1):
     done in `pieces` calls, the last ones first. Outputs that share an input's memory are that array."""
     outputs = [inputs[dict(shared)[k]] if k in dict(shared) else garbage(t.dtype.numpy, t.shape)
                for k, t in enumerate(types)]
-    memory = [*inputs, *outputs, *[garbage(np.dtype("u1"), (n,)) for n in (*lowered.scratch, *lowered.private)]]
+    memory = {Buffer: [*inputs, *outputs, *[garbage(np.dtype("u1"), (n,)) for n in lowered.scratch]],
+              Private: [garbage(np.dtype("u1"), (n,)) for n in lowered.private]}
     for launch in lowered.launches:
         bounds = np.linspace(0, launch.items, pieces + 1).astype(int)
         for begin, end in reversed(list(pairwise(bounds))):
@@ -36,14 +37,14 @@ def garbage(dtype, shape):
 
 
 def run_as_python(launch, memory, begin, end):
-    arguments = [memory[a.index] if isinstance(a, Buffer) else define(a.source, a.name)
+    arguments = [memory[type(a)][a.index] if isinstance(a, Buffer | Private) else define(a.source, a.name)
                  if isinstance(a, Function) else a for a in launch.arguments]
     assert run_plain(launch.source, launch.name, arguments, begin, end) is None
 
 
 def run_native(launch, memory, begin, end):
     context = np.zeros(8, np.int64)
-    arguments = [memory[a.index].ctypes.data if isinstance(a, Buffer) else address(a.source)
+    arguments = [memory[type(a)][a.index].ctypes.data if isinstance(a, Buffer | Private) else address(a.source)
                  if isinstance(a, Function) else a for a in launch.arguments]
     block = np.array([context.ctypes.data, *arguments], np.int64)
     native.function(address(launch.source))(block.ctypes.data, begin, end, 0)

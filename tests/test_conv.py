@@ -51,6 +51,20 @@ MAPPED = {
 }
 """Those that are done by Winograd's maps."""
 
+BY_TAPS = {
+    "stride of two": case(images=3, channels=32, height=9, width=8, out=48, padding=SAME, stride=(2, 2)),
+    "several small images": case(images=17, channels=48, height=4, width=4, out=64, padding=SAME, stride=(2, 2)),
+    "one by one, with channels last": case(images=3, channels=32, height=9, width=8, out=48, kernel=(1, 1)),
+    "uneven kernel": case(images=3, channels=32, height=10, width=11, out=48, kernel=(2, 3), stride=(3, 1),
+                   padding=((0, 1), (2, 1)), dilation=(1, 2)),
+    "parts of a large image": case(images=2, channels=32, height=60, width=61, out=32, kernel=(5, 5), padding=((2, 2), (2, 2))),
+    "sequence": case(images=2, channels=32, height=1, width=160, out=32, kernel=(1, 9), stride=(1, 4),
+                          padding=((0, 0), (4, 4))),
+    "nearly only padding": case(channels=32, height=2, width=2, out=32, kernel=(5, 5), padding=((3, 3), (3, 3))),
+    "dilation": case(channels=32, height=8, width=8, out=32, padding=((2, 2), (2, 2)), dilation=(2, 2)),
+}
+"""Those that are done tap by tap, with channels last."""
+
 
 def type_of(array):
     return TensorType(from_numpy(array.dtype), array.shape)
@@ -87,20 +101,21 @@ def kernels(op, inputs, attrs):
     return [launch.name for launch in library.lower(op, tuple(type_of(x) for x in inputs), attrs).launches]
 
 
-@pytest.mark.parametrize("name", MAPPED)
+@pytest.mark.parametrize(("name", "how"), [*[(name, "winograd") for name in MAPPED], *[(name, "taps") for name in BY_TAPS]])
 @pytest.mark.parametrize("dtype", (np.float32, np.float64))
-def test_mapped_convolution_and_both_gradients(name, dtype):
-    shape_x, shape_w, attrs = MAPPED[name]
+def test_channels_last_and_both_gradients(name, how, dtype):
+    shape_x, shape_w, attrs = {**MAPPED, **BY_TAPS}[name]
     x, w, g = operands(shape_x, shape_w, attrs, dtype)
     for op, inputs, more in ((ops.convolution, (x, w), {}), (ops.convolution_input_grad, (g, w), {"input_shape": shape_x}),
                              (ops.convolution_weight_grad, (x, g), {"weight_shape": shape_w})):
-        assert any("winograd" in kernel for kernel in kernels(op, inputs, {**more, **attrs}))
+        assert any(how in kernel for kernel in kernels(op, inputs, {**more, **attrs}))
         results = [check(op, inputs, {**more, **attrs}, pieces=n) for n in (1, 3)]
         assert np.array_equal(*results)
 
 
-def test_mapped_convolution_means_the_same_as_plain_python():
-    shape_x, shape_w, attrs = case(images=1, channels=32, height=2, width=3, out=32, padding=SAME)
+@pytest.mark.parametrize("stride", (1, 2))
+def test_channels_last_means_the_same_as_plain_python(stride):
+    shape_x, shape_w, attrs = case(images=1, channels=32, height=2, width=3, out=32, padding=SAME, stride=(stride, stride))
     x, w, g = operands(shape_x, shape_w, attrs, np.float32)
     check(ops.convolution, (x, w), attrs, plain=True)
     check(ops.convolution_input_grad, (g, w), {"input_shape": shape_x, **attrs}, plain=True)

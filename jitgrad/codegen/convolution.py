@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from jitgrad import dtypes
-from jitgrad.codegen import winograd
+from jitgrad.codegen import taps, winograd
 from jitgrad.codegen.call import BLOCK, Call, launch, lowers
-from jitgrad.codegen.kernel import Argument, Buffer, Function, Launch, Lowered
+from jitgrad.codegen.kernel import Argument, Buffer, Function, Launch, Lowered, Private
 from jitgrad.codegen.region import analyse
 from jitgrad.codegen.templates import lower_map
 from jitgrad.ir.graph import GraphBuilder
 from jitgrad.ir.op import REGISTRY
 from jitgrad.ir.types import TensorType
-from jitgrad.kernels.cpu import conv, gemm
+from jitgrad.kernels.cpu import conv, gemm, taps as conv_taps
 from jitgrad.kernels.cpu.gemm import Matrices
 from jitgrad.kernels.cpu.tile import DEPTH_BLOCK
 
 ITEMS = 8
 ITEM_COLUMNS = 256
+LARGE = 128                                     # positions of an image from which a product of 1x1 takes planes as they are
 
 
 @dataclass
@@ -35,6 +37,7 @@ class _Lowering:
     call: Call
     launches: list[Launch] = field(default_factory=list)
     scratch: list[int] = field(default_factory=list)
+    private: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.type = self.call.outputs[0]
@@ -44,55 +47,79 @@ class _Lowering:
         self.core = Function(f"gemm_{self.short}", gemm.source(self.short))
 
     def lowered(self) -> Lowered:
-        return Lowered(tuple(self.launches), tuple(self.scratch))
+        return Lowered(tuple(self.launches), tuple(self.scratch), tuple(self.private))
 
     def add(self, source: str, items: int, *arguments: Argument) -> None:
         self.launches.append(launch(source, items, *arguments))
+
+    def add_work(self, source: str, work: taps.Work, *operands: Argument) -> None:
+        """A launch whose threads have memory of their own. Launches follow each other, so they can have the same."""
+        for k, elements in enumerate(work.private):
+            nbytes = elements * self.type.dtype.itemsize
+            self.private[k:k + 1] = [max(nbytes, *self.private[k:k + 1], 8)]
+        self.add(source, work.items, *operands, *[Private(k) for k in range(len(work.private))], *work.integers)
 
     def memory(self, elements: int) -> Buffer:
         self.scratch.append(max(elements, 1) * self.type.dtype.itemsize)
         return self.call.scratch(len(self.scratch) - 1)
 
-    def pack(self, operand: Buffer, batch: tuple[int, ...], rows: int, depth: int) -> tuple[Buffer, int, int]:
-        """Panels of the contiguous [*batch, rows, depth]; the height of a panel and the number of them."""
-        high = gemm.panel_height(rows, self.tile)
+    def pack(self, operand: Buffer, batch: tuple[int, ...], rows: int, depth: int, high: int = 0,
+             wide: int = 0) -> tuple[Buffer, int, int]:
+        """Panels of the contiguous [*batch, rows, depth], `high` rows each, `wide` elements from step to step, or as the
+        left operand has them; the height of a panel and the number of them."""
+        high, wide = high or gemm.panel_height(rows, self.tile), wide or self.tile.packed_rows
         strides = [math.prod(batch[k + 1:]) * rows * depth for k in range(len(batch))]
-        packing, _, _ = gemm.pack(Matrices(tuple(strides), depth, 1), batch, rows, depth, high, self.tile.packed_rows,
-                                  depth, 1)
+        packing, _, _ = gemm.pack(Matrices(tuple(strides), depth, 1), batch, rows, depth, high, wide, depth, 1)
         panels = self.memory(packing.elements)
         self.add(gemm.pack_source(self.short, packing.kind), packing.items, operand, panels, *packing.integers)
         return panels, high, -(-rows // high)
 
     def convolve(self, weights: Buffer, source: Buffer, image: tuple[int, ...], result: Buffer, out: tuple[int, ...],
                  steps: dict[str, int]) -> None:
-        """`weights`, contiguous [groups, rows, channels * taps], times columns of `source`, to `result`."""
+        """`weights`, contiguous [groups, rows, channels * kernel], times columns of `source`, to `result`."""
         rows, channels = out[1] // self.groups, image[1] // self.groups
-        taps, positions = steps["kernel_height"] * steps["kernel_width"], out[2] * out[3]
-        packed, high, panels = self.pack(weights, (self.groups,), rows, channels * taps)
+        kernel, positions = steps["kernel_height"] * steps["kernel_width"], out[2] * out[3]
+        if taps.suits(self.short, channels, rows, self.groups) and (kernel > 1 or positions < LARGE):
+            columns = self.tile.columns
+            panels_of_weights, _, _ = self.pack(weights, (1,), rows, channels * kernel, columns, columns)
+            self.add_work(conv_taps.source("add_taps", self.short), taps.convolve(self.short, image, out, steps), source,
+                          panels_of_weights, result)
+            return
+        packed, high, panels = self.pack(weights, (self.groups,), rows, channels * kernel)
         per_item = columns_per_item(out[0] * self.groups, positions, self.tile.columns)
         blocks = -(-positions // per_item)
         images = images_per_item(out[0], self.groups * blocks, per_item)
         numbers = {**steps, "channels": channels, "height": image[2], "width": image[3], "out_height": out[2],
                    "out_width": out[3], "groups": self.groups, "rows": rows, "panel_rows": high, "panels": panels,
-                   "blocks": blocks, "columns_per_item": per_item, "channels_per_step": DEPTH_BLOCK // taps,
+                   "blocks": blocks, "columns_per_item": per_item, "channels_per_step": DEPTH_BLOCK // kernel,
                    "images": out[0], "images_per_item": images}
         self.add(conv.convolve_source(self.short), -(-out[0] // images) * self.groups * blocks, packed, source, result,
                  self.core, *[numbers[name] for name in conv.ARGUMENTS])
 
     def weight_gradient(self, steps: dict[str, int]) -> None:
         image, gradient = [t.shape for t in self.call.inputs]
+        if taps.suits(self.short, image[1], gradient[1], self.groups):
+            work, runs = taps.weight_gradient(self.short, image, gradient, steps)
+            self.sum_up(runs, lambda partial: self.add_work(
+                conv_taps.source("taps_weight_gradient", self.short), work, self.call.input(0), self.call.input(1), partial))
+            return
         rows, channels = gradient[1] // self.groups, image[1] // self.groups
         columns = channels * steps["kernel_height"] * steps["kernel_width"]
         packed, high, panels = self.pack(self.call.input(1), (image[0], self.groups), rows, gradient[2] * gradient[3])
         blocks = -(-columns // self.tile.columns)
         per_item = -(-image[0] // min(image[0], -(-ITEMS // (blocks * self.groups))))
         runs = -(-image[0] // per_item)
-        partial = self.call.output() if runs == 1 else self.memory(runs * self.type.size)
         numbers = {**steps, "channels": channels, "height": image[2], "width": image[3], "out_height": gradient[2],
                    "out_width": gradient[3], "groups": self.groups, "rows": rows, "panel_rows": high, "panels": panels,
                    "blocks": blocks, "images": image[0], "images_per_item": per_item}
-        self.add(conv.weight_source(self.short), runs * self.groups * blocks, packed, self.call.input(0), partial,
-                 self.core, *[numbers[name] for name in conv.WEIGHT_ARGUMENTS])
+        self.sum_up(runs, lambda partial: self.add(
+            conv.weight_source(self.short), runs * self.groups * blocks, packed, self.call.input(0), partial, self.core,
+            *[numbers[name] for name in conv.WEIGHT_ARGUMENTS]))
+
+    def sum_up(self, runs: int, make: Callable[[Buffer], None]) -> None:
+        """The output as the sum of what `runs` runs of images give; `make` launches what makes it."""
+        partial = self.call.output() if runs == 1 else self.memory(runs * self.type.size)
+        make(partial)
         if runs > 1:
             self.add(conv.add_parts_source(self.short), -(-self.type.size // BLOCK), partial, self.call.output(),
                      self.type.size, runs, BLOCK)

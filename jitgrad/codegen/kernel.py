@@ -92,7 +92,14 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """The argument that points to memory number `index`: inputs first, then outputs, scratch, and private memory."""
+    """The argument that points to memory number `index`: inputs first, then outputs, then scratch."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Private:
+    """The argument that points to private memory number `index`."""
 
     index: int
 
@@ -106,7 +113,7 @@ class Function:
     source: str
 
 
-Argument = Buffer | Function | int
+Argument = Buffer | Private | Function | int
 
 
 @dataclass(frozen=True, slots=True)

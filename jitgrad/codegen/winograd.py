@@ -6,10 +6,11 @@ that what an item makes fits into the second cache and there are items enough. I
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from jitgrad.codegen.call import BLOCK, Call, launch
-from jitgrad.codegen.kernel import Buffer, Lowered
+from jitgrad.codegen.kernel import Buffer, Lowered, Private
 from jitgrad.kernels.cpu import conv, gemm, winograd
 
 ITEMS = 8                                       # at least, for balance
@@ -20,6 +21,7 @@ DEPTH = 48                                      # steps of one sum; then it is a
 LEAST = 32                                      # channels on either side from which mapping costs less than it saves
 
 Geometry = dict[str, int]
+Cut = tuple[int, int, int]                      # images of a part, rows of pieces of a part, parts of an image
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,8 @@ def forward(call: Call, image: int, sizes: Sizes, *, turned: bool) -> Lowered:
     kernel = "winograd_turned_weights" if turned else "winograd_weights"
     make_weights = launch(winograd.source(kernel, sizes.short), panels * (channels // tile.lanes), call.input(1), weights,
                           rows, channels, panels)
-    per_item, (images, piece_rows, parts) = cut_result(sizes, tile.columns)
+    per_item, (images, piece_rows, parts) = cut_result(
+        n, rows, sizes.pieces, tile.columns, lambda block: CACHE // itemsize // (16 * (channels + block)))
     blocks = -(-rows // per_item)
     pieces = images * piece_rows * sizes.pieces[1]
     stride = channels + (tile.lanes if channels * itemsize % 1024 == 0 else 0)      # else its rows share lines of the cache
@@ -71,7 +74,7 @@ def forward(call: Call, image: int, sizes: Sizes, *, turned: bool) -> Lowered:
                "rows_per_item": per_item, "row_blocks": blocks, "piece_stride": stride,
                "panel_rows": gemm.panel_height(pieces, tile), "depth_block": depth_block(channels), **private}
     run = launch(winograd.source("winograd", sizes.short), -(-n // images) * parts * blocks, call.input(image), weights,
-                 call.output(), *[call.scratch(1 + k) for k in range(len(private))],
+                 call.output(), *[Private(k) for k in range(len(private))],
                  *[numbers[name] for name in winograd.ARGUMENTS])
     return Lowered((make_weights, run), (16 * panels * tile.columns * channels * itemsize,),
                    tuple([size * itemsize for size in private.values()]))
@@ -83,9 +86,8 @@ def weight_gradient(call: Call, sizes: Sizes) -> Lowered:
     n, channels, _, width = sizes.image
     across, down = [even_block(count, CHANNELS, tile.lanes) for count in (channels, rows)]
     blocks = -(-channels // across) * -(-rows // down)
-    images, piece_rows, parts = cut_images(sizes, CACHE // 2 // itemsize // (16 * (across + down)))
     per_run = -(-n // min(-(-ITEMS // blocks), n))
-    images = min(images, per_run)
+    images, piece_rows, parts = cut_images(per_run, sizes.pieces, CACHE // 2 // itemsize // (16 * (across + down)))
     runs = -(-n // per_run)
     pieces = images * piece_rows * sizes.pieces[1]
     private = {"image_size": ((2 * piece_rows + 2) * width + 1) * across,
@@ -96,9 +98,8 @@ def weight_gradient(call: Call, sizes: Sizes) -> Lowered:
                "images_per_item": per_run, **private}
     size = call.outputs[0].size
     partial: Buffer = call.output() if runs == 1 else call.scratch(0)
-    shared = 0 if runs == 1 else 1
     run = launch(winograd.source("winograd_weight_gradient", sizes.short), runs * blocks, call.input(0), call.input(1),
-                 partial, *[call.scratch(shared + k) for k in range(len(private))],
+                 partial, *[Private(k) for k in range(len(private))],
                  *[numbers[name] for name in winograd.WEIGHT_ARGUMENTS])
     own = tuple([count * itemsize for count in private.values()])
     if runs == 1:
@@ -115,9 +116,9 @@ def geometry(sizes: Sizes, images: int, piece_rows: int, parts: int) -> Geometry
             "images_per_part": images, "piece_rows_per_part": piece_rows, "parts": parts}
 
 
-def cut_images(sizes: Sizes, pieces: int) -> tuple[int, int, int]:
-    """Images of a part, rows of pieces of a part, and parts of an image, for about so many `pieces` in a part."""
-    n, (high, wide) = sizes.image[0], sizes.pieces
+def cut_images(n: int, pieces_of_image: tuple[int, ...], pieces: int) -> Cut:
+    """`n` images, each of so many pieces down and across, in parts of about `pieces`."""
+    high, wide = pieces_of_image
     if high * wide <= pieces:
         return min(n, pieces // (high * wide)), high, 1
     parts = -(-high // max(1, pieces // wide))
@@ -125,14 +126,14 @@ def cut_images(sizes: Sizes, pieces: int) -> tuple[int, int, int]:
     return 1, piece_rows, -(-high // piece_rows)
 
 
-def cut_result(sizes: Sizes, columns: int) -> tuple[int, tuple[int, int, int]]:
-    """Channels of the result that an item makes, and its part of the images. Fewer channels, if too few items would be
-    left else: then the same pieces are mapped several times, which costs less than an idle thread."""
-    rows, itemsize, n = sizes.result[1], sizes.itemsize, sizes.image[0]
+def cut_result(n: int, rows: int, pieces_of_image: tuple[int, ...], columns: int,
+               fitting: Callable[[int], int]) -> tuple[int, Cut]:
+    """How many of the result's channels, `rows`, an item makes, and its part of the images; `fitting`: the pieces that
+    fit into the cache with so many channels. Fewer channels, if too few items would be left else: then the same pieces are
+    made several times, which costs less than an idle thread."""
     per_item = rows
     while True:
-        pieces = max(CACHE // itemsize // (16 * (sizes.image[1] + per_item)), 28)
-        images, piece_rows, parts = cut_images(sizes, pieces)
+        images, piece_rows, parts = cut_images(n, pieces_of_image, max(fitting(per_item), 28))
         items = -(-n // images) * parts * -(-rows // per_item)
         if items >= ITEMS or per_item <= 2 * columns:
             break

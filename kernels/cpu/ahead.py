@@ -17,6 +17,7 @@ from jitgrad.kernels.cpu import (
     scan,
     sort,
     tape,
+    taps,
     winograd,
 )
 
@@ -34,7 +35,7 @@ def _texts(element: str) -> Iterator[str]:
         yield gemm.pack_source(element, kind)
     for source in (conv.convolve_source, conv.weight_source, conv.add_parts_source, conv.interleave_source):
         yield source(element)
-    for family in (pooling, index, sort, scan, movement, recurrence, attention, winograd):
+    for family in (pooling, index, sort, scan, movement, recurrence, attention, winograd, taps):
         for name in family.KERNELS:
             yield family.source(name, element)
     for kernel, stride in (((2, 2), (2, 2)), ((3, 3), (2, 2))):

@@ -107,6 +107,14 @@ def transpose_tile(rows: int, x: Pointer, x_offset: int, x_row: int, o: Pointer,
             o[o_offset + j * o_row + i] = x[x_offset + min(i, rows - 1) * x_row + j]
 
 
+def transpose_block(rows: int, columns: int, x: Pointer, x_offset: int, x_row: int, o: Pointer, o_offset: int,
+                    o_row: int) -> None:
+    """o[o_offset + j * o_row + i] = x[x_offset + i * x_row + j] for i < rows, j < columns."""
+    for i in range(rows):
+        for j in range(columns):
+            o[o_offset + j * o_row + i] = x[x_offset + i * x_row + j]
+
+
 def gather_run(count: int, low: int, high: int, x: Pointer, x_offset: int, x_step: int, o: Pointer,
                o_offset: int) -> None:
     """o[o_offset + r] = x[x_offset + (r - low) * x_step] if low <= r < high else 0, for r < count."""
@@ -145,4 +153,4 @@ def panel_block(rows: Any, columns: Any, depth: Any, panel_rows: Any, a_panel: A
 
 
 NAMES: dict[str, Callable[..., Any]] = {**tile_transform.NAMES, **{f.__name__: f for f in (
-    multiply_tile, transpose_tile, gather_run, invoke, make_panel, multiply_panel)}}
+    multiply_tile, transpose_tile, transpose_block, gather_run, invoke, make_panel, multiply_panel)}}

@@ -158,15 +158,46 @@ def _for_pieces(builder: ir.IRBuilder, rows: ir.Value, a: Walk, c: Walk, form: i
 # --- transposing a block --------------------------------------------------------------------------------------------
 
 
+Lines = tuple[ir.Value, ir.Value, ir.Value]     # pointer, offset, and elements from row to row
+
+
 def _emit_transpose(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
-    element = context.get_value_type(signature.args[1].dtype)
+    rows, *lines, _ = _integers(context, builder, signature, values)
+    _call_transpose(builder, context.get_value_type(signature.args[1].dtype), rows, (lines[0], lines[1], lines[2]),
+                    (lines[3], lines[4], lines[5]))
+    return context.get_dummy_value()
+
+
+def _call_transpose(builder: ir.IRBuilder, element: ir.Type, rows: ir.Value, x: Lines, o: Lines) -> None:
     size = element_bytes(element)
-    rows, x, x_offset, x_row, o, o_offset, o_row, _ = _integers(context, builder, signature, values)
     name = f"transpose_{_suffix(element, tile.tile_for(size).lanes)}"
     function = _declare(builder.module, name, ir.VoidType(), [I64, POINTER, I64, POINTER, I64])
-    places = [builder.bitcast(builder.gep(p, [offset]), POINTER) for p, offset in ((x, x_offset), (o, o_offset))]
-    steps = [builder.mul(stride, _constant(size)) for stride in (x_row, o_row)]
-    builder.call(function, [rows, places[0], steps[0], places[1], steps[1]])
+    arguments = [value for pointer, offset, row in (x, o) for value in (
+        builder.bitcast(builder.gep(pointer, [offset]), POINTER), builder.mul(row, _constant(size)))]
+    builder.call(function, [rows, *arguments])
+
+
+def _emit_transpose_block(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    """Square blocks, and element by element what is left of them."""
+    element = context.get_value_type(signature.args[2].dtype)
+    lanes = _constant(tile.tile_for(element_bytes(element)).lanes)
+    rows, columns, x, x_offset, x_row, o, o_offset, o_row = _integers(context, builder, signature, values)
+
+    def place(offset: ir.Value, row: ir.Value, i: ir.Value, j: ir.Value) -> ir.Value:
+        return builder.add(offset, builder.add(builder.mul(i, row), j))
+
+    with cgutils.for_range_slice(builder, _constant(0), rows, lanes, intp=I64) as (i, _):
+        left = builder.sub(rows, i)
+        whole = builder.select(builder.icmp_signed("<", left, lanes), _constant(0),
+                               builder.sub(columns, builder.srem(columns, lanes)))
+        with cgutils.for_range_slice(builder, _constant(0), whole, lanes, intp=I64) as (j, _):
+            _call_transpose(builder, element, lanes, (x, place(x_offset, x_row, i, j), x_row),
+                            (o, place(o_offset, o_row, j, i), o_row))
+        end = builder.select(builder.icmp_signed("<", left, lanes), rows, builder.add(i, lanes))
+        with (cgutils.for_range_slice(builder, whole, columns, _constant(1), intp=I64) as (j, _),
+              cgutils.for_range_slice(builder, i, end, _constant(1), intp=I64) as (one, _)):
+            value = builder.load(builder.gep(x, [place(x_offset, x_row, one, j)]))
+            builder.store(value, builder.gep(o, [place(o_offset, o_row, j, one)]))
     return context.get_dummy_value()
 
 
@@ -277,6 +308,7 @@ def _teach(function: Callable[..., Any], emit: Callable[..., ir.Value], result: 
 
 _teach(tile.multiply_tile, _emit_multiply)
 _teach(tile.transpose_tile, _emit_transpose)
+_teach(tile.transpose_block, _emit_transpose_block)
 _teach(tile.gather_run, _emit_gather_run)
 for _name, _function in tile_transform.NAMES.items():
     _teach(_function, _transform(_name))

@@ -17,7 +17,14 @@ from jitgrad.kernels.cpu.gemm import element_tile
 from jitgrad.kernels.cpu.scalar import f32 as T
 from jitgrad.kernels.cpu.standins import load, pointer, store
 from jitgrad.kernels.cpu.template import text
-from jitgrad.kernels.cpu.tile import gather_run, make_panel, multiply_tile, tile_transform, transpose_tile
+from jitgrad.kernels.cpu.tile import (
+    gather_run,
+    make_panel,
+    multiply_tile,
+    tile_transform,
+    transpose_block,
+    transpose_tile,
+)
 
 winograd_input, winograd_output = tile_transform.NAMES["winograd_input"], tile_transform.NAMES["winograd_output"]
 winograd_weight, winograd_weight_grad = (tile_transform.NAMES["winograd_weight"],
@@ -110,18 +117,11 @@ def winograd(args, begin, end, thread):
         pieces = (last_image - first_image) * (last_y - first_y) * wide
         low = max(2 * first_y - top, 0)
         positions = max(min(2 * last_y - top + 2, height) - low, 0) * width
-        whole = positions - positions % LANES
         for c in range(channels):
             store(lasts, zeros + c, T(0), 3, 7)
         for image in range(first_image, last_image):
-            corner = image * channels * plane + low * width
-            for c in range(0, channels, LANES):
-                for p in range(0, whole, LANES):
-                    transpose_tile(LANES, x, corner + c * plane + p, plane, lasts, image_base + p * channels + c, channels,
-                                   LANES)
-            for p in range(whole, positions):
-                for c in range(channels):
-                    store(lasts, image_base + p * channels + c, load(x, corner + c * plane + p, 0, 7), 3, 7)
+            transpose_block(channels, positions, x, image * channels * plane + low * width, plane,
+                            lasts, image_base, channels)
             for y in range(first_y, last_y):
                 above = 2 * y - top
                 piece = ((image - first_image) * (last_y - first_y) + y - first_y) * wide
@@ -142,7 +142,6 @@ def winograd(args, begin, end, thread):
                                       COLUMNS, products, product_base + (p * pieces + r) * rows_per_item + column,
                                       rows_per_item, first)
         positions = (min(2 * last_y, out_height) - 2 * first_y) * out_width
-        whole = positions - positions % LANES
         for image in range(first_image, last_image):
             for y in range(first_y, last_y):
                 piece = ((image - first_image) * (last_y - first_y) + y - first_y) * wide
@@ -152,14 +151,8 @@ def winograd(args, begin, end, thread):
                                     result_base + (2 * (y - first_y) * out_width + 2 * column) * rows_per_item,
                                     out_width * rows_per_item, rows_per_item, 0, out_height - 2 * y, 0,
                                     out_width - 2 * column, spare)
-            corner = (image * rows + first_row) * out_plane + 2 * first_y * out_width
-            for c in range(0, block, LANES):
-                for p in range(0, whole, LANES):
-                    transpose_tile(LANES, result, result_base + p * rows_per_item + c, rows_per_item,
-                                   o, corner + c * out_plane + p, out_plane, LANES)
-            for c in range(block):
-                for p in range(whole, positions):
-                    store(o, corner + c * out_plane + p, load(result, result_base + p * rows_per_item + c, 6, 7), 2, 7)
+            transpose_block(positions, block, result, result_base, rows_per_item,
+                            o, (image * rows + first_row) * out_plane + 2 * first_y * out_width, out_plane)
 
 
 def winograd_weight_gradient(args, begin, end, thread):
@@ -199,26 +192,13 @@ def winograd_weight_gradient(args, begin, end, thread):
                 pieces = (last_image - first_image) * (last_y - first_y) * wide
                 low = max(2 * first_y - top, 0)
                 positions = max(min(2 * last_y - top + 2, height) - low, 0) * width
-                whole = positions - positions % LANES
                 out_positions = (min(2 * last_y, out_height) - 2 * first_y) * out_width
-                out_whole = out_positions - out_positions % LANES
                 for image in range(first_image, last_image):
-                    corner = (image * channels + first_channel) * plane + low * width
-                    for c in range(0, across, LANES):
-                        for p in range(0, whole, LANES):
-                            transpose_tile(LANES, x, corner + c * plane + p, plane, lasts, image_base + p * across + c,
-                                           across, LANES)
-                    for p in range(whole, positions):
-                        for c in range(across):
-                            store(lasts, image_base + p * across + c, load(x, corner + c * plane + p, 0, 8), 3, 8)
-                    corner = (image * rows + first_row) * out_plane + 2 * first_y * out_width
-                    for c in range(0, down, LANES):
-                        for p in range(0, out_whole, LANES):
-                            transpose_tile(LANES, g, corner + c * out_plane + p, out_plane, grads, grad_base + p * down + c,
-                                           down, LANES)
-                    for p in range(out_whole, out_positions):
-                        for c in range(down):
-                            store(grads, grad_base + p * down + c, load(g, corner + c * out_plane + p, 1, 8), 4, 8)
+                    transpose_block(across, positions, x, (image * channels + first_channel) * plane + low * width, plane,
+                                    lasts, image_base, across)
+                    transpose_block(down, out_positions, g,
+                                    (image * rows + first_row) * out_plane + 2 * first_y * out_width, out_plane,
+                                    grads, grad_base, down)
                     for y in range(first_y, last_y):
                         above = 2 * y - top
                         piece = ((image - first_image) * (last_y - first_y) + y - first_y) * wide

@@ -1,0 +1,76 @@
+"""Lowering of convolutions to the kernels of `jitgrad.kernels.cpu.taps`: what those kernels are told.
+
+As with `codegen.winograd`, an item is a part of the images and a block of channels, so that what it makes fits into the
+second cache and there are items enough. It follows from shapes alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jitgrad.codegen.winograd import CACHE, CHANNELS, ITEMS, LEAST, cut_images, cut_result, even_block
+from jitgrad.kernels.cpu import gemm, taps
+
+Steps = dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """How a kernel is launched: items, integers, and the elements that each thread has of its own."""
+
+    items: int
+    integers: tuple[int, ...]
+    private: tuple[int, ...]
+
+
+def suits(short: str, channels: int, rows: int, groups: int) -> bool:
+    """Whether a convolution of so many channels into so many, in `groups`, is done this way."""
+    lanes = gemm.element_tile(short).lanes
+    return groups == 1 and channels % lanes == 0 and rows % lanes == 0 and min(channels, rows) >= LEAST
+
+
+def convolve(short: str, image: tuple[int, ...], out: tuple[int, ...], steps: Steps) -> Work:
+    """The convolution of an image [N, C, H, W] to `out`, by `taps.add_taps`."""
+    tile, itemsize = gemm.element_tile(short), 8 if short == "f64" else 4
+    (n, channels, height, width), rows = image, out[1]
+    area = steps["stride_y"] * steps["stride_x"]
+    per_item, (images, out_rows, parts) = cut_result(
+        n, rows, out[2:], tile.columns, lambda block: CACHE // itemsize // ((area + 1) * channels + block))
+    blocks, positions = -(-rows // per_item), images * out_rows * out[3]
+    private = {"image_size": images * rows_met(steps, out_rows, height) * width * channels,
+               "lined_size": positions * channels, "result_size": positions * per_item}
+    numbers = {**steps, **sizes(image, out), "images_per_part": images, "out_rows_per_part": out_rows, "parts": parts,
+               "channels_per_item": channels, "channel_blocks": 1, "rows_per_item": per_item, "row_blocks": blocks,
+               "panel_rows": gemm.panel_height(positions, tile), **private}
+    return Work(-(-n // images) * parts * blocks, tuple([numbers[name] for name in taps.ARGUMENTS]),
+                tuple(private.values()))
+
+
+def weight_gradient(short: str, image: tuple[int, ...], gradient: tuple[int, ...], steps: Steps) -> tuple[Work, int]:
+    """The gradient in the weights, by `taps.taps_weight_gradient`; and how many partial results it makes."""
+    tile, itemsize = gemm.element_tile(short), 8 if short == "f64" else 4
+    (n, channels, height, width), rows = image, gradient[1]
+    kernel = steps["kernel_height"] * steps["kernel_width"]
+    across, down = [even_block(count, CHANNELS, tile.lanes) for count in (channels, rows)]
+    blocks = -(-channels // across) * -(-rows // down)
+    per_run = -(-n // min(-(-ITEMS // blocks), n))
+    area = steps["stride_y"] * steps["stride_x"]
+    images, out_rows, parts = cut_images(per_run, gradient[2:], CACHE // 2 // itemsize // ((area + 1) * across + down))
+    positions = images * out_rows * gradient[3]
+    private = {"image_size": images * rows_met(steps, out_rows, height) * width * across, "gradient_size": positions * down,
+               "lined_size": positions * across, "sums_size": kernel * across * down}
+    numbers = {**steps, **sizes(image, gradient), "images_per_part": images, "out_rows_per_part": out_rows, "parts": parts,
+               "channels_per_item": across, "channel_blocks": -(-channels // across), "rows_per_item": down,
+               "row_blocks": -(-rows // down), "images_per_item": per_run, **private}
+    runs = -(-n // per_run)
+    return Work(runs * blocks, tuple([numbers[name] for name in taps.WEIGHT_ARGUMENTS]), tuple(private.values())), runs
+
+
+def sizes(image: tuple[int, ...], out: tuple[int, ...]) -> Steps:
+    return {"images": image[0], "channels": image[1], "height": image[2], "width": image[3], "rows": out[1],
+            "out_height": out[2], "out_width": out[3]}
+
+
+def rows_met(steps: Steps, out_rows: int, height: int) -> int:
+    """At most so many rows of an image meet so many rows of the result."""
+    return min((out_rows - 1) * steps["stride_y"] + (steps["kernel_height"] - 1) * abs(steps["tap_y"]) + 1, height)
