@@ -24,6 +24,6 @@ def _texts(element: str) -> Iterator[str]:
     for family in (pooling, index, sort, scan, movement, recurrence, attention):
         for name in family.KERNELS:
             yield family.source(name, element)
-    for kernel, stride in (((2, 2), (2, 2)), ((3, 3), (2, 2))):
-        yield pooling.windows_source(element, kernel, stride, (1, 1))
+    for kernel in ((1, 2, 2), (1, 3, 3)):
+        yield pooling.windows_source(element, kernel, (1, 2, 2), (1, 1, 1))
     yield random.source("random_bits")
