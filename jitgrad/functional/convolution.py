@@ -176,4 +176,4 @@ def _window_places(op: str, sizes: Sequence[int], kernel_size: Sizes, dilation: 
     rows, columns = (np.arange(k)[:, None] * d + np.arange(count) * s
                      for k, d, s, count in zip(kernel, spread, steps, counts))
     places = rows[:, None, :, None] * sizes[1] + columns[:, None, :]
-    return places.reshape(kernel[0] * kernel[1], counts[0] * counts[1])
+    return np.array(places.reshape(kernel[0] * kernel[1], counts[0] * counts[1]))          # an array of its own
