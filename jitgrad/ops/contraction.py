@@ -15,7 +15,7 @@ from jitgrad.errors import DTypeError, ShapeError, complain
 from jitgrad.ir.op import Op, register
 from jitgrad.ir.types import TensorType
 from jitgrad.ops.builders import conjugate
-from jitgrad.ops.record import in_float32, require_category, require_same
+from jitgrad.ops.record import checked_first, in_float32, require_category, require_same
 
 __all__ = ["convolution", "convolution_input_grad", "convolution_output_shape", "convolution_weight_grad", "matmul",
            "transposed"]
@@ -170,7 +170,8 @@ def _weight_grad(x: Any, gradient: Any, shape: Ints, *geometry: Any) -> Any:
 
 # The three are linear in each operand, and each is the gradient of the two others.
 convolution: Op = register(Op(
-    "convolution", ("x", "w"), _infer_convolution, in_float32(_convolution), "contraction",
+    "convolution", ("x", "w"), _infer_convolution, checked_first(_infer_convolution, in_float32(_convolution)),
+    "contraction",
     vjp=(lambda g, w, x_type, stride, padding, dilation, groups:
          _input_grad(g, w, x_type.shape, stride, padding, dilation, groups),
          lambda g, x, w_type, stride, padding, dilation, groups:
@@ -178,7 +179,8 @@ convolution: Op = register(Op(
     doc="Cross-correlation of x[N, C, *sizes] with w[O, C / groups, *kernel] over one, two or three dimensions, "
         "zero-padded: [N, O, *out]."))
 convolution_input_grad: Op = register(Op(
-    "convolution_input_grad", ("gradient", "w"), _infer_input_grad, in_float32(_convolution_input_grad), "contraction",
+    "convolution_input_grad", ("gradient", "w"), _infer_input_grad,
+    checked_first(_infer_input_grad, in_float32(_convolution_input_grad)), "contraction",
     vjp=(lambda g, w, stride, padding, dilation, groups: _forward(g, w, stride, padding, dilation, groups),
          lambda g, gradient, w_type, stride, padding, dilation, groups:
          _weight_grad(g, gradient, w_type.shape, stride, padding, dilation, groups)),

@@ -19,7 +19,7 @@ from jitgrad.dtypes import int64
 from jitgrad.errors import ShapeError, complain
 from jitgrad.ir.op import Op, register
 from jitgrad.ir.types import TensorType
-from jitgrad.ops.record import in_float32, require_category, require_same
+from jitgrad.ops.record import checked_first, in_float32, require_category, require_same
 
 __all__ = ["avg_pool", "avg_pool_grad", "max_pool", "max_pool_gather", "max_pool_grad"]
 
@@ -137,7 +137,7 @@ def _max_pool_gather(x: np.ndarray, index: np.ndarray) -> Any:
 
 
 max_pool: Op = register(Op(
-    "max_pool", ("x",), _infer_max_pool, _max_pool, "window", outputs=2,
+    "max_pool", ("x",), _infer_max_pool, checked_first(_infer_max_pool, _max_pool), "window", outputs=2,
     vjp=(lambda g0, out1, x_type: ops.max_pool_grad(g0, out1, input_shape=x_type.shape),),
     doc="Largest element of every window (nan if there is one), and its position within the plane."))
 max_pool_grad: Op = register(Op(
@@ -214,7 +214,7 @@ def _mean_attrs(kernel: Ints, stride: Ints, padding: Padding, count_include_pad:
 
 
 avg_pool: Op = register(Op(
-    "avg_pool", ("x",), _infer_avg_pool, in_float32(_avg_pool), "window",
+    "avg_pool", ("x",), _infer_avg_pool, checked_first(_infer_avg_pool, in_float32(_avg_pool)), "window",
     vjp=(lambda g, x_type, kernel, stride, padding, count_include_pad, divisor, ceil_mode: ops.avg_pool_grad(
         g, input_shape=x_type.shape, **_mean_attrs(kernel, stride, padding, count_include_pad, divisor, ceil_mode)),),
     doc="Sum of every window divided by `divisor`, or, if that is 0, by the number of its elements; padding counts as "
