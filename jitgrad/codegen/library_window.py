@@ -76,12 +76,18 @@ def window(call: Call, x: TensorType, out: TensorType) -> tuple[int, ...]:
 @lowers("avg_pool")
 def lower_avg_pool(call: Call) -> Lowered:
     (x,), (out,) = call.inputs, call.outputs
-    return Lowered((launch(pooling.source("avg_pool", x.dtype.short), rows(out), call.input(0), call.output(),
-                           *window(call, x, out)),))
+    kernel, stride = triple(call.attrs["kernel"], 1), triple(call.attrs["stride"], 1)
+    source = pooling.source("avg_pool", x.dtype.short)
+    if math.prod(kernel) <= pooling.WRITTEN_OUT:
+        source = pooling.mean_windows_source(x.dtype.short, kernel, stride)
+    return Lowered((launch(source, rows(out), call.input(0), call.output(), *window(call, x, out)),))
 
 
 @lowers("avg_pool_grad")
 def lower_avg_pool_grad(call: Call) -> Lowered:
     (g,), (out,) = call.inputs, call.outputs
-    return Lowered((launch(pooling.source("avg_pool_grad", g.dtype.short), planes(out), call.input(0), call.output(),
-                           *window(call, out, g)),))
+    kernel, stride = triple(call.attrs["kernel"], 1), triple(call.attrs["stride"], 1)
+    source = pooling.source("avg_pool_grad", g.dtype.short)
+    if math.prod(kernel) <= pooling.WRITTEN_OUT:
+        source = pooling.mean_gradient_source(g.dtype.short, kernel, stride)
+    return Lowered((launch(source, planes(out), call.input(0), call.output(), *window(call, out, g)),))

@@ -8,6 +8,8 @@ ignore it, averages count it when asked to. A NaN in a window is its maximum.
 from __future__ import annotations
 
 import itertools
+import math
+from typing import Any
 
 from jitgrad.kernels.cpu.math import maximum, minimum, select
 from jitgrad.kernels.cpu.scalar import f32 as T
@@ -17,6 +19,7 @@ from jitgrad.kernels.cpu.template import text
 WRITTEN_OUT = 27                                # taps of a window up to which it has a kernel of its own
 
 Triple = tuple[int, int, int]
+ONES: Triple = (1, 1, 1)
 
 
 def source(kernel: str, element: str) -> str:
@@ -24,16 +27,19 @@ def source(kernel: str, element: str) -> str:
     return text(KERNELS[kernel], T=element)
 
 
-# Windows inside of the plane are a loop without branches, in which neighbours are one vector; those that stick out are
-# done one by one.
-_WINDOWS = """\
+# Windows that lie inside of the plane are a loop without branches, in which neighbours are one vector; those that stick out
+# are done one by one. `{inside}` is the loop, `{outside}` what is done with one of the others.
+_ROWS = """\
 def {name}(args, begin, end, thread):
-    x, o, index = pointer(args, 1, {T}), pointer(args, 2, {T}), pointer(args, 3, i64)
-    depth, height, width, layers, rows, columns = args[4], args[5], args[6], args[7], args[8], args[9]
-    front, top, left = args[16], args[17], args[18]
-    line = begin // rows
-    number, at_layer, at_row = line // layers, line % layers, begin - line * rows
-    for item in range(begin, end):
+    {pointers}
+    depth, height, width = args[{sizes}], args[{sizes} + 1], args[{sizes} + 2]
+    layers, rows, columns = args[{sizes} + 3], args[{sizes} + 4], args[{sizes} + 5]
+    front, top, left = args[{sizes} + 12], args[{sizes} + 13], args[{sizes} + 14]
+{before}
+    opening, closing = begin * {per_item}, end * {per_item}
+    line = opening // rows
+    number, at_layer, at_row = line // layers, line % layers, opening - line * rows
+    for item in range(opening, closing):
         plane, out = number * depth * height * width, item * columns
         layer, row = at_layer * {onward} - front, at_row * {down} - top
         first = i64(columns)
@@ -41,14 +47,8 @@ def {name}(args, begin, end, thread):
         if layer >= 0 and layer + {last_layer} < depth and row >= 0 and row + {last_row} < height and width > {last_column}:
             first = minimum(i64((left + {across} - 1) // {across}), columns)
             after = maximum(minimum(i64((width - 1 - {last_column} + left) // {across} + 1), columns), first)
-            corner = (layer * height + row) * width - left
-            for c in range(first, after):
-                place = corner + c * {across}
-                at = i64(place)
-                best = load(x, plane + place, 0, 3)
-{taps}
-                store(o, out + c, best, 1, 3)
-                store(index, out + c, at, 2, 3)
+            corner = plane + (layer * height + row) * width - left
+{inside}
         for side in range(2):
             start = i64(0)
             stop = first
@@ -56,20 +56,7 @@ def {name}(args, begin, end, thread):
                 start = after
                 stop = i64(columns)
             for c in range(start, stop):
-                best = {T}(0)
-                at = i64(-1)
-                for tap in range({count}):
-                    w = layer + tap // {area} * {behind}
-                    y = row + tap // {wide} % {tall} * {apart}
-                    z = c * {across} - left + tap % {wide} * {beside}
-                    if w >= 0 and w < depth and y >= 0 and y < height and z >= 0 and z < width:
-                        place = (w * height + y) * width + z
-                        value = load(x, plane + place, 0, 3)
-                        better = (at < 0) | (value > best) | (value != value)
-                        best = select(better, value, best)
-                        at = select(better, i64(place), at)
-                store(o, out + c, best, 1, 3)
-                store(index, out + c, at, 2, 3)
+{outside}
         at_row += 1
         if at_row == rows:
             at_row = i64(0)
@@ -78,31 +65,119 @@ def {name}(args, begin, end, thread):
                 at_layer = i64(0)
                 number += 1
 """
-_TAP = """\
-                place_{k} = place + {place}
-                value_{k} = load(x, plane + place_{k}, 0, 3)
+_INSIDE = """\
+            for c in range(first, after):
+                place = corner + c * {across}
+"""
+_TAPS_OUTSIDE = """\
+                for tap in range({count}):
+                    w = layer + tap // {area} * {behind}
+                    y = row + tap // {wide} % {tall} * {apart}
+                    z = c * {across} - left + tap % {wide} * {beside}
+                    if w >= 0 and w < depth and y >= 0 and y < height and z >= 0 and z < width:
+                        place = (w * height + y) * width + z
+"""
+_LARGEST = """\
+                best = {T}(0)
+                at = i64(-1)
+""" + _TAPS_OUTSIDE + """\
+                        value = load(x, plane + place, 0, 3)
+                        better = (at < 0) | (value > best) | (value != value)
+                        best = select(better, value, best)
+                        at = select(better, i64(place), at)
+                store(o, out + c, best, 1, 3)
+                store(index, out + c, at, 2, 3)
+"""
+_LARGEST_TAP = """\
+                place_{k} = place + {distance}
+                value_{k} = load(x, place_{k}, 0, 3)
                 better_{k} = (value_{k} > best) | (value_{k} != value_{k})
                 best = select(better_{k}, value_{k}, best)
                 at = select(better_{k}, i64(place_{k}), at)
+"""
+_COUNT = """\
+                column = c * {across} - left
+                size = ((minimum(i64(layer + {deep}), depth) - maximum(i64(layer), i64(0)))
+                        * (minimum(i64(row + {tall}), height) - maximum(i64(row), i64(0)))
+                        * (minimum(i64(column + {wide}), width) - maximum(i64(column), i64(0))))
+                if args[21] != 0:
+                    size = ((minimum(i64(layer + {deep}), i64(depth + args[18])) - layer)
+                            * (minimum(i64(row + {tall}), i64(height + args[19])) - row)
+                            * (minimum(i64(column + {wide}), i64(width + args[20])) - column))
+                if args[22] != 0:
+                    size = i64(args[22])
+"""
+_MEAN = _COUNT + """\
+                total = {T}(0)
+""" + _TAPS_OUTSIDE + """\
+                        value = load(x, plane + place, 0, 2)
+                        total = {T}(total + value)
+                store(o, out + c, {T}(total / {T}(size)), 1, 2)
+"""
+_SHARES = _COUNT + """\
+                share = {T}(load(g, out + c, 0, 2) / {T}(size))
+""" + _TAPS_OUTSIDE + """\
+                        store(o, plane + place, {T}(load(o, plane + place, 1, 2) + share), 1, 2)
+"""
+_WHOLE = "    whole = i64(args[22]) if args[22] != 0 else i64({count})"
+_ZEROS = """\
+    for i in range(begin * depth * height * width, end * depth * height * width):
+        store(o, i, {T}(0), 1, 2)
 """
 
 
 def windows_source(element: str, kernel: Triple, stride: Triple, dilation: Triple) -> str:
     """`max_pool`, with the same arguments, for windows of this form and of at most `WRITTEN_OUT` taps."""
-    (_, tall, wide), (onward, down, across), (behind, apart, beside) = kernel, stride, dilation
-    offsets = [tuple(i * d for i, d in zip(tap, dilation)) for tap in itertools.product(*map(range, kernel))]
-    taps = "".join(_TAP.format(k=k, place=_distance(*offset)) for k, offset in enumerate(offsets) if k).rstrip()
-    last_layer, last_row, last_column = offsets[-1]
-    form = "_".join("x".join(map(str, numbers)) for numbers in (kernel, stride, dilation))
-    return _WINDOWS.format(name=f"max_pool_{form}_{element}", T=element, taps=taps, count=len(offsets), area=tall * wide,
-                           tall=tall, wide=wide, onward=onward, down=down, across=across, behind=behind, apart=apart,
-                           beside=beside, last_layer=last_layer, last_row=last_row, last_column=last_column)
+    inside = _INSIDE + "                at = i64(place)\n                best = load(x, place, 0, 3)\n"
+    inside += "".join(_LARGEST_TAP.format(k=k, distance=d) for k, d in enumerate(_distances(kernel, dilation)) if k)
+    inside += "                store(o, out + c, best, 1, 3)\n                store(index, out + c, at - plane, 2, 3)\n"
+    pointers = "x, o, index = pointer(args, 1, {T}), pointer(args, 2, {T}), pointer(args, 3, i64)"
+    return _rows_source("max_pool", element, (kernel, stride, dilation), inside, _LARGEST, pointers=pointers, sizes=4)
 
 
-def _distance(layer: int, row: int, column: int) -> str:
-    """How far an element of the window is from its corner, as text."""
-    parts = ((layer, f"{layer} * height * width"), (row, f"{row} * width"), (column, f"{column}"))
-    return " + ".join(part for number, part in parts if number)
+def mean_windows_source(element: str, kernel: Triple, stride: Triple) -> str:
+    """`avg_pool`, with the same arguments, for windows of this form and of at most `WRITTEN_OUT` taps."""
+    inside = _INSIDE + "                total = load(x, place, 0, 2)\n"
+    for k, distance in enumerate(_distances(kernel, ONES)):
+        if k:
+            inside += (f"                value_{k} = load(x, place + {distance}, 0, 2)\n"
+                       f"                total = {{T}}(total + value_{k})\n")
+    inside += "                store(o, out + c, {T}(total / {T}(whole)), 1, 2)\n"
+    pointers = "x, o = pointer(args, 1, {T}), pointer(args, 2, {T})"
+    return _rows_source("avg_pool", element, (kernel, stride, ONES), inside, _MEAN, pointers=pointers, before=_WHOLE)
+
+
+def mean_gradient_source(element: str, kernel: Triple, stride: Triple) -> str:
+    """`avg_pool_grad`, with the same arguments, for windows of this form and of at most `WRITTEN_OUT` taps."""
+    inside = _INSIDE + "                share = {T}(load(g, out + c, 0, 2) / {T}(whole))\n"
+    for distance in _distances(kernel, ONES):
+        inside += (f"                store(o, place + {distance}, {{T}}(load(o, place + {distance}, 1, 2) + share), 1, 2)\n")
+    pointers = "g, o = pointer(args, 1, {T}), pointer(args, 2, {T})"
+    return _rows_source("avg_pool_grad", element, (kernel, stride, ONES), inside, _SHARES, pointers=pointers,
+                        before=_WHOLE + "\n" + _ZEROS, per_item="layers * rows")
+
+
+def _rows_source(name: str, element: str, form: tuple[Triple, Triple, Triple], inside: str, outside: str, *,
+                 pointers: str, before: str = "", sizes: int = 3, per_item: str = "1") -> str:
+    """`sizes` is the first argument after the pointers; `before` what comes before the rows, of which an item has
+    `per_item`."""
+    kernel, stride, dilation = form
+    last = [(k - 1) * d for k, d in zip(kernel, dilation)]
+    numbers: dict[str, Any] = dict(zip(
+        ("deep", "tall", "wide", "onward", "down", "across", "behind", "apart", "beside", "last_layer", "last_row",
+         "last_column"), (*kernel, *stride, *dilation, *last)))
+    numbers.update(T=element, count=math.prod(kernel), area=kernel[1] * kernel[2], sizes=sizes, per_item=per_item)
+    parts = {"pointers": pointers, "inside": inside, "outside": outside, "before": before}
+    numbers.update({part: spelling.format(**numbers).rstrip() for part, spelling in parts.items()})
+    spelled = "_".join("x".join(map(str, triple)) for triple in form)
+    return _ROWS.format(name=f"{name}_{spelled}_{element}", **numbers)
+
+
+def _distances(kernel: Triple, dilation: Triple) -> list[str]:
+    """How far each element of a window is from its corner, as text."""
+    offsets = [[i * d for i, d in zip(tap, dilation)] for tap in itertools.product(*map(range, kernel))]
+    return [" + ".join(f"{number}{unit}" for number, unit in zip(offset, (" * height * width", " * width", "")) if number)
+            or "0" for offset in offsets]
 
 
 def max_pool(args, begin, end, thread):
