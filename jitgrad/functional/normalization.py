@@ -193,7 +193,7 @@ def _update_running(x: Tensor, axes: tuple[int, ...], variance: Tensor, running_
 
 
 def _move(running: Tensor, batch: Tensor, momentum: Any) -> None:
-    batch = cast(ops.reshape(batch, shape=running.shape), running.dtype)
+    batch = cast(batch, running.dtype)
     running._assign(add(running, mul(sub(batch, running), momentum)))
 
 
@@ -202,9 +202,9 @@ def instance_norm(input: Tensor, running_mean: Tensor | None = None, running_var
                   momentum: Any = 0.1, eps: float = 1e-5) -> Tensor:
     """Each channel of each sample brought to mean 0 and variance 1, then ``* weight + bias`` per channel. The mean of
     these statistics over the batch enters the running ones, in place; without `use_input_stats` those are used."""
-    tracked = running_mean is not None and running_var is not None
     if not use_input_stats:
-        require_shape("instance_norm", tracked, "use_input_stats=False needs running_mean and running_var")
+        require_shape("instance_norm", running_mean is not None and running_var is not None,
+                      "use_input_stats=False needs running_mean and running_var")
         return batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
     x = _wide(require_floating("instance_norm", input))
     axes = tuple(range(2, len(x.shape)))
@@ -212,11 +212,13 @@ def instance_norm(input: Tensor, running_mean: Tensor | None = None, running_var
     require_shape("instance_norm", count > 1,
                   f"expected [N, C, ...] with more than 1 element per channel, got {describe(input)}")
     parameters = _per_channel("instance_norm", x, weight, bias)
-    if tracked:
+    if running_mean is not None and running_var is not None:
         _per_channel("instance_norm", x, running_mean, running_var)
         _, variance = _moments(detached(x), axes)
-        _move(running_mean, _mean(_mean(detached(x), axes), (0,)), momentum)
-        _move(running_var, mul(_mean(variance, (0,)), count / (count - 1)), momentum)
+        mean = _mean(_mean(detached(x), axes), (0,))
+        unbiased = mul(_mean(variance, (0,)), count / (count - 1))
+        _move(running_mean, ops.reshape(mean, shape=running_mean.shape), momentum)
+        _move(running_var, ops.reshape(unbiased, shape=running_var.shape), momentum)
     return cast(_affine(_standardized(x, axes=axes, eps=eps), *parameters), input.dtype)
 
 

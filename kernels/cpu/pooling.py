@@ -69,18 +69,15 @@ _INSIDE = """\
             for c in range(first, after):
                 place = corner + c * {across}
 """
-_TAPS_OUTSIDE = """\
+_LARGEST = """\
+                best = {T}(0)
+                at = i64(-1)
                 for tap in range({count}):
                     w = layer + tap // {area} * {behind}
                     y = row + tap // {wide} % {tall} * {apart}
                     z = c * {across} - left + tap % {wide} * {beside}
                     if w >= 0 and w < depth and y >= 0 and y < height and z >= 0 and z < width:
                         place = (w * height + y) * width + z
-"""
-_LARGEST = """\
-                best = {T}(0)
-                at = i64(-1)
-""" + _TAPS_OUTSIDE + """\
                         value = load(x, plane + place, 0, 3)
                         better = (at < 0) | (value > best) | (value != value)
                         best = select(better, value, best)
@@ -95,11 +92,12 @@ _LARGEST_TAP = """\
                 best = select(better_{k}, value_{k}, best)
                 at = select(better_{k}, i64(place_{k}), at)
 """
-_COUNT = """\
+_BOUNDS = """\
                 column = c * {across} - left
-                size = ((minimum(i64(layer + {deep}), depth) - maximum(i64(layer), i64(0)))
-                        * (minimum(i64(row + {tall}), height) - maximum(i64(row), i64(0)))
-                        * (minimum(i64(column + {wide}), width) - maximum(i64(column), i64(0))))
+                w_0, w_1 = maximum(i64(layer), i64(0)), minimum(i64(layer + {deep}), depth)
+                y_0, y_1 = maximum(i64(row), i64(0)), minimum(i64(row + {tall}), height)
+                z_0, z_1 = maximum(i64(column), i64(0)), minimum(i64(column + {wide}), width)
+                size = (w_1 - w_0) * (y_1 - y_0) * (z_1 - z_0)
                 if args[21] != 0:
                     size = ((minimum(i64(layer + {deep}), i64(depth + args[18])) - layer)
                             * (minimum(i64(row + {tall}), i64(height + args[19])) - row)
@@ -107,17 +105,23 @@ _COUNT = """\
                 if args[22] != 0:
                     size = i64(args[22])
 """
-_MEAN = _COUNT + """\
+_OVER_BOUNDS = """\
+                for w in range(w_0, w_1):
+                    for y in range(y_0, y_1):
+                        for z in range(z_0, z_1):
+                            place = plane + (w * height + y) * width + z
+"""
+_MEAN = _BOUNDS + """\
                 total = {T}(0)
-""" + _TAPS_OUTSIDE + """\
-                        value = load(x, plane + place, 0, 2)
-                        total = {T}(total + value)
+""" + _OVER_BOUNDS + """\
+                            value = load(x, place, 0, 2)
+                            total = {T}(total + value)
                 store(o, out + c, {T}(total / {T}(size)), 1, 2)
 """
-_SHARES = _COUNT + """\
+_SHARES = _BOUNDS + """\
                 share = {T}(load(g, out + c, 0, 2) / {T}(size))
-""" + _TAPS_OUTSIDE + """\
-                        store(o, plane + place, {T}(load(o, plane + place, 1, 2) + share), 1, 2)
+""" + _OVER_BOUNDS + """\
+                            store(o, place, {T}(load(o, place, 1, 2) + share), 1, 2)
 """
 _WHOLE = "    whole = i64(args[22]) if args[22] != 0 else i64({count})"
 _ZEROS = """\
