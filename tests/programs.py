@@ -177,11 +177,11 @@ def run_with(program: Program, make: Callable[[Graph], Any]) -> Outcome:
 
 NARROW = {"f16": np.float16, "bf16": ml_dtypes.bfloat16, "f32": np.float32, "f64": np.float64}
 EXACT = {"neg", "abs", "sign", "floor", "ceil", "round", "trunc", "relu", "maximum", "minimum", "where", "copysign", "max",
-         "min", "max_pool2d", "max_pool2d_gather", "sort", "fmod"}
+         "min", "max_pool", "max_pool_gather", "sort", "fmod"}
 EXACT_KINDS = {"movement", "source"}
 CORRECTLY_ROUNDED = {"add", "sub", "mul", "div", "sqrt", "cast"}
-SUMS = {"sum", "cumsum", "matmul", "index_add", "scatter_add", "avg_pool2d", "convolution", "convolution_input_grad",
-        "convolution_weight_grad", "max_pool2d_grad", "avg_pool2d_grad"}
+SUMS = {"sum", "cumsum", "matmul", "index_add", "scatter_add", "avg_pool", "convolution", "convolution_input_grad",
+        "convolution_weight_grad", "max_pool_grad", "avg_pool_grad"}
 ULPS = 4.0
 """How many units in the last place the functions of our math may be off (design, section 10)."""
 

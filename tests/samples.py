@@ -7,6 +7,7 @@ all dtypes. Other ops list their samples. `smooth` tells whether derivatives exi
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -422,15 +423,15 @@ def _matmul_samples() -> Iterator[Sample]:
 def _convolution_reference(x: np.ndarray, w: np.ndarray, *, stride: Any, padding: Any, dilation: Any,
                            groups: int) -> np.ndarray:
     """The definition, one output element at a time."""
-    n, o, height, width = ops.convolution_output_shape(x.shape, w.shape, stride, padding, dilation)
+    out = np.zeros(ops.convolution_output_shape(x.shape, w.shape, stride, padding, dilation), x.dtype)
     padded = np.pad(x, ((0, 0), (0, 0), *padding))
-    out = np.zeros((n, o, height, width), x.dtype)
     per_group = w.shape[1]
-    for b, c, i, j in np.ndindex(*out.shape):
-        first = c // (o // groups) * per_group
-        rows = i * stride[0] + dilation[0] * np.arange(w.shape[2])
-        columns = j * stride[1] + dilation[1] * np.arange(w.shape[3])
-        out[b, c, i, j] = np.sum(padded[b, first:first + per_group][:, rows][:, :, columns] * w[c])
+    for b, c, *place in np.ndindex(*out.shape):
+        first = c // (out.shape[1] // groups) * per_group
+        window = padded[b, first:first + per_group]
+        for axis, (i, s, d, k) in enumerate(zip(place, stride, dilation, w.shape[2:])):
+            window = window.take(i * s + d * np.arange(k), axis + 1)
+        out[(b, c, *place)] = np.sum(window * w[c])
     return out
 
 
@@ -440,9 +441,15 @@ def _convolution_samples() -> Iterator[Sample]:
             ((2, 4, 6, 5), (4, 2, 2, 2), (1, 2), ((0, 1), (2, 0)), (2, 1), 2),
             ((1, 3, 4, 4), (3, 1, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 3),
             ((2, 3, 4, 4), (5, 3, 1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
-            ((0, 1, 3, 3), (1, 1, 2, 2), (1, 1), ((0, 0), (0, 0)), (1, 1), 1)]
+            ((0, 1, 3, 3), (1, 1, 2, 2), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
+            ((2, 4, 7), (6, 2, 3), (2,), ((1, 2),), (2,), 2),
+            ((2, 1, 4), (3, 1, 1), (1,), ((0, 0),), (1,), 1),
+            ((2, 3, 3, 4, 5), (4, 3, 2, 3, 1), (1, 1, 1), ((0, 0), (1, 0), (0, 0)), (1, 1, 1), 1),
+            ((1, 4, 5, 4, 6), (2, 2, 2, 2, 3), (2, 1, 3), ((1, 1), (0, 2), (1, 0)), (2, 1, 1), 2),
+            ((1, 2, 3, 3, 3), (4, 1, 3, 3, 3), (1, 1, 1), ((1, 1), (1, 1), (1, 1)), (1, 1, 1), 2),
+            ((0, 1, 3, 3, 3), (1, 1, 2, 2, 2), (1, 1, 1), ((0, 0), (0, 0), (0, 0)), (1, 1, 1), 1)]
     for dtype in (dtypes.float32, dtypes.bfloat16, dtypes.float64):
-        for x_shape, w_shape, stride, padding, dilation, groups in rows if dtype is dtypes.float32 else rows[1:2]:
+        for x_shape, w_shape, stride, padding, dilation, groups in rows if dtype is dtypes.float32 else rows[1::8]:
             geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
             x, w = random(*x_shape, dtype=dtype), random(*w_shape, dtype=dtype, seed=1)
             out_shape = ops.convolution_output_shape(x_shape, w_shape, stride, padding, dilation)
@@ -453,6 +460,41 @@ def _convolution_samples() -> Iterator[Sample]:
             yield Sample("convolution_weight_grad", (x, g), {**geometry, "weight_shape": w_shape})
 
 
+def _window_elements(shape: Any, out: Any, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Iterator[Any]:
+    """For every place of the result its window: (place, elements inside of the image, number of elements that count with
+    padding), from the definition."""
+    for place in np.ndindex(*out):
+        taps = [[i * s - low + d * t for t in range(k)]
+                for i, s, (low, _), d, k in zip(place, stride, padding, dilation, kernel)]
+        inside = [[p for p in line if 0 <= p < n] for line, n in zip(taps, shape)]
+        counted = math.prod(sum(p < n + high for p in line) for line, n, (_, high) in zip(taps, shape, padding))
+        yield place, list(itertools.product(*inside)), counted
+
+
+def _max_pool_reference(x: np.ndarray, *, kernel: Any, stride: Any, padding: Any, dilation: Any,
+                        ceil_mode: bool) -> tuple[np.ndarray, np.ndarray]:
+    types = ops.max_pool.result_types((TensorType(dtypes.float64, x.shape),), {
+        "kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation, "ceil_mode": ceil_mode})
+    values, index = np.zeros(types[0].shape), np.zeros(types[0].shape, np.int64)
+    for place, elements, _ in _window_elements(x.shape[2:], values.shape[2:], kernel, stride, padding, dilation):
+        window = np.stack([x[(..., *e)] for e in elements], -1)
+        positions = np.array([np.ravel_multi_index(e, x.shape[2:]) for e in elements])
+        values[(..., *place)], index[(..., *place)] = window.max(-1), positions[window.argmax(-1)]
+    return values, index
+
+
+def _avg_pool_reference(x: np.ndarray, *, kernel: Any, stride: Any, padding: Any, count_include_pad: bool, divisor: int,
+                        ceil_mode: bool) -> np.ndarray:
+    (type,) = ops.avg_pool.result_types((TensorType(dtypes.float64, x.shape),), {
+        "kernel": kernel, "stride": stride, "padding": padding, "count_include_pad": count_include_pad,
+        "divisor": divisor, "ceil_mode": ceil_mode})
+    result, ones = np.zeros(type.shape), (1,) * len(kernel)
+    for place, elements, counted in _window_elements(x.shape[2:], type.shape[2:], kernel, stride, padding, ones):
+        total = np.sum([x[(..., *e)] for e in elements], 0)
+        result[(..., *place)] = total / (divisor or (counted if count_include_pad else len(elements)))
+    return result
+
+
 def _pooling_samples() -> Iterator[Sample]:
     none, one = ((0, 0), (0, 0)), ((1, 1), (1, 1))
     rows = [((2, 2), (2, 2), none, False), ((3, 2), (2, 1), ((1, 1), (1, 0)), False), ((3, 3), (2, 2), one, True),
@@ -461,26 +503,39 @@ def _pooling_samples() -> Iterator[Sample]:
         common = {"kernel": kernel, "stride": stride, "padding": padding, "ceil_mode": ceil_mode}
         for x in (random(2, 3, 6, 7), random(1, 2, 5, 5, dtype=dtypes.bfloat16), random(0, 1, 4, 4)):
             yield from _pooling_rows(x, common)
-    x = random(1, 1, 6, 6)
-    yield Sample("max_pool2d", (x,), {"kernel": (2, 2), "stride": (1, 1), "padding": none, "dilation": (2, 2),
-                                      "ceil_mode": False})
+    others = [(random(2, 3, 9), (3,), (2,), ((1, 0),), False), (random(2, 1, 8), (3,), (2,), ((1, 1),), True),
+              (random(2, 2, 4, 5, 6), (2, 2, 2), (2, 2, 2), ((0, 0),) * 3, False),
+              (random(1, 2, 5, 4, 7), (3, 2, 3), (1, 2, 2), ((1, 1), (1, 0), (0, 1)), False),
+              (random(1, 1, 4, 5, 4, dtype=dtypes.bfloat16), (3, 2, 2), (2, 2, 3), ((1, 1), (1, 0), (0, 1)), True),
+              (random(2, 1, 5, 7, 7), (2, 4, 4), (1, 3, 3), ((0, 1), (2, 1), (1, 2)), True),
+              (random(0, 1, 4, 4, 4), (2, 2, 2), (2, 2, 2), ((0, 0),) * 3, False)]
+    for x, kernel, stride, padding, ceil_mode in others:
+        yield from _pooling_rows(x, {"kernel": kernel, "stride": stride, "padding": padding, "ceil_mode": ceil_mode})
+    for x, dilation in ((random(1, 1, 6, 6), (2, 2)), (random(2, 1, 9), (3,)), (random(1, 2, 5, 6, 7), (2, 1, 3))):
+        attrs = {"kernel": (2,) * len(dilation), "stride": (1,) * len(dilation), "padding": ((0, 1),) * len(dilation),
+                 "dilation": dilation, "ceil_mode": False}
+        yield _max_pool_sample(x, attrs)
     x = random(1, 1, 4, 4)
     x[0, 0, 1, 2], x[0, 0, 3] = np.nan, -np.inf
-    yield Sample("max_pool2d", (x,), {"kernel": (2, 2), "stride": (2, 2), "padding": none, "dilation": (1, 1),
-                                      "ceil_mode": False}, smooth=False,
+    yield Sample("max_pool", (x,), {"kernel": (2, 2), "stride": (2, 2), "padding": none, "dilation": (1, 1),
+                                    "ceil_mode": False}, smooth=False,
                  reference=lambda x: (x.reshape(1, 1, 2, 2, 2, 2).max((3, 5)), None))
 
 
+def _max_pool_sample(x: np.ndarray, attrs: dict[str, Any]) -> Sample:
+    return Sample("max_pool", (x,), attrs, reference=lambda x: _max_pool_reference(x, **attrs))
+
+
 def _pooling_rows(x: np.ndarray, common: dict[str, Any]) -> Iterator[Sample]:
-    maximum = {**common, "dilation": (1, 1)}
-    values, index = ops.max_pool2d.eager(x, **maximum)
-    yield Sample("max_pool2d", (x,), maximum)
-    yield Sample("max_pool2d_grad", (values, index), {"input_shape": x.shape})
-    yield Sample("max_pool2d_gather", (x, index))
-    for count_include_pad in (True, False):
-        mean = {**common, "count_include_pad": count_include_pad}
-        yield Sample("avg_pool2d", (x,), mean)
-        yield Sample("avg_pool2d_grad", (values,), {**mean, "input_shape": x.shape})
+    maximum = {**common, "dilation": (1,) * len(common["kernel"])}
+    values, index = ops.max_pool.eager(x, **maximum)
+    yield _max_pool_sample(x, maximum)
+    yield Sample("max_pool_grad", (values, index), {"input_shape": x.shape})
+    yield Sample("max_pool_gather", (x, index))
+    for count_include_pad, divisor in ((True, 0), (False, 0), (True, 3)):
+        mean = {**common, "count_include_pad": count_include_pad, "divisor": divisor}
+        yield Sample("avg_pool", (x,), mean, reference=lambda x, mean=mean: _avg_pool_reference(x, **mean))
+        yield Sample("avg_pool_grad", (values,), {**mean, "input_shape": x.shape})
 
 
 def _index_samples() -> Iterator[Sample]:

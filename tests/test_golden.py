@@ -25,7 +25,7 @@ KERNELS = {
     "gelu": "map",
     "adam_update": "foreach foreach foreach",
     "attention": "matmul row matmul",
-    "conv_relu_pool": "convolution map max_pool2d",
+    "conv_relu_pool": "convolution map max_pool",
     "mlp_step": "matmul matmul row full row matmul column matmul column matmul foreach",
 }
 """What each program becomes at the sizes that stand in it, a step each: the templates of its regions, and ops with

@@ -25,7 +25,7 @@ def places(high, *shape, dtype=np.int64):
 
 def window(count_include_pad=True, ceil_mode=False):
     return {"kernel": (3, 2), "stride": (2, 1), "padding": ((1, 1), (0, 1)), "count_include_pad": count_include_pad,
-            "ceil_mode": ceil_mode}
+            "divisor": 0, "ceil_mode": ceil_mode}
 
 
 IMAGE = floats(2, 3, 7, 6)
@@ -57,16 +57,16 @@ MORE = [
     ("concat", (floats(2, 3), floats(2, 4), floats(2, 1)), {"axis": 1}),
     ("slice_update", (floats(6, 7), floats(2, 3)), {"start": (1, 0), "step": (2, 3)}),
     ("random_bits", (np.array(2**40 + 5), np.array(2**33 + 1)), {"shape": (7, 9)}),
-    ("max_pool2d", (IMAGE,), {"kernel": (3, 2), "stride": (2, 2), "padding": ((1, 1), (1, 1)), "dilation": (1, 2),
+    ("max_pool", (IMAGE,), {"kernel": (3, 2), "stride": (2, 2), "padding": ((1, 1), (1, 1)), "dilation": (1, 2),
                               "ceil_mode": False}),
-    ("max_pool2d", (np.array([[[[1, np.nan], [3, 4]]]], "f"),),
+    ("max_pool", (np.array([[[[1, np.nan], [3, 4]]]], "f"),),
      {"kernel": (2, 2), "stride": (2, 2), "padding": ((0, 0), (0, 0)), "dilation": (1, 1), "ceil_mode": False}),
-    ("max_pool2d_grad", (floats(2, 3, 2, 2), places(12, 2, 3, 2, 2)), {"input_shape": (2, 3, 3, 4)}),
-    ("max_pool2d_gather", (floats(2, 3, 3, 4), places(12, 2, 3, 2, 2)), {}),
-    ("avg_pool2d", (IMAGE,), window()),
-    ("avg_pool2d", (IMAGE,), window(False, True)),
-    ("avg_pool2d_grad", (floats(2, 3, 4, 6),), {"input_shape": IMAGE.shape, **window()}),
-    ("avg_pool2d_grad", (floats(2, 3, 4, 6),), {"input_shape": IMAGE.shape, **window(False)}),
+    ("max_pool_grad", (floats(2, 3, 2, 2), places(12, 2, 3, 2, 2)), {"input_shape": (2, 3, 3, 4)}),
+    ("max_pool_gather", (floats(2, 3, 3, 4), places(12, 2, 3, 2, 2)), {}),
+    ("avg_pool", (IMAGE,), window()),
+    ("avg_pool", (IMAGE,), window(False, True)),
+    ("avg_pool_grad", (floats(2, 3, 4, 6),), {"input_shape": IMAGE.shape, **window()}),
+    ("avg_pool_grad", (floats(2, 3, 4, 6),), {"input_shape": IMAGE.shape, **window(False)}),
 ]
 
 

@@ -341,6 +341,39 @@ LAYERS = [
     ("ELU(0.7)", [(4, 5)]), ("Softplus(2.0, 1.0)", [(4, 5)]), ("Hardtanh(-0.5, 0.7)", [(4, 5)]),
     ("Hardswish()", [(4, 5)]), ("Hardsigmoid()", [(4, 5)]), ("LogSigmoid()", [(4, 5)]), ("PReLU(5)", [(4, 5)]),
     ("Dropout(0.0)", [(4, 5)]), ("Dropout2d(0.0)", [(2, 3, 4, 4)]),
+    ("Conv3d(4, 6, (3, 2, 1), stride=(1, 2, 1), padding=1, groups=2)", [(2, 4, 5, 6, 4)]),
+    ("Conv3d(2, 3, 3, padding='same', bias=False)", [(2, 4, 3, 5)]), ("Conv3d(2, 4, 2, dilation=2)", [(1, 2, 4, 5, 4)]),
+    ("Conv3d(2, 3, 3, padding=(1, 2, 0), padding_mode='reflect')", [(1, 2, 4, 5, 4)]),
+    ("Conv3d(2, 3, 3, padding='same', padding_mode='circular')", [(1, 2, 4, 5, 4)]),
+    ("Conv3d(2, 3, 3, padding=2, padding_mode='replicate')", [(1, 2, 4, 5, 4)]),
+    ("Conv1d(2, 3, 3, padding=2, padding_mode='reflect')", [(1, 2, 6)]),
+    ("ConvTranspose3d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2)", [(2, 4, 3, 2, 4)]),
+    ("MaxPool3d(2)", [(2, 3, 4, 5, 6)]), ("MaxPool3d((1, 3, 2), 2, (0, 1, 1), ceil_mode=True)", [(2, 3, 4, 5, 6)]),
+    ("AvgPool3d(2)", [(2, 3, 4, 5, 6)]), ("AvgPool3d(3, 2, 1, True, False)", [(2, 3, 4, 5, 6)]),
+    ("AvgPool2d(3, 2, 1, divisor_override=4)", [(2, 3, 7, 7)]), ("AvgPool3d(2, divisor_override=3)", [(3, 4, 5, 6)]),
+    ("LPPool1d(2, 3)", [(2, 3, 8)]), ("LPPool2d(2, 2, 1)", [(2, 3, 5, 6)]), ("LPPool3d(2, 2)", [(2, 3, 4, 4, 5)]),
+    ("AdaptiveAvgPool1d(3)", [(2, 3, 7)]), ("AdaptiveAvgPool3d((2, None, 3))", [(2, 3, 4, 5, 7)]),
+    ("AdaptiveMaxPool1d(3)", [(2, 3, 7)]), ("AdaptiveMaxPool2d((2, 3))", [(2, 3, 5, 7)]),
+    ("AdaptiveMaxPool3d(2)", [(2, 3, 4, 5, 7)]), ("BatchNorm3d(3)", [(4, 3, 2, 3, 2)]),
+    ("BatchNorm3d(3, momentum=None, affine=False)", [(4, 3, 2, 3, 2)]), ("InstanceNorm1d(3)", [(2, 3, 5)]),
+    ("InstanceNorm1d(3, affine=True)", [(3, 5)]), ("InstanceNorm2d(3, affine=True)", [(2, 3, 5, 4)]),
+    ("InstanceNorm2d(3, track_running_stats=True)", [(2, 3, 5, 4)]), ("InstanceNorm3d(2)", [(2, 3, 3, 4)]),
+    ("InstanceNorm3d(3, 1e-3, 0.3, True, True)", [(2, 3, 2, 3, 4)]), ("LocalResponseNorm(3)", [(2, 5, 4)]),
+    ("LocalResponseNorm(2, 0.1, 0.5, 2)", [(2, 5, 3, 3, 2)]), ("ReflectionPad1d((2, 1))", [(2, 3, 4)]),
+    ("ReflectionPad2d(1)", [(3, 4, 5)]), ("ReflectionPad3d((1, 0, 2, 1, 1, 1))", [(2, 3, 3, 4, 5)]),
+    ("ReplicationPad1d(3)", [(2, 3, 4)]), ("ReplicationPad2d((1, 2, 0, 3))", [(2, 3, 4, 5)]),
+    ("ReplicationPad3d(1)", [(2, 3, 3, 4, 5)]), ("CircularPad1d((2, 1))", [(2, 3, 4)]),
+    ("CircularPad2d((1, 2, 0, 3))", [(2, 3, 4, 5)]), ("CircularPad3d(1)", [(2, 3, 3, 4, 5)]),
+    ("ZeroPad1d(2)", [(2, 3, 4)]), ("ZeroPad2d((1, -1, 0, 2))", [(2, 3, 4, 5)]), ("ZeroPad3d(1)", [(3, 3, 4, 5)]),
+    ("ConstantPad1d((1, 2), 3.5)", [(2, 3, 4)]), ("ConstantPad2d(1, -1)", [(2, 3, 4, 5)]),
+    ("ConstantPad3d((1, 0, 2, 1, 1, 1), 2.0)", [(2, 3, 3, 4, 5)]), ("Upsample(scale_factor=2)", [(2, 3, 4)]),
+    ("Upsample((5, 3), mode='bicubic')", [(2, 3, 4, 5)]),
+    ("Upsample(scale_factor=(2, 1.5), mode='bilinear')", [(2, 3, 4, 5)]),
+    ("Upsample(scale_factor=2, mode='trilinear', align_corners=True)", [(2, 3, 2, 3, 4)]),
+    ("UpsamplingNearest2d(scale_factor=2)", [(2, 3, 4, 5)]), ("UpsamplingBilinear2d(6)", [(2, 3, 4, 5)]),
+    ("PixelShuffle(2)", [(2, 8, 3, 4)]), ("PixelUnshuffle(2)", [(2, 3, 4, 6)]), ("ChannelShuffle(2)", [(2, 4, 3, 3)]),
+    ("Unfold((2, 3), padding=1)", [(2, 3, 4, 5)]), ("Fold((4, 5), 2, stride=1)", [(2, 12, 12)]),
+    ("Dropout3d(0.0)", [(2, 3, 2, 2, 2)]), ("AlphaDropout(0.0)", [(4, 5)]), ("FeatureAlphaDropout(0.0)", [(4, 5, 2)]),
     ("TransformerEncoderLayer(8, 2, 16, dropout=0.0)", [(5, 3, 8)]),
     ("TransformerEncoderLayer(8, 2, 16, 0.0, 'gelu', batch_first=True, norm_first=True)", [(3, 5, 8)]),
 ]
@@ -582,9 +615,9 @@ def test_parameters_as_one_vector():
                                   vector.detach().numpy())
 
 
-@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize("rank", [1, 2, 3])
 def test_a_transposed_convolution_is_the_gradient_of_a_convolution(rank):
-    x = jg.tensor(np.random.default_rng(0).standard_normal((2, 4, 7, 5)[:2 + rank]).astype(np.float32))
+    x = jg.tensor(np.random.default_rng(0).standard_normal((2, 4, 7, 5, 4)[:2 + rank]).astype(np.float32))
     layer = getattr(nn, f"ConvTranspose{rank}d")(4, 6, 3, stride=3, padding=1, bias=False)
     for size in (None, [s * 3 - 1 for s in x.shape[2:]]):
         y = layer(x, output_size=size)

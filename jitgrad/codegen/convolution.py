@@ -216,7 +216,7 @@ def geometry(call: Call, kernel: tuple[int, ...]) -> dict[str, int]:
 def start(call: Call, kernel: tuple[int, ...]) -> tuple[_Lowering, dict[str, int]] | None:
     """A lowering to be filled, for float32 and float64, if nothing is empty and one channel's taps fit into a panel."""
     types = (*call.inputs, *call.outputs)
-    fits = math.prod(kernel) <= DEPTH_BLOCK
+    fits = len(kernel) == 2 and math.prod(kernel) <= DEPTH_BLOCK
     if fits and all(t.dtype in (dtypes.float32, dtypes.float64) and t.size for t in types):
         return _Lowering(call), geometry(call, kernel)
     return None

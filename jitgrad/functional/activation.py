@@ -39,7 +39,8 @@ from jitgrad.ops.builders import broadcast, expand_dims, full_like, ones_like, z
 from jitgrad.ops.derived import derived, pointwise
 
 __all__ = [
-    "alpha_dropout", "celu", "dropout", "dropout1d", "dropout2d", "dropout3d", "elu", "gelu", "glu",
+    "alpha_dropout", "celu", "dropout", "dropout1d", "dropout2d", "dropout3d", "elu",
+    "feature_alpha_dropout", "gelu", "glu",
     "gumbel_softmax", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "log_softmax",
     "logsigmoid", "mish", "prelu", "relu", "relu6", "selu", "silu", "softmax", "softmin", "softplus",
     "softshrink", "softsign", "swish", "tanhshrink", "threshold",
@@ -383,10 +384,23 @@ dropout1d, dropout2d, dropout3d = map(_channel_dropout, ("dropout1d", "dropout2d
 @_with_inplace
 def alpha_dropout(input: Tensor, p: float = 0.5, training: bool = False) -> Tensor:
     """Dropout that keeps mean and variance of `selu` activations (Klambauer and others 2017)."""
-    _check_probability("alpha_dropout", p)
+    return _alpha_dropped("alpha_dropout", input, p, training, tuple(input.shape))
+
+
+@_with_inplace
+def feature_alpha_dropout(input: Tensor, p: float = 0.5, training: bool = False) -> Tensor:
+    """`alpha_dropout` of whole channels: dimensions 0 and 1 decide."""
+    mask_shape = tuple(input.shape[:2]) + (1,) * (len(input.shape) - 2)
+    return _alpha_dropped("feature_alpha_dropout", input, p, training, mask_shape)
+
+
+def _alpha_dropped(op: str, x: Tensor, p: float, training: bool, mask_shape: tuple[int, ...]) -> Tensor:
+    """What is dropped becomes the value that `selu` goes to; all is then scaled and shifted."""
+    _check_probability(op, p)
     if not training or p == 0:
-        return input
+        return x
+    require_floating(op, x)
     floor = -_SELU_ALPHA * _SELU_SCALE
     scale = (1.0 - p + p * (1.0 - p) * floor ** 2) ** -0.5 if p < 1 else 0.0
-    kept = random.keep_mask(tuple(input.shape), p)
-    return add(mul(where(kept, input, floor), scale), -scale * floor * p)
+    kept = broadcast(random.keep_mask(mask_shape, p), x.shape)
+    return add(mul(where(kept, x, floor), scale), -scale * floor * p)

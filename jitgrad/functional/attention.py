@@ -18,8 +18,7 @@ from jitgrad.functional.index import _index_like
 from jitgrad.functional.linalg import matmul
 from jitgrad.functional.reduce import detached
 from jitgrad.functional.shape import diagonal_distance, repeat_interleave
-from jitgrad.functional.window import one_hot_positions
-from jitgrad.ops.builders import broadcast, full, zeros_like
+from jitgrad.ops.builders import broadcast, expand_dims, full, zeros_like
 
 __all__ = [
     "embedding", "one_hot", "scaled_dot_product_attention",
@@ -47,7 +46,14 @@ def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
         raise complain(DTypeError, "one_hot", f"expected class indices (int64), got {describe(tensor)}",
                        fix="Did you mean x.long()?")
     count = int(read(tensor).max()) + 1 if num_classes == -1 else num_classes
-    return cast(one_hot_positions(tensor, count), dtypes.int64)
+    return cast(_one_hot_positions(tensor, count), dtypes.int64)
+
+
+def _one_hot_positions(indices: Tensor, count: int) -> Tensor:
+    """True where the number of the new last dimension is the index: bool [*, count]."""
+    shape = (*indices.shape, count)
+    numbers = ops.iota(shape=shape, axis=len(indices.shape), dtype=dtypes.int64)
+    return ops.eq(numbers, broadcast(expand_dims(cast(indices, dtypes.int64), (len(indices.shape),)), shape))
 
 
 def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,

@@ -1,20 +1,22 @@
-"""The functions that ``jitgrad.nn.functional`` offers: activations, normalization, convolution and pooling, losses,
-attention."""
+"""The functions that ``jitgrad.nn.functional`` offers: activations, normalization, convolution, pooling and resampling,
+losses, attention."""
 
 # ruff: noqa: F403
 
-from jitgrad.functional import activation, attention, loss, normalization, window
+from jitgrad.functional import activation, attention, convolution, loss, normalization, pooling, resampling
 from jitgrad.functional.activation import *
 from jitgrad.functional.attention import *
+from jitgrad.functional.convolution import *
 from jitgrad.functional.elementwise import sigmoid, tanh
 from jitgrad.functional.linalg import bilinear, linear
 from jitgrad.functional.loss import *
 from jitgrad.functional.normalization import *
 from jitgrad.functional.padding import pad
-from jitgrad.functional.window import *
+from jitgrad.functional.pooling import *
+from jitgrad.functional.resampling import *
 
-__all__ = [*activation.__all__, *attention.__all__, *loss.__all__, *normalization.__all__, *window.__all__, "bilinear",
-           "linear", "pad", "sigmoid", "tanh"]
+__all__ = [*activation.__all__, *attention.__all__, *convolution.__all__, *loss.__all__, *normalization.__all__,
+           *pooling.__all__, *resampling.__all__, "bilinear", "linear", "pad", "sigmoid", "tanh"]
 
-# Those that also stand in ``jitgrad`` itself: there `pad` and `unfold` would not say of what.
-TOP_LEVEL = [name for name in __all__ if name not in ("pad", "unfold", "sigmoid", "tanh")]
+# Those that also stand in ``jitgrad`` itself: there `pad`, `fold`, `unfold` and `upsample` would not say of what.
+TOP_LEVEL = [name for name in __all__ if name not in ("pad", "fold", "unfold", "upsample", "sigmoid", "tanh")]

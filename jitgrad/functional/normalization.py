@@ -148,11 +148,14 @@ def group_norm(input: Tensor, num_groups: int, weight: Tensor | None = None, bia
     grouped = (shape[0], num_groups, size(shape[1:]) // num_groups)
     x = ops.reshape(_wide(require_floating("group_norm", input)), shape=grouped)
     scaled = ops.reshape(_standardized(x, axes=(2,), eps=eps), shape=shape)
-    return cast(_affine(scaled, *_per_channel(scaled, weight, bias)), input.dtype)
+    return cast(_affine(scaled, *_per_channel("group_norm", scaled, weight, bias)), input.dtype)
 
 
-def _per_channel(x: Tensor, *parameters: Tensor | None) -> list[Tensor | None]:
+def _per_channel(op: str, x: Tensor, *parameters: Tensor | None) -> list[Tensor | None]:
     """Parameters of shape [C] so that they broadcast along dimension 1 of `x`."""
+    for p in parameters:
+        if p is not None and tuple(p.shape) != (x.shape[1],):
+            require_shape(op, False, f"{describe(x)} has {x.shape[1]} channels, and a parameter is {describe(p)}")
     shape = (1, x.shape[1]) + (1,) * (len(x.shape) - 2)
     return [None if p is None else ops.reshape(_wide(p), shape=shape) for p in parameters]
 
@@ -163,6 +166,7 @@ def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor |
     While training by the statistics of the batch, which also enter the running ones (in place, with the unbiased
     variance); otherwise by the running statistics."""
     x = _wide(require_floating("batch_norm", input))
+    require_shape("batch_norm", len(x.shape) > 1, f"expected [N, C, ...], got {describe(input)}")
     axes = (0, *range(2, len(x.shape)))
     use_batch = training or running_mean is None
     if use_batch:
@@ -174,9 +178,9 @@ def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor |
         if training and running_mean is not None and running_var is not None:
             _update_running(x, axes, variance, running_mean, running_var, momentum, count)
     else:
-        center, variance = _per_channel(x, running_mean, running_var)
+        center, variance = _per_channel("batch_norm", x, running_mean, running_var)
         distance = sub(x, center)
-    return cast(_affine(_scaled(distance, variance, eps), *_per_channel(x, weight, bias)), input.dtype)
+    return cast(_affine(_scaled(distance, variance, eps), *_per_channel("batch_norm", x, weight, bias)), input.dtype)
 
 
 def _update_running(x: Tensor, axes: tuple[int, ...], variance: Tensor, running_mean: Tensor, running_var: Tensor,
@@ -184,28 +188,38 @@ def _update_running(x: Tensor, axes: tuple[int, ...], variance: Tensor, running_
     """Running statistics moved toward those of the batch by `momentum`."""
     mean = ops.reshape(_mean(detached(x), axes), shape=running_mean.shape)
     unbiased = mul(ops.reshape(detached(variance), shape=running_var.shape), count / (count - 1))
-    for running, batch in ((running_mean, mean), (running_var, unbiased)):
-        batch = cast(batch, running.dtype)
-        running._assign(add(running, mul(sub(batch, running), momentum)))
+    _move(running_mean, mean, momentum)
+    _move(running_var, unbiased, momentum)
+
+
+def _move(running: Tensor, batch: Tensor, momentum: Any) -> None:
+    batch = cast(batch, running.dtype)
+    running._assign(add(running, mul(sub(batch, running), momentum)))
 
 
 def instance_norm(input: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None,
                   weight: Tensor | None = None, bias: Tensor | None = None, use_input_stats: bool = True,
                   momentum: Any = 0.1, eps: float = 1e-5) -> Tensor:
-    """Each channel of each sample brought to mean 0 and variance 1, then ``* weight + bias`` per channel."""
+    """Each channel of each sample brought to mean 0 and variance 1, then ``* weight + bias`` per channel. The mean of
+    these statistics over the batch enters the running ones, in place; without `use_input_stats` those are used."""
     if not use_input_stats:
+        require_shape("instance_norm", running_mean is not None and running_var is not None,
+                      "use_input_stats=False needs running_mean and running_var")
         return batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
     x = _wide(require_floating("instance_norm", input))
     axes = tuple(range(2, len(x.shape)))
-    distance, variance = _moments(x, axes)
+    count = size([x.shape[a] for a in axes])
+    require_shape("instance_norm", count > 1,
+                  f"expected [N, C, ...] with more than 1 element per channel, got {describe(input)}")
+    parameters = _per_channel("instance_norm", x, weight, bias)
     if running_mean is not None and running_var is not None:
-        count = size([x.shape[a] for a in axes])
-        means = _mean(detached(_mean(x, axes)), (0,))
-        variances = mul(_mean(detached(variance), (0,)), count / max(count - 1, 1))
-        for running, batch in ((running_mean, means), (running_var, variances)):
-            batch = cast(ops.reshape(batch, shape=running.shape), running.dtype)
-            running._assign(add(running, mul(sub(batch, running), momentum)))
-    return cast(_affine(_scaled(distance, variance, eps), *_per_channel(x, weight, bias)), input.dtype)
+        _per_channel("instance_norm", x, running_mean, running_var)
+        _, variance = _moments(detached(x), axes)
+        mean = _mean(_mean(detached(x), axes), (0,))
+        unbiased = mul(_mean(variance, (0,)), count / (count - 1))
+        _move(running_mean, ops.reshape(mean, shape=running_mean.shape), momentum)
+        _move(running_var, ops.reshape(unbiased, shape=running_var.shape), momentum)
+    return cast(_affine(_standardized(x, axes=axes, eps=eps), *parameters), input.dtype)
 
 
 def normalize(input: Tensor, p: float = 2.0, dim: int | Sequence[int] = 1, eps: float = 1e-12) -> Tensor:
@@ -216,6 +230,8 @@ def normalize(input: Tensor, p: float = 2.0, dim: int | Sequence[int] = 1, eps: 
 
 def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
     """Each channel divided by ``(k + alpha * mean of squares of neighbouring channels) ** beta``."""
+    require_shape("local_response_norm", len(input.shape) >= 3 and size > 0,
+                  f"expected [N, C, ...] of at least 3 dimensions and a positive size, got {describe(input)} and {size}")
     squares = ops.mul(require_floating("local_response_norm", input), input)
     before, ndim = size // 2, len(input.shape)
     low = tuple([before if d == 1 else 0 for d in range(ndim)])

@@ -1,4 +1,4 @@
-"""Convolutions over one and two dimensions, and transposed ones."""
+"""Convolutions over one, two and three dimensions, and transposed ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 def _tuple_of(value: Sizes, count: int) -> tuple[int, ...]:
-    return (value,) * count if isinstance(value, int) else tuple(value)
+    given = (value,) * count if isinstance(value, int) else tuple(value)
+    return given * count if len(given) == 1 else given
 
 
 class _Convolution(Module):
@@ -41,10 +42,15 @@ class _Convolution(Module):
         self.kernel_size, self.stride = _tuple_of(kernel_size, self.rank), _tuple_of(stride, self.rank)
         self.dilation = _tuple_of(dilation, self.rank)
         self.padding = self._check_padding(padding)
-        inner, outer = (out_channels, in_channels) if self.transposed else (in_channels, out_channels)
-        self.weight = new_parameter((outer, inner // groups, *self.kernel_size), dtype)
+        self.weight = new_parameter(self._weight_shape(), dtype)
         self.bias = new_parameter((out_channels,), dtype) if bias else None
         self.reset_parameters()
+
+    def _weight_shape(self) -> tuple[int, ...]:
+        first, second = self.out_channels, self.in_channels
+        if self.transposed:
+            first, second = second, first
+        return first, second // self.groups, *self.kernel_size
 
     def _check_padding(self, padding: Sizes | str) -> tuple[int, ...] | str:
         if not isinstance(padding, str):
@@ -91,36 +97,44 @@ class _Convolution(Module):
         return ", ".join(parts)
 
 
-class Conv1d(_Convolution):
-    """[N, C, L] or [C, L] -> [N, out_channels, L'], cross-correlation."""
-
-    rank = 1
+class _PlainConvolution(_Convolution):
+    """The parameters of convolutions that are not transposed, as PyTorch orders them."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: Sizes, stride: Sizes = 1,
                  padding: Sizes | str = 0, dilation: Sizes = 1, groups: int = 1, bias: bool = True,
                  padding_mode: str = "zeros", device: Any = None, dtype: DType | None = None):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
                          dtype)
+
+
+class Conv1d(_PlainConvolution):
+    """[N, C, L] or [C, L] -> [N, out_channels, L'], cross-correlation."""
+
+    rank = 1
 
     def forward(self, input: Tensor) -> Tensor:
         input, padding = self._padded(input)
         return F.conv1d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
 
-class Conv2d(_Convolution):
+class Conv2d(_PlainConvolution):
     """[N, C, H, W] or [C, H, W] -> [N, out_channels, H', W'], cross-correlation."""
 
     rank = 2
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: Sizes, stride: Sizes = 1,
-                 padding: Sizes | str = 0, dilation: Sizes = 1, groups: int = 1, bias: bool = True,
-                 padding_mode: str = "zeros", device: Any = None, dtype: DType | None = None):
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
-                         dtype)
-
     def forward(self, input: Tensor) -> Tensor:
         input, padding = self._padded(input)
         return F.conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
+
+class Conv3d(_PlainConvolution):
+    """[N, C, D, H, W] or [C, D, H, W] -> [N, out_channels, D', H', W'], cross-correlation."""
+
+    rank = 3
+
+    def forward(self, input: Tensor) -> Tensor:
+        input, padding = self._padded(input)
+        return F.conv3d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
 
 class _TransposedConvolution(_Convolution):
@@ -173,4 +187,16 @@ class ConvTranspose2d(_TransposedConvolution):
     def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
         padding: Any = self.padding
         return F.conv_transpose2d(input, self.weight, self.bias, self.stride, padding,
+                                  self._output_padding(input, output_size), self.groups, self.dilation)
+
+
+class ConvTranspose3d(_TransposedConvolution):
+    """[N, C, D, H, W] or [C, D, H, W] -> [N, out_channels, D', H', W'], the gradient of `Conv3d` in its input, as a
+    layer."""
+
+    rank = 3
+
+    def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
+        padding: Any = self.padding
+        return F.conv_transpose3d(input, self.weight, self.bias, self.stride, padding,
                                   self._output_padding(input, output_size), self.groups, self.dilation)

@@ -36,19 +36,19 @@ class _Affine(Module):
             init.zeros_(self.bias)
 
 
-class _BatchNorm(_Affine):
-    """Each channel normalized by its statistics over the batch, or in evaluation by running averages of them.
+class _ChannelNorm(_Affine):
+    """What batch and instance norm share: `num_features` channels, and running averages of their statistics.
 
-    ``running = (1 - momentum) * running + momentum * batch``; with momentum None they are plain averages."""
+    ``running = (1 - momentum) * running + momentum * batch``."""
 
     ranks: tuple[int, ...]
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True,
-                 track_running_stats: bool = True, device: Any = None, dtype: DType | None = None):
+    def __init__(self, num_features: int, eps: float, momentum: float | None, affine: bool, track_running_stats: bool,
+                 bias: bool, dtype: DType | None):
         super().__init__()
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
-        self._make_affine((num_features,), affine, affine, dtype)
+        self._make_affine((num_features,), affine, affine and bias, dtype)
         kind = (dtype or dtypes.get_default_dtype()).numpy
         tracked = track_running_stats
         self.register_buffer("running_mean", Tensor(np.zeros(num_features, kind)) if tracked else None)
@@ -62,10 +62,27 @@ class _BatchNorm(_Affine):
             init.ones_(self.running_var)
             init.zeros_(self.num_batches_tracked)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _check_rank(self, input: Tensor) -> None:
         if len(input.shape) not in self.ranks:
             raise complain(ShapeError, type(self).__name__, f"expected {' or '.join(map(str, self.ranks))} dimensions, "
                            f"got {tuple(input.shape)}")
+
+    def extra_repr(self) -> str:
+        return (f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
+                f"track_running_stats={self.track_running_stats}")
+
+
+class _BatchNorm(_ChannelNorm):
+    """Each channel normalized by its statistics over the batch, or in evaluation by running averages of them; with
+    momentum None these are plain averages."""
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True,
+                 track_running_stats: bool = True, device: Any = None, dtype: DType | None = None, *,
+                 bias: bool = True):
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, bias, dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check_rank(input)
         by_batch = self.training or self.running_mean is None
         updating = self.training and self.track_running_stats
         momentum: Any = self.momentum
@@ -79,10 +96,6 @@ class _BatchNorm(_Affine):
                             self.running_var if keep_running else None, self.weight, self.bias, by_batch,
                             0.0 if momentum is None else momentum, self.eps)
 
-    def extra_repr(self) -> str:
-        return (f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
-                f"track_running_stats={self.track_running_stats}")
-
 
 class BatchNorm1d(_BatchNorm):
     """[N, C] or [N, C, L], normalized over all but C (Ioffe & Szegedy 2015)."""
@@ -94,6 +107,51 @@ class BatchNorm2d(_BatchNorm):
     """[N, C, H, W], normalized over all but C (Ioffe & Szegedy 2015)."""
 
     ranks = (4,)
+
+
+class BatchNorm3d(_BatchNorm):
+    """[N, C, D, H, W], normalized over all but C (Ioffe & Szegedy 2015)."""
+
+    ranks = (5,)
+
+
+class _InstanceNorm(_ChannelNorm):
+    """Each channel of each sample normalized by its own statistics; with `track_running_stats`, in evaluation by running
+    averages of them. The last of `ranks` is the one with a batch dimension."""
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = False,
+                 track_running_stats: bool = False, device: Any = None, dtype: DType | None = None, *,
+                 bias: bool = True):
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, bias, dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check_rank(input)
+        if len(input.shape) == self.ranks[-1]:
+            return self._normalized(input)
+        return self._normalized(input.unsqueeze(0)).squeeze(0)
+
+    def _normalized(self, input: Tensor) -> Tensor:
+        by_input = self.training or not self.track_running_stats
+        return F.instance_norm(input, self.running_mean, self.running_var, self.weight, self.bias, by_input,
+                               0.0 if self.momentum is None else self.momentum, self.eps)
+
+
+class InstanceNorm1d(_InstanceNorm):
+    """[N, C, L] or [C, L], each C normalized over L (Ulyanov et al. 2016)."""
+
+    ranks = (2, 3)
+
+
+class InstanceNorm2d(_InstanceNorm):
+    """[N, C, H, W] or [C, H, W], each C normalized over H and W (Ulyanov et al. 2016)."""
+
+    ranks = (3, 4)
+
+
+class InstanceNorm3d(_InstanceNorm):
+    """[N, C, D, H, W] or [C, D, H, W], each C normalized over D, H and W (Ulyanov et al. 2016)."""
+
+    ranks = (4, 5)
 
 
 class GroupNorm(_Affine):
@@ -150,3 +208,18 @@ class RMSNorm(_Affine):
 
     def extra_repr(self) -> str:
         return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
+
+
+class LocalResponseNorm(Module):
+    """[N, C, ...]: each channel divided by ``(k + alpha * mean of squares of `size` neighbouring channels) ** beta``
+    (Krizhevsky et al. 2012)."""
+
+    def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0):
+        super().__init__()
+        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.local_response_norm(input, self.size, self.alpha, self.beta, self.k)
+
+    def extra_repr(self) -> str:
+        return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"

@@ -1,4 +1,5 @@
-"""`Parameter`: a Tensor that a Module counts among what it learns."""
+"""`Parameter`: a Tensor that a Module counts among what it learns; `UninitializedParameter`: one whose shape is not known
+yet."""
 
 from __future__ import annotations
 
@@ -24,6 +25,21 @@ class Parameter(Tensor):
 
     def __repr__(self) -> str:
         return "Parameter containing:\n" + super().__repr__()
+
+
+class UninitializedParameter(Parameter):
+    """A Parameter without elements, until `materialize` says its shape."""
+
+    def __init__(self, requires_grad: bool = True, device: Any = None, dtype: DType | None = None):
+        super().__init__(np.empty(0, (dtype or dtypes.get_default_dtype()).numpy), requires_grad)
+
+    def materialize(self, shape: tuple[int, ...]) -> None:
+        """Become an ordinary Parameter of `shape`, whose values are still to be set."""
+        self.data = Tensor(np.empty(shape, self.dtype.numpy))
+        self.__class__ = Parameter                            # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return "<UninitializedParameter>"
 
 
 def new_parameter(shape: tuple[int, ...], dtype: DType | None = None) -> Parameter:

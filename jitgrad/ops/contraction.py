@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from jitgrad.errors import DTypeError, ShapeError, complain
 from jitgrad.ir.op import Op, register
 from jitgrad.ir.types import TensorType
 from jitgrad.ops.builders import conjugate
-from jitgrad.ops.record import in_float32, require_category, require_same
+from jitgrad.ops.record import checked_first, in_float32, require_category, require_same
 
 __all__ = ["convolution", "convolution_input_grad", "convolution_output_shape", "convolution_weight_grad", "matmul",
            "transposed"]
@@ -47,14 +48,15 @@ matmul: Op = register(Op(
     vjp=(lambda g, y: ops.matmul(g, conjugate(transposed(y))), lambda g, x: ops.matmul(conjugate(transposed(x)), g)),
     doc="Matrix product of the last two dimensions; leading (batch) dimensions are equal."))
 
-# ---- convolution: x[N, C, H, W], w[O, C / groups, kh, kw] -> [N, O, OH, OW] ---------------------------------------
+# ---- convolution: x[N, C, *sizes], w[O, C / groups, *kernel] -> [N, O, *out] ------------------------------------
 
 Ints = tuple[int, ...]
-Padding = tuple[tuple[int, int], tuple[int, int]]       # (top, bottom), (left, right)
+Padding = tuple[tuple[int, int], ...]                   # (before, after) of each spatial dimension
+RANKS = (1, 2, 3)
 
 
 def convolution_output_shape(x: Ints, w: Ints, stride: Ints, padding: Padding, dilation: Ints) -> Ints:
-    """[N, O, OH, OW] for the shapes of x and w."""
+    """[N, O, *out] for the shapes of x and w."""
     sizes = [(size + low + high - d * (k - 1) - 1) // s + 1
              for size, k, s, (low, high), d in zip(x[2:], w[2:], stride, padding, dilation, strict=True)]
     return (x[0], w[0], *sizes)
@@ -67,8 +69,13 @@ def _check_convolution(name: str, x: TensorType, w: TensorType, *, stride: Ints,
     if x.dtype is not w.dtype:
         raise complain(DTypeError, name, f"operands differ in dtype: {shown}")
     require_category(name, x.dtype, "f")
-    if x.ndim != 4 or w.ndim != 4:
-        raise complain(ShapeError, name, f"needs x[N, C, H, W] and w[O, C / groups, kh, kw]: {shown}")
+    rank = w.ndim - 2
+    if x.ndim != w.ndim or rank not in RANKS:
+        raise complain(ShapeError, name, f"needs x[N, C, *sizes] and w[O, C / groups, *kernel], with one, two or three "
+                                         f"sizes in both: {shown}")
+    if not len(stride) == len(padding) == len(dilation) == rank:
+        raise complain(ShapeError, name, f"stride {stride}, padding {padding} and dilation {dilation} need one entry for "
+                                         f"each of {rank} dimension(s): {shown}")
     if groups < 1 or x.shape[1] != w.shape[1] * groups or w.shape[0] % groups:
         raise complain(ShapeError, name, f"channels do not fit {groups} group(s): {shown}")
     if min(*stride, *dilation) < 1 or min(p for side in padding for p in side) < 0:
@@ -100,14 +107,15 @@ def _infer_weight_grad(x: TensorType, gradient: TensorType, *, weight_shape: Int
 
 def _columns(x: np.ndarray, kernel: Ints, out: Ints, stride: Ints, padding: Padding, dilation: Ints,
              groups: int) -> np.ndarray:
-    """[N, groups, C / groups * kh * kw, OH * OW]: what each output position multiplies (im2col)."""
+    """[N, groups, C / groups * taps, positions]: what each output position multiplies (im2col)."""
     if any(p for side in padding for p in side):
         x = np.pad(x, ((0, 0), (0, 0), *padding))
-    n, c, _, _ = x.shape
-    image, channel, row, column = x.strides
-    windows = np.ndarray((n, c, *kernel, *out), x.dtype, np.asarray(x), 0, (
-        image, channel, row * dilation[0], column * dilation[1], row * stride[0], column * stride[1]))
-    return windows.reshape(n, groups, c // groups * kernel[0] * kernel[1], out[0] * out[1])
+    n, c = x.shape[:2]
+    along = x.strides[2:]
+    taps = [size * d for size, d in zip(along, dilation, strict=True)]
+    steps = [size * s for size, s in zip(along, stride, strict=True)]
+    windows = np.ndarray((n, c, *kernel, *out), x.dtype, np.asarray(x), 0, (*x.strides[:2], *taps, *steps))
+    return windows.reshape(n, groups, c // groups * math.prod(kernel), math.prod(out))
 
 
 def _convolution(x: np.ndarray, w: np.ndarray, *, stride: Ints, padding: Padding, dilation: Ints,
@@ -119,19 +127,19 @@ def _convolution(x: np.ndarray, w: np.ndarray, *, stride: Ints, padding: Padding
 
 def _convolution_input_grad(gradient: np.ndarray, w: np.ndarray, *, input_shape: Ints, stride: Ints,
                             padding: Padding, dilation: Ints, groups: int) -> np.ndarray:
-    n, c, height, width = input_shape
-    out_height, out_width = gradient.shape[2:]
+    (n, c), sizes = input_shape[:2], input_shape[2:]
+    kernel, out = w.shape[2:], gradient.shape[2:]
     rows = w.reshape(groups, w.shape[0] // groups, -1).swapaxes(1, 2)
-    taps = np.matmul(rows, gradient.reshape(n, groups, w.shape[0] // groups, out_height * out_width))
-    taps = taps.reshape(n, c, *w.shape[2:], out_height, out_width)
-    (top, bottom), (left, right) = padding
-    padded = np.zeros((n, c, height + top + bottom, width + left + right), gradient.dtype)
-    for i in range(w.shape[2]):
-        for j in range(w.shape[3]):
-            y, x = i * dilation[0], j * dilation[1]
-            padded[:, :, y:y + (out_height - 1) * stride[0] + 1:stride[0],
-                   x:x + (out_width - 1) * stride[1] + 1:stride[1]] += taps[:, :, i, j]
-    return np.ascontiguousarray(padded[:, :, top:top + height, left:left + width])
+    taps = np.matmul(rows, gradient.reshape(n, groups, w.shape[0] // groups, math.prod(out)))
+    taps = taps.reshape(n, c, *kernel, *out)
+    padded = np.zeros((n, c, *[size + low + high for size, (low, high) in zip(sizes, padding, strict=True)]),
+                      gradient.dtype)
+    for tap in np.ndindex(*kernel):
+        reached: Any = [slice(k * d, k * d + (count - 1) * s + 1, s)
+                        for k, d, count, s in zip(tap, dilation, out, stride, strict=True)]
+        padded[..., *reached] += taps[:, :, *tap]
+    inside: Any = [slice(low, low + size) for size, (low, _) in zip(sizes, padding, strict=True)]
+    return np.ascontiguousarray(padded[..., *inside])
 
 
 def _convolution_weight_grad(x: np.ndarray, gradient: np.ndarray, *, weight_shape: Ints, stride: Ints,
@@ -162,14 +170,17 @@ def _weight_grad(x: Any, gradient: Any, shape: Ints, *geometry: Any) -> Any:
 
 # The three are linear in each operand, and each is the gradient of the two others.
 convolution: Op = register(Op(
-    "convolution", ("x", "w"), _infer_convolution, in_float32(_convolution), "contraction",
+    "convolution", ("x", "w"), _infer_convolution, checked_first(_infer_convolution, in_float32(_convolution)),
+    "contraction",
     vjp=(lambda g, w, x_type, stride, padding, dilation, groups:
          _input_grad(g, w, x_type.shape, stride, padding, dilation, groups),
          lambda g, x, w_type, stride, padding, dilation, groups:
          _weight_grad(x, g, w_type.shape, stride, padding, dilation, groups)),
-    doc="Cross-correlation of x[N, C, H, W] with w[O, C / groups, kh, kw], zero-padded: [N, O, OH, OW]."))
+    doc="Cross-correlation of x[N, C, *sizes] with w[O, C / groups, *kernel] over one, two or three dimensions, "
+        "zero-padded: [N, O, *out]."))
 convolution_input_grad: Op = register(Op(
-    "convolution_input_grad", ("gradient", "w"), _infer_input_grad, in_float32(_convolution_input_grad), "contraction",
+    "convolution_input_grad", ("gradient", "w"), _infer_input_grad,
+    checked_first(_infer_input_grad, in_float32(_convolution_input_grad)), "contraction",
     vjp=(lambda g, w, stride, padding, dilation, groups: _forward(g, w, stride, padding, dilation, groups),
          lambda g, gradient, w_type, stride, padding, dilation, groups:
          _weight_grad(g, gradient, w_type.shape, stride, padding, dilation, groups)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,21 @@ def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
         return tuple([y.astype(x.dtype) for y in found]) if isinstance(found, tuple) else found.astype(x.dtype)
 
     return eager
+
+
+def checked_first(infer: Callable[..., Any], eager: Callable[..., Any]) -> Callable[..., Any]:
+    """`eager` after a look at the types by the type rule, for ops whose NumPy form would carry out what the rule refuses.
+    What was found to be right once is not looked at again."""
+
+    @lru_cache(maxsize=4096)
+    def look(types: tuple[Any, ...], attrs: tuple[Any, ...]) -> None:
+        infer(*[TensorType(dtypes.from_numpy(dtype), shape) for dtype, shape in types], **dict(attrs))
+
+    def checked(*arrays: np.ndarray, **attrs: Any) -> Any:
+        look(tuple([(x.dtype, x.shape) for x in arrays]), tuple(attrs.items()))
+        return eager(*arrays, **attrs)
+
+    return checked
 
 
 _BITS = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}

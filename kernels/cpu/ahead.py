@@ -38,6 +38,9 @@ def _texts(element: str) -> Iterator[str]:
     for family in (pooling, index, sort, scan, movement, recurrence, attention, winograd, taps):
         for name in family.KERNELS:
             yield family.source(name, element)
-    for kernel, stride in (((2, 2), (2, 2)), ((3, 3), (2, 2))):
-        yield pooling.windows_source(element, kernel, stride, (1, 1))
+    halved = (1, 2, 2)
+    for kernel in (halved, (1, 3, 3)):
+        yield pooling.windows_source(element, kernel, halved, pooling.ONES)
+    yield pooling.mean_windows_source(element, halved, halved)
+    yield pooling.mean_gradient_source(element, halved, halved)
     yield random.source("random_bits")

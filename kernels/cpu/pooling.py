@@ -1,18 +1,25 @@
-"""Pooling windows over planes ``[planes, height, width]``: maxima with their places, averages, and the gradients of
-both.
+"""Pooling windows over planes ``[planes, depth, height, width]``: maxima with their places, averages, and the gradients
+of both. An image has depth 1, a sequence also height 1.
 
-A place is the number ``row * width + column`` within the input plane. Padding is never read: maxima ignore it,
-averages count it when asked to. A NaN in a window is its maximum.
+A place is the number ``(layer * height + row) * width + column`` within the input plane. Padding is never read: maxima
+ignore it, averages count it when asked to. A NaN in a window is its maximum.
 """
 
 from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
 
 from jitgrad.kernels.cpu.math import maximum, minimum, select
 from jitgrad.kernels.cpu.scalar import f32 as T
 from jitgrad.kernels.cpu.standins import fail, i64, load, pointer, store
 from jitgrad.kernels.cpu.template import text
 
-WRITTEN_OUT = 16                                # taps of a window up to which it has a kernel of its own
+WRITTEN_OUT = 27                                # taps of a window up to which it has a kernel of its own
+
+Triple = tuple[int, int, int]
+ONES: Triple = (1, 1, 1)
 
 
 def source(kernel: str, element: str) -> str:
@@ -20,29 +27,28 @@ def source(kernel: str, element: str) -> str:
     return text(KERNELS[kernel], T=element)
 
 
-# Windows inside of the plane are a loop without branches, in which neighbours are one vector; those that stick out are
-# done one by one.
-_WINDOWS = """\
+# Windows that lie inside of the plane are a loop without branches, in which neighbours are one vector; those that stick out
+# are done one by one. `{inside}` is the loop, `{outside}` what is done with one of the others.
+_ROWS = """\
 def {name}(args, begin, end, thread):
-    x, o, index = pointer(args, 1, {T}), pointer(args, 2, {T}), pointer(args, 3, i64)
-    height, width, rows, columns = args[4], args[5], args[6], args[7]
-    top, left = args[12], args[13]
-    for item in range(begin, end):
-        plane, out = item // rows * height * width, item * columns
-        row = item % rows * {down} - top
+    {pointers}
+    depth, height, width = args[{sizes}], args[{sizes} + 1], args[{sizes} + 2]
+    layers, rows, columns = args[{sizes} + 3], args[{sizes} + 4], args[{sizes} + 5]
+    front, top, left = args[{sizes} + 12], args[{sizes} + 13], args[{sizes} + 14]
+{before}
+    opening, closing = begin * {per_item}, end * {per_item}
+    line = opening // rows
+    number, at_layer, at_row = line // layers, line % layers, opening - line * rows
+    for item in range(opening, closing):
+        plane, out = number * depth * height * width, item * columns
+        layer, row = at_layer * {onward} - front, at_row * {down} - top
         first = i64(columns)
         after = i64(columns)
-        if row >= 0 and row + {last_row} < height and width > {last_column}:
+        if layer >= 0 and layer + {last_layer} < depth and row >= 0 and row + {last_row} < height and width > {last_column}:
             first = minimum(i64((left + {across} - 1) // {across}), columns)
             after = maximum(minimum(i64((width - 1 - {last_column} + left) // {across} + 1), columns), first)
-            corner = row * width - left
-            for c in range(first, after):
-                place = corner + c * {across}
-                at = i64(place)
-                best = load(x, plane + place, 0, 3)
-{taps}
-                store(o, out + c, best, 1, 3)
-                store(index, out + c, at, 2, 3)
+            corner = plane + (layer * height + row) * width - left
+{inside}
         for side in range(2):
             start = i64(0)
             stop = first
@@ -50,58 +56,157 @@ def {name}(args, begin, end, thread):
                 start = after
                 stop = i64(columns)
             for c in range(start, stop):
+{outside}
+        at_row += 1
+        if at_row == rows:
+            at_row = i64(0)
+            at_layer += 1
+            if at_layer == layers:
+                at_layer = i64(0)
+                number += 1
+"""
+_INSIDE = """\
+            for c in range(first, after):
+                place = corner + c * {across}
+"""
+_LARGEST = """\
                 best = {T}(0)
                 at = i64(-1)
-                for i in range({tall}):
-                    for j in range({wide}):
-                        y = row + i * {apart}
-                        z = c * {across} - left + j * {beside}
-                        if y >= 0 and y < height and z >= 0 and z < width:
-                            value = load(x, plane + y * width + z, 0, 3)
-                            better = (at < 0) | (value > best) | (value != value)
-                            best = select(better, value, best)
-                            at = select(better, i64(y * width + z), at)
+                for tap in range({count}):
+                    w = layer + tap // {area} * {behind}
+                    y = row + tap // {wide} % {tall} * {apart}
+                    z = c * {across} - left + tap % {wide} * {beside}
+                    if w >= 0 and w < depth and y >= 0 and y < height and z >= 0 and z < width:
+                        place = (w * height + y) * width + z
+                        value = load(x, plane + place, 0, 3)
+                        better = (at < 0) | (value > best) | (value != value)
+                        best = select(better, value, best)
+                        at = select(better, i64(place), at)
                 store(o, out + c, best, 1, 3)
                 store(index, out + c, at, 2, 3)
 """
-_TAP = """\
-                value_{k} = load(x, plane + place + {i} * width + {j}, 0, 3)
+_LARGEST_TAP = """\
+                place_{k} = place + {distance}
+                value_{k} = load(x, place_{k}, 0, 3)
                 better_{k} = (value_{k} > best) | (value_{k} != value_{k})
                 best = select(better_{k}, value_{k}, best)
-                at = select(better_{k}, i64(place + {i} * width + {j}), at)
+                at = select(better_{k}, i64(place_{k}), at)
+"""
+_BOUNDS = """\
+                column = c * {across} - left
+                w_0, w_1 = maximum(i64(layer), i64(0)), minimum(i64(layer + {deep}), depth)
+                y_0, y_1 = maximum(i64(row), i64(0)), minimum(i64(row + {tall}), height)
+                z_0, z_1 = maximum(i64(column), i64(0)), minimum(i64(column + {wide}), width)
+                size = (w_1 - w_0) * (y_1 - y_0) * (z_1 - z_0)
+                if args[21] != 0:
+                    size = ((minimum(i64(layer + {deep}), i64(depth + args[18])) - layer)
+                            * (minimum(i64(row + {tall}), i64(height + args[19])) - row)
+                            * (minimum(i64(column + {wide}), i64(width + args[20])) - column))
+                if args[22] != 0:
+                    size = i64(args[22])
+"""
+_OVER_BOUNDS = """\
+                for w in range(w_0, w_1):
+                    for y in range(y_0, y_1):
+                        for z in range(z_0, z_1):
+                            place = plane + (w * height + y) * width + z
+"""
+_MEAN = _BOUNDS + """\
+                total = {T}(0)
+""" + _OVER_BOUNDS + """\
+                            value = load(x, place, 0, 2)
+                            total = {T}(total + value)
+                store(o, out + c, {T}(total / {T}(size)), 1, 2)
+"""
+_SHARES = _BOUNDS + """\
+                share = {T}(load(g, out + c, 0, 2) / {T}(size))
+""" + _OVER_BOUNDS + """\
+                            store(o, place, {T}(load(o, place, 1, 2) + share), 1, 2)
+"""
+_WHOLE = "    whole = i64(args[22]) if args[22] != 0 else i64({count})"
+_ZEROS = """\
+    for i in range(begin * depth * height * width, end * depth * height * width):
+        store(o, i, {T}(0), 1, 2)
 """
 
 
-def windows_source(element: str, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]) -> str:
-    """`max_pool2d`, with the same arguments, for windows of this form and of at most `WRITTEN_OUT` taps."""
-    (tall, wide), (apart, beside) = kernel, dilation
-    offsets = [(i * apart, j * beside) for i in range(tall) for j in range(wide)]
-    taps = "".join(_TAP.format(k=k, i=i, j=j) for k, (i, j) in enumerate(offsets) if k).rstrip()
-    return _WINDOWS.format(name=f"max_pool2d_{tall}x{wide}_{stride[0]}x{stride[1]}_{apart}x{beside}_{element}", T=element,
-                           tall=tall, wide=wide, apart=apart, beside=beside, down=stride[0], across=stride[1],
-                           last_row=offsets[-1][0], last_column=offsets[-1][1], taps=taps)
+def windows_source(element: str, kernel: Triple, stride: Triple, dilation: Triple) -> str:
+    """`max_pool`, with the same arguments, for windows of this form and of at most `WRITTEN_OUT` taps."""
+    inside = _INSIDE + "                at = i64(place)\n                best = load(x, place, 0, 3)\n"
+    inside += "".join(_LARGEST_TAP.format(k=k, distance=d) for k, d in enumerate(_distances(kernel, dilation)) if k)
+    inside += "                store(o, out + c, best, 1, 3)\n                store(index, out + c, at - plane, 2, 3)\n"
+    pointers = "x, o, index = pointer(args, 1, {T}), pointer(args, 2, {T}), pointer(args, 3, i64)"
+    return _rows_source("max_pool", element, (kernel, stride, dilation), inside, _LARGEST, pointers=pointers, sizes=4)
 
 
-def max_pool2d(args, begin, end, thread):
-    """An item is a row of the result. Arguments: x, o, index; height, width, out height, out width; then vertical and
-    horizontal kernel, stride, padding before, dilation."""
+def mean_windows_source(element: str, kernel: Triple, stride: Triple) -> str:
+    """`avg_pool`, with the same arguments, for windows of this form and of at most `WRITTEN_OUT` taps."""
+    inside = _INSIDE + "                total = load(x, place, 0, 2)\n"
+    for k, distance in enumerate(_distances(kernel, ONES)):
+        if k:
+            inside += (f"                value_{k} = load(x, place + {distance}, 0, 2)\n"
+                       f"                total = {{T}}(total + value_{k})\n")
+    inside += "                store(o, out + c, {T}(total / {T}(whole)), 1, 2)\n"
+    pointers = "x, o = pointer(args, 1, {T}), pointer(args, 2, {T})"
+    return _rows_source("avg_pool", element, (kernel, stride, ONES), inside, _MEAN, pointers=pointers, before=_WHOLE)
+
+
+def mean_gradient_source(element: str, kernel: Triple, stride: Triple) -> str:
+    """`avg_pool_grad`, with the same arguments, for windows of this form and of at most `WRITTEN_OUT` taps."""
+    inside = _INSIDE + "                share = {T}(load(g, out + c, 0, 2) / {T}(whole))\n"
+    for distance in _distances(kernel, ONES):
+        inside += (f"                store(o, place + {distance}, {{T}}(load(o, place + {distance}, 1, 2) + share), 1, 2)\n")
+    pointers = "g, o = pointer(args, 1, {T}), pointer(args, 2, {T})"
+    return _rows_source("avg_pool_grad", element, (kernel, stride, ONES), inside, _SHARES, pointers=pointers,
+                        before=_WHOLE + "\n" + _ZEROS, per_item="layers * rows")
+
+
+def _rows_source(name: str, element: str, form: tuple[Triple, Triple, Triple], inside: str, outside: str, *,
+                 pointers: str, before: str = "", sizes: int = 3, per_item: str = "1") -> str:
+    """`sizes` is the first argument after the pointers; `before` what comes before the rows, of which an item has
+    `per_item`."""
+    kernel, stride, dilation = form
+    last = [(k - 1) * d for k, d in zip(kernel, dilation)]
+    numbers: dict[str, Any] = dict(zip(
+        ("deep", "tall", "wide", "onward", "down", "across", "behind", "apart", "beside", "last_layer", "last_row",
+         "last_column"), (*kernel, *stride, *dilation, *last)))
+    numbers.update(T=element, count=math.prod(kernel), area=kernel[1] * kernel[2], sizes=sizes, per_item=per_item)
+    parts = {"pointers": pointers, "inside": inside, "outside": outside, "before": before}
+    numbers.update({part: spelling.format(**numbers).rstrip() for part, spelling in parts.items()})
+    spelled = "_".join("x".join(map(str, triple)) for triple in form)
+    return _ROWS.format(name=f"{name}_{spelled}_{element}", **numbers)
+
+
+def _distances(kernel: Triple, dilation: Triple) -> list[str]:
+    """How far each element of a window is from its corner, as text."""
+    offsets = [[i * d for i, d in zip(tap, dilation)] for tap in itertools.product(*map(range, kernel))]
+    return [" + ".join(f"{number}{unit}" for number, unit in zip(offset, (" * height * width", " * width", "")) if number)
+            or "0" for offset in offsets]
+
+
+def max_pool(args, begin, end, thread):
+    """An item is a row of the result. Arguments: x, o, index; depth, height, width; the same of the result; then along
+    depth, height and width the kernel, the stride, the padding before, the dilation."""
     x, o, index = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, i64)
-    height, width, rows, columns = args[4], args[5], args[6], args[7]
-    tall, wide, down, across, top, left, apart, beside = (
-        args[8], args[9], args[10], args[11], args[12], args[13], args[14], args[15])
+    depth, height, width, layers, rows, columns = args[4], args[5], args[6], args[7], args[8], args[9]
+    deep, tall, wide, onward, down, across = args[10], args[11], args[12], args[13], args[14], args[15]
+    front, top, left, behind, apart, beside = args[16], args[17], args[18], args[19], args[20], args[21]
     for item in range(begin, end):
-        plane, out = item // rows * height * width, item * columns
+        line = item // rows
+        number = line // layers
+        plane, out = number * depth * height * width, item * columns
         for c in range(columns):
             store(index, out + c, -1, 2, 3)
-        for i in range(tall):
-            row = item % rows * down - top + i * apart
-            if row >= 0 and row < height:
+        for tap in range(deep * tall):
+            layer = (line - number * layers) * onward - front + tap // tall * behind
+            row = (item - line * rows) * down - top + tap % tall * apart
+            if layer >= 0 and layer < depth and row >= 0 and row < height:
                 for j in range(wide):
                     shift = j * beside - left
                     first = maximum(i64(-(shift // across)), i64(0))
                     last = minimum(i64((width - 1 - shift) // across + 1), columns)
                     for c in range(first, last):
-                        place = i64(row * width + shift + c * across)
+                        place = i64((layer * height + row) * width + shift + c * across)
                         value, best = load(x, plane + place, 0, 3), load(o, out + c, 1, 3)
                         old = load(index, out + c, 2, 3)
                         better = (old < 0) | (value > best) | (value != value)
@@ -109,7 +214,7 @@ def max_pool2d(args, begin, end, thread):
                         store(index, out + c, select(better, place, old), 2, 3)
 
 
-def max_pool2d_grad(args, begin, end, thread):
+def max_pool_grad(args, begin, end, thread):
     """An item is a plane of the input's gradient. Arguments: g, index, o; size of an input plane, of an output
     plane."""
     g, index, o = pointer(args, 1, T), pointer(args, 2, i64), pointer(args, 3, T)
@@ -126,7 +231,7 @@ def max_pool2d_grad(args, begin, end, thread):
                 store(o, item * inner + place, total, 2, 3)
 
 
-def max_pool2d_gather(args, begin, end, thread):
+def max_pool_gather(args, begin, end, thread):
     """An item is a plane of the result. Arguments: x, index, o; size of an input plane, of an output plane."""
     x, index, o = pointer(args, 1, T), pointer(args, 2, i64), pointer(args, 3, T)
     inner, count = args[4], args[5]
@@ -139,55 +244,82 @@ def max_pool2d_gather(args, begin, end, thread):
                 store(o, k, load(x, item * inner + place, 0, 3), 2, 3)
 
 
-def avg_pool2d(args, begin, end, thread):
-    """An item is a row of the result. Arguments: x, o; height, width, out height, out width; vertical and horizontal
-    kernel, stride, padding before, padding behind; whether padding counts."""
+def avg_pool(args, begin, end, thread):
+    """An item is a row of the result. Arguments: x, o; depth, height, width; the same of the result; then along depth,
+    height and width the kernel, the stride, the padding before, the padding behind; whether padding counts; the number
+    to divide by, or 0."""
     x, o = pointer(args, 1, T), pointer(args, 2, T)
-    height, width, rows, columns = args[3], args[4], args[5], args[6]
-    tall, wide, down, across, top, left, bottom, right = (
-        args[7], args[8], args[9], args[10], args[11], args[12], args[13], args[14])
-    count_padding = args[15]
+    depth, height, width, layers, rows, columns = args[3], args[4], args[5], args[6], args[7], args[8]
+    deep, tall, wide, onward, down, across = args[9], args[10], args[11], args[12], args[13], args[14]
+    front, top, left, rear, bottom, right = args[15], args[16], args[17], args[18], args[19], args[20]
+    count_padding, divisor = args[21], args[22]
+    line = begin // rows
+    number, at_layer, at_row = line // layers, line % layers, begin - line * rows
     for item in range(begin, end):
-        plane, row = item // rows * height * width, item % rows * down - top
-        padded_rows = minimum(i64(row + tall), i64(height + bottom)) - row
+        plane = number * depth
+        layer, row = at_layer * onward - front, at_row * down - top
+        first_layer, last_layer = maximum(i64(layer), i64(0)), minimum(i64(layer + deep), depth)
         first_row, last_row = maximum(i64(row), i64(0)), minimum(i64(row + tall), height)
+        padded_area = ((minimum(i64(layer + deep), i64(depth + rear)) - layer)
+                       * (minimum(i64(row + tall), i64(height + bottom)) - row))
+        area = (last_layer - first_layer) * (last_row - first_row)
         for c in range(columns):
             column = c * across - left
             padded_columns = minimum(i64(column + wide), i64(width + right)) - column
             first, last = maximum(i64(column), i64(0)), minimum(i64(column + wide), width)
             total = T(0)
-            for i in range(first_row, last_row):
-                for j in range(first, last):
-                    value = load(x, plane + i * width + j, 0, 2)
-                    total = T(total + value)
-            size = padded_rows * padded_columns if count_padding != 0 else (last_row - first_row) * (last - first)
+            for h in range(first_layer, last_layer):
+                for i in range(first_row, last_row):
+                    for j in range(first, last):
+                        value = load(x, ((plane + h) * height + i) * width + j, 0, 2)
+                        total = T(total + value)
+            size = padded_area * padded_columns if count_padding != 0 else area * (last - first)
+            size = divisor if divisor != 0 else size
             store(o, item * columns + c, T(total / T(size)), 1, 2)
+        at_row += 1
+        if at_row == rows:
+            at_row = i64(0)
+            at_layer += 1
+            if at_layer == layers:
+                at_layer = i64(0)
+                number += 1
 
 
-def avg_pool2d_grad(args, begin, end, thread):
-    """An item is a plane of the input's gradient. Arguments as for `avg_pool2d`, g in place of x."""
+def avg_pool_grad(args, begin, end, thread):
+    """An item is a plane of the input's gradient. Arguments as for `avg_pool`, g in place of x."""
     g, o = pointer(args, 1, T), pointer(args, 2, T)
-    height, width, rows, columns = args[3], args[4], args[5], args[6]
-    tall, wide, down, across, top, left, bottom, right = (
-        args[7], args[8], args[9], args[10], args[11], args[12], args[13], args[14])
-    count_padding = args[15]
+    depth, height, width, layers, rows, columns = args[3], args[4], args[5], args[6], args[7], args[8]
+    deep, tall, wide, onward, down, across = args[9], args[10], args[11], args[12], args[13], args[14]
+    front, top, left, rear, bottom, right = args[15], args[16], args[17], args[18], args[19], args[20]
+    count_padding, divisor = args[21], args[22]
     for item in range(begin, end):
-        plane = item * height * width
-        for i in range(plane, plane + height * width):
+        plane = item * depth * height * width
+        for i in range(plane, plane + depth * height * width):
             store(o, i, T(0), 1, 2)
-        for r in range(rows):
-            row = r * down - top
-            padded_rows = minimum(i64(row + tall), i64(height + bottom)) - row
+        at_layer, at_row = i64(0), i64(0)
+        for line in range(layers * rows):
+            layer, row = at_layer * onward - front, at_row * down - top
+            first_layer, last_layer = maximum(i64(layer), i64(0)), minimum(i64(layer + deep), depth)
             first_row, last_row = maximum(i64(row), i64(0)), minimum(i64(row + tall), height)
+            padded_area = ((minimum(i64(layer + deep), i64(depth + rear)) - layer)
+                           * (minimum(i64(row + tall), i64(height + bottom)) - row))
+            area = (last_layer - first_layer) * (last_row - first_row)
             for c in range(columns):
                 column = c * across - left
                 padded_columns = minimum(i64(column + wide), i64(width + right)) - column
                 first, last = maximum(i64(column), i64(0)), minimum(i64(column + wide), width)
-                size = padded_rows * padded_columns if count_padding != 0 else (last_row - first_row) * (last - first)
-                share = T(load(g, (item * rows + r) * columns + c, 0, 2) / T(size))
-                for i in range(first_row, last_row):
-                    for j in range(plane + i * width + first, plane + i * width + last):
-                        store(o, j, T(load(o, j, 1, 2) + share), 1, 2)
+                size = padded_area * padded_columns if count_padding != 0 else area * (last - first)
+                size = divisor if divisor != 0 else size
+                share = T(load(g, (item * layers * rows + line) * columns + c, 0, 2) / T(size))
+                for h in range(first_layer, last_layer):
+                    for i in range(first_row, last_row):
+                        corner = plane + (h * height + i) * width
+                        for j in range(corner + first, corner + last):
+                            store(o, j, T(load(o, j, 1, 2) + share), 1, 2)
+            at_row += 1
+            if at_row == rows:
+                at_row = i64(0)
+                at_layer += 1
 
 
-KERNELS = {k.__name__: k for k in (max_pool2d, max_pool2d_grad, max_pool2d_gather, avg_pool2d, avg_pool2d_grad)}
+KERNELS = {k.__name__: k for k in (max_pool, max_pool_grad, max_pool_gather, avg_pool, avg_pool_grad)}
