@@ -30,7 +30,6 @@ from jitgrad.kernels.cpu import gemm
 from jitgrad.kernels.cpu.gemm import Arrangement, Matrices, Packing
 
 Shared = Sequence[tuple[int, int]]
-HALVES = (dtypes.float16, dtypes.bfloat16)
 
 
 @lowers("matmul")
@@ -141,22 +140,22 @@ class _Lowering:
         if len(batch) > gemm.BATCH_DIMENSIONS:
             a, b = self.compute(self.node.inputs[0]), self.compute(self.node.inputs[1])
             batch, first, second = merge_batch(self.product.shape[:-2], a.matrices, b.matrices)
-        short, stored = self.dtype.short, self.product.dtype
-        made = gemm.arrange(short, batch, m, n, k, first, second, convert=stored in HALVES)
-        pointers = (self.pack(made.pack_a, a.buffer), self.pack(made.pack_b, b.buffer), target)
-        core = gemm.source(short)
+        stored = self.node.inputs[0].dtype
+        made = gemm.arrange(stored.short, batch, m, n, k, first, second)
+        pointers = (self.pack(made.pack_a, a.buffer, stored.short), b.buffer, target)
+        core = gemm.source(stored.short)
         if is_bare(region, product, target):
             self.launches.append(launch(core, made.items, *pointers, *made.integers))
         else:
-            block = (Function(f"gemm_{short}", core), *pointers, *made.integers)
+            block = (Function(gemm.form_for(stored.short).name, core), *pointers, *made.integers)
             self.launches.append(Epilogue(region, product, target, self.dtype, made).launch(block))
 
-    def pack(self, packing: Packing | None, operand: Buffer) -> Buffer:
-        """The memory that the core reads: packed panels, or the operand itself."""
+    def pack(self, packing: Packing | None, operand: Buffer, short: str) -> Buffer:
+        """The memory that the core reads as A: packed panels, or the operand itself."""
         if packing is None:
             return operand
-        panels = self.new_scratch(packing.elements * self.dtype.itemsize)
-        source = gemm.pack_source(self.product.dtype.short, packing.kind)
+        panels = self.new_scratch(packing.elements * dtypes.BY_SHORT[gemm.form_for(short).left].itemsize)
+        source = gemm.pack_source(short, packing.kind)
         self.launches.append(launch(source, packing.items, operand, panels, *packing.integers))
         return panels
 

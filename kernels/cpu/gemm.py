@@ -15,7 +15,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jitgrad.kernels.cpu import gemm_narrow as narrow
 from jitgrad.kernels.cpu.tile import DEPTH_BLOCK, Tile, tile_for
+from jitgrad.kernels.cpu.tile_dot import has_dot
 
 BATCH_DIMENSIONS = 4
 ITEM_COST = 1 << 20                             # multiply-adds below which an item is not cut further
@@ -53,13 +55,13 @@ LOCATE_ITEM = (
 """Which block of C an item is: assignments over the core's arguments."""
 
 _CORE = """\
-def gemm_{short}(args, begin, end, thread):
-    a = pointer(args, 1, {short})
-    b = pointer(args, 2, {short})
-    c = pointer(args, 3, {short})
+def {name}(args, begin, end, thread):
+    a = pointer(args, 1, {left})
+    b = pointer(args, 2, {right})
+    c = pointer(args, 3, {total})
 {unpack}
-    panel = make_panel(b)
-    for item in range(begin, end):
+    panel = make_panel({panel})
+{more}    for item in range(begin, end):
 {locate}
         index_3 = batch % size_3
         index_2 = batch // size_3 % size_2
@@ -74,6 +76,15 @@ def gemm_{short}(args, begin, end, thread):
             for column in range(first_column, last_column, {columns}):
                 width = min({columns}, last_column - column)
                 b_place = b_start + column // {columns} * b_panel + first_step * b_step
+{copy}                for row in range(first_row, last_row, panel_rows):
+                    height = min(panel_rows, last_row - row)
+                    a_place = a_start + row // panel_rows * a_panel + first_step{grouped} * a_step
+                    {multiply}(height, width, depth, a, a_place, a_row, a_step, lines, lines_place, lines_step,
+                                  c, c_start + row * c_row + column, c_row, keep)
+"""
+
+
+_COPY_PANEL = """\
                 lines = b
                 lines_place = b_place
                 lines_step = b_step
@@ -95,19 +106,63 @@ def gemm_{short}(args, begin, end, thread):
                                 store(panel, d * {columns} + j, load(b, b_place + d * b_step + j, 0, 2), 1, 2)
                     for d in range(plain_steps, depth):
                         gather_run(width, 0, width, b, b_place + d * b_step, b_column, panel, d * {columns})
-                for row in range(first_row, last_row, panel_rows):
-                    height = min(panel_rows, last_row - row)
-                    a_place = a_start + row // panel_rows * a_panel + first_step * a_step
-                    multiply_tile(height, width, depth, a, a_place, a_row, a_step, lines, lines_place, lines_step,
-                                  c, c_start + row * c_row + column, c_row, keep)
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A core: the element types of what it reads as A and as B and of C, the piece that multiplies a tile, and how many
+    steps of the depth lie side by side for it."""
+
+    left: str
+    right: str
+    total: str
+    multiply: str = "multiply_tile"
+    group: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"{'gemm' if self.group == 1 else 'dot'}_{self.right}"
+
+    def must_pack(self, a: Matrices, depth: int) -> bool:
+        """True when A cannot be read where it lies: it has another type there, or no whole groups."""
+        return self.left != self.right or self.group > 1 and (a.column != 1 or depth % self.group != 0)
+
+    @property
+    def widens(self) -> bool:
+        """True when B is converted to the type of C on its way into a panel."""
+        return self.group == 1 and self.right != self.total
+
+    @property
+    def tile(self) -> Tile:
+        return element_tile(self.total)
+
+
+def form_for(short: str) -> Form:
+    """The core for operands of dtype `short` on this machine: f64, f32, f16, bf16 or i8 (int8, summed up in int32)."""
+    if short in ("f32", "f64"):
+        return Form(short, short, short)
+    if short == "i8":
+        return Form("u8", "i8", "i32", "multiply_quads", 4)
+    return Form("bf16", "bf16", "f32", "multiply_pairs", 2) if has_dot(short) else Form("f32", short, "f32")
+
+
 def source(short: str) -> str:
-    """The text of the core for ``f32`` or ``f64``. Arguments: A, B, C, then `ARGUMENTS`."""
-    tile = element_tile(short)
+    """The text of the core for operands of dtype `short` (see `form_for`). Arguments: A, B, C, then `ARGUMENTS`."""
+    form = form_for(short)
+    tile = form.tile
     locate = "\n".join(f"        {name} = {value}" for name, value in LOCATE_ITEM)
-    return _CORE.format(short=short, columns=tile.columns, lanes=tile.lanes, unpack=unpack(), locate=locate)
+    line, quads = form.group * tile.columns, form.multiply == "multiply_quads"
+    if form.group > 1:
+        copy, chunk = narrow.GROUP_PANEL + narrow.BALANCE * quads, form.group * tile.lanes
+    else:
+        copy, chunk = narrow.WIDEN_PANEL if form.widens else _COPY_PANEL, narrow.CHUNK
+    copy = copy.format(columns=tile.columns, lanes=tile.lanes, group=form.group, line=line, chunk=chunk,
+                       start=line if quads else 0)
+    return _CORE.format(name=form.name, left=form.left, right=form.right, total=form.total, columns=tile.columns,
+                        panel="c" if form.widens else "b", more="    wide = make_panel(c)\n" * form.widens, copy=copy,
+                        grouped=f" // {form.group}" if form.group > 1 else "", multiply=form.multiply, locate=locate,
+                        unpack=unpack())
 
 
 def unpack(names: tuple[str, ...] = ARGUMENTS, first: int = 4) -> str:
@@ -128,7 +183,7 @@ PACK_ARGUMENTS = ("rows", "depth", "row_stride", "depth_stride", "panel_rows", "
 _PACK = """\
 def pack_{short}_{kind}(args, begin, end, thread):
     x = pointer(args, 1, {short})
-    o = pointer(args, 2, {wide})
+    o = pointer(args, 2, {left})
 {unpack}
     for item in range(begin, end):
         panel = item % panels
@@ -141,7 +196,7 @@ def pack_{short}_{kind}(args, begin, end, thread):
         height = min(panel_rows, rows - first)
         start = (base + index_0 * stride_0 + index_1 * stride_1 + index_2 * stride_2 + index_3 * stride_3
                  + first * row_stride)
-        place = item * width * depth
+        place = item * width * {padded}
 {body}"""
 
 _COPY = """\
@@ -169,15 +224,21 @@ _TRANSPOSE = """\
 PACK_KINDS = {"rows": _COPY_ROWS, "depth": _TRANSPOSE, "any": _COPY}
 """Bodies by what lies side by side in memory: elements of one step, elements of one row, or neither."""
 
+WIDEN_KINDS = {"rows": narrow.WIDEN_ROWS, "depth": narrow.WIDEN_DEPTH, "any": _COPY}
+GROUP_KINDS = {"rows": narrow.GROUP_ROWS, "depth": narrow.GROUP_DEPTH, "any": narrow.GROUP_ANY}
+
 
 def pack_source(short: str, kind: str) -> str:
-    """The text of the packing phase for operands of dtype `short` (f16 and bf16 become f32) and a kind of
-    `PACK_KINDS`. Arguments: operand, panels, then `PACK_ARGUMENTS`. Items: panels of all batches."""
-    wide = short if short == "f64" else "f32"
-    if short in ("f16", "bf16"):
-        kind = "any"                            # runs and blocks are moved in float32 or float64 only
-    body = PACK_KINDS[kind].format(lanes=element_tile(wide).lanes)
-    return _PACK.format(short=short, kind=kind, wide=wide, body=body, unpack=unpack(PACK_ARGUMENTS, 3))
+    """The text of the packing phase for operands of dtype `short` (see `form_for`) and a kind of `PACK_KINDS`.
+    Arguments: operand, panels, then `PACK_ARGUMENTS`. Items: panels of all batches."""
+    form, lanes = form_for(short), form_for(short).tile.lanes
+    kinds = GROUP_KINDS if form.group > 1 else WIDEN_KINDS if form.widens else PACK_KINDS
+    chunk = form.group * lanes if form.group > 1 else narrow.CHUNK
+    body = kinds[kind].format(lanes=lanes, group=form.group, chunk=chunk)
+    padded = f"((depth + {form.group - 1}) // {form.group} * {form.group})" if form.group > 1 else "depth"
+    kind = f"{kind}_{form.left}" if form.group > 1 else kind
+    return _PACK.format(short=short, kind=kind, left=form.left, body=body, padded=padded,
+                        unpack=unpack(PACK_ARGUMENTS, 3))
 
 
 # --- arranging ------------------------------------------------------------------------------------------------------
@@ -195,43 +256,41 @@ class Packing:
 
 @dataclass(frozen=True, slots=True)
 class Arrangement:
-    """How a product is carried out: packing of A and of B (None: read in place), then `items` of the core."""
+    """How a product is carried out: packing of A (None: read in place), then `items` of the core."""
 
     pack_a: Packing | None
-    pack_b: Packing | None
     items: int
     integers: tuple[int, ...]
 
 
-def arrange(short: str, batch: tuple[int, ...], m: int, n: int, k: int, a: Matrices, b: Matrices,
-            convert: bool = False) -> Arrangement:
-    """The blocking of C[*batch, m, n] = A[*batch, m, k] @ B[*batch, k, n], with C contiguous, for elements `short`.
-    `convert`: the operands have another element type, so both are packed. At most `BATCH_DIMENSIONS` batch sizes."""
-    tile, itemsize = element_tile(short), 8 if short == "f64" else 4
+def arrange(short: str, batch: tuple[int, ...], m: int, n: int, k: int, a: Matrices, b: Matrices) -> Arrangement:
+    """The blocking of C[*batch, m, n] = A[*batch, m, k] @ B[*batch, k, n], with C contiguous, for operands of dtype
+    `short`. At most `BATCH_DIMENSIONS` batch sizes."""
+    form = form_for(short)
+    tile, itemsize = form.tile, 8 if short == "f64" else 4
     panel_rows = panel_height(m, tile)
     panels = -(-m // panel_rows)
-    pack_a = pack_b = None
-    if convert or _must_pack_a(a, m, n, k, tile, itemsize):
-        pack_a, a, a_panel = pack(a, batch, m, k, panel_rows, tile.packed_rows, a.row, a.column)
+    pack_a = None
+    if form.must_pack(a, k) or _must_pack_a(a, m, n, k, tile, itemsize // form.group):
+        pack_a, a, a_panel = pack(a, batch, m, k, panel_rows, tile.packed_rows, a.row, a.column, form.group)
     else:
         a_panel = panel_rows * a.row
-    if convert:
-        pack_b, packed, b_panel = pack(b, batch, n, k, tile.columns, tile.columns, b.column, b.row)
-        b = Matrices(packed.batch, packed.column, 1)
-    else:
-        b_panel = tile.columns * b.column
-    copies = not convert and n > 1 and (b.column != 1 or m > COPIED_FROM * tile.rows)
+        a = Matrices(a.batch, a.row, a.column * form.group, a.first)
+    b_panel = tile.columns * b.column
+    copies = n > 1 and (b.column != 1 or m > COPIED_FROM * tile.rows)
     rows, columns = _cut(batch, m, n, k, panel_rows, tile)
     row_blocks, column_blocks = -(-m // rows), -(-n // columns)
     sizes = (1,) * (BATCH_DIMENSIONS - len(batch)) + batch
-    depth_block = max(-(-k // max(-(-k // DEPTH_BLOCK), 1)), 1)         # evenly, so that the last one is not short
+    deepest = (DEPTH_BLOCK - 1 if form.group > 1 else DEPTH_BLOCK) * form.group
+    depth_block = max(-(-k // max(-(-k // deepest), 1)), 1)             # evenly, so that the last one is not short
+    depth_block += -depth_block % form.group
     integers = (m, n, k, panel_rows, a_panel, a.row, a.column, b_panel, b.row, b.column, int(copies), n, m * n, rows,
                 row_blocks, columns, column_blocks, depth_block, 0, *sizes[1:],
                 a.first, *_padded(a.batch), b.first, *_padded(b.batch))
     count = row_blocks * column_blocks
     for size in batch:
         count *= size
-    return Arrangement(pack_a if panels else None, pack_b, count, integers)
+    return Arrangement(pack_a if panels else None, count, integers)
 
 
 def panel_height(rows: int, tile: Tile) -> int:
@@ -251,21 +310,21 @@ def _must_pack_a(a: Matrices, m: int, n: int, k: int, tile: Tile, itemsize: int)
 
 
 def pack(x: Matrices, batch: tuple[int, ...], rows: int, depth: int, panel_rows: int, width: int, row_stride: int,
-          depth_stride: int) -> tuple[Packing, Matrices, int]:
+         depth_stride: int, group: int = 1) -> tuple[Packing, Matrices, int]:
     """The phase that packs `x`, the operand that it makes, and the stride of its panels. A batch dimension in which the
-    operand is broadcast is packed once."""
-    panels = -(-rows // panel_rows)
+    operand is broadcast is packed once. `group` steps of the depth lie side by side."""
+    panels, panel = -(-rows // panel_rows), width * (depth + -depth % group)
     sizes = tuple(1 if stride == 0 else size for size, stride in zip(batch, x.batch, strict=True))
     strides, count = [], panels
     for size in reversed(sizes):
-        strides.append(0 if size == 1 else count * width * depth)
+        strides.append(0 if size == 1 else count * panel)
         count *= size
     kind = "rows" if row_stride == 1 else "depth" if depth_stride == 1 else "any"
     padded = (1,) * (BATCH_DIMENSIONS - len(sizes)) + sizes
     integers = (rows, depth, row_stride, depth_stride, panel_rows, width, panels,
                 *padded[1:], x.first, *_padded(x.batch))
-    packing = Packing(kind, count, integers, count * width * depth)
-    return packing, Matrices(tuple(reversed(strides)), 1, width), width * depth
+    packing = Packing(kind, count, integers, count * panel)
+    return packing, Matrices(tuple(reversed(strides)), group, group * width), panel
 
 
 def _padded(strides: Strides) -> Strides:

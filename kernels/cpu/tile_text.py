@@ -93,7 +93,7 @@ class MicroKernel:
                               for i, j in cells], *self._step()]),
             done="\n".join([line for i, j in cells for line in (
                 self._phi(f"%end{i}.{j}", (f"%start{i}.{j}", "begin"), (f"%next{i}.{j}", "loop")),)]
-                + [self._store(f"%end{i}.{j}", f"%c{i}.{j}", j) for i, j in cells]))
+                + [line for i, j in cells for line in self._finish(i, j)]))
 
     def _masks(self) -> list[str]:
         """``%mask{j}``: which lanes of vector j are inside of `columns`."""
@@ -122,16 +122,21 @@ class MicroKernel:
             lines += [f"  %b{j}.place = getelementptr {self.vector}, ptr %b.here, i64 {j}",
                       self._load(f"%b{j}", f"%b{j}.place", j)]
         for i in range(self.rows):
-            scale = i & -i
-            offset = f"%a{i}.offset" if i else "0"
-            if i:
-                lines.append(f"  {offset} = mul i64 %odd{i // scale}, {scale}")
-            lines += [f"  %a{i}.place = getelementptr i8, ptr %a.here, i64 {offset}",
-                      f"  %a{i}.one = load {self.element}, ptr %a{i}.place",
+            lines += [*self._place_in_a(i), f"  %a{i}.one = load {self.element}, ptr %a{i}.place",
                       *self._splat(f"%a{i}", self.element, f"%a{i}.one")]
             lines += [f"  %next{i}.{j} = call {self.vector} @llvm.fma.{self.suffix}({self.vector} %a{i}, "
                       f"{self.vector} %b{j}, {self.vector} %sum{i}.{j})" for j in range(self.vectors)]
         return lines
+
+    def _place_in_a(self, i: int) -> list[str]:
+        """``%a{i}.place``: where row i of A is at this step."""
+        scale = i & -i
+        multiple = [f"  %a{i}.offset = mul i64 %odd{i // scale}, {scale}"] if i else []
+        return [*multiple, f"  %a{i}.place = getelementptr i8, ptr %a.here, i64 {f'%a{i}.offset' if i else '0'}"]
+
+    def _finish(self, i: int, j: int) -> list[str]:
+        """Lines that store a finished sum."""
+        return [self._store(f"%end{i}.{j}", f"%c{i}.{j}", j)]
 
     def _phi(self, name: str, *arriving: tuple[str, str]) -> str:
         return f"  {name} = phi {self.vector} " + ", ".join(f"[ {value}, %{block} ]" for value, block in arriving)
@@ -174,6 +179,18 @@ def transpose_text(lanes: int, bits: int) -> str:
         lines += [f"  %inside{i} = icmp slt i64 {i}, %last", f"  %row{i} = select i1 %inside{i}, i64 {i}, i64 %last",
                   f"  %offset{i} = mul i64 %row{i}, %x_row", f"  %from{i} = getelementptr i8, ptr %x, i64 %offset{i}",
                   f"  %v{i}.{lanes} = load {kind}, ptr %from{i}, align {bits // 8}"]
+    lines += exchanged_halves(lanes, kind)
+    for j in range(lanes):
+        lines += [f"  %place{j} = mul i64 %o_row, {j}", f"  %to{j} = getelementptr i8, ptr %o, i64 %place{j}",
+                  f"  store {kind} %v{j}.1, ptr %to{j}, align {bits // 8}"]
+    parameters = ", ".join(f"{'ptr' if p in ('x', 'o') else 'i64'} %{p}" for p in TRANSPOSE_PARAMETERS)
+    head = f"define void @transpose_v{lanes}f{bits}({parameters}) noinline nounwind {{"
+    return "\n".join([head, *lines, "  ret void", "}"])
+
+
+def exchanged_halves(lanes: int, kind: str) -> list[str]:
+    """From lines ``%v{i}.{lanes}`` of a square block, vectors of type `kind`, to those of its transpose, ``%v{j}.1``."""
+    lines = []
     step = lanes // 2
     while step:
         for i in range(lanes):
@@ -184,12 +201,7 @@ def transpose_text(lanes: int, bits: int) -> str:
                     mask = ", ".join(f"i32 {n}" for n in numbers)
                     lines.append(f"  %v{line}.{step} = shufflevector {pair}, <{lanes} x i32> <{mask}>")
         step //= 2
-    for j in range(lanes):
-        lines += [f"  %place{j} = mul i64 %o_row, {j}", f"  %to{j} = getelementptr i8, ptr %o, i64 %place{j}",
-                  f"  store {kind} %v{j}.1, ptr %to{j}, align {bits // 8}"]
-    parameters = ", ".join(f"{'ptr' if p in ('x', 'o') else 'i64'} %{p}" for p in TRANSPOSE_PARAMETERS)
-    head = f"define void @transpose_v{lanes}f{bits}({parameters}) noinline nounwind {{"
-    return "\n".join([head, *lines, "  ret void", "}"])
+    return lines
 
 
 def definitions(names: Iterable[str]) -> str:
