@@ -51,8 +51,6 @@ def _masked_store(module: ir.Module, vector: ir.VectorType) -> ir.Function:
 
 
 def element_bytes(element: ir.Type) -> int:
-    if isinstance(element, ir.IntType):
-        return int(element.width) // 8
     return 4 if element == ir.FloatType() else 8
 
 
@@ -69,22 +67,19 @@ def _integers(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) 
             for v, t in zip(values, signature.args, strict=True)]
 
 
-def _emit_multiply(context: Any, builder: ir.IRBuilder, signature: Any, values: Any,
-                   make: Callable[[int, int, int, int, bool], MicroKernel] = MicroKernel) -> ir.Value:
-    factor, total = [element_bytes(context.get_value_type(signature.args[k].dtype)) for k in (3, 10)]
-    shape = tile.tile_for(total)
+def _emit_multiply(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    element = context.get_value_type(signature.args[3].dtype)
+    shape = tile.tile_for(element_bytes(element))
     (rows, columns, depth, a, a_offset, a_row, a_step, b, b_offset, b_step, c, c_offset, c_row,
      accumulate) = _integers(context, builder, signature, values)
 
     def place(pointer: ir.Value, offset: ir.Value) -> ir.Value:
         return builder.bitcast(builder.gep(pointer, [offset]), POINTER)
 
-    def stride(value: ir.Value, size: int = factor) -> ir.Value:
-        return builder.mul(value, _constant(size))
+    def stride(value: ir.Value) -> ir.Value:
+        return builder.mul(value, _constant(element_bytes(element)))
 
-    if factor < total:
-        depth = _groups(builder, depth, total // factor)
-    a_row, c_row = stride(a_row), stride(c_row, total)
+    a_row, c_row = stride(a_row), stride(c_row)
     tail = [_odd_multiples(builder, a_row, shape.rows), stride(a_step), place(b, b_offset), stride(b_step)]
     form = _form(builder, shape, columns)
 
@@ -93,15 +88,10 @@ def _emit_multiply(context: Any, builder: ir.IRBuilder, signature: Any, values: 
         function = _declare(builder.module, kernel.name, ir.VoidType(), kinds)      # defined by `tile_text`
         builder.call(function, [columns, depth, a, *tail, c, c_row, accumulate])
 
-    families = [[make(n, vectors, shape.lanes, 8 * total, masked) for n in heights]
+    families = [[MicroKernel(n, vectors, shape.lanes, 8 * element_bytes(element), masked) for n in heights]
                 for vectors, masked, heights in shape.forms]
     _for_pieces(builder, rows, (place(a, a_offset), a_row), (place(c, c_offset), c_row), form, families, call)
     return context.get_dummy_value()
-
-
-def _groups(builder: ir.IRBuilder, steps: ir.Value, group: int) -> ir.Value:
-    """How many groups hold `steps` steps."""
-    return builder.sdiv(builder.add(steps, _constant(group - 1)), _constant(group))
 
 
 def _odd_multiples(builder: ir.IRBuilder, stride: ir.Value, rows: int) -> ir.Value:
@@ -212,28 +202,31 @@ def _emit_gather_run(context: Any, builder: ir.IRBuilder, signature: Any, values
     return context.get_dummy_value()
 
 
-# --- panels of groups -------------------------------------------------------------------------------------------------
+# --- products of narrow numbers ---------------------------------------------------------------------------------------
 
 
-def _move_groups(name: str, context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
-    """`tile_dot.interleave_steps` and `tile_dot.transpose_groups`: they differ in the last stride."""
-    size = element_bytes(context.get_value_type(signature.args[2].dtype))
-    count, steps, x, x_offset, x_step, o, o_offset, *o_row = _integers(context, builder, signature, values)
-    biased = "_biased" if signature.args[5].dtype == types.uint8 else ""
-    places = [builder.bitcast(builder.gep(p, [offset]), POINTER) for p, offset in ((x, x_offset), (o, o_offset))]
-    strides = [builder.mul(stride, _constant(size)) for stride in (x_step, *o_row)]
-    kinds = [I64, I64, POINTER, I64, POINTER, *[I64 for _ in o_row]]
-    function = _declare(builder.module, f"{name}_{4 // size}{biased}", ir.VoidType(), kinds)
-    builder.call(function, [count, steps, places[0], strides[0], places[1], *strides[1:]])
+def _emit_piece(name: str, context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    """A call of the function of `tile_dot_text` with this name: a pointer and the offset behind it become an address, and
+    the strides behind that bytes."""
+    arguments: list[ir.Value] = []
+    numbers = iter(_integers(context, builder, signature, values))
+    size = 0
+    for value in numbers:
+        if isinstance(value.type, ir.PointerType):
+            size = value.type.pointee.width // 8 if isinstance(value.type.pointee, ir.IntType) else 4
+            arguments.append(builder.bitcast(builder.gep(value, [next(numbers)]), POINTER))
+        else:
+            arguments.append(builder.mul(value, _constant(size)) if size else value)
+    function = _declare(builder.module, name, ir.VoidType(), [a.type for a in arguments])
+    builder.call(function, arguments)
     return context.get_dummy_value()
 
 
-def _emit_balance(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
-    _, depth, b, b_offset, b_step = _integers(context, builder, signature, values)
-    function = _declare(builder.module, f"balance_{tile.tile_for(4).vectors}", ir.VoidType(), [I64, POINTER, I64])
-    place = builder.bitcast(builder.gep(b, [b_offset]), POINTER)
-    builder.call(function, [_groups(builder, depth, 4), place, b_step])
-    return context.get_dummy_value()
+def _emit_move(name: str, context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    element = signature.args[5].dtype
+    group = 32 // context.get_value_type(element).width
+    full_name = f"{name}_{group}{'_biased' if element == types.uint8 else ''}"
+    return _emit_piece(full_name, context, builder, signature, values)
 
 
 # --- calling other kernels, and panels on the stack -----------------------------------------------------------------
@@ -287,9 +280,8 @@ _teach(tile.gather_run, _emit_gather_run)
 _teach(tile.invoke, _emit_invoke)
 _teach(tile.make_panel, _emit_make_panel, lambda like: like)
 _teach(tile.multiply_panel, _emit_multiply_panel)
-
-for _piece, _short in ((tile_dot.multiply_pairs, "bf16"), (tile_dot.multiply_quads, "i8")):
-    _teach(_piece, partial(_emit_multiply, make=partial(tile_dot_text.DotKernel, short=_short)))
-_teach(tile_dot.interleave_steps, partial(_move_groups, "zip_steps"))
-_teach(tile_dot.transpose_groups, partial(_move_groups, "transpose_groups"))
-_teach(tile_dot.balance_panel, _emit_balance)
+_teach(tile_dot.multiply_pairs, partial(_emit_piece, "multiply_pairs"))
+_teach(tile_dot.multiply_quads, partial(_emit_piece, "multiply_quads"))
+_teach(tile_dot.balance_panel, partial(_emit_piece, "balance_panel"))
+_teach(tile_dot.interleave_steps, partial(_emit_move, "interleave_steps"))
+_teach(tile_dot.transpose_groups, partial(_emit_move, "transpose_groups"))

@@ -93,7 +93,7 @@ class MicroKernel:
                               for i, j in cells], *self._step()]),
             done="\n".join([line for i, j in cells for line in (
                 self._phi(f"%end{i}.{j}", (f"%start{i}.{j}", "begin"), (f"%next{i}.{j}", "loop")),)]
-                + [line for i, j in cells for line in self._finish(i, j)]))
+                + [self._store(f"%end{i}.{j}", f"%c{i}.{j}", j) for i, j in cells]))
 
     def _masks(self) -> list[str]:
         """``%mask{j}``: which lanes of vector j are inside of `columns`."""
@@ -122,21 +122,16 @@ class MicroKernel:
             lines += [f"  %b{j}.place = getelementptr {self.vector}, ptr %b.here, i64 {j}",
                       self._load(f"%b{j}", f"%b{j}.place", j)]
         for i in range(self.rows):
-            lines += [*self._place_in_a(i), f"  %a{i}.one = load {self.element}, ptr %a{i}.place",
+            scale = i & -i
+            offset = f"%a{i}.offset" if i else "0"
+            if i:
+                lines.append(f"  {offset} = mul i64 %odd{i // scale}, {scale}")
+            lines += [f"  %a{i}.place = getelementptr i8, ptr %a.here, i64 {offset}",
+                      f"  %a{i}.one = load {self.element}, ptr %a{i}.place",
                       *self._splat(f"%a{i}", self.element, f"%a{i}.one")]
             lines += [f"  %next{i}.{j} = call {self.vector} @llvm.fma.{self.suffix}({self.vector} %a{i}, "
                       f"{self.vector} %b{j}, {self.vector} %sum{i}.{j})" for j in range(self.vectors)]
         return lines
-
-    def _place_in_a(self, i: int) -> list[str]:
-        """``%a{i}.place``: where row i of A is at this step."""
-        scale = i & -i
-        multiple = [f"  %a{i}.offset = mul i64 %odd{i // scale}, {scale}"] if i else []
-        return [*multiple, f"  %a{i}.place = getelementptr i8, ptr %a.here, i64 {f'%a{i}.offset' if i else '0'}"]
-
-    def _finish(self, i: int, j: int) -> list[str]:
-        """Lines that store a finished sum."""
-        return [self._store(f"%end{i}.{j}", f"%c{i}.{j}", j)]
 
     def _phi(self, name: str, *arriving: tuple[str, str]) -> str:
         return f"  {name} = phi {self.vector} " + ", ".join(f"[ {value}, %{block} ]" for value, block in arriving)
