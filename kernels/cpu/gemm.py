@@ -20,6 +20,8 @@ from jitgrad.kernels.cpu.tile import DEPTH_BLOCK, Tile, tile_for
 from jitgrad.kernels.cpu.tile_dot import has_dot
 
 BATCH_DIMENSIONS = 4
+ITEMSIZES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "u8": 1}
+FLOATS = ("f64", "f32", "bf16", "f16")
 ITEM_COST = 1 << 20                             # multiply-adds below which an item is not cut further
 ITEMS = 16                                      # as many items as there are, at most, are wanted for balance
 ITEM_ROWS, ITEM_COLUMNS = 168, 256
@@ -79,7 +81,10 @@ def {name}(args, begin, end, thread):
 {copy}                for row in range(first_row, last_row, panel_rows):
                     height = min(panel_rows, last_row - row)
                     a_place = a_start + row // panel_rows * a_panel + first_step{grouped} * a_step
-                    {multiply}(height, width, depth, a, a_place, a_row, a_step, lines, lines_place, lines_step,
+{multiply}"""
+
+_MULTIPLY = """\
+                    {piece}(height, width, depth, a, a_place, a_row, a_step, lines, lines_place, lines_step,
                                   c, c_start + row * c_row + column, c_row, keep)
 """
 
@@ -111,58 +116,65 @@ _COPY_PANEL = """\
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A core: the element types of what it reads as A and as B and of C, the piece that multiplies a tile, and how many
-    steps of the depth lie side by side for it."""
+    """A core: the element types of what it reads as A and as B and of C, the piece that multiplies a tile (none: a plain
+    loop, which reads any A), and how many steps of the depth lie side by side for it."""
 
     left: str
     right: str
     total: str
-    multiply: str = "multiply_tile"
+    piece: str = "multiply_tile"
     group: int = 1
 
     @property
     def name(self) -> str:
-        return f"{'gemm' if self.group == 1 else 'dot'}_{self.right}"
+        """``gemm_f32``; where sums are kept in another type, or steps in groups, that too."""
+        kind = "gemm" if self.group == 1 else "dot"
+        return f"{kind}_{self.right}" if self.right == self.total else f"{kind}_{self.right}_{self.total}"
 
     def must_pack(self, a: Matrices, depth: int) -> bool:
         """True when A cannot be read where it lies: it has another type there, or no whole groups."""
-        return self.left != self.right or self.group > 1 and (a.column != 1 or depth % self.group != 0)
+        return self.left != self.right or (self.group > 1 and (a.column != 1 or depth % self.group != 0))
 
     @property
     def widens(self) -> bool:
         """True when B is converted to the type of C on its way into a panel."""
-        return self.group == 1 and self.right != self.total
+        return self.total == "f32" != self.right and self.group == 1
 
     @property
     def tile(self) -> Tile:
-        return element_tile(self.total)
+        return tile_for(ITEMSIZES[self.total])
 
 
-def form_for(short: str) -> Form:
-    """The core for operands of dtype `short` on this machine: f64, f32, f16, bf16 or i8 (int8, summed up in int32)."""
-    if short in ("f32", "f64"):
+def form_for(short: str, total: str) -> Form:
+    """The core on this machine for operands of dtype `short` and sums of type `total`: the same type, float32 for 16-bit
+    floats, or int32 for int8."""
+    if short not in FLOATS:
+        dots = (short, total) == ("i8", "i32") and has_dot(short)
+        return Form("u8", short, total, "multiply_quads", 4) if dots else Form(short, short, total, "")
+    if short == total:
         return Form(short, short, short)
-    if short == "i8":
-        return Form("u8", "i8", "i32", "multiply_quads", 4)
     return Form("bf16", "bf16", "f32", "multiply_pairs", 2) if has_dot(short) else Form("f32", short, "f32")
 
 
 def source(short: str) -> str:
-    """The text of the core for operands of dtype `short` (see `form_for`). Arguments: A, B, C, then `ARGUMENTS`."""
-    form = form_for(short)
-    tile = form.tile
-    locate = "\n".join(f"        {name} = {value}" for name, value in LOCATE_ITEM)
-    line, quads = form.group * tile.columns, form.multiply == "multiply_quads"
-    if form.group > 1:
-        copy, chunk = narrow.GROUP_PANEL + narrow.BALANCE * quads, form.group * tile.lanes
-    else:
-        copy, chunk = narrow.WIDEN_PANEL if form.widens else _COPY_PANEL, narrow.CHUNK
-    copy = copy.format(columns=tile.columns, lanes=tile.lanes, group=form.group, line=line, chunk=chunk,
-                       start=line if quads else 0)
+    """The text of the core for ``f32`` or ``f64``."""
+    return core_source(form_for(short, short))
+
+
+def core_source(form: Form) -> str:
+    """The text of a core. Arguments: A, B, C, then `ARGUMENTS`."""
+    tile, quads = form.tile, form.piece == "multiply_quads"
+    sizes = {"columns": tile.columns, "lanes": tile.lanes, "group": form.group, "line": form.group * tile.columns,
+             "chunk": form.group * tile.lanes if form.group > 1 else narrow.CHUNK, "piece": form.piece,
+             "start": form.group * tile.columns if quads else 0}
+    copy = (narrow.GROUP_PANEL + narrow.BALANCE * quads if form.group > 1 else narrow.COPY_PANEL if not form.piece
+            else narrow.WIDEN_PANEL if form.widens else _COPY_PANEL)
+    multiply = _MULTIPLY if form.piece else narrow.MULTIPLY
     return _CORE.format(name=form.name, left=form.left, right=form.right, total=form.total, columns=tile.columns,
-                        panel="c" if form.widens else "b", more="    wide = make_panel(c)\n" * form.widens, copy=copy,
-                        grouped=f" // {form.group}" if form.group > 1 else "", multiply=form.multiply, locate=locate,
-                        unpack=unpack())
+                        panel="b" if form.group > 1 else "c", more="    wide = make_panel(c)\n" * form.widens,
+                        grouped=f" // {form.group}" if form.group > 1 else "", unpack=unpack(),
+                        locate="\n".join(f"        {name} = {value}" for name, value in LOCATE_ITEM),
+                        copy=copy.format(**sizes), multiply=multiply.format(**sizes))
 
 
 def unpack(names: tuple[str, ...] = ARGUMENTS, first: int = 4) -> str:
@@ -171,7 +183,7 @@ def unpack(names: tuple[str, ...] = ARGUMENTS, first: int = 4) -> str:
 
 
 def element_tile(short: str) -> Tile:
-    return tile_for(8 if short == "f64" else 4)
+    return tile_for(ITEMSIZES[short])
 
 
 # --- packing --------------------------------------------------------------------------------------------------------
@@ -229,16 +241,19 @@ GROUP_KINDS = {"rows": narrow.GROUP_ROWS, "depth": narrow.GROUP_DEPTH, "any": na
 
 
 def pack_source(short: str, kind: str) -> str:
-    """The text of the packing phase for operands of dtype `short` (see `form_for`) and a kind of `PACK_KINDS`.
-    Arguments: operand, panels, then `PACK_ARGUMENTS`. Items: panels of all batches."""
-    form, lanes = form_for(short), form_for(short).tile.lanes
-    kinds = GROUP_KINDS if form.group > 1 else WIDEN_KINDS if form.widens else PACK_KINDS
-    chunk = form.group * lanes if form.group > 1 else narrow.CHUNK
-    body = kinds[kind].format(lanes=lanes, group=form.group, chunk=chunk)
-    padded = f"((depth + {form.group - 1}) // {form.group} * {form.group})" if form.group > 1 else "depth"
-    kind = f"{kind}_{form.left}" if form.group > 1 else kind
-    return _PACK.format(short=short, kind=kind, left=form.left, body=body, padded=padded,
-                        unpack=unpack(PACK_ARGUMENTS, 3))
+    """The text of the packing phase for ``f32`` or ``f64``."""
+    return pack_text(form_for(short, short), kind)
+
+
+def pack_text(form: Form, kind: str) -> str:
+    """The text of the packing phase for a core and a kind of `PACK_KINDS`. Arguments: operand, panels, then
+    `PACK_ARGUMENTS`. Items: panels of all batches."""
+    lanes, group = form.tile.lanes, form.group
+    kinds = GROUP_KINDS if group > 1 else WIDEN_KINDS if form.widens else PACK_KINDS
+    body = kinds[kind].format(lanes=lanes, group=group, chunk=group * lanes if group > 1 else narrow.CHUNK)
+    padded = f"((depth + {group - 1}) // {group} * {group})" if group > 1 else "depth"
+    return _PACK.format(short=form.right, kind=kind if group == 1 else f"{kind}_by_{group}", left=form.left, body=body,
+                        padded=padded, unpack=unpack(PACK_ARGUMENTS, 3))
 
 
 # --- arranging ------------------------------------------------------------------------------------------------------
@@ -263,15 +278,14 @@ class Arrangement:
     integers: tuple[int, ...]
 
 
-def arrange(short: str, batch: tuple[int, ...], m: int, n: int, k: int, a: Matrices, b: Matrices) -> Arrangement:
-    """The blocking of C[*batch, m, n] = A[*batch, m, k] @ B[*batch, k, n], with C contiguous, for operands of dtype
-    `short`. At most `BATCH_DIMENSIONS` batch sizes."""
-    form = form_for(short)
-    tile, itemsize = form.tile, 8 if short == "f64" else 4
+def arrange(form: Form, batch: tuple[int, ...], m: int, n: int, k: int, a: Matrices, b: Matrices) -> Arrangement:
+    """The blocking of C[*batch, m, n] = A[*batch, m, k] @ B[*batch, k, n], with C contiguous. At most
+    `BATCH_DIMENSIONS` batch sizes."""
+    tile = form.tile
     panel_rows = panel_height(m, tile)
     panels = -(-m // panel_rows)
     pack_a = None
-    if form.must_pack(a, k) or _must_pack_a(a, m, n, k, tile, itemsize // form.group):
+    if form.piece and (form.must_pack(a, k) or _must_pack_a(a, m, n, k, tile, ITEMSIZES[form.right])):
         pack_a, a, a_panel = pack(a, batch, m, k, panel_rows, tile.packed_rows, a.row, a.column, form.group)
     else:
         a_panel = panel_rows * a.row

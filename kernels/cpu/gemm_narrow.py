@@ -1,9 +1,10 @@
-"""Text of GEMM kernels for operands that are narrower than their sums: how panels come about.
+"""Text of GEMM kernels for operands that are narrower than their sums, and for integers: how panels come about.
 
 Two ways lead from 16-bit floats and bytes to a tile of 32-bit sums. *Widened*: elements become float32 where they are
 copied anyway, A in its packing phase and B on its way to the panel on the stack, so that memory is read at its narrow
 size; the tile is that of float32. *Grouped*: panels keep the narrow type, with the steps of a group side by side
-(`tile_dot`). `gemm` puts these bodies into its core and packing phase; `lanes`, `columns` and so on are filled in there.
+(`tile_dot`). Integers for which the processor has no dot product are multiplied by a loop that LLVM vectorizes. `gemm` puts
+these bodies into its core and packing phase; `lanes`, `columns` and so on are filled in there.
 """
 
 from __future__ import annotations
@@ -57,6 +58,33 @@ GROUP_PANEL = """\
 
 BALANCE = """\
                 balance_panel({columns}, depth, panel, lines_place, {line})
+"""
+
+COPY_PANEL = """\
+                lines = panel
+                lines_place = 0
+                lines_step = {columns}
+                if b_column == 1:
+                    for d in range(depth):
+                        for j in range(width):
+                            store(panel, d * {columns} + j, load(b, b_place + d * b_step + j, 0, 4), 1, 4)
+                else:
+                    for j in range(width):
+                        for d in range(depth):
+                            store(panel, d * {columns} + j, load(b, b_place + d * b_step + j * b_column, 0, 4), 1, 4)
+"""
+
+MULTIPLY = """\
+                    c_place = c_start + row * c_row + column
+                    for i in range(height):
+                        if keep == 0:
+                            for j in range(width):
+                                store(c, c_place + i * c_row + j, 0, 2, 4)
+                        for d in range(depth):
+                            x = load(a, a_place + i * a_row + d * a_step, 3, 4)
+                            for j in range(width):
+                                y = load(c, c_place + i * c_row + j, 2, 4)
+                                store(c, c_place + i * c_row + j, y + x * load(lines, d * {columns} + j, 1, 4), 2, 4)
 """
 
 WIDEN_ROWS = """\

@@ -146,8 +146,10 @@ class DotKernel:
             f"  %b{j}.place = getelementptr {WORDS}, ptr %b.here, i64 {j}",
             f"  %b{j} = load {members}, ptr %b{j}.place, align 1")]
         for i in range(self.rows):
-            lines += [f"  %a{i}.offset = mul i64 %a_row, {i}", f"  %a{i}.place = getelementptr i8, ptr %a.here, i64 %a{i}.offset",
-                      f"  %a{i}.one = load i32, ptr %a{i}.place, align 1", *_splat(f"%a{i}.words", "i32", f"%a{i}.one", LANES),
+            lines += [f"  %a{i}.offset = mul i64 %a_row, {i}",
+                      f"  %a{i}.place = getelementptr i8, ptr %a.here, i64 %a{i}.offset",
+                      f"  %a{i}.one = load i32, ptr %a{i}.place, align 1",
+                      *_splat(f"%a{i}.words", "i32", f"%a{i}.one", LANES),
                       f"  %a{i} = bitcast {WORDS} %a{i}.words to {members}"]
             lines += [f"  %next{i}.{j} = call {self.vector} @{instruction}({self.vector} %sum{i}.{j}, "
                       f"{members} %a{i}, {members} %b{j})" for j in range(self.vectors)]
@@ -235,7 +237,8 @@ def interleave_text(group: int, biased: bool) -> str:
                   f"  %word{t + 1} = or {WORDS} %word{t}, %moved{t}"]
     lines += [_biased("%made", f"%word{group}", biased),
               f"  call void @llvm.masked.store.v{LANES}i32.p0({WORDS} %made, ptr %o, i32 1, <{LANES} x i1> %wanted)"]
-    return "\n".join([_head(f"interleave_steps_{group}{'_biased' * biased}", INTERLEAVE_PARAMETERS), *lines, "  ret void", "}"])
+    head = _head(f"interleave_steps_{group}{'_biased' * biased}", INTERLEAVE_PARAMETERS)
+    return "\n".join([head, *lines, "  ret void", "}"])
 
 
 def transpose_text(group: int, biased: bool) -> str:
@@ -256,8 +259,8 @@ def transpose_text(group: int, biased: bool) -> str:
         lines += [f"  %within{j} = icmp slt i64 {j}, %bottom", f"  %at{j} = select i1 %within{j}, i64 {j}, i64 %bottom",
                   f"  %place{j} = mul i64 %o_row, %at{j}", f"  %to{j} = getelementptr i8, ptr %o, i64 %place{j}",
                   f"  store {WORDS} %v{j}.1, ptr %to{j}, align 1"]
-    return "\n".join([_head(f"transpose_groups_{group}{'_biased' * biased}", TRANSPOSE_PARAMETERS), *lines, "  ret void",
-                      "}"])
+    head = _head(f"transpose_groups_{group}{'_biased' * biased}", TRANSPOSE_PARAMETERS)
+    return "\n".join([head, *lines, "  ret void", "}"])
 
 
 def balance_text() -> str:

@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import lower_builtin, type_callable
 
-from jitgrad.kernels.cpu import tile, tile_dot, tile_dot_text, tile_text
+from jitgrad.kernels.cpu import tile, tile_dot, tile_text
 from jitgrad.kernels.cpu.tile import Tile
 from jitgrad.kernels.cpu.tile_text import MicroKernel
 
