@@ -1,14 +1,15 @@
 """Matrix multiplication: C = A @ B for batches of matrices with any strides, on the register tile of `tile`.
 
-`source` is the text of the core, compiled once per element type: its items are blocks of C, cut by shape alone, and
-each sum runs through the depth in one order, so results depend neither on threads nor on which call does which items.
-`pack_source` is the text of an earlier phase that copies an operand into panels: an A that the core cannot read at full
-speed where it lies, and operands of another element type. Which operand is packed, and all blocking, is decided by
-`arrange` from shapes and strides and reaches both kernels as integers.
+`source` is the text of the core, compiled once per `Form` (element types, and how a tile is multiplied): its items are
+blocks of C, cut by shape alone, and each sum runs through the depth in one order, so results depend neither on threads nor
+on which call does which items. `pack_source` is the text of an earlier phase that copies A into panels where the core
+cannot read it at full speed, or has another type for it. Whether A is packed, and all blocking, is decided by `arrange`
+from shapes and strides and reaches both kernels as integers.
 
 To the core, A is a row of panels of `panel_rows` rows, and B of panels as wide as the tile; a panel, a row and a step in
 the depth each have a stride. A panel of B that serves more than a few rows, or whose rows are not contiguous, is copied
-to the stack first: then its elements lie in the order in which they are read.
+to the stack first: then its elements lie in the order in which they are read. Those that are narrower than their sums
+become wide, or stand in groups, on that way (`gemm_narrow`).
 """
 
 from __future__ import annotations
