@@ -26,6 +26,7 @@ from jitgrad.ir.graph import Graph, Node, inner_graphs
 from jitgrad.ir.printer import highlight, print_graph
 from jitgrad.linking import LinkedStep
 from jitgrad.ops import recurrence
+from jitgrad.runtime import threads
 from jitgrad.runtime.build import kernel_key
 from jitgrad.runtime.plan import Plan
 from jitgrad.runtime.timing import time_entries
@@ -142,7 +143,8 @@ class PlanView:
         spec = self.build.spec
         outputs = sum(o.type.nbytes for k, o in enumerate(spec.outputs) if o.source == ("output", k))
         slots = self.build.assignment.temporaries
-        return MemoryView(sum(t.nbytes for t in spec.inputs), outputs, len(spec.constants), spec.arena,
+        return MemoryView(sum(t.nbytes for t in spec.inputs), outputs, len(spec.constants),
+                          spec.arena + spec.private * threads.limit(),
                           tuple([(s.first, s.last, s.index, s.nbytes) for s in slots]))
 
     def time(self, inputs: Sequence[np.ndarray], repeats: int = 5) -> PlanView:

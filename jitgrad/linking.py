@@ -21,7 +21,7 @@ from jitgrad.ir.types import TensorType
 from jitgrad.ops.region import region
 from jitgrad.runtime.build import kernel_key
 from jitgrad.runtime.spec import Argument, Entry, HostCall, Output, PlanSpec, Ref
-from jitgrad.transforms.memory import Assignment, Copy, Slot, Step, place_temporaries
+from jitgrad.transforms.memory import ALIGNMENT, Assignment, Copy, Slot, Step, place_temporaries
 
 LOWERED_IN_MEMORY = 512
 _WORDS = {1: uint8, 2: int16, 4: int32, 8: int64}
@@ -29,7 +29,8 @@ _WORDS = {1: uint8, 2: int16, 4: int32, 8: int64}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LinkedStep:
-    """A node with its memory, its launches (None: NumPy carries it out) and the memory of their scratch buffers."""
+    """A node with its memory, its launches (None: NumPy carries it out) and the memory of their scratch buffers, the
+    private ones last."""
 
     step: Step
     lowered: Lowered | None
@@ -38,10 +39,11 @@ class LinkedStep:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Linked:
-    """All steps in order, and the size of the arena in bytes."""
+    """All steps in order, the size of the arena in bytes, and the bytes that each thread has beside it."""
 
     steps: tuple[LinkedStep, ...]
     arena: int
+    private: int
 
 
 def may_share(node: Node, output: int, operand: int) -> bool:
@@ -62,10 +64,26 @@ def link(assignment: Assignment) -> Linked:
     for position, part in enumerate(assignment.steps):
         step = copy_step(part) if isinstance(part, Copy) else part
         lowered = lower_once(step)
-        sizes = lowered.scratch if lowered else ()
-        steps.append(LinkedStep(step, lowered, tuple([Slot("arena", 0, n, position, position) for n in sizes])))
+        shared = [Slot("arena", 0, n, position, position) for n in (lowered.scratch if lowered else ())]
+        steps.append(LinkedStep(step, lowered, (*shared, *place_private(lowered.private if lowered else ()))))
     scratch = [slot for linked in steps for slot in linked.scratch]
-    return Linked(tuple(steps), place_temporaries([*assignment.temporaries, *scratch]))
+    private = max((slot.index + slot.nbytes for slot in scratch if slot.space == "private"), default=0)
+    return Linked(tuple(steps), place_temporaries([*assignment.temporaries, *[s for s in scratch if s.space == "arena"]]),
+                  aligned(private))
+
+
+def place_private(sizes: Sequence[int]) -> list[Slot]:
+    """Slots of one step's private memory, one behind the other: no step needs another's."""
+    slots, place = list[Slot](), 0
+    for nbytes in sizes:
+        slots.append(Slot("private", place, nbytes))
+        place += aligned(nbytes)
+    return slots
+
+
+def aligned(nbytes: int) -> int:
+    """`nbytes` rounded up to whole lines of the cache."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def lower_once(step: Step) -> Lowered | None:
@@ -127,7 +145,7 @@ def plan_spec(graph: Graph, assignment: Assignment, linked: Linked) -> PlanSpec:
     outputs = [Output(v.type, reference(slot)) for v, slot in zip(graph.outputs, assignment.outputs, strict=True)]
     written = tuple(sorted({position for position, _ in graph.writes}))
     return PlanSpec(tuple([v.type for v in graph.inputs]), tuple(outputs), written, assignment.constants,
-                    linked.arena, tuple(entries), sources)
+                    linked.arena, tuple(entries), sources, linked.private)
 
 
 def kernel_texts(launch: Launch) -> list[str]:
@@ -136,7 +154,7 @@ def kernel_texts(launch: Launch) -> list[str]:
 
 
 def launch_arguments(step: LinkedStep, launch: Launch) -> tuple[Argument, ...]:
-    """The arguments of a launch: buffers as places (inputs, then outputs, then scratch), kernels by their keys."""
+    """The arguments of a launch: buffers as places (inputs, outputs, scratch, private), kernels by their keys."""
     slots: Sequence[Slot] = (*step.step.inputs, *step.step.outputs, *step.scratch)
 
     def argument(given: Buffer | Function | int) -> Argument:

@@ -41,7 +41,7 @@ class PlainPlan:
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The outputs for `inputs`; see `runtime.plan.Plan.run`. IndexError names a kernel that reads or writes outside
         of its memory."""
-        memory = _Memory(self.spec, self.linked.arena, inputs)
+        memory = _Memory(self.spec, self.linked, inputs)
         for step in self.linked.steps:
             self._carry_out(step, memory)
         return [memory.result(k) for k in range(len(self.spec.outputs))]
@@ -75,7 +75,7 @@ class PlainPlan:
 class _Memory:
     """All memory of one call: inputs as they come, outputs and the arena full of garbage, constants."""
 
-    def __init__(self, spec: PlanSpec, arena: int, inputs: Sequence[np.ndarray]):
+    def __init__(self, spec: PlanSpec, linked: Linked, inputs: Sequence[np.ndarray]):
         self.spec = spec
         self.arrays = {("input", k): x for k, x in enumerate(inputs)}
         for k, output in enumerate(spec.outputs):
@@ -83,7 +83,8 @@ class _Memory:
                 new = np.empty(output.type.shape, output.type.dtype.numpy)
                 new.reshape(-1).view(np.uint8).fill(GARBAGE)
                 self.arrays["output", k] = new
-        self.blocks = {"arena": np.full(arena, GARBAGE, np.uint8),
+        self.blocks = {"arena": np.full(linked.arena, GARBAGE, np.uint8),
+                       "private": np.full(linked.private, GARBAGE, np.uint8),
                        "constant": np.frombuffer(spec.constants, np.uint8)}
 
     def at(self, slot: Slot, type: TensorType) -> np.ndarray:

@@ -21,7 +21,7 @@ def run(lowered, inputs, types, *, shared=(), plain=False, pieces=1):
     done in `pieces` calls, the last ones first. Outputs that share an input's memory are that array."""
     outputs = [inputs[dict(shared)[k]] if k in dict(shared) else garbage(t.dtype.numpy, t.shape)
                for k, t in enumerate(types)]
-    memory = [*inputs, *outputs, *[garbage(np.dtype("u1"), (n,)) for n in lowered.scratch]]
+    memory = [*inputs, *outputs, *[garbage(np.dtype("u1"), (n,)) for n in (*lowered.scratch, *lowered.private)]]
     for launch in lowered.launches:
         bounds = np.linspace(0, launch.items, pieces + 1).astype(int)
         for begin, end in reversed(list(pairwise(bounds))):

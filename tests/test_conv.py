@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from launching import run
 
-from jitgrad import ops
+from jitgrad import config, ops
 from jitgrad.codegen import library
 from jitgrad.dtypes import from_numpy
-from jitgrad.ir import TensorType
+from jitgrad.ir import GraphBuilder, TensorType
+from jitgrad.plans import compile_graph
 
 RANDOM = np.random.default_rng(0)
 
@@ -36,6 +37,19 @@ CASES = {
     "many positions": case(images=3, channels=2, height=30, width=31, out=17, padding=SAME),
     "larger padding than image": case(height=2, width=2, kernel=(5, 5), padding=((3, 3), (3, 3))),
 }
+
+
+MAPPED = {
+    "same": case(images=2, channels=32, height=8, width=8, out=48, padding=SAME),
+    "no padding": case(images=2, channels=32, height=5, width=9, out=32),
+    "odd": case(images=3, channels=64, height=7, width=7, out=32, padding=SAME),
+    "uneven padding": case(images=2, channels=32, height=9, width=6, out=32, padding=((2, 1), (0, 2))),
+    "several images in a part": case(images=20, channels=48, height=3, width=4, out=80, padding=SAME),
+    "parts of an image": case(images=1, channels=32, height=64, width=63, out=32, padding=SAME),
+    "deep": case(images=3, channels=512, height=4, width=4, out=512, padding=SAME),
+    "one piece": case(images=1, channels=32, height=1, width=2, out=32, padding=SAME),
+}
+"""Those that are done by Winograd's maps."""
 
 
 def type_of(array):
@@ -69,6 +83,58 @@ def test_convolution_and_both_gradients(name, dtype):
     check(ops.convolution_weight_grad, (x, g), {"weight_shape": shape_w, **attrs})
 
 
+def kernels(op, inputs, attrs):
+    return [launch.name for launch in library.lower(op, tuple(type_of(x) for x in inputs), attrs).launches]
+
+
+@pytest.mark.parametrize("name", MAPPED)
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+def test_mapped_convolution_and_both_gradients(name, dtype):
+    shape_x, shape_w, attrs = MAPPED[name]
+    x, w, g = operands(shape_x, shape_w, attrs, dtype)
+    for op, inputs, more in ((ops.convolution, (x, w), {}), (ops.convolution_input_grad, (g, w), {"input_shape": shape_x}),
+                             (ops.convolution_weight_grad, (x, g), {"weight_shape": shape_w})):
+        assert any("winograd" in kernel for kernel in kernels(op, inputs, {**more, **attrs}))
+        results = [check(op, inputs, {**more, **attrs}, pieces=n) for n in (1, 3)]
+        assert np.array_equal(*results)
+
+
+def test_mapped_convolution_means_the_same_as_plain_python():
+    shape_x, shape_w, attrs = case(images=1, channels=32, height=2, width=3, out=32, padding=SAME)
+    x, w, g = operands(shape_x, shape_w, attrs, np.float32)
+    check(ops.convolution, (x, w), attrs, plain=True)
+    check(ops.convolution_input_grad, (g, w), {"input_shape": shape_x, **attrs}, plain=True)
+    check(ops.convolution_weight_grad, (x, g), {"weight_shape": shape_w, **attrs}, plain=True)
+
+
+@pytest.mark.parametrize("channels", (64, 512))
+def test_mapped_convolution_is_as_accurate_as_a_direct_one(channels):
+    shape_x, shape_w, attrs = case(images=2, channels=channels, height=6, width=6, out=64, padding=SAME)
+    x, w, g = operands(shape_x, shape_w, attrs, np.float32)
+    for op, inputs, more in ((ops.convolution, (x, w), {}), (ops.convolution_input_grad, (g, w), {"input_shape": shape_x}),
+                             (ops.convolution_weight_grad, (x, g), {"weight_shape": shape_w})):
+        attributes = {**more, **attrs}
+        exact = op.eager(*[array.astype(np.float64) for array in inputs], **attributes)
+        ours = np.abs(check(op, inputs, attributes) - exact)
+        direct = np.abs(op.eager(*inputs, **attributes) - exact)
+        assert ours.mean() < 1.5 * direct.mean() and ours.max() < 4 * direct.max(), op.name
+
+
+def test_each_thread_has_memory_of_its_own():
+    shape_x, shape_w, attrs = MAPPED["several images in a part"]
+    x, w, _ = operands(shape_x, shape_w, attrs, np.float32)
+    builder = GraphBuilder("convolution")
+    operand_x, operand_w = [builder.input(type_of(a)) for a in (x, w)]
+    with builder:
+        plan = compile_graph(builder.build([ops.convolution(operand_x, operand_w, **attrs)]))
+    with config.scope(num_threads=1):
+        (alone,) = plan.run([x, w])
+    for count in (2, 5, 3):
+        with config.scope(num_threads=count):
+            for _ in range(5):
+                assert np.array_equal(plan.run([x, w])[0], alone)
+
+
 @pytest.mark.parametrize("stride", (1, 2))
 def test_the_text_means_the_same_as_plain_python(stride):
     shape_x, shape_w, attrs = case(channels=2, height=4, width=5, out=3, padding=SAME, stride=(stride, stride))
@@ -88,8 +154,9 @@ def test_results_do_not_depend_on_how_items_are_handed_out():
         assert np.array_equal(*results)
 
 
-def test_nan_stays_in_reach_of_its_taps():
-    shape_x, shape_w, attrs = case(images=1, channels=1, height=9, width=9, out=1, padding=SAME)
+@pytest.mark.parametrize("channels", (1, 32))
+def test_nan_stays_in_reach_of_its_taps(channels):
+    shape_x, shape_w, attrs = case(images=1, channels=channels, height=9, width=9, out=channels, padding=SAME)
     x, w = np.ones(shape_x, "f"), np.ones(shape_w, "f")
     x[0, 0, 4, 4] = np.nan
     y = check(ops.convolution, (x, w), attrs)[0, 0]

@@ -12,12 +12,14 @@ import math
 from dataclasses import dataclass, field
 
 from jitgrad import dtypes
+from jitgrad.codegen import winograd
 from jitgrad.codegen.call import BLOCK, Call, launch, lowers
 from jitgrad.codegen.kernel import Argument, Buffer, Function, Launch, Lowered
 from jitgrad.codegen.region import analyse
 from jitgrad.codegen.templates import lower_map
 from jitgrad.ir.graph import GraphBuilder
 from jitgrad.ir.op import REGISTRY
+from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu import conv, gemm
 from jitgrad.kernels.cpu.gemm import Matrices
 from jitgrad.kernels.cpu.tile import DEPTH_BLOCK
@@ -193,11 +195,22 @@ def start(call: Call, kernel: tuple[int, ...]) -> tuple[_Lowering, dict[str, int
     return None
 
 
+def sizes(call: Call, image: TensorType, result: TensorType, *, turned: bool = False) -> winograd.Sizes:
+    """A convolution of 3x3. `turned`: the gradient in the image, which takes the taps the other way around."""
+    (top, _), (left, _) = call.attrs["padding"]
+    if turned:
+        top, left = 2 - top, 2 - left
+    return winograd.Sizes(image.dtype.short, image.shape, result.shape, top, left)
+
+
 @lowers("convolution")
 def lower_forward(call: Call) -> Lowered | None:
     begun = start(call, call.inputs[1].shape[2:])
     if begun is None:
         return None
+    image, weights = call.inputs
+    if winograd.suits(call, weights.shape[2:], image.shape[1], weights.shape[0]):
+        return winograd.forward(call, 0, sizes(call, image, call.outputs[0]), turned=False)
     lowering, steps = begun
     lowering.convolve(call.input(1), call.input(0), call.inputs[0].shape, call.output(), call.outputs[0].shape, steps)
     return lowering.lowered()
@@ -208,6 +221,9 @@ def lower_input_gradient(call: Call) -> Lowered | None:
     begun = start(call, call.inputs[1].shape[2:])
     if begun is None:
         return None
+    gradient, weights = call.inputs
+    if winograd.suits(call, weights.shape[2:], *weights.shape[:2]):
+        return winograd.forward(call, 0, sizes(call, gradient, call.outputs[0], turned=True), turned=True)
     lowering, steps = begun
     lowering.input_gradient(steps)
     return lowering.lowered()
@@ -218,6 +234,9 @@ def lower_weight_gradient(call: Call) -> Lowered | None:
     begun = start(call, call.outputs[0].shape[2:])
     if begun is None:
         return None
+    image, gradient = call.inputs
+    if winograd.suits(call, call.outputs[0].shape[2:], image.shape[1], gradient.shape[1]):
+        return winograd.weight_gradient(call, sizes(call, image, gradient))
     lowering, steps = begun
     lowering.weight_gradient(steps)
     return lowering.lowered()

@@ -92,7 +92,7 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """The argument that points to memory number `index`: inputs first, then outputs, then scratch."""
+    """The argument that points to memory number `index`: inputs first, then outputs, scratch, and private memory."""
 
     index: int
 
@@ -121,7 +121,9 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """What a node becomes: launches in order, and the sizes in bytes of the scratch memory that they share."""
+    """What a node becomes: launches in order, the sizes in bytes of the scratch memory that they share, and of the private
+    memory that each thread has for one item: of `private[k]` bytes there are as many as threads, one behind the other."""
 
     launches: tuple[Launch, ...]
     scratch: tuple[int, ...] = ()
+    private: tuple[int, ...] = ()

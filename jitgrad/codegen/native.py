@@ -159,6 +159,7 @@ def _machine(target: Target) -> llvm.TargetMachine:
     if target.triple.startswith(platform.machine()):
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
+        llvm.initialize_native_asmparser()
     else:
         llvm.initialize_all_targets()
         llvm.initialize_all_asmprinters()

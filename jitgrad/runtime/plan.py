@@ -23,6 +23,7 @@ from jitgrad.kernels.cpu import tape
 from jitgrad.runtime import build, errors, threads
 from jitgrad.runtime.memory import Arena, arenas, size_class
 from jitgrad.runtime.spec import Argument, Entry, HostCall, Output, PlanSpec, Ref
+from jitgrad.runtime.threads import aligned, pool
 
 __all__ = ["Entry", "HostCall", "Output", "Plan", "PlanSpec", "Ref"]
 
@@ -45,8 +46,7 @@ class Plan:
         self._all_own = None not in self._own
         self._threaded = any(entry.items > 1 for entry in spec.entries)
         self._walk = threads.walk()
-        self.shares_arena = spec.arena > SMALL_ARENA
-        self._arena_size = size_class(spec.arena)
+        self.shares_arena = spec.arena + spec.private > SMALL_ARENA
         self._idle: list[Frame] = []
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -78,14 +78,17 @@ class Plan:
             self._give_back(frame)
 
     def _borrow(self) -> Frame:
+        limit = threads.limit()
         try:
             frame = self._idle.pop()
+            if self.spec.private and frame.threads != limit:
+                frame = Frame(self, limit)
         except IndexError:
-            frame = Frame(self)
+            frame = Frame(self, limit)
         if self._threaded:
-            frame.words[tape.LIMIT] = threads.limit()
+            frame.words[tape.LIMIT] = limit
         if self.shares_arena:
-            frame.lend(arenas.lend(self._arena_size))
+            frame.lend(arenas.lend(frame.arena_size))
         return frame
 
     def _give_back(self, frame: Frame) -> None:
@@ -105,19 +108,22 @@ class Plan:
 
 class Frame:
     """What the native loop needs for one call of a plan, in one piece of memory. Its layout is `kernels.cpu.tape`'s:
-    header, entries, pointers, patches, and an argument block per entry."""
+    header, entries, pointers, patches, and an argument block per entry. The memory of `threads` threads lies behind what
+    they share in the arena."""
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: Plan, threads: int):
         spec = plan.spec
         self.arena: Arena | None = None
+        self.threads = threads
+        self.arena_size = size_class(spec.arena + spec.private * threads)
         slots = plan.pointers.size + _EXTRA_SLOTS
-        patches = list(_patches(spec))
+        patches = list(_patches(spec, threads))
         entries_at = 8 * tape.FRAME_WORDS
         self.pointers = entries_at + tape.ENTRY_BYTES * len(spec.entries)
         patches_at = self.pointers + 8 * slots
         blocks_at = patches_at + tape.PATCH_BYTES * len(patches)
         total = blocks_at + 8 * sum(1 + len(entry.arguments) for entry in spec.entries)
-        array = threads.aligned(total)
+        array = aligned(total)
         self.address = array.ctypes.data
         self.words = array.data
         self.memory = self.words.cast("B")
@@ -136,7 +142,7 @@ class Frame:
         self.extra = self.pointers // 8 + plan.pointers.size
         self.words[self.extra + _CONSTANT_SLOT] = plan.constants.address
         if not plan.shares_arena:
-            self.lend(Arena(spec.arena))
+            self.lend(Arena(self.arena_size))
         self.handle = ctypes.c_int64(self.address)          # passed to C faster than an int
 
     def lend(self, arena: Arena) -> None:
@@ -148,7 +154,7 @@ class Frame:
         header = {tape.ENTRIES: self.address + entries_at, tape.COUNT: len(spec.entries),
                   tape.POINTERS: self.address + self.pointers, tape.OBJECTS: objects,
                   tape.PATCHES: self.address + patches_at, tape.PATCH_COUNT: patches,
-                  tape.POOL: threads.pool(), tape.LIMIT: 1}
+                  tape.POOL: pool(), tape.LIMIT: 1}
         for word, value in header.items():
             self.words[word] = value
 
@@ -231,8 +237,9 @@ def _known_argument(argument: Argument, kernels: Mapping[str, int]) -> int:
     return argument if isinstance(argument, int) else 0
 
 
-def _patches(spec: PlanSpec) -> Iterator[tuple[int, int, int, int]]:
-    """(entry, argument, pointer slot, byte offset) of every argument that is memory."""
+def _patches(spec: PlanSpec, threads: int) -> Iterator[tuple[int, int, int, int]]:
+    """(entry, argument, pointer slot, byte offset) of every argument that is memory; `threads`: how many have memory of
+    their own, which begins behind the arena."""
     inputs = len(spec.inputs)
     extra = inputs + len(spec.outputs)
     first_slot = {"arena": extra + _ARENA_SLOT, "constant": extra + _CONSTANT_SLOT}
@@ -241,7 +248,9 @@ def _patches(spec: PlanSpec) -> Iterator[tuple[int, int, int, int]]:
             if isinstance(argument, (int, str)):
                 continue
             space, place = resolve(spec, argument)
-            if space in first_slot:
+            if space == "private":
+                yield k, position, first_slot["arena"], spec.arena + place * threads
+            elif space in first_slot:
                 yield k, position, first_slot[space], place
             else:
                 yield k, position, place + (inputs if space == "output" else 0), 0

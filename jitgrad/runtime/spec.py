@@ -3,8 +3,9 @@
 A `PlanSpec` holds no code and no address, so it can be stored as JSON and read by another process. Reading it checks
 every field: a file that says anything else raises ValueError.
 
-Memory is named by a Ref, ``(space, place)``: ``("input", k)``, ``("output", k)``, ``("arena", byte offset)`` or
-``("constant", byte offset)``. An argument that is text is the key of another kernel: its address is passed.
+Memory is named by a Ref, ``(space, place)``: ``("input", k)``, ``("output", k)``, ``("arena", byte offset)``,
+``("constant", byte offset)``, or ``("private", byte offset)`` in memory that each thread has of its own. An argument
+that is text is the key of another kernel: its address is passed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from jitgrad.ir.types import TensorType, parse_type
 
 Ref = tuple[str, int]
 Argument = Ref | int | str
-SPACES = ("input", "output", "arena", "constant")
+SPACES = ("input", "output", "arena", "constant", "private")
 OPS = ops                                                   # importing them is what fills the registry
 _KEY = re.compile(r"[0-9a-f]{16,64}\Z")
 
@@ -64,7 +65,7 @@ class Entry:
 @dataclass(frozen=True, slots=True)
 class PlanSpec:
     """A plan. `written` are the inputs that it overwrites in place, `arena` is in bytes, `sources` the kernels' text
-    by key, with its comments."""
+    by key, with its comments, `private` the bytes that each thread needs beside the arena."""
 
     inputs: tuple[TensorType, ...]
     outputs: tuple[Output, ...]
@@ -73,6 +74,7 @@ class PlanSpec:
     arena: int
     entries: tuple[Entry, ...]
     sources: Mapping[str, str] = field(default_factory=dict)
+    private: int = 0
 
     def __post_init__(self) -> None:
         _check_spec(self)
@@ -93,6 +95,7 @@ class PlanSpec:
             "arena": self.arena,
             "entries": [_write_entry(entry) for entry in self.entries],
             "sources": dict(self.sources),
+            "private": self.private,
         })
 
     @staticmethod
@@ -113,7 +116,7 @@ def _require(condition: bool, problem: str) -> None:
 
 def _check_spec(spec: PlanSpec) -> None:
     _require(all(0 <= k < len(spec.inputs) for k in spec.written), "an input is written that does not exist")
-    _require(spec.arena >= 0, "the arena's size is negative")
+    _require(min(spec.arena, spec.private) >= 0, "the arena's size is negative")
     check_ref = _ref_checker(spec)
     for output in spec.outputs:
         check_ref(output.source, output.type.nbytes)
@@ -144,7 +147,7 @@ def _check_entry(entry: Entry, check_ref: Callable[[Ref, int], None]) -> None:
 
 def _ref_checker(spec: PlanSpec) -> Callable[[Ref, int], None]:
     """A function that checks that `nbytes` at a Ref exist."""
-    sizes = {"arena": spec.arena, "constant": len(spec.constants)}
+    sizes = {"arena": spec.arena, "constant": len(spec.constants), "private": spec.private}
     values = {"input": [t.nbytes for t in spec.inputs], "output": [o.type.nbytes for o in spec.outputs]}
 
     def check(ref: Ref, nbytes: int) -> None:
@@ -177,7 +180,7 @@ def _read_spec(data: Any) -> PlanSpec:
         base64.b64decode(data["constants"], validate=True),
         _read(data["arena"], int),
         tuple([_read_entry(entry) for entry in data["entries"]]),
-        {_read(key, str): _read(text, str) for key, text in data["sources"].items()})
+        {_read(key, str): _read(text, str) for key, text in data["sources"].items()}, _read(data["private"], int))
 
 
 def _read_entry(data: Any) -> Entry:

@@ -5,7 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from jitgrad.kernels.cpu import attention, conv, gemm, index, movement, pooling, random, recurrence, scan, sort, tape
+from jitgrad.kernels.cpu import (
+    attention,
+    conv,
+    gemm,
+    index,
+    movement,
+    pooling,
+    random,
+    recurrence,
+    scan,
+    sort,
+    tape,
+    winograd,
+)
 
 
 def sources(element: str = "f32") -> list[tuple[str, str]]:
@@ -21,7 +34,7 @@ def _texts(element: str) -> Iterator[str]:
         yield gemm.pack_source(element, kind)
     for source in (conv.convolve_source, conv.weight_source, conv.add_parts_source, conv.interleave_source):
         yield source(element)
-    for family in (pooling, index, sort, scan, movement, recurrence, attention):
+    for family in (pooling, index, sort, scan, movement, recurrence, attention, winograd):
         for name in family.KERNELS:
             yield family.source(name, element)
     for kernel, stride in (((2, 2), (2, 2)), ((3, 3), (2, 2))):

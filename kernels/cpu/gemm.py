@@ -25,7 +25,7 @@ ITEMSIZES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "i64": 8, "i32": 4, "i16":
 FLOATS = ("f64", "f32", "bf16", "f16")
 ITEM_COST = 1 << 20                             # multiply-adds below which an item is not cut further
 ITEMS = 16                                      # as many items as there are, at most, are wanted for balance
-ITEM_ROWS, ITEM_COLUMNS = 168, 256
+ITEM_ROWS, ITEM_COLUMNS = 504, 256              # a block of A in the second cache; each panel of B is copied for it once
 DEEP = 256                                      # steps from which a transposed A is packed
 COPIED_FROM = 2                                 # tiles of rows that a panel of B must serve for its copy to pay
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from jitgrad.kernels.cpu import tile_transform
+
 Pointer = Any                                   # a typed pointer of kernel text
 
 DEPTH_BLOCK = 384
@@ -25,11 +27,13 @@ is reused out of the nearest caches."""
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """The register tile for one element type: `rows` x `columns` accumulators in vectors of `lanes` elements."""
+    """The register tile for one element type: `rows` x `columns` accumulators in vectors of `lanes` elements. `embeds`:
+    an instruction can multiply with an element in memory, as those of AVX-512 can."""
 
     rows: int
     vectors: int
     lanes: int
+    embeds: bool = False
 
     @property
     def columns(self) -> int:
@@ -44,6 +48,11 @@ class Tile:
         return [*[(v, True, low) for v in range(1, self.vectors + 1)], (self.vectors, False, (self.rows, *low))]
 
     @property
+    def layouts(self) -> tuple[str, ...]:
+        """Which of `tile_text.MicroKernel.adjacent` there are for a tile of full height."""
+        return ("rows", "steps") if self.embeds else ("",)
+
+    @property
     def packed_rows(self) -> int:
         """Rows of a packed panel of A: whole vectors, so that a transposed block is stored without a mask."""
         return -(-self.rows // self.lanes) * self.lanes
@@ -54,7 +63,7 @@ def tile_for(itemsize: int) -> Tile:
     """The tile of this machine for elements of 4 or 8 bytes: two vectors wide, and as high as the registers allow
     beside two vectors of B and what a broadcast needs."""
     bits, registers = vector_unit()
-    return Tile((registers - 4) // 2, 2, bits // 8 // itemsize)
+    return Tile((registers - 4) // 2, 2, bits // 8 // itemsize, embeds=bits == 512)
 
 
 @functools.cache
@@ -78,22 +87,23 @@ def multiply_tile(rows: int, columns: int, depth: int, a: Pointer, a_offset: int
     """C[i, j] = (C[i, j] if accumulate else 0) + sum over d of A[i, d] * B[d, j] for i < rows, j < columns.
 
     A[i, d] is ``a[a_offset + i * a_row + d * a_step]``, B[d, j] ``b[b_offset + d * b_step + j]`` and C[i, j]
-    ``c[c_offset + i * c_row + j]``; C is disjoint from A and B. Sums start with C and are taken in the order of d."""
+    ``c[c_offset + i * c_row + j]``; C is disjoint from A and B. Sums are taken in the order of d, and added to C at the
+    end: sums of blocks of the depth lose less than one long sum."""
     for i in range(rows):
         for j in range(columns):
-            total = c[c_offset + i * c_row + j]
-            if not accumulate:
-                total = type(total)(0)
+            old = c[c_offset + i * c_row + j]
+            total = type(old)(0)
             for d in range(depth):
                 total += a[a_offset + i * a_row + d * a_step] * b[b_offset + d * b_step + j]
-            c[c_offset + i * c_row + j] = total
+            c[c_offset + i * c_row + j] = old + total if accumulate else total
 
 
 def transpose_tile(rows: int, x: Pointer, x_offset: int, x_row: int, o: Pointer, o_offset: int, o_row: int,
                    lanes: int) -> None:
-    """o[o_offset + j * o_row + i] = x[x_offset + min(i, rows - 1) * x_row + j] for i, j < lanes."""
-    for i in range(lanes):
-        for j in range(lanes):
+    """o[o_offset + j * o_row + i] = x[x_offset + min(i, rows - 1) * x_row + j] for i, j < lanes, in the order of j: where
+    the rows of o overlap, the later one stays."""
+    for j in range(lanes):
+        for i in range(lanes):
             o[o_offset + j * o_row + i] = x[x_offset + min(i, rows - 1) * x_row + j]
 
 
@@ -134,5 +144,5 @@ def panel_block(rows: Any, columns: Any, depth: Any, panel_rows: Any, a_panel: A
             rows, 1, columns, 1, depth, accumulate, 1, 1, 1, *[0] * 10]
 
 
-NAMES: dict[str, Callable[..., Any]] = {f.__name__: f for f in (
-    multiply_tile, transpose_tile, gather_run, invoke, make_panel, multiply_panel)}
+NAMES: dict[str, Callable[..., Any]] = {**tile_transform.NAMES, **{f.__name__: f for f in (
+    multiply_tile, transpose_tile, gather_run, invoke, make_panel, multiply_panel)}}

@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import lower_builtin, type_callable
 
-from jitgrad.kernels.cpu import tile, tile_dot, tile_text
+from jitgrad.kernels.cpu import tile, tile_dot, tile_text, tile_transform
 from jitgrad.kernels.cpu.tile import Tile
 from jitgrad.kernels.cpu.tile_text import MicroKernel
 
@@ -88,9 +88,12 @@ def _emit_multiply(context: Any, builder: ir.IRBuilder, signature: Any, values: 
         function = _declare(builder.module, kernel.name, ir.VoidType(), kinds)      # defined by `tile_text`
         builder.call(function, [columns, depth, a, *tail, c, c_row, accumulate])
 
-    families = [[MicroKernel(n, vectors, shape.lanes, 8 * element_bytes(element), masked) for n in heights]
-                for vectors, masked, heights in shape.forms]
-    _for_pieces(builder, rows, (place(a, a_offset), a_row), (place(c, c_offset), c_row), form, families, call)
+    bits = 8 * element_bytes(element)
+    beside = {"rows": a_row, "steps": stride(a_step)}
+    adjacent = {name: builder.icmp_signed("==", beside[name], _constant(bits // 8)) for name in shape.layouts if name}
+    families = [[MicroKernel(n, vectors, shape.lanes, bits, masked, layout) for n in heights
+                 for layout in (shape.layouts if n == shape.rows else ("",))] for vectors, masked, heights in shape.forms]
+    _for_pieces(builder, rows, (place(a, a_offset), a_row), (place(c, c_offset), c_row), form, families, adjacent, call)
     return context.get_dummy_value()
 
 
@@ -114,8 +117,10 @@ Walk = tuple[ir.Value, ir.Value]                # a place, and the bytes to the 
 
 
 def _for_pieces(builder: ir.IRBuilder, rows: ir.Value, a: Walk, c: Walk, form: ir.Value,
-                kernels: list[list[MicroKernel]], call: Callable[[MicroKernel, ir.Value, ir.Value], None]) -> None:
-    """The loop that calls the highest kernel of the form that fits, until no rows are left."""
+                kernels: list[list[MicroKernel]], adjacent: dict[str, ir.Value],
+                call: Callable[[MicroKernel, ir.Value, ir.Value], None]) -> None:
+    """The loop that calls the highest kernel of the form that fits, until no rows are left; `adjacent`: which layouts A
+    has."""
     before = builder.block
     head, advance, end = [builder.append_basic_block(f"tile.{name}") for name in ("head", "advance", "end")]
     builder.cbranch(builder.icmp_signed(">", rows, _constant(0)), head, end)
@@ -129,7 +134,8 @@ def _for_pieces(builder: ir.IRBuilder, rows: ir.Value, a: Walk, c: Walk, form: i
         for kernel in family:
             fits, smaller = [builder.append_basic_block(f"tile.{name}") for name in ("fits", "smaller")]
             builder.position_at_end(block)
-            builder.cbranch(builder.icmp_signed(">=", left, _constant(kernel.rows)), fits, smaller)
+            enough = builder.icmp_signed(">=", left, _constant(kernel.rows))
+            builder.cbranch(builder.and_(enough, adjacent[kernel.adjacent]) if kernel.adjacent else enough, fits, smaller)
             builder.position_at_end(fits)
             call(kernel, place_a, place_c)
             builder.branch(advance)
@@ -163,6 +169,29 @@ def _emit_transpose(context: Any, builder: ir.IRBuilder, signature: Any, values:
     steps = [builder.mul(stride, _constant(size)) for stride in (x_row, o_row)]
     builder.call(function, [rows, places[0], steps[0], places[1], steps[1]])
     return context.get_dummy_value()
+
+
+# --- Winograd's maps -------------------------------------------------------------------------------------------------
+
+
+def _transform(name: str) -> Callable[..., ir.Value]:
+    """What writes the call of the map `name`."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+        element = context.get_value_type(signature.args[1].dtype)
+        size = element_bytes(element)
+        (count, x, x_offset, x_row, x_column, o, o_offset, o_row, o_column, *edges, spare) = _integers(
+            context, builder, signature, values)
+        ragged = x if tile_transform.MAPS[name][1] == "x" else o
+        places = [builder.bitcast(builder.gep(p, [offset]), POINTER)
+                  for p, offset in ((x, x_offset), (o, o_offset), (ragged, spare))]
+        strides = [builder.mul(stride, _constant(size)) for stride in (x_row, x_column, o_row, o_column)]
+        kinds = [POINTER if p in tile_transform.POINTERS else I64 for p in tile_transform.PARAMETERS]
+        function = _declare(builder.module, f"{name}_{_suffix(element, tile.tile_for(size).lanes)}", ir.VoidType(), kinds)
+        builder.call(function, [count, places[0], *strides[:2], places[1], *strides[2:], *edges, places[2]])
+        return context.get_dummy_value()
+
+    return emit
 
 
 # --- gathering a run of elements, with zeros around it --------------------------------------------------------------
@@ -277,6 +306,8 @@ def _teach(function: Callable[..., Any], emit: Callable[..., ir.Value], result: 
 _teach(tile.multiply_tile, _emit_multiply)
 _teach(tile.transpose_tile, _emit_transpose)
 _teach(tile.gather_run, _emit_gather_run)
+for _name, _function in tile_transform.NAMES.items():
+    _teach(_function, _transform(_name))
 _teach(tile.invoke, _emit_invoke)
 _teach(tile.make_panel, _emit_make_panel, lambda like: like)
 _teach(tile.multiply_panel, _emit_multiply_panel)

@@ -9,8 +9,10 @@ calls; names say what is to be defined.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+
+from jitgrad.kernels.cpu.tile_transform import transform_text
 
 PARAMETERS = ("columns", "depth", "a", "a_rows", "a_step", "b", "b_step", "c", "c_row", "accumulate")
 """Those of `tile.multiply_tile` without `rows`, with addresses for pointers and offsets, and strides in bytes. `a_rows`
@@ -19,53 +21,65 @@ addresses each row by a base, one of them and a scale; LLVM would else walk from
 
 POINTERS = frozenset(("a", "a_rows", "b", "c"))
 
-_MULTIPLY = re.compile(r"multiply_(\d+)x(\d+)_v(\d+)f(\d+)(_masked)?")
+_MULTIPLY = re.compile(r"multiply_(\d+)x(\d+)_v(\d+)f(\d+)(_masked)?(?:_(rows|steps))?")
 _TRANSPOSE = re.compile(r"transpose_v(\d+)f(\d+)")
+_TRANSFORM = re.compile(r"(winograd_\w+)_v(\d+)f(\d+)")
+
+UNROLLED = 4
+"""Steps of the depth in one turn of the loop where A is adjacent."""
 
 _DEFINITION = """\
 define void @{name}({parameters}) noinline nounwind {{
 entry:
 {entry}
-  %more = icmp ne i64 %accumulate, 0
-  br i1 %more, label %continue, label %begin
-continue:
-{continue_}
   br label %begin
 begin:
 {begin}
-  %any = icmp sgt i64 %depth, 0
-  br i1 %any, label %loop, label %done
-loop:
-  %left = phi i64 [ %depth, %begin ], [ %left.next, %loop ]
-  %a.here = phi ptr [ %a, %begin ], [ %a.next, %loop ]
-  %b.here = phi ptr [ %b, %begin ], [ %b.next, %loop ]
-{loop}
-  %left.next = sub i64 %left, 1
-  %a.next = getelementptr i8, ptr %a.here, i64 %a_step
-  %b.next = getelementptr i8, ptr %b.here, i64 %b_step
-  %again = icmp sgt i64 %left.next, 0
-  br i1 %again, label %loop, label %done
-done:
-{done}
+{loops}
+  %more = icmp ne i64 %accumulate, 0
+  br i1 %more, label %add, label %finish
+add:
+{add}
+  br label %finish
+finish:
+{finish}
   ret void
 }}
 """
 
+_LOOP = """\
+  %{name}.any = icmp sge i64 %{before}.left, {steps}
+  br i1 %{name}.any, label %{name}, label %{after}
+{name}:
+{arriving}
+{body}
+  %{name}.left.next = sub i64 %{name}.left, {steps}
+  %{name}.again = icmp sge i64 %{name}.left.next, {steps}
+  br i1 %{name}.again, label %{name}, label %{after}
+{after}:
+{leaving}"""
 
 @dataclass(frozen=True, slots=True)
 class MicroKernel:
     """One shape: exactly `rows` rows and `vectors` vectors of `lanes` elements of `bits` bits; if `masked`, elements
-    from `columns` on are neither read nor written."""
+    from `columns` on are neither read nor written.
+
+    `adjacent` says of A what lies side by side in memory, "rows" or "steps" ("": neither has to). Then an instruction can
+    multiply with an element of A where it lies, at a fixed distance from a register; with an index register beside it,
+    the processor would take it apart again. Every second row does so. Without, each row takes one instruction more, and a
+    core that serves two threads cannot bring in so many; with all of them, there are more loads than its ports can do."""
 
     rows: int
     vectors: int
     lanes: int
     bits: int
     masked: bool
+    adjacent: str = ""
 
     @property
     def name(self) -> str:
-        return f"multiply_{self.rows}x{self.vectors}_{self.suffix}{'_masked' if self.masked else ''}"
+        ending = f"{'_masked' if self.masked else ''}{'_' if self.adjacent else ''}{self.adjacent}"
+        return f"multiply_{self.rows}x{self.vectors}_{self.suffix}{ending}"
 
     @property
     def suffix(self) -> str:
@@ -80,20 +94,53 @@ class MicroKernel:
     def vector(self) -> str:
         return f"<{self.lanes} x {self.element}>"
 
+    @property
+    def cells(self) -> list[tuple[int, int]]:
+        return [(i, j) for i in range(self.rows) for j in range(self.vectors)]
+
     def text(self) -> str:
         """The function's definition."""
-        cells = [(i, j) for i in range(self.rows) for j in range(self.vectors)]
+        loops = [("begin", "turns", "rest", UNROLLED), ("rest", "single", "done", 1)] if self.adjacent else \
+            [("begin", "single", "done", 1)]
         return _DEFINITION.format(
             name=self.name, parameters=", ".join(f"{'ptr' if p in POINTERS else 'i64'} %{p}" for p in PARAMETERS),
-            entry="\n".join([*self._masks(), *self._odd_multiples(), *self._places_in_c(cells)]),
-            continue_="\n".join([self._load(f"%old{i}.{j}", f"%c{i}.{j}", j) for i, j in cells]),
-            begin="\n".join([self._phi(f"%start{i}.{j}", ("zeroinitializer", "entry"), (f"%old{i}.{j}", "continue"))
-                             for i, j in cells]),
-            loop="\n".join([*[self._phi(f"%sum{i}.{j}", (f"%start{i}.{j}", "begin"), (f"%next{i}.{j}", "loop"))
-                              for i, j in cells], *self._step()]),
-            done="\n".join([line for i, j in cells for line in (
-                self._phi(f"%end{i}.{j}", (f"%start{i}.{j}", "begin"), (f"%next{i}.{j}", "loop")),)]
-                + [self._store(f"%end{i}.{j}", f"%c{i}.{j}", j) for i, j in cells]))
+            entry="\n".join([*self._masks(), *self._odd_multiples(), *self._places_in_c(), *self._first_places()]),
+            begin="\n".join([f"  %begin.{name} = phi {kind} [ {first}, %entry ]" for kind, name, first in self._first()]),
+            loops="\n".join([self._loop(*loop) for loop in loops]),
+            add="\n".join([line for i, j in self.cells for line in (
+                self._load(f"%old{i}.{j}", f"%c{i}.{j}", j),
+                f"  %new{i}.{j} = fadd {self.vector} %old{i}.{j}, %done.sum{i}.{j}")]),
+            finish="\n".join([line for i, j in self.cells for line in (
+                f"  %all{i}.{j} = phi {self.vector} [ %done.sum{i}.{j}, %done ], [ %new{i}.{j}, %add ]",)]
+                + [self._store(f"%all{i}.{j}", f"%c{i}.{j}", j) for i, j in self.cells]))
+
+    @property
+    def bases(self) -> range:
+        """Rows of A that have a register of their own; the others are found from it."""
+        return range(0, self.rows, 2 if self.adjacent == "steps" else self.rows)
+
+    def _first_places(self) -> list[str]:
+        """``%first{i}``: where those rows begin."""
+        return [line for i in self.bases for line in (
+            f"  %first{i}.offset = mul i64 %odd1, {i}" if i else "",
+            f"  %first{i} = getelementptr i8, ptr %a, i64 {f'%first{i}.offset' if i else 0}") if line]
+
+    def _first(self) -> list[tuple[str, str, str]]:
+        """What the loops carry: type, name, and value at first."""
+        return [("i64", "left", "%depth"), ("ptr", "b", "%b"), *[("ptr", f"a{i}", f"%first{i}") for i in self.bases],
+                *[(self.vector, f"sum{i}.{j}", "zeroinitializer") for i, j in self.cells]]
+
+    def _loop(self, before: str, name: str, after: str, steps: int) -> str:
+        """From block `before`, the loop `name`, which does so many `steps` in a turn while they are left, and the head of
+        block `after`."""
+        carried = [(kind, what) for kind, what, _ in self._first()]
+        return _LOOP.format(
+            name=name, before=before, after=after, steps=steps,
+            body="\n".join([line for step in range(steps) for line in self._step(name, step, steps)]),
+            arriving="\n".join([f"  %{name}.{what} = phi {kind} [ %{before}.{what}, %{before} ], "
+                                f"[ %{name}.{what}.next, %{name} ]" for kind, what in carried]),
+            leaving="\n".join([f"  %{after}.{what} = phi {kind} [ %{before}.{what}, %{before} ], "
+                               f"[ %{name}.{what}.next, %{name} ]" for kind, what in carried]))
 
     def _masks(self) -> list[str]:
         """``%mask{j}``: which lanes of vector j are inside of `columns`."""
@@ -105,36 +152,70 @@ class MicroKernel:
                 *[f"  %mask{j} = icmp slt {kind} <{numbers[j]}>, %counts" for j in range(self.vectors)]]
 
     def _odd_multiples(self) -> list[str]:
-        return [line for odd in range(1, self.rows, 2) for line in (
+        return [line for odd in range(1, max(self.rows, 2), 2) for line in (
             f"  %odd{odd}.place = getelementptr i64, ptr %a_rows, i64 {odd // 2}",
             f"  %odd{odd} = load i64, ptr %odd{odd}.place")]
 
-    def _places_in_c(self, cells: Iterable[tuple[int, int]]) -> list[str]:
-        return [line for i, j in cells for line in (
+    def _places_in_c(self) -> list[str]:
+        return [line for i, j in self.cells for line in (
             f"  %c{i}.{j}.row = mul i64 %c_row, {i}",
             f"  %c{i}.{j}.offset = add i64 %c{i}.{j}.row, {j * self.lanes * self.bits // 8}",
             f"  %c{i}.{j} = getelementptr i8, ptr %c, i64 %c{i}.{j}.offset")]
 
-    def _step(self) -> list[str]:
-        """One outer product: a row of B in registers, and each element of the column of A in all lanes."""
-        lines = []
+    def _step(self, loop: str, step: int, steps: int) -> list[str]:
+        """One outer product, step number `step` of a turn of `steps`: a row of B in registers, and each element of the
+        column of A in all lanes."""
+        here, lines = f"%{loop}.{step}", []
+
+        def state(what: str, number: int) -> str:
+            return f"%{loop}.{what}" if number == 0 else f"%{loop}.{what}.{'next' if number == steps else number}"
+
+        def move(what: str, distance: str, first: int = step) -> None:
+            old, new = state(what, first), state(what, step + 1)
+            free = f"{new}.free" if self.adjacent else new
+            lines.append(f"  {free} = getelementptr i8, ptr {old}, i64 {distance}")
+            if self.adjacent:                   # LLVM shall not derive it from another register
+                lines.append(f'  {new} = call ptr asm "", "=r,0"(ptr {free})')
+
+        move("b", "%b_step")
         for j in range(self.vectors):
-            lines += [f"  %b{j}.place = getelementptr {self.vector}, ptr %b.here, i64 {j}",
-                      self._load(f"%b{j}", f"%b{j}.place", j)]
+            lines += [f"  {here}.b{j}.place = getelementptr {self.vector}, ptr {state('b', step)}, i64 {j}",
+                      self._load(f"{here}.b{j}", f"{here}.b{j}.place", j)]
         for i in range(self.rows):
-            scale = i & -i
-            offset = f"%a{i}.offset" if i else "0"
-            if i:
-                lines.append(f"  {offset} = mul i64 %odd{i // scale}, {scale}")
-            lines += [f"  %a{i}.place = getelementptr i8, ptr %a.here, i64 {offset}",
-                      f"  %a{i}.one = load {self.element}, ptr %a{i}.place",
-                      *self._splat(f"%a{i}", self.element, f"%a{i}.one")]
-            lines += [f"  %next{i}.{j} = call {self.vector} @llvm.fma.{self.suffix}({self.vector} %a{i}, "
-                      f"{self.vector} %b{j}, {self.vector} %sum{i}.{j})" for j in range(self.vectors)]
+            a, place = f"{here}.a{i}", f"{here}.a{i}.place"
+            lines += self._place_in_a(place, i, step, state)
+            embedded = self.adjacent and i % 2 == 0
+            if not embedded:
+                lines += [f"  {a}.one = load {self.element}, ptr {place}", *self._splat(a, self.element, f"{a}.one")]
+            for j in range(self.vectors):
+                old, new, b = state(f"sum{i}.{j}", step), state(f"sum{i}.{j}", step + 1), f"{here}.b{j}"
+                lines.append(self._embedded(new, place, b, old) if embedded else
+                             f"  {new} = call {self.vector} @llvm.fma.{self.suffix}({self.vector} {a}, {self.vector} {b}, "
+                             f"{self.vector} {old})")
+        for i in self.bases:
+            if self.adjacent != "steps":
+                move(f"a{i}", "%a_step")
+            elif step == steps - 1:
+                move(f"a{i}", str(steps * self.bits // 8), 0)
         return lines
 
-    def _phi(self, name: str, *arriving: tuple[str, str]) -> str:
-        return f"  {name} = phi {self.vector} " + ", ".join(f"[ {value}, %{block} ]" for value, block in arriving)
+    def _place_in_a(self, place: str, i: int, step: int, state: Callable[[str, int], str]) -> list[str]:
+        """Where row `i` of A is at a step of a turn."""
+        if self.adjacent == "rows":
+            return [f"  {place} = getelementptr i8, ptr {state('a0', step)}, i64 {i * self.bits // 8}"]
+        if self.adjacent == "steps":
+            base = f"{place}.base"
+            return [f"  {base} = getelementptr i8, ptr {state(f'a{i & -2}', 0)}, i64 {'%odd1' if i % 2 else 0}",
+                    f"  {place} = getelementptr i8, ptr {base}, i64 {step * self.bits // 8}"]
+        offset, scale = f"{place}.offset", i & -i
+        return [f"  {offset} = mul i64 {f'%odd{i // scale}, {scale}' if i else '0, 0'}",
+                f"  {place} = getelementptr i8, ptr {state('a0', step)}, i64 {offset}"]
+
+    def _embedded(self, new: str, place: str, b: str, old: str) -> str:
+        """`new` = `old` + element at `place` * `b`, in one instruction."""
+        mnemonic = "vfmadd231ps" if self.bits == 32 else "vfmadd231pd"
+        return (f'  {new} = call {self.vector} asm "{mnemonic} $2{{1to{self.lanes}}}, $1, $0", "=v,v,*m,0"('
+                f"{self.vector} {b}, ptr elementtype({self.element}) {place}, {self.vector} {old})")
 
     def _splat(self, name: str, kind: str, value: str) -> list[str]:
         vector = f"<{self.lanes} x {kind}>"
@@ -201,8 +282,10 @@ def exchanged_halves(lanes: int, kind: str) -> list[str]:
 
 def definitions(names: Iterable[str]) -> str:
     """The module that defines those of `names` that are pieces of this file; "" if there are none."""
-    kernels = [MicroKernel(*[int(n) for n in match.groups()[:4]], masked=match[5] is not None)
+    kernels = [MicroKernel(*[int(n) for n in match.groups()[:4]], masked=match[5] is not None, adjacent=match[6] or "")
                for match in map(_MULTIPLY.fullmatch, names) if match]
     transposes = [transpose_text(int(match[1]), int(match[2])) for match in map(_TRANSPOSE.fullmatch, names) if match]
+    transforms = [transform_text(match[1], int(match[2]), int(match[3]))
+                  for match in map(_TRANSFORM.fullmatch, names) if match]
     return "\n".join([*dict.fromkeys(line for k in kernels for line in k.declarations()), *[k.text() for k in kernels],
-                      *transposes])
+                      *transposes, *transforms])

@@ -1,0 +1,154 @@
+"""Lowering of 3x3 convolutions with stride 1 to the kernels of `jitgrad.kernels.cpu.winograd`.
+
+Here is what those kernels are told: into which parts the images are cut, and which blocks of channels an item does, so
+that what an item makes fits into the second cache and there are items enough. It follows from shapes alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jitgrad.codegen.call import BLOCK, Call, launch
+from jitgrad.codegen.kernel import Buffer, Lowered
+from jitgrad.kernels.cpu import conv, gemm, winograd
+
+ITEMS = 8                                       # at least, for balance
+CACHE = 1280 * 1024                             # bytes that an item may make
+CHANNELS = 128                                  # of an image and of a gradient, in an item that sums up products
+DEPTH = 48                                      # steps of one sum; then it is added to the others: what mapping back takes
+                                                # differences of must be as exact as sums can be
+LEAST = 32                                      # channels on either side from which mapping costs less than it saves
+
+Geometry = dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """A convolution of 3x3: `image` and `result` are [N, C, H, W], of one group."""
+
+    short: str
+    image: tuple[int, ...]
+    result: tuple[int, ...]
+    top: int
+    left: int
+
+    @property
+    def pieces(self) -> tuple[int, int]:
+        """How many 2x2 pieces the result has, down and across."""
+        return -(-self.result[2] // 2), -(-self.result[3] // 2)
+
+    @property
+    def itemsize(self) -> int:
+        return 8 if self.short == "f64" else 4
+
+
+def suits(call: Call, kernel: tuple[int, ...], channels: int, rows: int) -> bool:
+    """Whether a convolution of so many channels into so many is done this way."""
+    lanes = gemm.element_tile(call.outputs[0].dtype.short).lanes
+    whole = channels % lanes == 0 and rows % lanes == 0
+    attrs = call.attrs
+    return (kernel == (3, 3) and attrs["stride"] == attrs["dilation"] == (1, 1) and attrs["groups"] == 1 and whole
+            and min(channels, rows) >= LEAST)
+
+
+def forward(call: Call, image: int, sizes: Sizes, *, turned: bool) -> Lowered:
+    """The convolution of input number `image` with weights, which are input 1. `turned`: with weights [channels, rows],
+    and their taps turned around."""
+    tile, (n, channels, _, width), rows = gemm.element_tile(sizes.short), sizes.image, sizes.result[1]
+    panels = -(-rows // tile.columns)
+    weights, itemsize = call.scratch(0), sizes.itemsize
+    kernel = "winograd_turned_weights" if turned else "winograd_weights"
+    make_weights = launch(winograd.source(kernel, sizes.short), panels * (channels // tile.lanes), call.input(1), weights,
+                          rows, channels, panels)
+    per_item, (images, piece_rows, parts) = cut_result(sizes, tile.columns)
+    blocks = -(-rows // per_item)
+    pieces = images * piece_rows * sizes.pieces[1]
+    stride = channels + (tile.lanes if channels * itemsize % 1024 == 0 else 0)      # else its rows share lines of the cache
+    private = {"image_size": ((2 * piece_rows + 2) * width + 1) * channels, "pieces_size": 16 * pieces * stride,
+               "products_size": 16 * pieces * per_item,
+               "result_size": (2 * piece_rows * sizes.result[3] + 1) * per_item}
+    numbers = {**geometry(sizes, images, piece_rows, parts), "channels_per_item": channels, "channel_blocks": 1,
+               "rows_per_item": per_item, "row_blocks": blocks, "piece_stride": stride,
+               "panel_rows": gemm.panel_height(pieces, tile), "depth_block": depth_block(channels), **private}
+    run = launch(winograd.source("winograd", sizes.short), -(-n // images) * parts * blocks, call.input(image), weights,
+                 call.output(), *[call.scratch(1 + k) for k in range(len(private))],
+                 *[numbers[name] for name in winograd.ARGUMENTS])
+    return Lowered((make_weights, run), (16 * panels * tile.columns * channels * itemsize,),
+                   tuple([size * itemsize for size in private.values()]))
+
+
+def weight_gradient(call: Call, sizes: Sizes) -> Lowered:
+    """The gradient in the weights, of the image, input 0, and the result's gradient, input 1."""
+    tile, itemsize, rows = gemm.element_tile(sizes.short), sizes.itemsize, sizes.result[1]
+    n, channels, _, width = sizes.image
+    across, down = [even_block(count, CHANNELS, tile.lanes) for count in (channels, rows)]
+    blocks = -(-channels // across) * -(-rows // down)
+    images, piece_rows, parts = cut_images(sizes, CACHE // 2 // itemsize // (16 * (across + down)))
+    per_run = -(-n // min(-(-ITEMS // blocks), n))
+    images = min(images, per_run)
+    runs = -(-n // per_run)
+    pieces = images * piece_rows * sizes.pieces[1]
+    private = {"image_size": ((2 * piece_rows + 2) * width + 1) * across,
+               "gradient_size": (2 * piece_rows * sizes.result[3] + 1) * down, "pieces_size": 16 * pieces * across,
+               "gradients_size": 16 * pieces * down, "sums_size": 16 * across * down}
+    numbers = {**geometry(sizes, images, piece_rows, parts), "channels_per_item": across,
+               "channel_blocks": -(-channels // across), "rows_per_item": down, "row_blocks": -(-rows // down),
+               "images_per_item": per_run, **private}
+    size = call.outputs[0].size
+    partial: Buffer = call.output() if runs == 1 else call.scratch(0)
+    shared = 0 if runs == 1 else 1
+    run = launch(winograd.source("winograd_weight_gradient", sizes.short), runs * blocks, call.input(0), call.input(1),
+                 partial, *[call.scratch(shared + k) for k in range(len(private))],
+                 *[numbers[name] for name in winograd.WEIGHT_ARGUMENTS])
+    own = tuple([count * itemsize for count in private.values()])
+    if runs == 1:
+        return Lowered((run,), (), own)
+    add = launch(conv.add_parts_source(sizes.short), -(-size // BLOCK), partial, call.output(), size, runs, BLOCK)
+    return Lowered((run, add), (runs * size * itemsize,), own)
+
+
+def geometry(sizes: Sizes, images: int, piece_rows: int, parts: int) -> Geometry:
+    """Those of `winograd.GEOMETRY` that are not blocks of channels."""
+    n, channels, height, width = sizes.image
+    return {"channels": channels, "height": height, "width": width, "rows": sizes.result[1],
+            "out_height": sizes.result[2], "out_width": sizes.result[3], "top": sizes.top, "left": sizes.left, "images": n,
+            "images_per_part": images, "piece_rows_per_part": piece_rows, "parts": parts}
+
+
+def cut_images(sizes: Sizes, pieces: int) -> tuple[int, int, int]:
+    """Images of a part, rows of pieces of a part, and parts of an image, for about so many `pieces` in a part."""
+    n, (high, wide) = sizes.image[0], sizes.pieces
+    if high * wide <= pieces:
+        return min(n, pieces // (high * wide)), high, 1
+    parts = -(-high // max(1, pieces // wide))
+    piece_rows = -(-high // parts)
+    return 1, piece_rows, -(-high // piece_rows)
+
+
+def cut_result(sizes: Sizes, columns: int) -> tuple[int, tuple[int, int, int]]:
+    """Channels of the result that an item makes, and its part of the images. Fewer channels, if too few items would be
+    left else: then the same pieces are mapped several times, which costs less than an idle thread."""
+    rows, itemsize, n = sizes.result[1], sizes.itemsize, sizes.image[0]
+    per_item = rows
+    while True:
+        pieces = max(CACHE // itemsize // (16 * (sizes.image[1] + per_item)), 28)
+        images, piece_rows, parts = cut_images(sizes, pieces)
+        items = -(-n // images) * parts * -(-rows // per_item)
+        if items >= ITEMS or per_item <= 2 * columns:
+            break
+        per_item = even_block(rows, per_item // 2, columns)
+    while items < ITEMS and images > 1:
+        images = -(-images // 2)
+        items = -(-n // images) * parts * -(-rows // per_item)
+    return per_item, (images, piece_rows, parts)
+
+
+def even_block(count: int, most: int, unit: int) -> int:
+    """A multiple of `unit`, about `most`, that cuts `count` into blocks of equal size."""
+    blocks = -(-count // max(most, unit))
+    return -(-count // (blocks * unit)) * unit
+
+
+def depth_block(channels: int) -> int:
+    """About `DEPTH`, evenly."""
+    return -(-channels // -(-channels // DEPTH))

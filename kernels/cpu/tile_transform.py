@@ -1,0 +1,160 @@
+"""The linear maps of Winograd's convolution on vectors of channels, as plain Python and as LLVM text.
+
+A convolution of 3x3 makes 2x2 results of 4x4 elements with 16 multiplications instead of 36: both factors are mapped
+into a space where it is a product element by element, and the product is mapped back (Lavin and Gray, "Fast Algorithms
+for Convolutional Neural Networks", 2016, F(2x2, 3x3); the gradient in the weights is F(3x3, 2x2) with the same maps
+turned around). Each map is O = L X L^T for a small matrix L, done for many channels at once.
+
+One side of a map may reach over the edge of an image. Elements outside are read from, or written to, a spare place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Pointer = Any                                   # a typed pointer of kernel text
+Matrix = tuple[tuple[float, ...], ...]
+
+_INPUT = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
+_WEIGHT = ((1, 0, 0), (.5, .5, .5), (.5, -.5, .5), (0, 0, 1))
+_OUTPUT = ((1, 1, 1, 0), (0, 1, -1, -1))
+
+
+def _transposed(matrix: Matrix) -> Matrix:
+    return tuple(zip(*matrix, strict=True))
+
+
+MAPS: dict[str, tuple[Matrix, str]] = {
+    "winograd_input": (_INPUT, "x"),
+    "winograd_weight": (_WEIGHT, "x"),
+    "winograd_output": (_OUTPUT, "o"),
+    "winograd_output_grad": (_transposed(_OUTPUT), "x"),
+    "winograd_weight_grad": (_transposed(_WEIGHT), "o"),
+}
+"""By name: the matrix, and which side may reach over an edge."""
+
+PARAMETERS = ("count", "x", "x_row", "x_column", "o", "o_row", "o_column", "row_low", "row_high", "column_low",
+              "column_high", "spare")
+"""Those of the functions with addresses for pointers and offsets, and strides in bytes."""
+
+POINTERS = frozenset(("x", "o", "spare"))
+
+
+def _plain(name: str, matrix: Matrix, ragged: str) -> Callable[..., None]:
+    """The map `name` as a loop over channels."""
+
+    def transform(count: int, x: Pointer, x_offset: int, x_row: int, x_column: int, o: Pointer, o_offset: int, o_row: int,
+                  o_column: int, row_low: int, row_high: int, column_low: int, column_high: int, spare: int) -> None:
+        def place(offset: int, row: int, column: int, i: int, j: int, side: str) -> int:
+            inside = row_low <= i < row_high and column_low <= j < column_high
+            return offset + i * row + j * column if inside or side != ragged else spare
+
+        outputs, inputs = range(len(matrix)), range(len(matrix[0]))
+        for c in range(count):
+            taken = [[x[place(x_offset, x_row, x_column, i, j, "x") + c] for j in inputs] for i in inputs]
+            zero = taken[0][0] * 0
+            for i in outputs:
+                half = [_combined(matrix[i], [taken[k][j] for k in inputs], zero) for j in inputs]
+                for j in outputs:
+                    o[place(o_offset, o_row, o_column, i, j, "o") + c] = _combined(matrix[j], half, zero)
+
+    transform.__name__ = name
+    transform.__doc__ = f"""O = L X L^T of {name}, for `count` channels: element (i, j) of X is at ``x[x_offset + i * x_row
+    + j * x_column + channel]``, of O likewise. On the side {ragged} only elements with row_low <= i < row_high and
+    column_low <= j < column_high are there; the others are at `spare`."""
+    return transform
+
+
+def _combined(row: tuple[float, ...], values: list[Any], zero: Any) -> Any:
+    """The sum of `values` times the numbers of `row`, of which most are 0, 1 or -1."""
+    total = None
+    for factor, value in zip(row, values, strict=True):
+        if factor:
+            scaled = value if abs(factor) == 1 else value * type(value)(abs(factor))
+            if total is None:
+                total = scaled if factor > 0 else -scaled
+            else:
+                total = total + scaled if factor > 0 else total - scaled
+    return zero if total is None else total
+
+
+NAMES: dict[str, Callable[..., Any]] = {name: _plain(name, *how) for name, how in MAPS.items()}
+
+
+# --- LLVM text ------------------------------------------------------------------------------------------------------
+
+
+def transform_text(name: str, lanes: int, bits: int) -> str:
+    """The function ``{name}_v{lanes}f{bits}``; `count` is a multiple of `lanes`."""
+    matrix, ragged = MAPS[name]
+    sides = {"x": range(len(matrix[0])), "o": range(len(matrix))}
+    vector = f"<{lanes} x {'float' if bits == 32 else 'double'}>"
+    lines = [*_inside(sides[ragged])]
+    for side, grid in sides.items():
+        lines += _places(side, grid, side == ragged)
+    head = ["  %more = icmp sgt i64 %count, 0", "  br i1 %more, label %loop, label %done", "loop:",
+            "  %at = phi i64 [ 0, %entry ], [ %next, %loop ]"]
+    body = [line for i in sides["x"] for j in sides["x"] for line in (
+        f"  %from{i}.{j} = getelementptr i8, ptr %x{i}.{j}, i64 %at",
+        f"  %v{i}.{j} = load {vector}, ptr %from{i}.{j}, align {bits // 8}")]
+    for i in sides["o"]:
+        for j in sides["x"]:
+            body += _combine(f"h{i}.{j}", matrix[i], [f"%v{k}.{j}" for k in sides["x"]], vector)
+        for j in sides["o"]:
+            body += _combine(f"r{i}.{j}", matrix[j], [f"%h{i}.{k}" for k in sides["x"]], vector)
+            body += [f"  %to{i}.{j} = getelementptr i8, ptr %o{i}.{j}, i64 %at",
+                     f"  store {vector} %r{i}.{j}, ptr %to{i}.{j}, align {bits // 8}"]
+    tail = [f"  %next = add i64 %at, {lanes * bits // 8}", f"  %reached = mul i64 %count, {bits // 8}",
+            "  %again = icmp slt i64 %next, %reached", "  br i1 %again, label %loop, label %done", "done:",
+            "  ret void", "}"]
+    parameters = ", ".join(f"{'ptr' if p in POINTERS else 'i64'} %{p}" for p in PARAMETERS)
+    return "\n".join([f"define void @{name}_v{lanes}f{bits}({parameters}) noinline nounwind {{", "entry:", *lines, *head,
+                      *body, *tail])
+
+
+def _inside(grid: range) -> Iterator[str]:
+    """``%row{i}``, ``%column{j}``: whether that row or column of the ragged side is there."""
+    for axis in ("row", "column"):
+        for i in grid:
+            yield f"  %{axis}{i}.above = icmp sle i64 %{axis}_low, {i}"
+            yield f"  %{axis}{i}.below = icmp sgt i64 %{axis}_high, {i}"
+            yield f"  %{axis}{i} = and i1 %{axis}{i}.above, %{axis}{i}.below"
+
+
+def _places(side: str, grid: range, ragged: bool) -> Iterator[str]:
+    """``%{side}{i}.{j}``: the address of that element's first channel."""
+    for i in grid:
+        for j in grid:
+            cell = f"%{side}{i}.{j}"
+            yield f"  {cell}.down = mul i64 %{side}_row, {i}"
+            yield f"  {cell}.right = mul i64 %{side}_column, {j}"
+            yield f"  {cell}.offset = add i64 {cell}.down, {cell}.right"
+            yield f"  {cell}{'.there' if ragged else ''} = getelementptr i8, ptr %{side}, i64 {cell}.offset"
+            if ragged:
+                yield f"  {cell}.inside = and i1 %row{i}, %column{j}"
+                yield f"  {cell} = select i1 {cell}.inside, ptr {cell}.there, ptr %spare"
+
+
+def _combine(name: str, row: tuple[float, ...], values: list[str], vector: str) -> Iterator[str]:
+    """``%{name}``: as `_combined`."""
+    element = vector.split()[-1][:-1]
+    lanes = int(vector[1:].split()[0])
+    terms = [(factor, value) for factor, value in zip(row, values, strict=True) if factor]
+    total = ""
+    for k, (factor, value) in enumerate(terms):
+        here, last = f"%{name}.{k}", k == len(terms) - 1
+        if abs(factor) != 1:
+            splat = ", ".join([f"{element} {abs(factor):e}"] * lanes)
+            yield f"  {here}.scaled = fmul {vector} {value}, <{splat}>"
+            value = f"{here}.scaled"
+        result = f"%{name}" if last else here
+        if total:
+            yield f"  {result} = {'fadd' if factor > 0 else 'fsub'} {vector} {total}, {value}"
+        elif factor < 0:
+            yield f"  {result} = fneg {vector} {value}"
+        elif last:
+            yield f"  {result} = bitcast {vector} {value} to {vector}"
+        else:
+            result = value
+        total = result
