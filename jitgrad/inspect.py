@@ -274,7 +274,7 @@ def _contraction(node: Node) -> int:
     if node.op.name.startswith("attention"):
         return _attention(node)
     x, y = node.inputs
-    if node.op.name == "matmul":
+    if node.op.name in ("matmul", "int_matmul"):
         return 2 * node.output.type.size * x.shape[-1]
     weight: tuple[int, ...] = node.attrs.get("weight_shape", y.shape)
     rows = {"convolution": node.output, "convolution_input_grad": x, "convolution_weight_grad": y}[node.op.name]

@@ -418,6 +418,11 @@ def _matmul_samples() -> Iterator[Sample]:
     for x, y in ((random(2, 3, 4), random(2, 4, 5)), (random(1, 1), random(1, 1)), (random(3, 0), random(0, 2)),
                  (random(0, 3), random(3, 2)), (random(4, 3).T, random(5, 4).T), (random(0, 2, 3), random(0, 3, 2))):
         yield Sample("matmul", (x, y), reference=np.matmul)
+    for dtype in (dtypes.uint8, dtypes.int8, dtypes.int16, dtypes.int32):
+        yield Sample("matmul", (random(5, 7, dtype=dtype), random(7, 9, dtype=dtype)))
+    for x, y in (((3, 5), (5, 4)), ((2, 3, 9), (2, 9, 40)), ((3, 0), (0, 2)), ((0, 3), (3, 2))):
+        yield Sample("int_matmul", (random(*x, dtype=dtypes.int8, low=-128, high=128),
+                                    random(*y, dtype=dtypes.int8, low=-128, high=128)), reference=np.matmul)
 
 
 def _convolution_reference(x: np.ndarray, w: np.ndarray, *, stride: Any, padding: Any, dilation: Any,

@@ -8,7 +8,6 @@ import pytest
 from launching import address, run
 
 from jitgrad import dtypes, ops
-from jitgrad.codegen import library
 from jitgrad.codegen.matmul import lower_matmul
 from jitgrad.dtypes import from_numpy
 from jitgrad.ir import GraphBuilder, TensorType, evaluate
@@ -146,11 +145,6 @@ def test_halves_accumulate_in_float32(dtype, right):
     _, (z,) = check(lambda x, y: ops.matmul(x, transposed(y) if right else y), a, b, tolerance=0.3)
     exact = a.astype("d") @ (b.T if right else b).astype("d")
     assert np.abs(z.astype("d") - exact).max() < np.abs(exact).max() * float(ml_dtypes.finfo(dtype).eps)
-
-
-def test_integers_have_no_kernel():
-    t = TensorType(dtypes.int64, (3, 3))
-    assert library.lower(ops.matmul, (t, t), {}) is None
 
 
 @pytest.mark.parametrize("bits, registers", [(256, 16), (128, 16), (128, 32)])

@@ -24,26 +24,35 @@ from jitgrad.codegen.writer import Axis, Writer, compute_dtype
 from jitgrad.dtypes import DType
 from jitgrad.ir.axes import Axes, Strided, atoms_of, source_index
 from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value, run_node
-from jitgrad.ir.op import REGISTRY
+from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu import gemm
-from jitgrad.kernels.cpu.gemm import Arrangement, Matrices, Packing
+from jitgrad.kernels.cpu.gemm import Arrangement, Form, Matrices, Packing
+from jitgrad.ops.contraction import PRODUCTS, int_matmul, matmul
 
 Shared = Sequence[tuple[int, int]]
-HALVES = (dtypes.float16, dtypes.bfloat16)
 
 
 @lowers("matmul")
-def lower_product(call: Call) -> Lowered | None:
-    """The primitive alone. Integers have no kernel."""
-    builder = GraphBuilder("matmul")
+def lower_product(call: Call) -> Lowered:
+    """The primitive alone."""
+    return _lower_alone(call, matmul)
+
+
+@lowers("int_matmul")
+def lower_int_product(call: Call) -> Lowered:
+    """The primitive alone."""
+    return _lower_alone(call, int_matmul)
+
+
+def _lower_alone(call: Call, op: Op) -> Lowered:
+    builder = GraphBuilder(op.name)
     x, y = [builder.input(t) for t in call.inputs]
-    product = builder.run(REGISTRY["matmul"], (x, y), {})
-    return lower_matmul(builder.build([product])) if product.dtype.is_floating_point else None
+    return lower_matmul(builder.build([builder.run(op, (x, y), {})]))
 
 
 def lower_matmul(body: Graph, shared: Shared = ()) -> Lowered:
-    """The launches of a region around one matmul of floats. No output may share the memory of an operand of it."""
+    """The launches of a region around one matrix product. No output may share the memory of an operand of it."""
     if any(v.type.size == 0 for v in body.outputs):
         return Lowered(())
     return _Lowering(body, dict(shared)).lower()
@@ -68,7 +77,7 @@ class _Lowering:
 
     def __post_init__(self) -> None:
         self.producers = self.body.producers()
-        (self.node,) = [n for n in self.body.nodes if n.op.name == "matmul"]
+        (self.node,) = [n for n in self.body.nodes if n.op in PRODUCTS]
         self.product = self.node.output
         self.dtype = compute_dtype(self.product.dtype)
 
@@ -141,22 +150,22 @@ class _Lowering:
         if len(batch) > gemm.BATCH_DIMENSIONS:
             a, b = self.compute(self.node.inputs[0]), self.compute(self.node.inputs[1])
             batch, first, second = merge_batch(self.product.shape[:-2], a.matrices, b.matrices)
-        short, stored = self.dtype.short, self.product.dtype
-        made = gemm.arrange(short, batch, m, n, k, first, second, convert=stored in HALVES)
-        pointers = (self.pack(made.pack_a, a.buffer), self.pack(made.pack_b, b.buffer), target)
-        core = gemm.source(short)
+        form = gemm.form_for(self.node.inputs[0].dtype.short, self.dtype.short)
+        made = gemm.arrange(form, batch, m, n, k, first, second)
+        pointers = (self.pack(made.pack_a, a.buffer, form), b.buffer, target)
+        core = gemm.core_source(form)
         if is_bare(region, product, target):
             self.launches.append(launch(core, made.items, *pointers, *made.integers))
         else:
-            block = (Function(f"gemm_{short}", core), *pointers, *made.integers)
+            block = (Function(form.name, core), *pointers, *made.integers)
             self.launches.append(Epilogue(region, product, target, self.dtype, made).launch(block))
 
-    def pack(self, packing: Packing | None, operand: Buffer) -> Buffer:
-        """The memory that the core reads: packed panels, or the operand itself."""
+    def pack(self, packing: Packing | None, operand: Buffer, form: Form) -> Buffer:
+        """The memory that the core reads as A: packed panels, or the operand itself."""
         if packing is None:
             return operand
-        panels = self.new_scratch(packing.elements * self.dtype.itemsize)
-        source = gemm.pack_source(self.product.dtype.short, packing.kind)
+        panels = self.new_scratch(packing.elements * dtypes.BY_SHORT[form.left].itemsize)
+        source = gemm.pack_text(form, packing.kind)
         self.launches.append(launch(source, packing.items, operand, panels, *packing.integers))
         return panels
 

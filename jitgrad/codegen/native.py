@@ -24,7 +24,7 @@ from numba.core.compiler_lock import global_compiler_lock
 
 from jitgrad import objectfile
 from jitgrad.errors import CompileError, complain
-from jitgrad.kernels.cpu import intrinsics, math, native, tile, tile_native, tile_text
+from jitgrad.kernels.cpu import intrinsics, math, native, tile, tile_dot, tile_dot_text, tile_native, tile_text
 from jitgrad.kernels.cpu.frontend import lower_function
 
 TEACHERS = (native, tile_native)                # importing them is what teaches Numba the names of math and tile
@@ -106,7 +106,7 @@ def _define(source: str, name: str) -> FunctionType:
 @cache
 def vocabulary() -> dict[str, Any]:
     """Every name that kernel text may use: scalar math, the pieces of contractions, and the intrinsics."""
-    return {**math.NAMES, **tile.NAMES, **intrinsics.NAMES}
+    return {**math.NAMES, **tile.NAMES, **tile_dot.NAMES, **intrinsics.NAMES}
 
 
 def _lower(function: FunctionType, target: Target) -> llvm.ModuleRef:
@@ -179,12 +179,13 @@ def _optimize(module: llvm.ModuleRef, target: Target) -> None:
 def _link_text(module: llvm.ModuleRef) -> None:
     """Functions that are written as LLVM text; there is nothing to optimize in them."""
     wanted = {function.name for function in module.functions if function.is_declaration}
-    text = tile_text.definitions(sorted(wanted))
-    if text:
-        module.link_in(llvm.parse_assembly(text))
-        for function in module.functions:
-            if function.name in wanted and not function.is_declaration:
-                function.linkage = "internal"
+    for pieces in (tile_text, tile_dot_text):
+        text = pieces.definitions(sorted(wanted))
+        if text:
+            module.link_in(llvm.parse_assembly(text))
+    for function in module.functions:
+        if function.name in wanted and not function.is_declaration:
+            function.linkage = "internal"
 
 
 def _emit(module: llvm.ModuleRef, target: Target) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jitgrad import ops
+from jitgrad import dtypes, ops
 from jitgrad.errors import DTypeError, ShapeError, complain
 from jitgrad.functional.core import (
     Operand,
@@ -27,7 +27,7 @@ from jitgrad.ops.builders import broadcast, expand_dims
 from jitgrad.ops.derived import derived
 
 __all__ = [
-    "addmm", "addmv", "baddbmm", "bmm", "cdist", "cross", "dot", "einsum", "inner", "kron", "matmul", "mm",
+    "_int_mm", "addmm", "addmv", "baddbmm", "bmm", "cdist", "cross", "dot", "einsum", "inner", "kron", "matmul", "mm",
     "mv", "outer", "tensordot", "vdot",
 ]
 
@@ -86,6 +86,16 @@ def mm(input: Tensor, mat2: Tensor) -> Tensor:
     """The product of two matrices."""
     _ranks("mm", input, mat2, 2, 2)
     return matmul(input, mat2)
+
+
+def _int_mm(input: Tensor, mat2: Tensor) -> Tensor:
+    """The product of two int8 matrices, summed up in int32, which wraps around. DTypeError for other dtypes."""
+    _ranks("_int_mm", input, mat2, 2, 2)
+    if not input.dtype is mat2.dtype is dtypes.int8:
+        raise complain(DTypeError, "_int_mm", f"operands must be int8, got {_both(input, mat2)}",
+                       fix="Did you mean matmul?")
+    _check("_int_mm", input, mat2, input.shape[1], mat2.shape[0])
+    return ops.int_matmul(input, mat2)
 
 
 def bmm(input: Tensor, mat2: Tensor) -> Tensor:

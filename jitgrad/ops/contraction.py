@@ -1,6 +1,7 @@
 """Ops that multiply and add up along shared dimensions: matrix products and convolutions.
 
-16-bit floats accumulate in float32 and round once.
+16-bit floats accumulate in float32 and round once. Integers wrap around in their own type; `int_matmul` sums int8 up in
+int32.
 """
 
 from __future__ import annotations
@@ -10,31 +11,43 @@ from typing import Any
 
 import numpy as np
 
-from jitgrad import ops
+from jitgrad import dtypes, ops
 from jitgrad.errors import DTypeError, ShapeError, complain
 from jitgrad.ir.op import Op, register
 from jitgrad.ir.types import TensorType
 from jitgrad.ops.builders import conjugate
 from jitgrad.ops.record import checked_first, in_float32, require_category, require_same
 
-__all__ = ["convolution", "convolution_input_grad", "convolution_output_shape", "convolution_weight_grad", "matmul",
-           "transposed"]
+__all__ = ["convolution", "convolution_input_grad", "convolution_output_shape", "convolution_weight_grad",
+           "int_matmul", "matmul", "transposed"]
 
 
-def _infer_matmul(x: TensorType, y: TensorType) -> TensorType:
+def _infer_matmul(x: TensorType, y: TensorType, op: str = "matmul") -> TensorType:
     shown = f"{x} @ {y}"
     if x.dtype is not y.dtype:
-        raise complain(DTypeError, "matmul", f"operands differ in dtype: {shown}",
+        raise complain(DTypeError, op, f"operands differ in dtype: {shown}",
                        fix=f"Did you mean y.to(jitgrad.{x.dtype.name})?")
-    require_category("matmul", x.dtype, "uifc")
+    require_category(op, x.dtype, "uifc")
     if x.ndim < 2 or x.ndim != y.ndim:
-        raise complain(ShapeError, "matmul", f"operands need the same number of dimensions, at least two: {shown}")
+        raise complain(ShapeError, op, f"operands need the same number of dimensions, at least two: {shown}")
     if x.shape[-1] != y.shape[-2]:
         fix = "Did you mean x @ w.T?" if x.shape[-1] == y.shape[-1] else ""
-        raise complain(ShapeError, "matmul", f"inner dimensions differ: {shown}", fix=fix)
+        raise complain(ShapeError, op, f"inner dimensions differ: {shown}", fix=fix)
     if x.shape[:-2] != y.shape[:-2]:
-        raise complain(ShapeError, "matmul", f"batch dimensions differ: {shown}")
+        raise complain(ShapeError, op, f"batch dimensions differ: {shown}")
     return x.with_shape(x.shape[:-1] + y.shape[-1:])
+
+
+def _infer_int_matmul(x: TensorType, y: TensorType) -> TensorType:
+    if x.dtype is not dtypes.int8 or y.dtype is not dtypes.int8:
+        raise complain(DTypeError, "int_matmul", f"operands must be int8: {x} @ {y}",
+                       fix="Did you mean x.to(jitgrad.int8)?")
+    return _infer_matmul(x, y, "int_matmul").with_dtype(dtypes.int32)
+
+
+def _int_matmul(x: np.ndarray, y: np.ndarray) -> Any:
+    """The product in float64, where sums of products of bytes are exact up to a depth of 2**39, cut to int32."""
+    return np.matmul(x.astype(np.float64), y.astype(np.float64)).astype(np.int64).astype(np.int32)
 
 
 def transposed(x: Any) -> Any:
@@ -47,6 +60,13 @@ matmul: Op = register(Op(
     "matmul", ("x", "y"), _infer_matmul, in_float32(np.matmul), "contraction",
     vjp=(lambda g, y: ops.matmul(g, conjugate(transposed(y))), lambda g, x: ops.matmul(conjugate(transposed(x)), g)),
     doc="Matrix product of the last two dimensions; leading (batch) dimensions are equal."))
+
+int_matmul: Op = register(Op(
+    "int_matmul", ("x", "y"), _infer_int_matmul, _int_matmul, "contraction",
+    doc="Matrix product of the last two dimensions of int8, summed up in int32, which wraps around."))
+
+PRODUCTS = (matmul, int_matmul)
+"""The matrix products: what kernels with an epilogue are made of."""
 
 # ---- convolution: x[N, C, *sizes], w[O, C / groups, *kernel] -> [N, O, *out] ------------------------------------
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from jitgrad.ir.graph import Graph, Node, Value
+from jitgrad.ops.contraction import PRODUCTS
 
 
 def is_elementwise(node: Node) -> bool:
@@ -24,7 +25,7 @@ def has_complex(node: Node) -> bool:
 
 def is_fusable_matmul(node: Node) -> bool:
     """True for matmuls that have a kernel with an epilogue."""
-    return node.op.name == "matmul" and node.output.dtype.is_floating_point and all(
+    return node.op in PRODUCTS and not node.output.dtype.is_complex and all(
         n > 0 for v in (*node.inputs, node.output) for n in v.shape)
 
 

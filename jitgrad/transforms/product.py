@@ -10,6 +10,7 @@ from typing import Any
 
 from jitgrad import ops
 from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value, rebuild
+from jitgrad.ops.contraction import PRODUCTS
 from jitgrad.transforms.epilogue import is_fusable_matmul
 
 
@@ -23,14 +24,14 @@ def turn_products(graph: Graph) -> Graph:
     factors: dict[Value, tuple[Value, ...]] = {}        # of every product, in the new graph
 
     def visit(node: Node, inputs: tuple[Value, ...], builder: GraphBuilder) -> Any:
-        if node.op.name == "matmul":
+        if node.op in PRODUCTS:
             factors[node.output] = inputs
         product = turned.get(node)
         if product is None or reads[product] > 1:
             return None
         x, y = factors[product]
         axes = node.attrs["axes"]
-        return ops.matmul(ops.permute(y, axes=axes), ops.permute(x, axes=axes))
+        return producers[product].op(ops.permute(y, axes=axes), ops.permute(x, axes=axes))
 
     return _without_unread_products(rebuild(graph, visit))
 
@@ -46,4 +47,4 @@ def _turned_product(node: Node, producers: dict[Value, Node]) -> Value | None:
 
 def _without_unread_products(graph: Graph) -> Graph:
     read = {v for node in graph.nodes for v in node.inputs}.union(graph.results)
-    return graph.replace(nodes=tuple([node for node in graph.nodes if node.op.name != "matmul" or node.output in read]))
+    return graph.replace(nodes=tuple([node for node in graph.nodes if node.op not in PRODUCTS or node.output in read]))

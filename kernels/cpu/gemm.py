@@ -1,23 +1,28 @@
 """Matrix multiplication: C = A @ B for batches of matrices with any strides, on the register tile of `tile`.
 
-`source` is the text of the core, compiled once per element type: its items are blocks of C, cut by shape alone, and
-each sum runs through the depth in one order, so results depend neither on threads nor on which call does which items.
-`pack_source` is the text of an earlier phase that copies an operand into panels: an A that the core cannot read at full
-speed where it lies, and operands of another element type. Which operand is packed, and all blocking, is decided by
-`arrange` from shapes and strides and reaches both kernels as integers.
+`source` is the text of the core, compiled once per `Form` (element types, and how a tile is multiplied): its items are
+blocks of C, cut by shape alone, and each sum runs through the depth in one order, so results depend neither on threads nor
+on which call does which items. `pack_source` is the text of an earlier phase that copies A into panels where the core
+cannot read it at full speed, or has another type for it. Whether A is packed, and all blocking, is decided by `arrange`
+from shapes and strides and reaches both kernels as integers.
 
 To the core, A is a row of panels of `panel_rows` rows, and B of panels as wide as the tile; a panel, a row and a step in
 the depth each have a stride. A panel of B that serves more than a few rows, or whose rows are not contiguous, is copied
-to the stack first: then its elements lie in the order in which they are read.
+to the stack first: then its elements lie in the order in which they are read. Those that are narrower than their sums
+become wide, or stand in groups, on that way (`gemm_narrow`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jitgrad.kernels.cpu import gemm_narrow as narrow
 from jitgrad.kernels.cpu.tile import DEPTH_BLOCK, Tile, tile_for
+from jitgrad.kernels.cpu.tile_dot import has_dot
 
 BATCH_DIMENSIONS = 4
+ITEMSIZES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "u8": 1}
+FLOATS = ("f64", "f32", "bf16", "f16")
 ITEM_COST = 1 << 20                             # multiply-adds below which an item is not cut further
 ITEMS = 16                                      # as many items as there are, at most, are wanted for balance
 ITEM_ROWS, ITEM_COLUMNS = 504, 256              # a block of A in the second cache; each panel of B is copied for it once
@@ -53,13 +58,13 @@ LOCATE_ITEM = (
 """Which block of C an item is: assignments over the core's arguments."""
 
 _CORE = """\
-def gemm_{short}(args, begin, end, thread):
-    a = pointer(args, 1, {short})
-    b = pointer(args, 2, {short})
-    c = pointer(args, 3, {short})
+def {name}(args, begin, end, thread):
+    a = pointer(args, 1, {left})
+    b = pointer(args, 2, {right})
+    c = pointer(args, 3, {total})
 {unpack}
-    panel = make_panel(b)
-    for item in range(begin, end):
+    panel = make_panel({panel})
+{more}    for item in range(begin, end):
 {locate}
         index_3 = batch % size_3
         index_2 = batch // size_3 % size_2
@@ -74,6 +79,18 @@ def gemm_{short}(args, begin, end, thread):
             for column in range(first_column, last_column, {columns}):
                 width = min({columns}, last_column - column)
                 b_place = b_start + column // {columns} * b_panel + first_step * b_step
+{copy}                for row in range(first_row, last_row, panel_rows):
+                    height = min(panel_rows, last_row - row)
+                    a_place = a_start + row // panel_rows * a_panel + first_step{grouped} * a_step
+{multiply}"""
+
+_MULTIPLY = """\
+                    {piece}(height, width, depth, a, a_place, a_row, a_step, lines, lines_place, lines_step,
+                                  c, c_start + row * c_row + column, c_row, keep)
+"""
+
+
+_COPY_PANEL = """\
                 lines = b
                 lines_place = b_place
                 lines_step = b_step
@@ -95,19 +112,70 @@ def gemm_{short}(args, begin, end, thread):
                                 store(panel, d * {columns} + j, load(b, b_place + d * b_step + j, 0, 2), 1, 2)
                     for d in range(plain_steps, depth):
                         gather_run(width, 0, width, b, b_place + d * b_step, b_column, panel, d * {columns})
-                for row in range(first_row, last_row, panel_rows):
-                    height = min(panel_rows, last_row - row)
-                    a_place = a_start + row // panel_rows * a_panel + first_step * a_step
-                    multiply_tile(height, width, depth, a, a_place, a_row, a_step, lines, lines_place, lines_step,
-                                  c, c_start + row * c_row + column, c_row, keep)
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A core: the element types of what it reads as A and as B and of C, the piece that multiplies a tile (none: a plain
+    loop, which reads any A), and how many steps of the depth lie side by side for it."""
+
+    left: str
+    right: str
+    total: str
+    piece: str = "multiply_tile"
+    group: int = 1
+
+    @property
+    def name(self) -> str:
+        """``gemm_f32``; where sums are kept in another type, or steps in groups, that too."""
+        kind = "gemm" if self.group == 1 else "dot"
+        return f"{kind}_{self.right}" if self.right == self.total else f"{kind}_{self.right}_{self.total}"
+
+    def must_pack(self, a: Matrices, depth: int) -> bool:
+        """True when A cannot be read where it lies: it has another type there, or no whole groups."""
+        return self.left != self.right or (self.group > 1 and (a.column != 1 or depth % self.group != 0))
+
+    @property
+    def widens(self) -> bool:
+        """True when B is converted to the type of C on its way into a panel."""
+        return self.total == "f32" != self.right and self.group == 1
+
+    @property
+    def tile(self) -> Tile:
+        return tile_for(ITEMSIZES[self.total])
+
+
+def form_for(short: str, total: str) -> Form:
+    """The core on this machine for operands of dtype `short` and sums of type `total`: the same type, float32 for 16-bit
+    floats, or int32 for int8."""
+    if short not in FLOATS:
+        dots = (short, total) == ("i8", "i32") and has_dot(short)
+        return Form("u8", short, total, "multiply_quads", 4) if dots else Form(short, short, total, "")
+    if short == total:
+        return Form(short, short, short)
+    return Form("bf16", "bf16", "f32", "multiply_pairs", 2) if has_dot(short) else Form("f32", short, "f32")
+
+
 def source(short: str) -> str:
-    """The text of the core for ``f32`` or ``f64``. Arguments: A, B, C, then `ARGUMENTS`."""
-    tile = element_tile(short)
-    locate = "\n".join(f"        {name} = {value}" for name, value in LOCATE_ITEM)
-    return _CORE.format(short=short, columns=tile.columns, lanes=tile.lanes, unpack=unpack(), locate=locate)
+    """The text of the core for ``f32`` or ``f64``."""
+    return core_source(form_for(short, short))
+
+
+def core_source(form: Form) -> str:
+    """The text of a core. Arguments: A, B, C, then `ARGUMENTS`."""
+    tile, quads = form.tile, form.piece == "multiply_quads"
+    sizes = {"columns": tile.columns, "lanes": tile.lanes, "group": form.group, "line": form.group * tile.columns,
+             "chunk": form.group * tile.lanes if form.group > 1 else narrow.CHUNK, "piece": form.piece,
+             "start": form.group * tile.columns if quads else 0}
+    copy = (narrow.GROUP_PANEL + narrow.BALANCE * quads if form.group > 1 else narrow.COPY_PANEL if not form.piece
+            else narrow.WIDEN_PANEL if form.widens else _COPY_PANEL)
+    multiply = _MULTIPLY if form.piece else narrow.MULTIPLY
+    return _CORE.format(name=form.name, left=form.left, right=form.right, total=form.total, columns=tile.columns,
+                        panel="b" if form.group > 1 else "c", more="    wide = make_panel(c)\n" * form.widens,
+                        grouped=f" // {form.group}" if form.group > 1 else "", unpack=unpack(),
+                        locate="\n".join(f"        {name} = {value}" for name, value in LOCATE_ITEM),
+                        copy=copy.format(**sizes), multiply=multiply.format(**sizes))
 
 
 def unpack(names: tuple[str, ...] = ARGUMENTS, first: int = 4) -> str:
@@ -116,7 +184,7 @@ def unpack(names: tuple[str, ...] = ARGUMENTS, first: int = 4) -> str:
 
 
 def element_tile(short: str) -> Tile:
-    return tile_for(8 if short == "f64" else 4)
+    return tile_for(ITEMSIZES[short])
 
 
 # --- packing --------------------------------------------------------------------------------------------------------
@@ -128,7 +196,7 @@ PACK_ARGUMENTS = ("rows", "depth", "row_stride", "depth_stride", "panel_rows", "
 _PACK = """\
 def pack_{short}_{kind}(args, begin, end, thread):
     x = pointer(args, 1, {short})
-    o = pointer(args, 2, {wide})
+    o = pointer(args, 2, {left})
 {unpack}
     for item in range(begin, end):
         panel = item % panels
@@ -141,7 +209,7 @@ def pack_{short}_{kind}(args, begin, end, thread):
         height = min(panel_rows, rows - first)
         start = (base + index_0 * stride_0 + index_1 * stride_1 + index_2 * stride_2 + index_3 * stride_3
                  + first * row_stride)
-        place = item * width * depth
+        place = item * width * {padded}
 {body}"""
 
 _COPY = """\
@@ -169,15 +237,24 @@ _TRANSPOSE = """\
 PACK_KINDS = {"rows": _COPY_ROWS, "depth": _TRANSPOSE, "any": _COPY}
 """Bodies by what lies side by side in memory: elements of one step, elements of one row, or neither."""
 
+WIDEN_KINDS = {"rows": narrow.WIDEN_ROWS, "depth": narrow.WIDEN_DEPTH, "any": _COPY}
+GROUP_KINDS = {"rows": narrow.GROUP_ROWS, "depth": narrow.GROUP_DEPTH, "any": narrow.GROUP_ANY}
+
 
 def pack_source(short: str, kind: str) -> str:
-    """The text of the packing phase for operands of dtype `short` (f16 and bf16 become f32) and a kind of
-    `PACK_KINDS`. Arguments: operand, panels, then `PACK_ARGUMENTS`. Items: panels of all batches."""
-    wide = short if short == "f64" else "f32"
-    if short in ("f16", "bf16"):
-        kind = "any"                            # runs and blocks are moved in float32 or float64 only
-    body = PACK_KINDS[kind].format(lanes=element_tile(wide).lanes)
-    return _PACK.format(short=short, kind=kind, wide=wide, body=body, unpack=unpack(PACK_ARGUMENTS, 3))
+    """The text of the packing phase for ``f32`` or ``f64``."""
+    return pack_text(form_for(short, short), kind)
+
+
+def pack_text(form: Form, kind: str) -> str:
+    """The text of the packing phase for a core and a kind of `PACK_KINDS`. Arguments: operand, panels, then
+    `PACK_ARGUMENTS`. Items: panels of all batches."""
+    lanes, group = form.tile.lanes, form.group
+    kinds = GROUP_KINDS if group > 1 else WIDEN_KINDS if form.widens else PACK_KINDS
+    body = kinds[kind].format(lanes=lanes, group=group, chunk=group * lanes if group > 1 else narrow.CHUNK)
+    padded = f"((depth + {group - 1}) // {group} * {group})" if group > 1 else "depth"
+    return _PACK.format(short=form.right, kind=kind if group == 1 else f"{kind}_by_{group}", left=form.left, body=body,
+                        padded=padded, unpack=unpack(PACK_ARGUMENTS, 3))
 
 
 # --- arranging ------------------------------------------------------------------------------------------------------
@@ -195,43 +272,40 @@ class Packing:
 
 @dataclass(frozen=True, slots=True)
 class Arrangement:
-    """How a product is carried out: packing of A and of B (None: read in place), then `items` of the core."""
+    """How a product is carried out: packing of A (None: read in place), then `items` of the core."""
 
     pack_a: Packing | None
-    pack_b: Packing | None
     items: int
     integers: tuple[int, ...]
 
 
-def arrange(short: str, batch: tuple[int, ...], m: int, n: int, k: int, a: Matrices, b: Matrices,
-            convert: bool = False) -> Arrangement:
-    """The blocking of C[*batch, m, n] = A[*batch, m, k] @ B[*batch, k, n], with C contiguous, for elements `short`.
-    `convert`: the operands have another element type, so both are packed. At most `BATCH_DIMENSIONS` batch sizes."""
-    tile, itemsize = element_tile(short), 8 if short == "f64" else 4
+def arrange(form: Form, batch: tuple[int, ...], m: int, n: int, k: int, a: Matrices, b: Matrices) -> Arrangement:
+    """The blocking of C[*batch, m, n] = A[*batch, m, k] @ B[*batch, k, n], with C contiguous. At most
+    `BATCH_DIMENSIONS` batch sizes."""
+    tile = form.tile
     panel_rows = panel_height(m, tile)
     panels = -(-m // panel_rows)
-    pack_a = pack_b = None
-    if convert or _must_pack_a(a, m, n, k, tile, itemsize):
-        pack_a, a, a_panel = pack(a, batch, m, k, panel_rows, tile.packed_rows, a.row, a.column)
+    pack_a = None
+    if form.piece and (form.must_pack(a, k) or _must_pack_a(a, m, n, k, tile, ITEMSIZES[form.right])):
+        pack_a, a, a_panel = pack(a, batch, m, k, panel_rows, tile.packed_rows, a.row, a.column, form.group)
     else:
         a_panel = panel_rows * a.row
-    if convert:
-        pack_b, packed, b_panel = pack(b, batch, n, k, tile.columns, tile.columns, b.column, b.row)
-        b = Matrices(packed.batch, packed.column, 1)
-    else:
-        b_panel = tile.columns * b.column
-    copies = not convert and n > 1 and (b.column != 1 or m > COPIED_FROM * tile.rows)
+        a = Matrices(a.batch, a.row, a.column * form.group, a.first)
+    b_panel = tile.columns * b.column
+    copies = n > 1 and (b.column != 1 or m > COPIED_FROM * tile.rows)
     rows, columns = _cut(batch, m, n, k, panel_rows, tile)
     row_blocks, column_blocks = -(-m // rows), -(-n // columns)
     sizes = (1,) * (BATCH_DIMENSIONS - len(batch)) + batch
-    depth_block = max(-(-k // max(-(-k // DEPTH_BLOCK), 1)), 1)         # evenly, so that the last one is not short
+    deepest = (DEPTH_BLOCK - 1 if form.group > 1 else DEPTH_BLOCK) * form.group
+    depth_block = max(-(-k // max(-(-k // deepest), 1)), 1)             # evenly, so that the last one is not short
+    depth_block += -depth_block % form.group
     integers = (m, n, k, panel_rows, a_panel, a.row, a.column, b_panel, b.row, b.column, int(copies), n, m * n, rows,
                 row_blocks, columns, column_blocks, depth_block, 0, *sizes[1:],
                 a.first, *_padded(a.batch), b.first, *_padded(b.batch))
     count = row_blocks * column_blocks
     for size in batch:
         count *= size
-    return Arrangement(pack_a if panels else None, pack_b, count, integers)
+    return Arrangement(pack_a if panels else None, count, integers)
 
 
 def panel_height(rows: int, tile: Tile) -> int:
@@ -251,21 +325,21 @@ def _must_pack_a(a: Matrices, m: int, n: int, k: int, tile: Tile, itemsize: int)
 
 
 def pack(x: Matrices, batch: tuple[int, ...], rows: int, depth: int, panel_rows: int, width: int, row_stride: int,
-          depth_stride: int) -> tuple[Packing, Matrices, int]:
+         depth_stride: int, group: int = 1) -> tuple[Packing, Matrices, int]:
     """The phase that packs `x`, the operand that it makes, and the stride of its panels. A batch dimension in which the
-    operand is broadcast is packed once."""
-    panels = -(-rows // panel_rows)
+    operand is broadcast is packed once. `group` steps of the depth lie side by side."""
+    panels, panel = -(-rows // panel_rows), width * (depth + -depth % group)
     sizes = tuple(1 if stride == 0 else size for size, stride in zip(batch, x.batch, strict=True))
     strides, count = [], panels
     for size in reversed(sizes):
-        strides.append(0 if size == 1 else count * width * depth)
+        strides.append(0 if size == 1 else count * panel)
         count *= size
     kind = "rows" if row_stride == 1 else "depth" if depth_stride == 1 else "any"
     padded = (1,) * (BATCH_DIMENSIONS - len(sizes)) + sizes
     integers = (rows, depth, row_stride, depth_stride, panel_rows, width, panels,
                 *padded[1:], x.first, *_padded(x.batch))
-    packing = Packing(kind, count, integers, count * width * depth)
-    return packing, Matrices(tuple(reversed(strides)), 1, width), width * depth
+    packing = Packing(kind, count, integers, count * panel)
+    return packing, Matrices(tuple(reversed(strides)), group, group * width), panel
 
 
 def _padded(strides: Strides) -> Strides:

@@ -8,13 +8,14 @@ takes the highest one that fits until no rows are left, so that a short last til
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import lower_builtin, type_callable
 
-from jitgrad.kernels.cpu import tile, tile_text, tile_transform
+from jitgrad.kernels.cpu import tile, tile_dot, tile_text, tile_transform
 from jitgrad.kernels.cpu.tile import Tile
 from jitgrad.kernels.cpu.tile_text import MicroKernel
 
@@ -261,6 +262,33 @@ def _emit_gather_run(context: Any, builder: ir.IRBuilder, signature: Any, values
     return context.get_dummy_value()
 
 
+# --- products of narrow numbers ---------------------------------------------------------------------------------------
+
+
+def _emit_piece(name: str, context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    """A call of the function of `tile_dot_text` with this name: a pointer and the offset behind it become an address, and
+    the strides behind that bytes."""
+    arguments: list[ir.Value] = []
+    numbers = iter(_integers(context, builder, signature, values))
+    size = 0
+    for value in numbers:
+        if isinstance(value.type, ir.PointerType):
+            size = value.type.pointee.width // 8 if isinstance(value.type.pointee, ir.IntType) else 4
+            arguments.append(builder.bitcast(builder.gep(value, [next(numbers)]), POINTER))
+        else:
+            arguments.append(builder.mul(value, _constant(size)) if size else value)
+    function = _declare(builder.module, name, ir.VoidType(), [a.type for a in arguments])
+    builder.call(function, arguments)
+    return context.get_dummy_value()
+
+
+def _emit_move(name: str, context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    element = signature.args[5].dtype
+    group = 32 // context.get_value_type(element).width
+    full_name = f"{name}_{group}{'_biased' if element == types.uint8 else ''}"
+    return _emit_piece(full_name, context, builder, signature, values)
+
+
 # --- calling other kernels, and panels on the stack -----------------------------------------------------------------
 
 
@@ -315,3 +343,8 @@ for _name, _function in tile_transform.NAMES.items():
 _teach(tile.invoke, _emit_invoke)
 _teach(tile.make_panel, _emit_make_panel, lambda like: like)
 _teach(tile.multiply_panel, _emit_multiply_panel)
+_teach(tile_dot.multiply_pairs, partial(_emit_piece, "multiply_pairs"))
+_teach(tile_dot.multiply_quads, partial(_emit_piece, "multiply_quads"))
+_teach(tile_dot.balance_panel, partial(_emit_piece, "balance_panel"))
+_teach(tile_dot.interleave_steps, partial(_emit_move, "interleave_steps"))
+_teach(tile_dot.transpose_groups, partial(_emit_move, "transpose_groups"))

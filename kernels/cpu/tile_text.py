@@ -255,6 +255,18 @@ def transpose_text(lanes: int, bits: int) -> str:
         lines += [f"  %inside{i} = icmp slt i64 {i}, %last", f"  %row{i} = select i1 %inside{i}, i64 {i}, i64 %last",
                   f"  %offset{i} = mul i64 %row{i}, %x_row", f"  %from{i} = getelementptr i8, ptr %x, i64 %offset{i}",
                   f"  %v{i}.{lanes} = load {kind}, ptr %from{i}, align {bits // 8}"]
+    lines += exchanged_halves(lanes, kind)
+    for j in range(lanes):
+        lines += [f"  %place{j} = mul i64 %o_row, {j}", f"  %to{j} = getelementptr i8, ptr %o, i64 %place{j}",
+                  f"  store {kind} %v{j}.1, ptr %to{j}, align {bits // 8}"]
+    parameters = ", ".join(f"{'ptr' if p in ('x', 'o') else 'i64'} %{p}" for p in TRANSPOSE_PARAMETERS)
+    head = f"define void @transpose_v{lanes}f{bits}({parameters}) noinline nounwind {{"
+    return "\n".join([head, *lines, "  ret void", "}"])
+
+
+def exchanged_halves(lanes: int, kind: str) -> list[str]:
+    """From lines ``%v{i}.{lanes}`` of a square block, vectors of type `kind`, to those of its transpose, ``%v{j}.1``."""
+    lines = []
     step = lanes // 2
     while step:
         for i in range(lanes):
@@ -265,12 +277,7 @@ def transpose_text(lanes: int, bits: int) -> str:
                     mask = ", ".join(f"i32 {n}" for n in numbers)
                     lines.append(f"  %v{line}.{step} = shufflevector {pair}, <{lanes} x i32> <{mask}>")
         step //= 2
-    for j in range(lanes):
-        lines += [f"  %place{j} = mul i64 %o_row, {j}", f"  %to{j} = getelementptr i8, ptr %o, i64 %place{j}",
-                  f"  store {kind} %v{j}.1, ptr %to{j}, align {bits // 8}"]
-    parameters = ", ".join(f"{'ptr' if p in ('x', 'o') else 'i64'} %{p}" for p in TRANSPOSE_PARAMETERS)
-    head = f"define void @transpose_v{lanes}f{bits}({parameters}) noinline nounwind {{"
-    return "\n".join([head, *lines, "  ret void", "}"])
+    return lines
 
 
 def definitions(names: Iterable[str]) -> str:
