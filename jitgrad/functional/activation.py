@@ -342,7 +342,8 @@ def gumbel_softmax(logits: Tensor, tau: float = 1.0, hard: bool = False, dim: in
 
 # dropout
 
-def _check_probability(op: str, p: float) -> None:
+def check_probability(op: str, p: float) -> None:
+    """ShapeError unless `p` is between 0 and 1."""
     if not 0.0 <= p <= 1.0:
         require_shape(op, False, f"the probability has to be between 0 and 1, got {p}")
 
@@ -350,7 +351,7 @@ def _check_probability(op: str, p: float) -> None:
 @_with_inplace
 def dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
     """Each element set to 0 with probability `p`, the others scaled by ``1 / (1 - p)``; nothing when not training."""
-    _check_probability("dropout", p)
+    check_probability("dropout", p)
     if not training or p == 0:
         return input
     return _dropped("dropout", input, p, tuple(input.shape))
@@ -368,7 +369,7 @@ def _channel_dropout(name: str) -> Callable[..., Tensor]:
     @_with_inplace
     def function(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
         """`dropout` of whole channels: dimensions 0 and 1 decide."""
-        _check_probability(name, p)
+        check_probability(name, p)
         if not training or p == 0:
             return input
         return _dropped(name, input, p, tuple(input.shape[:2]) + (1,) * (len(input.shape) - 2))
@@ -383,7 +384,7 @@ dropout1d, dropout2d, dropout3d = map(_channel_dropout, ("dropout1d", "dropout2d
 @_with_inplace
 def alpha_dropout(input: Tensor, p: float = 0.5, training: bool = False) -> Tensor:
     """Dropout that keeps mean and variance of `selu` activations (Klambauer and others 2017)."""
-    _check_probability("alpha_dropout", p)
+    check_probability("alpha_dropout", p)
     if not training or p == 0:
         return input
     floor = -_SELU_ALPHA * _SELU_SCALE
