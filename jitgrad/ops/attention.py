@@ -225,7 +225,7 @@ def _rule_of_gradient(gs: Any, xs: Any, xs_types: Any, causal: bool, zero: bool)
 
 attention: Op = register(Op(
     "attention", ("xs",), _infer, _attention, "contraction", vjp=_rule, variadic=True, outputs=2,
-    doc="q, k, v, perhaps a mask, perhaps dropout -> softmax(q k^T + mask) v, and the logarithm of the softmax's denominators."))
+    doc="q, k, v, perhaps a mask, perhaps dropout -> softmax(q k^T + mask) v, and the logarithm of what softmax divides by."))
 attention_grad: Op = register(Op(
     "attention_grad", ("xs",), _infer_grad, _attention_grad, "contraction", vjp=_rule_of_gradient, variadic=True, outputs=3,
     doc="g, operands and results of attention -> gradients of q, k and v."))
