@@ -33,7 +33,7 @@ def composed(q, k, v, mask=None, is_causal=False, scale=None):
 SHAPES = {"one head": ((70, 16), (90, 16), (90, 8)), "batch and heads": ((2, 3, 150, 16),) * 3,
           "other lengths": ((2, 33, 16), (2, 300, 16), (2, 300, 24))}
 MASKS = {"rows": (33, 40), "heads": (8, 33, 40), "batch": (2, 1, 33, 40), "keys": (2, 1, 1, 40), "full": (2, 8, 33, 40),
-         "queries": (33, 1)}
+         "queries": (33, 1), "runs in turn": (2, 1, 8, 33, 40), "in between": (3, 1, 1, 40)}
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
@@ -50,7 +50,8 @@ def test_values(shapes, is_causal, compiled):
 @pytest.mark.parametrize("kind", ["bool", "float"])
 @pytest.mark.parametrize("shape", MASKS.values(), ids=MASKS)
 def test_masks(shape, kind):
-    q, k, v = data(2, 8, 33, 16), data(2, 8, 40, 16, seed=1), data(2, 8, 40, 16, seed=2)
+    batch = (2, 8) if len(shape) < 5 and shape[0] != 3 else (2, 3, 8)
+    q, k, v = data(*batch, 33, 16), data(*batch, 40, 16, seed=1), data(*batch, 40, 16, seed=2)
     mask = np.random.default_rng(0).random(shape) < 0.6
     if shape[-1] > 1 and kind == "bool":
         mask[..., 0, :] = False                       # those see nothing, and get zeros

@@ -8,7 +8,7 @@ from jitgrad.codegen.kernel import Buffer, Launch, Lowered
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu import attention, conv, gemm
 from jitgrad.kernels.cpu.gemm import Matrices
-from jitgrad.ops.attention import operands
+from jitgrad.ops.attention import mask_runs, operands
 
 ITEMS = 8                                       # of the gradient, for balance: heads are cut into parts where they are fewer
 
@@ -25,10 +25,11 @@ def pack_rows(operand: Buffer, x: TensorType, panels: Buffer) -> tuple[Launch, i
 def integers(call: Call, q: TensorType, k: TensorType, v: TensorType, mask: TensorType | None,
              dropped: bool) -> tuple[int, ...]:
     """`attention.ARGUMENTS`."""
-    per_mask, row = (q.shape[0] // mask.shape[0], 0 if mask.shape[1] == 1 else mask.shape[2]) if mask else (1, 0)
+    runs, period = mask_runs(mask.shape) if mask else (1, 1)
+    row = 0 if mask is None or mask.shape[-2] == 1 else mask.shape[-1]
     blocks = -(-q.shape[1] // attention.block_of_queries(q.dtype.short))
-    return (q.shape[1], k.shape[1], q.shape[2], v.shape[2], q.shape[0] // k.shape[0], int(mask is not None), per_mask, row,
-            int(call.attrs["causal"]), int(call.attrs["zero"]), int(dropped), blocks)
+    return (q.shape[1], k.shape[1], q.shape[2], v.shape[2], q.shape[0] // k.shape[0], int(mask is not None),
+            q.shape[0] // runs, period, row, int(call.attrs["causal"]), int(call.attrs["zero"]), int(dropped), blocks)
 
 
 def takes(call: Call) -> bool:

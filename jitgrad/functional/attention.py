@@ -21,6 +21,7 @@ from jitgrad.functional.linalg import matmul
 from jitgrad.functional.reduce import detached
 from jitgrad.functional.shape import diagonal_distance, repeat_interleave
 from jitgrad.functional.window import one_hot_positions
+from jitgrad.ops.attention import mask_by_head
 from jitgrad.ops.builders import broadcast, full, zeros_like
 
 __all__ = [
@@ -118,11 +119,7 @@ def _mask_by_head(mask: Tensor, batch: tuple[int, ...], queries: int, keys: int,
     require_shape("scaled_dot_product_attention", len(shape) == len(batch) + 2 and all(
         size in (1, wanted) for size, wanted in zip(shape, (*batch, queries, keys), strict=True)),
         f"the mask {describe(mask)} does not fit scores {[*batch, queries, keys]}")
-    mask, own = ops.reshape(mask, shape=shape), shape[:-2]
-    apart = max((k + 1 for k, size in enumerate(own) if size > 1), default=0)        # dimensions behind it are shared
-    wanted = (*batch[:apart], *own[apart:], shape[-2], keys)
-    mask = broadcast(mask, wanted)
-    return ops.reshape(mask, shape=(math.prod(wanted[:-2]), *wanted[-2:]))
+    return mask_by_head(ops.reshape(mask, shape=shape), batch, keys)
 
 
 def _masked(scores: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:

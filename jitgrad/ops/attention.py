@@ -1,7 +1,8 @@
 """Attention without its matrix of scores: softmax(q k^T + mask) v, block by block.
 
-Operands: q[N, L, E], k[G, S, E], v[G, S, V] and, at will, mask[M, L or 1, S], which is added to the scores; N is a multiple
-of G (every head of k and v serves N / G heads of q) and of M. q comes scaled. With `causal` position i of q sees 0 … i
+Operands: q[N, L, E], k[G, S, E], v[G, S, V] and, at will, a mask that is added to the scores; N is a multiple of G (every
+head of k and v serves N / G heads of q). A mask[M, L or 1, S] serves N / M heads in a row with each of its matrices, a
+mask[M, R, L or 1, S] every R-th of such a run. q comes scaled. With `causal` position i of q sees 0 … i
 of k. Where the mask is -inf a score is -inf, whatever it was. A query that sees nothing gives NaN, as the softmax of
 nothing does, or zeros with `zero`.
 
@@ -65,9 +66,29 @@ def _check(name: str, xs: tuple[TensorType, ...]) -> tuple[int, int, int, int]:
     if not fits:
         raise complain(ShapeError, name, f"needs q[N, L, E], k[G, S, E], v[G, S, V] with N a multiple of G: {shown}")
     for shape in mask:
-        if len(shape) != 3 or not shape[0] or q[0] % shape[0] or shape[1] not in (1, q[1]) or shape[2] != k[1]:
-            raise complain(ShapeError, name, f"the mask is [M, {q[1]} or 1, {k[1]}], {q[0]} a multiple of M: {shown}")
+        matrices = math.prod(shape[:-2])
+        if len(shape) not in (3, 4) or not matrices or q[0] % matrices or shape[-2] not in (1, q[1]) or shape[-1] != k[1]:
+            raise complain(ShapeError, name, f"the mask is [M, {q[1]} or 1, {k[1]}] or [M, R, …], {q[0]} a multiple of M "
+                                             f"and M * R: {shown}")
     return q[0], q[1], q[2], v[2]
+
+
+def mask_by_head(mask: Any, batch: tuple[int, ...], keys: int) -> Any:
+    """A mask that broadcasts to scores [*batch, L, S], of as many dimensions, as the operand: nothing is repeated that
+    the primitive can repeat itself, which is what lies in between dimensions of the mask, before or behind them."""
+    own, rows, count = tuple(mask.shape[:-2]), mask.shape[-2], len(batch)
+    apart = [k for k in range(count) if own[k] != batch[k]]                          # there it is repeated
+    first, past = (apart[0], apart[-1] + 1) if apart else (count, count)
+    if any(size > 1 for size in own[first:past]):
+        first = past = max(k + 1 for k, size in enumerate(own) if size > 1)
+    wanted = (*batch[:first], *own[first:past], *(batch if past > first else own)[past:], rows, keys)
+    runs, period = math.prod(wanted[:first]), math.prod(wanted[first:-2])
+    return ops.reshape(broadcast(mask, wanted), shape=(runs, *([period] if period > 1 else []), rows, keys))
+
+
+def mask_runs(shape: tuple[int, ...]) -> tuple[int, int]:
+    """M and R of a mask."""
+    return shape[0], shape[1] if len(shape) == 4 else 1
 
 
 def _infer(*xs: TensorType, causal: bool, zero: bool) -> tuple[TensorType, ...]:
@@ -94,7 +115,8 @@ def _blocks(q: np.ndarray, k: np.ndarray, mask: np.ndarray | None,
             rows = slice(first, min(first + ROWS, count))
             scores = q[n, rows] @ k[group].T
             if mask is not None:
-                own = mask[n * mask.shape[0] // q.shape[0]]
+                runs, period = mask_runs(mask.shape)
+                own = mask.reshape(-1, *mask.shape[-2:])[n * runs // q.shape[0] * period + n % period]
                 own = own if len(own) == 1 else own[rows]
                 scores = np.where(own > -np.inf, scores + own, own)
             if causal:
@@ -112,7 +134,8 @@ def _drop(x: np.ndarray, draw: tuple[Any, ...], n: int, rows: slice, shape: tupl
     count = (rows.stop - rows.start) * keys
     bits = philox_run(int(key), int(offset), (n * queries + rows.start) * keys, count).reshape(x.shape)
     unit = (bits >> np.uint32(8)).astype(np.float32) * np.float32(2.0 ** -24)
-    return x * np.where(unit >= p, scale, scale.dtype.type(0))
+    product: np.ndarray = x * np.where(unit >= p, scale, scale.dtype.type(0))
+    return product
 
 
 @in_float32
@@ -158,8 +181,8 @@ def _composed(causal: bool, zero: bool, *xs: Any) -> Any:
     shape = tuple(scores.shape)
     hidden = full(shape, -math.inf, scores.dtype)
     if mask is not None:
-        m = mask.shape[0]
-        rows = broadcast(ops.reshape(mask, shape=(m, 1, *mask.shape[1:])), (m, n // m, *shape[1:]))
+        m, r = mask_runs(mask.shape)
+        rows = broadcast(ops.reshape(mask, shape=(m, 1, r, *mask.shape[-2:])), (m, n // (m * r), r, *shape[1:]))
         added = ops.reshape(rows, shape=shape)
         scores = ops.where(ops.ne(added, hidden), ops.add(scores, added), hidden)
     if causal:
@@ -225,7 +248,7 @@ def _rule_of_gradient(gs: Any, xs: Any, xs_types: Any, causal: bool, zero: bool)
 
 attention: Op = register(Op(
     "attention", ("xs",), _infer, _attention, "contraction", vjp=_rule, variadic=True, outputs=2,
-    doc="q, k, v, perhaps a mask, perhaps dropout -> softmax(q k^T + mask) v, and the logarithm of what softmax divides by."))
+    doc="q, k, v, perhaps a mask, perhaps dropout -> softmax(q k^T + mask) v, and the logarithm of its denominators."))
 attention_grad: Op = register(Op(
     "attention_grad", ("xs",), _infer_grad, _attention_grad, "contraction", vjp=_rule_of_gradient, variadic=True, outputs=3,
     doc="g, operands and results of attention -> gradients of q, k and v."))

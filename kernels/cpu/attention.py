@@ -22,10 +22,11 @@ from jitgrad.kernels.cpu.tile import make_panel, multiply_tile
 
 COLUMNS, TILE = 32, 14                          # of the register tile; `source` puts the machine's in their places
 QUERIES, KEYS = 56, 128                         # of a block; `source` too
-ARGUMENTS = ("queries", "keys", "width", "values", "times", "masked", "per_mask", "mask_row", "causal", "zero", "dropped",
-             "blocks")
-"""The integers of both kernels: sizes L, S, E, V; heads of q per head of k; whether there is a mask, how many heads share
-one, and the distance of its rows; both attributes; whether weights are dropped; and blocks of queries per head."""
+ARGUMENTS = ("queries", "keys", "width", "values", "times", "masked", "run", "period", "mask_row", "causal", "zero",
+             "dropped", "blocks")
+"""The integers of both kernels: sizes L, S, E, V; heads of q per head of k; whether there is a mask, how many heads are in
+a run of it and how many matrices it has for them in turn, and the distance of its rows; both attributes; whether weights
+are dropped; and blocks of queries per head."""
 
 
 def source(kernel: str, element: str) -> str:
@@ -55,8 +56,8 @@ def attention(args, begin, end, thread):
     q, k, v, mask, o, lse = (pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T), pointer(args, 4, T),
                              pointer(args, 9, T), pointer(args, 10, T))
     queries, keys, width, values, times = args[11], args[12], args[13], args[14], args[15]
-    masked, per_mask, mask_row, causal, zero = args[16], args[17], args[18], args[19], args[20]
-    dropped, blocks = args[21], args[22]
+    masked, run, period, mask_row, causal, zero = args[16], args[17], args[18], args[19], args[20], args[21]
+    dropped, blocks = args[22], args[23]
     panels = (keys + COLUMNS - 1) // COLUMNS
     scores = make_panel(o)
     stats = make_panel(o)
@@ -92,7 +93,8 @@ def attention(args, begin, end, thread):
                 if causal != 0:
                     seen = max(min(count, first + i + 1 - start), 0)
                 if masked != 0:
-                    above = n // per_mask * keys * max(mask_row // keys * queries, 1) + (first + i) * mask_row + start
+                    above = (n // run * period + n % period) * keys * max(mask_row // keys * queries, 1)
+                    above += (first + i) * mask_row + start
                     for j in range(seen):
                         added = load(mask, above + j, 2, 12)
                         store(scores, line + j,
@@ -163,8 +165,8 @@ def attention_grad(args, begin, end, thread):
     k_panels, v_panels, dq, dk, dv = (pointer(args, 11, T), pointer(args, 12, T), pointer(args, 13, T),
                                       pointer(args, 14, T), pointer(args, 15, T))
     queries, keys, width, values, times = args[16], args[17], args[18], args[19], args[20]
-    masked, per_mask, mask_row, causal, zero, dropped = args[21], args[22], args[23], args[24], args[25], args[26]
-    parts, keys_of_part, heads = args[28], args[29], args[30]
+    masked, run, period, mask_row, causal, zero = args[21], args[22], args[23], args[24], args[25], args[26]
+    dropped, parts, keys_of_part, heads = args[27], args[29], args[30], args[31]
     panels = (keys + COLUMNS - 1) // COLUMNS
     weights = make_panel(dq)
     slopes = make_panel(dq)
@@ -205,8 +207,8 @@ def attention_grad(args, begin, end, thread):
                         if causal != 0:
                             seen = max(min(count, first + i + 1 - start), 0)
                         if masked != 0:
-                            above = (n // per_mask * keys * max(mask_row // keys * queries, 1) + (first + i) * mask_row
-                                     + start)
+                            above = (n // run * period + n % period) * keys * max(mask_row // keys * queries, 1)
+                            above += (first + i) * mask_row + start
                             for j in range(seen):
                                 added = load(mask, above + j, 3, 16)
                                 store(weights, line + j,
