@@ -19,6 +19,7 @@ from jitgrad.ir.printer import print_graph
 from jitgrad.ir.verify import verify
 from jitgrad.linking import Linked, begins_with_copy, link, may_share, plan_spec
 from jitgrad.runtime.spec import PlanSpec
+from jitgrad.transforms.attention import recognize_attention
 from jitgrad.transforms.cse import eliminate_common_subexpressions
 from jitgrad.transforms.dce import eliminate_dead_code
 from jitgrad.transforms.fuse import fuse
@@ -26,6 +27,7 @@ from jitgrad.transforms.memory import Assignment, assign_memory, output_identiti
 from jitgrad.transforms.simplify import simplify
 
 PASSES: tuple[tuple[str, Callable[[Graph], Graph]], ...] = (
+    ("attention", recognize_attention),
     ("simplify", simplify),
     ("cse", eliminate_common_subexpressions),
     ("dce", eliminate_dead_code),

@@ -17,6 +17,7 @@ import numpy as np
 
 from jitgrad import dtypes, ops
 from jitgrad.ir import REGISTRY, Graph, GraphBuilder, Op, TensorType
+from jitgrad.ops.philox import philox_bits
 
 FLOATS = (dtypes.float32, dtypes.float64, dtypes.bfloat16, dtypes.float16)
 COMPLEX = (dtypes.complex64, dtypes.complex128)
@@ -369,19 +370,25 @@ def _recurrence_samples() -> Iterator[Sample]:
 def _attention_reference(causal: bool, zero: bool) -> Callable[..., Any]:
     """One query at a time."""
 
-    def reference(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None = None) -> Any:
+    def reference(q: np.ndarray, k: np.ndarray, v: np.ndarray, *rest: np.ndarray) -> Any:
+        mask, draw = rest[0] if len(rest) % 4 else None, rest[-4:] if len(rest) >= 4 else ()
+        factors = np.ones((*q.shape[:2], k.shape[1]))
+        if draw:
+            unit = (philox_bits(int(draw[0]), int(draw[1]), factors.shape) >> 8) / 2.0 ** 24
+            factors = np.where(unit >= draw[2], draw[3].astype(float), 0.0)
         out, total = np.zeros((*q.shape[:2], v.shape[2])), np.zeros(q.shape[:2])
         for n, i in np.ndindex(*q.shape[:2]):
             group = n // (len(q) // len(k))
             scores = k[group] @ q[n, i]
             if mask is not None:
-                own = mask[n // (len(q) // len(mask))]
+                period = mask.shape[1] if mask.ndim == 4 else 1
+                own = mask.reshape(-1, *mask.shape[-2:])[n // (len(q) // len(mask)) * period + n % period]
                 scores = scores + own[min(i, len(own) - 1)]
             if causal:
                 scores = np.where(np.arange(len(scores)) <= i, scores, -np.inf)
             top = scores.max(initial=-np.inf)
             weights = np.exp(scores - top) if top > -np.inf else np.zeros_like(scores)
-            out[n, i] = weights @ v[group] / (1.0 if zero and top == -np.inf else weights.sum())
+            out[n, i] = (weights * factors[n, i]) @ v[group] / (1.0 if zero and top == -np.inf else weights.sum())
             total[n, i] = np.log(weights.sum()) + (top if top > -np.inf else 0)
         return out, total
 
@@ -389,22 +396,26 @@ def _attention_reference(causal: bool, zero: bool) -> Callable[..., Any]:
 
 
 def _attention_samples() -> Iterator[Sample]:
-    """(N, L, G, S, E, V), and the mask's M and rows: several blocks, heads that share keys, ragged sizes."""
+    """(N, L, G, S, E, V), and the mask's M, perhaps R, and rows: several blocks, heads that share keys, ragged sizes; all
+    of them with dropout, too."""
     rows = [((2, 5, 2, 7, 4, 3), None), ((2, 58, 1, 130, 3, 33), None), ((2, 3, 2, 4, 4, 4), (1, 3)),
-            ((4, 3, 2, 130, 2, 2), (2, 3)), ((2, 6, 1, 5, 4, 4), (2, 1)), ((1, 1, 1, 1, 1, 1), None),
+            ((4, 3, 2, 130, 2, 2), (2, 3)), ((8, 3, 4, 5, 2, 2), (2, 2, 3)), ((6, 2, 6, 5, 2, 2), (1, 3, 1)),
+            ((2, 6, 1, 5, 4, 4), (2, 1)), ((1, 1, 1, 1, 1, 1), None),
             ((0, 2, 0, 3, 4, 4), None), ((2, 3, 2, 0, 4, 4), None)]
     for dtype in (dtypes.float32, dtypes.float64, dtypes.bfloat16):
         for (n, length, g, s, e, values), mask in rows if dtype is dtypes.float32 else rows[:1]:
-            for causal, zero in ((False, False), (True, False), (False, True)):
-                if causal and mask is not None:
-                    continue
+            ways = [(False, False, False), (True, True, True), (True, False, False), (False, True, True)]
+            for causal, zero, dropped in ways[:2] if length > 50 else ways:
                 xs = [random(n, length, e, dtype=dtype, low=-0.5, high=0.5), random(g, s, e, dtype=dtype, seed=1),
                       random(g, s, values, dtype=dtype, seed=2)]
                 if mask is not None:
-                    added = random(mask[0], mask[1], s, dtype=dtype, seed=3)
+                    added = random(*mask, s, dtype=dtype, seed=3)
                     added[..., 1::3] = -np.inf
-                    added[0, 0] = -np.inf if zero else added[0, 0]
+                    added[..., 0, :] = -np.inf if zero else added[..., 0, :]
                     xs.append(added)
+                if dropped:
+                    p = np.array(0.4, np.float32)
+                    xs += [np.array(2**40 + 5), np.array(2**33 + 1), p, np.array(1 / (1 - p), dtype.numpy)]
                 attrs = {"causal": causal, "zero": zero}
                 made = REGISTRY["attention"].eager(*xs, **attrs)
                 yield Sample("attention", tuple(xs), attrs, False, _attention_reference(causal, zero))

@@ -24,7 +24,7 @@ KERNELS = {
     "batch_norm": "row",
     "gelu": "map",
     "adam_update": "foreach foreach foreach",
-    "attention": "matmul row matmul",
+    "attention": "map attention",
     "conv_relu_pool": "convolution map max_pool",
     "mlp_step": "matmul matmul row full row matmul column matmul column matmul foreach",
 }

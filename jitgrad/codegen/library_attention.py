@@ -8,6 +8,7 @@ from jitgrad.codegen.kernel import Buffer, Launch, Lowered
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu import attention, conv, gemm
 from jitgrad.kernels.cpu.gemm import Matrices
+from jitgrad.ops.attention import mask_runs, operands
 
 ITEMS = 8                                       # of the gradient, for balance: heads are cut into parts where they are fewer
 
@@ -21,12 +22,14 @@ def pack_rows(operand: Buffer, x: TensorType, panels: Buffer) -> tuple[Launch, i
     return launch(text, packing.items, operand, panels, *packing.integers), packing.elements * x.dtype.itemsize
 
 
-def integers(call: Call, q: TensorType, k: TensorType, v: TensorType, mask: TensorType | None) -> tuple[int, ...]:
+def integers(call: Call, q: TensorType, k: TensorType, v: TensorType, mask: TensorType | None,
+             dropped: bool) -> tuple[int, ...]:
     """`attention.ARGUMENTS`."""
-    per_mask, row = (q.shape[0] // mask.shape[0], 0 if mask.shape[1] == 1 else mask.shape[2]) if mask else (1, 0)
+    runs, period = mask_runs(mask.shape) if mask else (1, 1)
+    row = 0 if mask is None or mask.shape[-2] == 1 else mask.shape[-1]
     blocks = -(-q.shape[1] // attention.block_of_queries(q.dtype.short))
-    return (q.shape[1], k.shape[1], q.shape[2], v.shape[2], q.shape[0] // k.shape[0], int(mask is not None), per_mask, row,
-            int(call.attrs["causal"]), int(call.attrs["zero"]), blocks)
+    return (q.shape[1], k.shape[1], q.shape[2], v.shape[2], q.shape[0] // k.shape[0], int(mask is not None),
+            q.shape[0] // runs, period, row, int(call.attrs["causal"]), int(call.attrs["zero"]), int(dropped), blocks)
 
 
 def takes(call: Call) -> bool:
@@ -34,16 +37,25 @@ def takes(call: Call) -> bool:
     return call.inputs[0].dtype in (dtypes.float32, dtypes.float64) and all(t.size for t in (*call.inputs, *call.outputs))
 
 
+def mask_and_draw(call: Call, first: int, last: int) -> tuple[TensorType | None, bool, list[Buffer]]:
+    """What stands behind v, in inputs `first` to `last`: the mask, whether there is dropout, and the kernel's operands
+    for both. What is not there is never read; the query stands in its place."""
+    _, _, _, mask, draw = operands(call.inputs[first - 3:last])
+    behind = [call.input(i) for i in range(first, last)]
+    unused = call.input(first - 3)
+    return mask, bool(draw), [behind.pop(0) if mask else unused, *(behind if draw else [unused] * 4)]
+
+
 @lowers("attention")
 def lower_attention(call: Call) -> Lowered | None:
     if not takes(call):
         return None
-    q, k, v, *mask = call.inputs
+    q, k, v = call.inputs[:3]
+    mask, dropped, extra = mask_and_draw(call, 3, len(call.inputs))
     pack, nbytes = pack_rows(call.input(1), k, call.scratch(0))
-    sizes = integers(call, q, k, v, mask[0] if mask else None)
-    above = call.input(3) if mask else call.input(0)            # without a mask no one reads there
+    sizes = integers(call, q, k, v, mask, dropped)
     run = launch(attention.source("attention", q.dtype.short), q.shape[0] * sizes[-1], call.input(0), call.scratch(0),
-                 call.input(2), above, call.output(0), call.output(1), *sizes)
+                 call.input(2), *extra, call.output(0), call.output(1), *sizes)
     return Lowered((pack, run), (nbytes,))
 
 
@@ -51,8 +63,9 @@ def lower_attention(call: Call) -> Lowered | None:
 def lower_attention_grad(call: Call) -> Lowered | None:
     if not takes(call):
         return None
-    _, q, k, v, *rest = call.inputs
-    mask, out, lse = (rest[0] if len(rest) == 3 else None), len(call.inputs) - 2, len(call.inputs) - 1
+    _, q, k, v = call.inputs[:4]
+    out, lse = len(call.inputs) - 2, len(call.inputs) - 1
+    mask, dropped, extra = mask_and_draw(call, 4, out)
     short, itemsize, block = q.dtype.short, q.dtype.itemsize, attention.block_of_keys(q.dtype.short)
     blocks = -(-k.shape[1] // block)
     per_part = -(-blocks // min(-(-ITEMS // k.shape[0]), blocks))
@@ -62,10 +75,9 @@ def lower_attention_grad(call: Call) -> Lowered | None:
     dots = launch(attention.source("attention_dots", short), q.shape[0] * q.shape[1], call.input(0), call.input(out),
                   call.scratch(2), v.shape[2])
     dq = call.output(0) if parts == 1 else call.scratch(3)
-    above = call.input(4) if mask else call.input(0)
     run = launch(attention.source("attention_grad", short), k.shape[0] * parts, call.input(0), call.input(1), call.input(2),
-                 above, call.input(lse), call.scratch(2), call.scratch(0), call.scratch(1), dq, call.output(1),
-                 call.output(2), *integers(call, q, k, v, mask), parts, per_part * block, q.shape[0])
+                 *extra, call.input(lse), call.scratch(2), call.scratch(0), call.scratch(1), dq, call.output(1),
+                 call.output(2), *integers(call, q, k, v, mask, dropped), parts, per_part * block, q.shape[0])
     scratch = bytes_k, bytes_v, q.shape[0] * q.shape[1] * itemsize
     if parts == 1:
         return Lowered((pack_k, pack_v, dots, run), scratch)

@@ -22,6 +22,7 @@ from jitgrad.ir import interpreter, replay
 from jitgrad.ir.graph import Graph
 from jitgrad.ir.types import TensorType
 from jitgrad.tensor import Tensor, _wrap
+from jitgrad.transforms.attention import recognize_attention
 from jitgrad.transforms.autodiff import split, vjp
 
 Run = Callable[[Graph, list[np.ndarray]], list[np.ndarray]]
@@ -31,7 +32,7 @@ class Edge:
     """How gradients of outputs `of` of a graph reach its inputs `wrt`: the two halves, shared by all calls."""
 
     def __init__(self, graph: Graph, wrt: tuple[int, ...], of: tuple[int, ...]):
-        self.graph = graph
+        self.graph = graph = recognize_attention(graph)   # before its parts become two graphs
         self.wrt = wrt
         self.of = of
         self.halves = split(vjp(graph, wrt, of))

@@ -343,7 +343,8 @@ def gumbel_softmax(logits: Tensor, tau: float = 1.0, hard: bool = False, dim: in
 
 # dropout
 
-def _check_probability(op: str, p: float) -> None:
+def check_probability(op: str, p: float) -> None:
+    """ShapeError unless `p` is between 0 and 1."""
     if not 0.0 <= p <= 1.0:
         require_shape(op, False, f"the probability has to be between 0 and 1, got {p}")
 
@@ -351,7 +352,7 @@ def _check_probability(op: str, p: float) -> None:
 @_with_inplace
 def dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
     """Each element set to 0 with probability `p`, the others scaled by ``1 / (1 - p)``; nothing when not training."""
-    _check_probability("dropout", p)
+    check_probability("dropout", p)
     if not training or p == 0:
         return input
     return _dropped("dropout", input, p, tuple(input.shape))
@@ -369,7 +370,7 @@ def _channel_dropout(name: str) -> Callable[..., Tensor]:
     @_with_inplace
     def function(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
         """`dropout` of whole channels: dimensions 0 and 1 decide."""
-        _check_probability(name, p)
+        check_probability(name, p)
         if not training or p == 0:
             return input
         return _dropped(name, input, p, tuple(input.shape[:2]) + (1,) * (len(input.shape) - 2))
@@ -396,7 +397,7 @@ def feature_alpha_dropout(input: Tensor, p: float = 0.5, training: bool = False)
 
 def _alpha_dropped(op: str, x: Tensor, p: float, training: bool, mask_shape: tuple[int, ...]) -> Tensor:
     """What is dropped becomes the value that `selu` goes to; all is then scaled and shifted."""
-    _check_probability(op, p)
+    check_probability(op, p)
     if not training or p == 0:
         return x
     require_floating(op, x)

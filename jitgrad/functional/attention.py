@@ -1,7 +1,8 @@
 """Embedding and attention.
 
-Attention is one primitive that never holds the matrix of scores. With dropout, in half precision, or where a mask wants
-a gradient, it is written out: matmul, scale, mask, softmax, matmul.
+Attention is one primitive that never holds the matrix of scores, dropout included. Half precision is widened to float32
+for it and rounded once. Where a mask wants a gradient, or batches broadcast, it is written out: matmul, scale, mask,
+softmax, dropout, matmul.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from typing import Any
 
 from jitgrad import dtypes, ops
 from jitgrad.errors import DTypeError, complain
-from jitgrad.functional.activation import dropout, softmax
-from jitgrad.functional.core import Tensor, cast, describe, read, require_shape
+from jitgrad.functional import random
+from jitgrad.functional.activation import check_probability, dropout, softmax
+from jitgrad.functional.core import Operand, Tensor, as_operand, cast, describe, read, require_shape, widened
 from jitgrad.functional.elementwise import add, mul
 from jitgrad.functional.index import _index_like
 from jitgrad.functional.linalg import matmul
 from jitgrad.functional.reduce import detached
 from jitgrad.functional.shape import diagonal_distance, repeat_interleave
+from jitgrad.ops.attention import mask_by_head
 from jitgrad.ops.builders import broadcast, expand_dims, full, zeros_like
 
 __all__ = [
@@ -61,12 +64,14 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn
                                  enable_gqa: bool = False) -> Tensor:
     """``softmax(query @ key.mT * scale + mask) @ value``: query [*, L, E], key [*, S, E], value [*, S, V]. A bool
     `attn_mask` says what takes part, a float one is added; `is_causal` lets position i see 0 … i. `scale` defaults to
-    ``1 / sqrt(E)``. With `enable_gqa` each key head serves several query heads."""
+    ``1 / sqrt(E)``. With `enable_gqa` each key head serves several query heads. A weight is set to 0 with probability
+    `dropout_p`, the others are scaled by ``1 / (1 - dropout_p)``."""
+    check_probability("scaled_dot_product_attention", dropout_p)
     if is_causal:
         require_shape("scaled_dot_product_attention", attn_mask is None, "give either attn_mask or is_causal")
     factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
-    if not dropout_p and _is_blockwise(query, key, value, attn_mask, enable_gqa):
-        return _blockwise(mul(query, factor), key, value, attn_mask, is_causal)
+    if _is_blockwise(query, key, value, attn_mask, enable_gqa):
+        return _blockwise(query, key, value, attn_mask, factor, dropout_p, is_causal)
     if enable_gqa:
         times = query.shape[-3] // key.shape[-3]
         key, value = repeat_interleave(key, times, -3), repeat_interleave(value, times, -3)
@@ -79,9 +84,9 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn
 
 
 def _is_blockwise(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, enable_gqa: bool) -> bool:
-    """Whether the primitive takes these operands: float32 or float64, batches that need no broadcasting."""
+    """Whether the primitive takes these operands: floats of one dtype, batches that need no broadcasting."""
     own, other = tuple(query.shape[:-2]), tuple(key.shape[:-2])
-    if query.dtype not in (dtypes.float32, dtypes.float64) or not query.dtype is key.dtype is value.dtype \
+    if query.dtype.category != "f" or not query.dtype is key.dtype is value.dtype \
             or len(query.shape) < 2 or tuple(value.shape[:-1]) != tuple(key.shape[:-1]) or query.shape[-1] != key.shape[-1]:
         return False
     same = own == other or (enable_gqa and len(own) == len(other) > 0 and own[:-1] == other[:-1] and other[-1] > 0
@@ -91,13 +96,25 @@ def _is_blockwise(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     return not getattr(mask, "requires_grad", True) and mask.dtype in (dtypes.bool_, query.dtype)
 
 
-def _blockwise(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+@widened
+def _blockwise(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, factor: Operand, p: float,
+               is_causal: bool) -> Tensor:
+    query = mul(query, factor)
     flat = [ops.reshape(x, shape=(math.prod(x.shape[:-2]), *x.shape[-2:])) for x in (query, key, value)]
     if mask is not None:
         flat.append(_mask_by_head(mask, tuple(query.shape[:-2]), query.shape[-2], key.shape[-2], query.dtype))
+    if p:
+        flat += _draw(p, query.dtype)
     zero = mask is not None and mask.dtype is dtypes.bool_
     out, _ = ops.attention(*flat, causal=is_causal, zero=zero)
     return ops.reshape(out, shape=(*query.shape[:-1], value.shape[-1]))
+
+
+def _draw(p: float, dtype: dtypes.DType) -> list[Tensor]:
+    """The operands of dropout: a draw of its own, the probability, and the scale of what is kept, if anything is."""
+    scale = 1.0 / (1.0 - p) if p < 1 else 0.0
+    return [*random.next_offset(1), cast(as_operand(p, dtypes.float32), dtypes.float32),
+            cast(as_operand(scale, dtype), dtype)]
 
 
 def _mask_by_head(mask: Tensor, batch: tuple[int, ...], queries: int, keys: int, dtype: dtypes.DType) -> Tensor:
@@ -108,11 +125,7 @@ def _mask_by_head(mask: Tensor, batch: tuple[int, ...], queries: int, keys: int,
     require_shape("scaled_dot_product_attention", len(shape) == len(batch) + 2 and all(
         size in (1, wanted) for size, wanted in zip(shape, (*batch, queries, keys), strict=True)),
         f"the mask {describe(mask)} does not fit scores {[*batch, queries, keys]}")
-    mask, own = ops.reshape(mask, shape=shape), shape[:-2]
-    apart = max((k + 1 for k, size in enumerate(own) if size > 1), default=0)        # dimensions behind it are shared
-    wanted = (*batch[:apart], *own[apart:], shape[-2], keys)
-    mask = broadcast(mask, wanted)
-    return ops.reshape(mask, shape=(math.prod(wanted[:-2]), *wanted[-2:]))
+    return mask_by_head(ops.reshape(mask, shape=shape), batch, keys)
 
 
 def _masked(scores: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:

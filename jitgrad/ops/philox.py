@@ -21,10 +21,14 @@ _LOW, _SHIFT = np.uint64(_MASK), np.uint64(32)
 
 def philox_bits(key: int, offset: int, shape: tuple[int, ...]) -> np.ndarray:
     """uint32 array of `shape`."""
-    count = math.prod(shape)
-    block = np.arange((count + 3) // 4, dtype=np.uint64)
+    return philox_run(key, offset, 0, math.prod(shape)).reshape(shape)
+
+
+def philox_run(key: int, offset: int, first: int, count: int) -> np.ndarray:
+    """uint32 array of the elements `first` … `first` + `count` - 1 of a draw of any shape."""
+    block = np.arange(first // 4, (first + count + 3) // 4, dtype=np.uint64)
     lanes = philox_blocks(block & _LOW, block >> _SHIFT, key, offset)
-    return np.stack(lanes, axis=-1).astype(np.uint32).reshape(-1)[:count].reshape(shape)
+    return np.stack(lanes, axis=-1).astype(np.uint32).reshape(-1)[first % 4:first % 4 + count]
 
 
 def philox_blocks(low: np.ndarray, high: np.ndarray, key: int, offset: int) -> tuple[np.ndarray, ...]:

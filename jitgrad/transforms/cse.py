@@ -21,8 +21,7 @@ def eliminate_common_subexpressions(graph: Graph) -> Graph:
         operands = tuple(sorted(inputs, key=id)) if node.op.commutative else inputs
         key = (node.op.name, operands, attrs_key(node.attrs))
         if key not in seen:
-            result = builder.run(node.op, inputs, dict(node.attrs))
-            seen[key] = result if isinstance(result, tuple) else (result,)
+            seen[key] = builder.copy(node, inputs)
         return seen[key]
 
     return rebuild(graph, visit)

@@ -5,22 +5,28 @@ Forward, an item is a block of queries of one head: it goes through the blocks o
 part of its keys, with all heads of q that it serves: for each block of keys it makes the weights of each block of queries
 again. Each part has a gradient of q of its own; where there are several they are added up afterwards. Products that read
 k or v transposed have them packed in panels, by `gemm.pack_source`. See `jitgrad.ops.attention` for the operands.
+
+Dropout makes the random bits of a line of scores beside it, wherever that line is made: they are those of the scores'
+positions in [N, L, S] and of nothing else, so both passes drop the same ones, however the work is cut.
 """
 
 from __future__ import annotations
 
 from jitgrad.kernels.cpu.gemm import element_tile
-from jitgrad.kernels.cpu.math import exp, log, select
-from jitgrad.kernels.cpu.scalar import f32 as T
-from jitgrad.kernels.cpu.standins import load, pointer, reassociate_add, reassociate_max, store
+from jitgrad.kernels.cpu.math import ceil, exp, log, select
+from jitgrad.kernels.cpu.philox import random_bits_block
+from jitgrad.kernels.cpu.scalar import f32, f32 as T, f64
+from jitgrad.kernels.cpu.standins import i64, load, pointer, reassociate_add, reassociate_max, store
 from jitgrad.kernels.cpu.template import text
 from jitgrad.kernels.cpu.tile import make_panel, multiply_tile
 
 COLUMNS, TILE = 32, 14                          # of the register tile; `source` puts the machine's in their places
 QUERIES, KEYS = 56, 128                         # of a block; `source` too
-ARGUMENTS = ("queries", "keys", "width", "values", "times", "masked", "per_mask", "mask_row", "causal", "zero", "blocks")
-"""The integers of both kernels: sizes L, S, E, V; heads of q per head of k; whether there is a mask, how many heads share
-one, and the distance of its rows; both attributes; and blocks of queries per head."""
+ARGUMENTS = ("queries", "keys", "width", "values", "times", "masked", "run", "period", "mask_row", "causal", "zero",
+             "dropped", "blocks")
+"""The integers of both kernels: sizes L, S, E, V; heads of q per head of k; whether there is a mask, how many heads are in
+a run of it and how many matrices it has for them in turn, and the distance of its rows; both attributes; whether weights
+are dropped; and blocks of queries per head."""
 
 
 def source(kernel: str, element: str) -> str:
@@ -45,14 +51,22 @@ def block_of_keys(element: str) -> int:
 
 
 def attention(args, begin, end, thread):
-    """Arguments: q, packed k, v, mask, out, lse; `ARGUMENTS`. Items: blocks of queries of all heads."""
+    """Arguments: q, packed k, v, mask; key, offset, p, scale (of dropout); out, lse; `ARGUMENTS`. Items: blocks of queries
+    of all heads."""
     q, k, v, mask, o, lse = (pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T), pointer(args, 4, T),
-                             pointer(args, 5, T), pointer(args, 6, T))
-    queries, keys, width, values, times = args[7], args[8], args[9], args[10], args[11]
-    masked, per_mask, mask_row, causal, zero, blocks = args[12], args[13], args[14], args[15], args[16], args[17]
+                             pointer(args, 9, T), pointer(args, 10, T))
+    queries, keys, width, values, times = args[11], args[12], args[13], args[14], args[15]
+    masked, run, period, mask_row, causal, zero = args[16], args[17], args[18], args[19], args[20], args[21]
+    dropped, blocks = args[22], args[23]
     panels = (keys + COLUMNS - 1) // COLUMNS
     scores = make_panel(o)
     stats = make_panel(o)
+    kept = make_panel(o)
+    key, offset, limit, scale = i64(0), i64(0), i64(0), T(0)
+    if dropped != 0:
+        key, offset = load(pointer(args, 5, i64), 0, 8, 12), load(pointer(args, 6, i64), 0, 9, 12)
+        limit = 256 * i64(ceil(f64(load(pointer(args, 7, f32), 0, 10, 12)) * f64(16777216)))
+        scale = load(pointer(args, 8, T), 0, 11, 12)
     for item in range(begin, end):
         n = item // blocks
         first = item % blocks * QUERIES
@@ -62,8 +76,8 @@ def attention(args, begin, end, thread):
         if causal != 0:
             last = min(keys, first + rows)
         for i in range(rows):
-            store(stats, i, T(-1e999), 6, 7)
-            store(stats, QUERIES + i, T(0), 6, 7)
+            store(stats, i, T(-1e999), 6, 12)
+            store(stats, QUERIES + i, T(0), 6, 12)
         for start in range(0, last, KEYS):
             count = min(KEYS, last - start)
             for j in range(0, count, COLUMNS):
@@ -79,28 +93,42 @@ def attention(args, begin, end, thread):
                 if causal != 0:
                     seen = max(min(count, first + i + 1 - start), 0)
                 if masked != 0:
-                    above = n // per_mask * keys * max(mask_row // keys * queries, 1) + (first + i) * mask_row + start
+                    above = (n // run * period + n % period) * keys * max(mask_row // keys * queries, 1)
+                    above += (first + i) * mask_row + start
                     for j in range(seen):
-                        store(scores, line + j, T(load(scores, line + j, 5, 7) + load(mask, above + j, 2, 7)), 5, 7)
-                top = load(stats, i, 6, 7)
+                        added = load(mask, above + j, 2, 12)
+                        store(scores, line + j,
+                              T(select(added > T(-1e999), T(load(scores, line + j, 5, 12) + added), added)), 5, 12)
+                top = load(stats, i, 6, 12)
                 best = top
                 if seen < KEYS:
                     for j in range(KEYS):
-                        store(scores, line + j, T(select(j < seen, load(scores, line + j, 5, 7), T(-1e999))), 5, 7)
+                        store(scores, line + j, T(select(j < seen, load(scores, line + j, 5, 12), T(-1e999))), 5, 12)
                 for j in range(KEYS):
-                    best = reassociate_max(best, load(scores, line + j, 5, 7))
+                    best = reassociate_max(best, load(scores, line + j, 5, 12))
                 shift = T(select(best > T(-1e999), best, T(0)))
                 total = T(0)
                 for j in range(KEYS):
-                    weight = T(exp(T(load(scores, line + j, 5, 7) - shift)))
-                    store(scores, line + j, weight, 5, 7)
+                    weight = T(exp(T(load(scores, line + j, 5, 12) - shift)))
+                    store(scores, line + j, weight, 5, 12)
                     total = reassociate_add(total, weight)
                 less = T(exp(T(top - shift)))
-                store(stats, i, best, 6, 7)
-                store(stats, QUERIES + i, T(load(stats, QUERIES + i, 6, 7) * less + total), 6, 7)
+                store(stats, i, best, 6, 12)
+                store(stats, QUERIES + i, T(load(stats, QUERIES + i, 6, 12) * less + total), 6, 12)
+                if dropped != 0:
+                    score = (n * queries + first + i) * keys + start
+                    skip = score % 4
+                    for b in range(KEYS // 4 + min(skip, 1) * 8):
+                        w, x, y, z = random_bits_block(key, offset, score // 4 + b)
+                        store(kept, 4 * b, T(select(i64(w) >= limit, scale, T(0))), 7, 12)
+                        store(kept, 4 * b + 1, T(select(i64(x) >= limit, scale, T(0))), 7, 12)
+                        store(kept, 4 * b + 2, T(select(i64(y) >= limit, scale, T(0))), 7, 12)
+                        store(kept, 4 * b + 3, T(select(i64(z) >= limit, scale, T(0))), 7, 12)
+                    for j in range(KEYS):
+                        store(scores, line + j, T(load(scores, line + j, 5, 12) * load(kept, skip + j, 7, 12)), 5, 12)
                 if start > 0:
                     for j in range(values):
-                        store(o, place + j, T(load(o, place + j, 3, 7) * less), 3, 7)
+                        store(o, place + j, T(load(o, place + j, 3, 12) * less), 3, 12)
             for j in range(0, values, COLUMNS):
                 for r in range(0, rows, TILE):
                     multiply_tile(min(TILE, rows - r), min(COLUMNS, values - j), count, scores, r * KEYS, KEYS, 1,
@@ -108,13 +136,13 @@ def attention(args, begin, end, thread):
                                   o, (n * queries + first + r) * values + j, values, start)
         for i in range(rows):
             place = (n * queries + first + i) * values
-            total = load(stats, QUERIES + i, 6, 7)
+            total = load(stats, QUERIES + i, 6, 12)
             divisor = total
             if zero != 0 and total == T(0):
                 divisor = T(1)
             for j in range(values):
-                store(o, place + j, T(load(o, place + j, 3, 7) / divisor), 3, 7)
-            store(lse, n * queries + first + i, T(log(total) + load(stats, i, 6, 7)), 4, 7)
+                store(o, place + j, T(load(o, place + j, 3, 12) / divisor), 3, 12)
+            store(lse, n * queries + first + i, T(log(total) + load(stats, i, 6, 12)), 4, 12)
 
 
 def attention_dots(args, begin, end, thread):
@@ -130,24 +158,30 @@ def attention_dots(args, begin, end, thread):
 
 
 def attention_grad(args, begin, end, thread):
-    """Arguments: g, q, k, mask, lse, dots, packed k, packed v, dq[parts, N, L, E], dk, dv; `ARGUMENTS`, parts, keys of a
-    part, all of q's heads. Items: parts of all heads of k."""
+    """Arguments: g, q, k, mask; key, offset, p, scale (of dropout); lse, dots, packed k, packed v, dq[parts, N, L, E], dk,
+    dv; `ARGUMENTS`, parts, keys of a part, all of q's heads. Items: parts of all heads of k."""
     g, q, k, mask, lse, dots = (pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T), pointer(args, 4, T),
-                                pointer(args, 5, T), pointer(args, 6, T))
-    k_panels, v_panels, dq, dk, dv = (pointer(args, 7, T), pointer(args, 8, T), pointer(args, 9, T), pointer(args, 10, T),
-                                      pointer(args, 11, T))
-    queries, keys, width, values, times = args[12], args[13], args[14], args[15], args[16]
-    masked, per_mask, mask_row, causal, zero = args[17], args[18], args[19], args[20], args[21]
-    parts, keys_of_part, heads = args[23], args[24], args[25]
+                                pointer(args, 9, T), pointer(args, 10, T))
+    k_panels, v_panels, dq, dk, dv = (pointer(args, 11, T), pointer(args, 12, T), pointer(args, 13, T),
+                                      pointer(args, 14, T), pointer(args, 15, T))
+    queries, keys, width, values, times = args[16], args[17], args[18], args[19], args[20]
+    masked, run, period, mask_row, causal, zero = args[21], args[22], args[23], args[24], args[25], args[26]
+    dropped, parts, keys_of_part, heads = args[27], args[29], args[30], args[31]
     panels = (keys + COLUMNS - 1) // COLUMNS
     weights = make_panel(dq)
     slopes = make_panel(dq)
+    kept = make_panel(dq)
+    key, offset, limit, scale = i64(0), i64(0), i64(0), T(0)
+    if dropped != 0:
+        key, offset = load(pointer(args, 5, i64), 0, 12, 16), load(pointer(args, 6, i64), 0, 13, 16)
+        limit = 256 * i64(ceil(f64(load(pointer(args, 7, f32), 0, 14, 16)) * f64(16777216)))
+        scale = load(pointer(args, 8, T), 0, 15, 16)
     for item in range(begin, end):
         group = item // parts
         part = item % parts
         own_queries = (part * heads + group * times) * queries
         for i in range(own_queries * width, (own_queries + times * queries) * width):
-            store(dq, i, T(0), 6, 11)
+            store(dq, i, T(0), 6, 16)
         for start in range(part * keys_of_part, min((part + 1) * keys_of_part, keys), KEYS):
             count = min(KEYS, keys - start)
             started = 0
@@ -173,24 +207,41 @@ def attention_grad(args, begin, end, thread):
                         if causal != 0:
                             seen = max(min(count, first + i + 1 - start), 0)
                         if masked != 0:
-                            above = (n // per_mask * keys * max(mask_row // keys * queries, 1) + (first + i) * mask_row
-                                     + start)
+                            above = (n // run * period + n % period) * keys * max(mask_row // keys * queries, 1)
+                            above += (first + i) * mask_row + start
                             for j in range(seen):
-                                store(weights, line + j, T(load(weights, line + j, 9, 11) + load(mask, above + j, 3, 11)),
-                                      9, 11)
-                        shift = load(lse, query + i, 4, 11)
-                        dot = load(dots, query + i, 5, 11)
+                                added = load(mask, above + j, 3, 16)
+                                store(weights, line + j,
+                                      T(select(added > T(-1e999), T(load(weights, line + j, 9, 16) + added), added)), 9, 16)
+                        shift = load(lse, query + i, 4, 16)
+                        dot = load(dots, query + i, 5, 16)
                         if not shift > T(-1e999):
                             shift = T(0) if zero != 0 else T(shift - shift)
                         if seen < KEYS:
                             for j in range(KEYS):
-                                store(weights, line + j, T(select(j < seen, load(weights, line + j, 9, 11), T(-1e999))),
-                                      9, 11)
+                                store(weights, line + j, T(select(j < seen, load(weights, line + j, 9, 16), T(-1e999))),
+                                      9, 16)
+                        if dropped != 0:
+                            score = (query + i) * keys + start
+                            skip = score % 4
+                            for b in range(KEYS // 4 + min(skip, 1) * 8):
+                                w, x, y, z = random_bits_block(key, offset, score // 4 + b)
+                                store(kept, 4 * b, T(select(i64(w) >= limit, scale, T(0))), 11, 16)
+                                store(kept, 4 * b + 1, T(select(i64(x) >= limit, scale, T(0))), 11, 16)
+                                store(kept, 4 * b + 2, T(select(i64(y) >= limit, scale, T(0))), 11, 16)
+                                store(kept, 4 * b + 3, T(select(i64(z) >= limit, scale, T(0))), 11, 16)
+                            for j in range(KEYS):
+                                store(slopes, line + j, T(load(slopes, line + j, 10, 16) * load(kept, skip + j, 11, 16)),
+                                      10, 16)
                         for j in range(KEYS):
-                            weight = T(exp(T(load(weights, line + j, 9, 11) - shift)))
-                            slope = T(weight * T(load(slopes, line + j, 10, 11) - dot))
-                            store(weights, line + j, weight, 9, 11)
-                            store(slopes, line + j, slope, 10, 11)
+                            weight = T(exp(T(load(weights, line + j, 9, 16) - shift)))
+                            slope = T(weight * T(load(slopes, line + j, 10, 16) - dot))
+                            store(weights, line + j, weight, 9, 16)
+                            store(slopes, line + j, slope, 10, 16)
+                        if dropped != 0:
+                            for j in range(KEYS):
+                                store(weights, line + j, T(load(weights, line + j, 9, 16) * load(kept, skip + j, 11, 16)),
+                                      9, 16)
                     for r in range(0, count, TILE):
                         height = min(TILE, count - r)
                         own = group * keys + start + r
@@ -208,9 +259,9 @@ def attention_grad(args, begin, end, thread):
                     started = 1
             if started == 0:
                 for i in range((group * keys + start) * width, (group * keys + start + count) * width):
-                    store(dk, i, T(0), 7, 11)
+                    store(dk, i, T(0), 7, 16)
                 for i in range((group * keys + start) * values, (group * keys + start + count) * values):
-                    store(dv, i, T(0), 8, 11)
+                    store(dv, i, T(0), 8, 16)
 
 
 KERNELS = {kernel.__name__: kernel for kernel in (attention, attention_dots, attention_grad)}
