@@ -24,6 +24,7 @@ from jitgrad.kernels.cpu import tape
 from jitgrad.runtime import build, native
 
 _FUTEX_NUMBERS = {"x86_64": 202, "aarch64": 98}
+_MOVE_NUMBERS = {"x86_64": 203, "aarch64": 122}             # of sched_setaffinity
 
 ITEMS = tuple.__basicsize__
 """Where in a tuple object the references to its items begin."""
@@ -57,6 +58,8 @@ def pool() -> int:
     words[tape.CLOCK // 8] = native.symbol_address("clock_gettime")
     words[tape.SYSCALL // 8] = native.symbol_address("syscall")
     words[tape.FUTEX // 8] = _FUTEX_NUMBERS.get(platform.machine(), 0)
+    words[tape.PROCESSOR // 8] = native.symbol_address("sched_getcpu")
+    words[tape.MOVE // 8] = _MOVE_NUMBERS.get(platform.machine(), 0)
     words[tape.DATA_OFFSET // 8] = _data_offset()
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(words))
     return words.ctypes.data
@@ -82,6 +85,8 @@ def start(count: int) -> int:
     """Have `count` - 1 threads beside the caller's, or as many as the system gives; how many can be used now."""
     with _lock:
         while len(_handles) < count - 1:
+            if not _handles:
+                _allow_processors()
             handle = _create_thread()
             if handle is None:
                 break
@@ -126,6 +131,16 @@ def _thread_kernels() -> tuple[int, ...]:
 
 def _word(offset: int) -> ctypes.c_int64:
     return ctypes.c_int64.from_address(pool() + offset)
+
+
+def _allow_processors() -> None:
+    """Workers may go wherever the process may, but to where a job comes from."""
+    allowed = [p for p in os.sched_getaffinity(0) if p < 8 * tape.ELSEWHERE_BYTES]
+    for k in range(0, tape.ELSEWHERE_BYTES, 8):
+        bits = sum(1 << (p % 64) for p in allowed if p // 64 == k // 8)
+        _word(tape.ELSEWHERE + k).value = bits - (1 << 64) if bits >> 63 else bits
+    _word(tape.CALLER).value = allowed[0]
+    _word(tape.ELSEWHERE + allowed[0] // 64 * 8).value &= ~(1 << (allowed[0] % 64))
 
 
 def _forget() -> None:

@@ -3,7 +3,9 @@
 `run` walks the entries of one frame (a plan's memory for one call) and returns to Python when the plan is done, at an
 entry for Python, at an error, about every tenth of a second, or when it wants threads that do not exist yet. An entry
 that takes long enough is published in the pool as a job: its items are handed out in chunks by an atomic counter, and a
-thread that is late holds up only the chunk that it took. `worker` is what each thread of the pool runs.
+thread that is late holds up only the chunk that it took. `worker` is what each thread of the pool runs. A worker that
+finds itself on the processor of the thread that it helps goes to another one: some schedulers leave both where the one
+was woken by the other, for longer than a step takes, while the next processor is idle.
 
 All state is int64 words in memory that Python allocates; the constants below are their places. Text is made by
 `source`, which puts the numbers in for the names.
@@ -52,7 +54,11 @@ PATCH_BYTES = 24
 TICKET, FINISHED, SLEEPERS, OWNER, WAITING = range(0, 320, 64)
 JOB_FUNCTION, JOB_BLOCK, JOB_FIRST, JOB_ITEMS, JOB_GRAIN, JOB_CHUNKS, JOB_LIMIT = range(320, 376, 8)
 STOP, WORKERS, STARTED, CLOCK, SYSCALL, FUTEX, DATA_OFFSET = range(384, 440, 8)
-POOL_BYTES = 448
+# Where threads run: the C function that says so, the number of the call that moves one, the processor of who published
+# the last job, and all processors of the process but that one, a bit each.
+PROCESSOR, MOVE, CALLER, ELSEWHERE = range(448, 480, 8)
+ELSEWHERE_BYTES = 128
+POOL_BYTES = ELSEWHERE + ELSEWHERE_BYTES
 
 CLOSED = 0x7FFFFFFF                     # a chunk number that no job has
 FUTEX_WAIT, FUTEX_WAKE = 128, 129       # private to the process
@@ -128,6 +134,13 @@ def run(args: Any, begin: int, arrays: int, mode: int) -> None:
                 poke(pool + JOB_CHUNKS, chunks)
                 poke(pool + JOB_LIMIT, limit)
                 poke(pool + FINISHED, 0)
+                caller = call_system(peek(pool + PROCESSOR), 0, 0, 0, 0, 0) & CLOSED
+                if caller != peek(pool + CALLER):
+                    word = pool + ELSEWHERE + 8 * (peek(pool + CALLER) >> 6)
+                    poke(word, peek(word) | 1 << (peek(pool + CALLER) & 63))
+                    word = pool + ELSEWHERE + 8 * (caller >> 6)
+                    poke(word, peek(word) & ~(1 << (caller & 63)))
+                    poke(pool + CALLER, caller)
                 fetch_add(pool + TICKET, (((generation + 1) & CLOSED) << 32) - ((generation << 32) | CLOSED))
                 if peek(pool + SLEEPERS) > 0:
                     call_system(peek(pool + SYSCALL), peek(pool + FUTEX), pool + TICKET + 4, FUTEX_WAKE, CLOSED, 0)
@@ -188,6 +201,8 @@ def worker(args: Any, begin: int, end: int, thread: int) -> None:
         low = peek(pool + JOB_FIRST) + chunk * grain
         if chunk < chunks and me < peek(pool + JOB_LIMIT):
             if swap_if_equal(pool + TICKET, ticket, ticket + 1):        # so all that was read is of this job
+                if call_system(peek(pool + PROCESSOR), 0, 0, 0, 0, 0) & CLOSED == peek(pool + CALLER):
+                    call_system(peek(pool + SYSCALL), peek(pool + MOVE), 0, ELSEWHERE_BYTES, pool + ELSEWHERE, 0)
                 call_kernel(function, block, low, min(low + grain, items), me)
                 if fetch_add(pool + FINISHED, 1) + 1 == chunks and peek(pool + WAITING) > 0:
                     call_system(peek(pool + SYSCALL), peek(pool + FUTEX), pool + FINISHED, FUTEX_WAKE, 1, 0)
