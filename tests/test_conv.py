@@ -39,6 +39,21 @@ CASES = {
 }
 
 
+def volume(images=2, channels=3, size=(5, 6, 7), out=5, kernel=(3, 3, 3), stride=(1, 1, 1), padding=((1, 1),) * 3,
+           dilation=(1, 1, 1)):
+    return ((images, channels, *size), (out, channels, *kernel),
+            {"stride": stride, "padding": padding, "dilation": dilation, "groups": 1})
+
+
+VOLUMES = {
+    "volume": volume(),
+    "strided volume": volume(channels=17, out=16, stride=(2, 2, 2)),
+    "uneven volume": volume(size=(6, 5, 9), kernel=(2, 1, 3), stride=(1, 2, 3), padding=((0, 1), (0, 0), (2, 1)),
+                            dilation=(2, 1, 1)),
+    "volume of many channels": volume(images=1, channels=32, size=(4, 4, 4), out=33),
+    "large volume": volume(images=1, channels=4, size=(9, 30, 31), out=8),
+}
+
 MAPPED = {
     "same": case(images=2, channels=32, height=8, width=8, out=48, padding=SAME),
     "no padding": case(images=2, channels=32, height=5, width=9, out=32),
@@ -102,10 +117,11 @@ def kernels(op, inputs, attrs):
     return [launch.name for launch in library.lower(op, tuple(type_of(x) for x in inputs), attrs).launches]
 
 
-@pytest.mark.parametrize(("name", "how"), [*[(name, "winograd") for name in MAPPED], *[(name, "taps") for name in BY_TAPS]])
+@pytest.mark.parametrize(("name", "how"), [*[(name, "winograd") for name in MAPPED],
+                                           *[(name, "taps") for name in (*BY_TAPS, *VOLUMES)]])
 @pytest.mark.parametrize("dtype", (np.float32, np.float64))
 def test_channels_last_and_both_gradients(name, how, dtype):
-    shape_x, shape_w, attrs = {**MAPPED, **BY_TAPS}[name]
+    shape_x, shape_w, attrs = {**MAPPED, **BY_TAPS, **VOLUMES}[name]
     x, w, g = operands(shape_x, shape_w, attrs, dtype)
     for op, inputs, more in ((ops.convolution, (x, w), {}), (ops.convolution_input_grad, (g, w), {"input_shape": shape_x}),
                              (ops.convolution_weight_grad, (x, g), {"weight_shape": shape_w})):
@@ -114,9 +130,12 @@ def test_channels_last_and_both_gradients(name, how, dtype):
         assert np.array_equal(*results)
 
 
-@pytest.mark.parametrize("stride", (1, 2))
-def test_channels_last_means_the_same_as_plain_python(stride):
-    shape_x, shape_w, attrs = case(images=1, channels=32, height=2, width=3, out=32, padding=SAME, stride=(stride, stride))
+@pytest.mark.parametrize("shapes", (
+    case(images=1, channels=32, height=2, width=3, out=32, padding=SAME),
+    case(images=1, channels=32, height=2, width=3, out=32, padding=SAME, stride=(2, 2)),
+    volume(images=1, channels=2, size=(3, 2, 4), out=3, stride=(2, 1, 2))))
+def test_channels_last_means_the_same_as_plain_python(shapes):
+    shape_x, shape_w, attrs = shapes
     x, w, g = operands(shape_x, shape_w, attrs, np.float32)
     check(ops.convolution, (x, w), attrs, plain=True)
     check(ops.convolution_input_grad, (g, w), {"input_shape": shape_x, **attrs}, plain=True)

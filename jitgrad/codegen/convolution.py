@@ -1,8 +1,10 @@
 """Lowering of convolution and its two gradients to the kernels of `jitgrad.kernels.cpu.conv` on the GEMM core.
 
-Each is: pack the left operand (weights, or the gradient for the weights' gradient), then multiply it with columns
+The fastest way is chosen from shapes: Winograd's maps, tap by tap with channels last, or, where channels do not fill
+vectors, this: pack the left operand (weights, or the gradient for the weights' gradient), then multiply it with columns
 that are gathered from the image. The weights' gradient of few taps is summed up per run of images first, so that there
-are items enough; the runs depend on shapes alone.
+are items enough; the runs depend on shapes alone. Shapes are those of volumes in here, [N, C, D, H, W]; images have a
+depth of 1.
 """
 
 from __future__ import annotations
@@ -27,12 +29,15 @@ from jitgrad.kernels.cpu.tile import DEPTH_BLOCK
 
 ITEMS = 8
 ITEM_COLUMNS = 256
+AXES = ("z", "y", "x")
+KERNEL = {"z": "kernel_depth", "y": "kernel_height", "x": "kernel_width"}
 LARGE = 128                                     # positions of an image from which a product of 1x1 takes planes as they are
 
 
 @dataclass
 class _Lowering:
-    """One node on its way. `image` is the shape that columns are gathered from, `out` the shape of positions."""
+    """One node on its way. `image` is the shape that columns are gathered from, `out` the shape of positions. Volumes are
+    always done tap by tap."""
 
     call: Call
     launches: list[Launch] = field(default_factory=list)
@@ -44,6 +49,7 @@ class _Lowering:
         self.short = self.type.dtype.short
         self.tile = gemm.element_tile(self.short)
         self.groups: int = self.call.attrs["groups"]
+        self.volumes = self.type.ndim == 5
         self.core = Function(f"gemm_{self.short}", gemm.source(self.short))
 
     def lowered(self) -> Lowered:
@@ -78,8 +84,8 @@ class _Lowering:
                  steps: dict[str, int]) -> None:
         """`weights`, contiguous [groups, rows, channels * kernel], times columns of `source`, to `result`."""
         rows, channels = out[1] // self.groups, image[1] // self.groups
-        kernel, positions = steps["kernel_height"] * steps["kernel_width"], out[2] * out[3]
-        if taps.suits(self.short, channels, rows, self.groups) and (kernel > 1 or positions < LARGE):
+        kernel, positions = taps_of(steps), out[3] * out[4]
+        if self.volumes or (taps.suits(self.short, channels, rows, self.groups) and (kernel > 1 or positions < LARGE)):
             columns = self.tile.columns
             panels_of_weights, _, _ = self.pack(weights, (1,), rows, channels * kernel, columns, columns)
             self.add_work(conv_taps.source("add_taps", self.short), taps.convolve(self.short, image, out, steps), source,
@@ -89,28 +95,28 @@ class _Lowering:
         per_item = columns_per_item(out[0] * self.groups, positions, self.tile.columns)
         blocks = -(-positions // per_item)
         images = images_per_item(out[0], self.groups * blocks, per_item)
-        numbers = {**steps, "channels": channels, "height": image[2], "width": image[3], "out_height": out[2],
-                   "out_width": out[3], "groups": self.groups, "rows": rows, "panel_rows": high, "panels": panels,
+        numbers = {**steps, "channels": channels, "height": image[3], "width": image[4], "out_height": out[3],
+                   "out_width": out[4], "groups": self.groups, "rows": rows, "panel_rows": high, "panels": panels,
                    "blocks": blocks, "columns_per_item": per_item, "channels_per_step": DEPTH_BLOCK // kernel,
                    "images": out[0], "images_per_item": images}
         self.add(conv.convolve_source(self.short), -(-out[0] // images) * self.groups * blocks, packed, source, result,
                  self.core, *[numbers[name] for name in conv.ARGUMENTS])
 
     def weight_gradient(self, steps: dict[str, int]) -> None:
-        image, gradient = [t.shape for t in self.call.inputs]
-        if taps.suits(self.short, image[1], gradient[1], self.groups):
+        image, gradient = [volume(t.shape) for t in self.call.inputs]
+        if self.volumes or taps.suits(self.short, image[1], gradient[1], self.groups):
             work, runs = taps.weight_gradient(self.short, image, gradient, steps)
             self.sum_up(runs, lambda partial: self.add_work(
                 conv_taps.source("taps_weight_gradient", self.short), work, self.call.input(0), self.call.input(1), partial))
             return
         rows, channels = gradient[1] // self.groups, image[1] // self.groups
-        columns = channels * steps["kernel_height"] * steps["kernel_width"]
-        packed, high, panels = self.pack(self.call.input(1), (image[0], self.groups), rows, gradient[2] * gradient[3])
+        columns = channels * taps_of(steps)
+        packed, high, panels = self.pack(self.call.input(1), (image[0], self.groups), rows, gradient[3] * gradient[4])
         blocks = -(-columns // self.tile.columns)
         per_item = -(-image[0] // min(image[0], -(-ITEMS // (blocks * self.groups))))
         runs = -(-image[0] // per_item)
-        numbers = {**steps, "channels": channels, "height": image[2], "width": image[3], "out_height": gradient[2],
-                   "out_width": gradient[3], "groups": self.groups, "rows": rows, "panel_rows": high, "panels": panels,
+        numbers = {**steps, "channels": channels, "height": image[3], "width": image[4], "out_height": gradient[3],
+                   "out_width": gradient[4], "groups": self.groups, "rows": rows, "panel_rows": high, "panels": panels,
                    "blocks": blocks, "images": image[0], "images_per_item": per_item}
         self.sum_up(runs, lambda partial: self.add(
             conv.weight_source(self.short), runs * self.groups * blocks, packed, self.call.input(0), partial, self.core,
@@ -126,36 +132,39 @@ class _Lowering:
 
     def input_gradient(self, steps: dict[str, int]) -> None:
         """Phase by phase. The only phase of stride 1 is the result itself."""
-        vertical, horizontal = [phases(self.type.shape[k], steps, axis) for k, axis in ((2, "y"), (3, "x"))]
-        for y, x in itertools.product(vertical, horizontal):
-            shape = (*self.type.shape[:2], y.size, x.size)
-            if len(vertical) * len(horizontal) == 1 and y.taps and x.taps:
-                self.phase(y, x, self.call.output(), shape)
-            else:
-                self.interleave(y, x, shape, steps)
+        shape = volume(self.type.shape)
+        along = [phases(size, steps, axis) for size, axis in zip(shape[2:], AXES, strict=True)]
+        all_phases = list(itertools.product(*along))
+        for places in all_phases:
+            size, exists = (*shape[:2], *[p.size for p in places]), all(p.taps for p in places)
+            if len(all_phases) == 1 and exists:
+                self.phase(places, self.call.output(), size)
+                continue
+            part = self.memory(math.prod(size)) if exists else self.call.input(0)
+            if exists:
+                self.phase(places, part, size)
+            z, y, x = places
+            self.add(conv.interleave_source(self.short), size[0] * size[1] * z.size, part, self.call.output(), y.size,
+                     x.size, *shape[3:], y.number, x.number, steps["stride_y"], steps["stride_x"], z.size, shape[2],
+                     z.number, steps["stride_z"], int(exists))
 
-    def interleave(self, y: Phase, x: Phase, shape: tuple[int, ...], steps: dict[str, int]) -> None:
-        part, exists = self.call.input(0), int(y.taps > 0 and x.taps > 0)
-        if exists:
-            part = self.memory(math.prod(shape))
-            self.phase(y, x, part, shape)
-        self.add(conv.interleave_source(self.short), shape[0] * shape[1], part, self.call.output(), y.size, x.size,
-                 *self.type.shape[2:], y.number, x.number, steps["stride_y"], steps["stride_x"], exists)
+    def phase(self, places: tuple[Phase, ...], result: Buffer, shape: tuple[int, ...]) -> None:
+        steps = {f"{name}_{axis}": value for axis, p in zip(AXES, places, strict=True)
+                 for name, value in (("stride", 1), ("shift", p.shift), ("tap", p.tap))}
+        kernel = {KERNEL[axis]: p.taps for axis, p in zip(AXES, places, strict=True)}
+        self.convolve(self.swapped_weights(places), self.call.input(0), volume(self.call.inputs[0].shape), result, shape,
+                      {**steps, **kernel})
 
-    def phase(self, y: Phase, x: Phase, result: Buffer, shape: tuple[int, ...]) -> None:
-        steps = {"kernel_height": y.taps, "kernel_width": x.taps, "stride_y": 1, "stride_x": 1, "shift_y": y.shift,
-                 "shift_x": x.shift, "tap_y": y.tap, "tap_x": x.tap}
-        self.convolve(self.swapped_weights(y, x), self.call.input(0), self.call.inputs[0].shape, result, shape, steps)
-
-    def swapped_weights(self, y: Phase, x: Phase) -> Buffer:
+    def swapped_weights(self, places: tuple[Phase, ...]) -> Buffer:
         """The weights of the taps of a phase as [groups, channels, rows, taps]: the left operand of its product."""
         w = self.call.inputs[1]
         builder = GraphBuilder("swap_weights")
         with builder:
-            taps = REGISTRY["slice"](builder.input(w), start=(0, 0, y.first, x.first), stop=w.shape,
-                                     step=(1, 1, y.every, x.every))
-            shape = (self.groups, w.shape[0] // self.groups, *taps.shape[1:])
-            body = builder.build([REGISTRY["permute"](REGISTRY["reshape"](taps, shape=shape), axes=(0, 2, 1, 3, 4))])
+            axes = places[5 - w.ndim:]
+            taps = REGISTRY["slice"](builder.input(w), start=(0, 0, *[p.first for p in axes]), stop=w.shape,
+                                     step=(1, 1, *[p.every for p in axes]))
+            shape = (self.groups, w.shape[0] // self.groups, *volume(taps.shape)[1:])
+            body = builder.build([REGISTRY["permute"](REGISTRY["reshape"](taps, shape=shape), axes=(0, 2, 1, 3, 4, 5))])
         place = self.memory(body.outputs[0].type.size)
         region = analyse(body, [])
         region.buffers = dict.fromkeys(region.buffers, self.call.input(1))
@@ -181,7 +190,7 @@ class Phase:
 def phases(size: int, steps: dict[str, int], axis: str) -> list[Phase]:
     """The phases of an axis of `size` positions."""
     stride, padding, dilation = steps[f"stride_{axis}"], -steps[f"shift_{axis}"], steps[f"tap_{axis}"]
-    kernel = steps["kernel_height" if axis == "y" else "kernel_width"]
+    kernel = steps[KERNEL[axis]]
     every = stride // math.gcd(stride, dilation)
     found = []
     for number in range(min(stride, size)):
@@ -206,17 +215,32 @@ def images_per_item(images: int, others: int, columns: int) -> int:
     return max(1, min(ITEM_COLUMNS // columns, images * others // ITEMS))
 
 
+def volume(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The same as [N, C, D, H, W]."""
+    return (*shape[:2], *(1,) * (5 - len(shape)), *shape[2:])
+
+
+def taps_of(steps: dict[str, int]) -> int:
+    return math.prod(steps[name] for name in KERNEL.values())
+
+
 def geometry(call: Call, kernel: tuple[int, ...]) -> dict[str, int]:
     """The steps of a convolution, as integers of the kernels."""
     stride, dilation, padding = (call.attrs[name] for name in ("stride", "dilation", "padding"))
-    return {"kernel_height": kernel[0], "kernel_width": kernel[1], "stride_y": stride[0], "stride_x": stride[1],
-            "shift_y": -padding[0][0], "shift_x": -padding[1][0], "tap_y": dilation[0], "tap_x": dilation[1]}
+    steps = {KERNEL[axis]: 1 for axis in AXES}
+    for axis in AXES:
+        steps |= {f"stride_{axis}": 1, f"shift_{axis}": 0, f"tap_{axis}": 1}
+    for k, axis in enumerate(AXES[3 - len(kernel):]):
+        steps |= {KERNEL[axis]: kernel[k], f"stride_{axis}": stride[k], f"shift_{axis}": -padding[k][0],
+                  f"tap_{axis}": dilation[k]}
+    return steps
 
 
 def start(call: Call, kernel: tuple[int, ...]) -> tuple[_Lowering, dict[str, int]] | None:
-    """A lowering to be filled, for float32 and float64, if nothing is empty and one channel's taps fit into a panel."""
+    """A lowering to be filled, for float32 and float64, if nothing is empty, one channel's taps fit into a panel, and
+    volumes are of one group."""
     types = (*call.inputs, *call.outputs)
-    fits = len(kernel) == 2 and math.prod(kernel) <= DEPTH_BLOCK
+    fits = math.prod(kernel) <= DEPTH_BLOCK and (len(kernel) < 3 or call.attrs["groups"] == 1)
     if fits and all(t.dtype in (dtypes.float32, dtypes.float64) and t.size for t in types):
         return _Lowering(call), geometry(call, kernel)
     return None
@@ -239,7 +263,7 @@ def lower_forward(call: Call) -> Lowered | None:
     if winograd.suits(call, weights.shape[2:], image.shape[1], weights.shape[0]):
         return winograd.forward(call, 0, sizes(call, image, call.outputs[0]), turned=False)
     lowering, steps = begun
-    lowering.convolve(call.input(1), call.input(0), call.inputs[0].shape, call.output(), call.outputs[0].shape, steps)
+    lowering.convolve(call.input(1), call.input(0), volume(image.shape), call.output(), volume(call.outputs[0].shape), steps)
     return lowering.lowered()
 
 

@@ -24,19 +24,19 @@ class Work:
 
 
 def suits(short: str, channels: int, rows: int, groups: int) -> bool:
-    """Whether a convolution of so many channels into so many, in `groups`, is done this way."""
+    """Whether this is the fastest way for a convolution of images of so many channels into so many, in `groups`."""
     lanes = gemm.element_tile(short).lanes
     return groups == 1 and channels % lanes == 0 and rows % lanes == 0 and min(channels, rows) >= LEAST
 
 
 def convolve(short: str, image: tuple[int, ...], out: tuple[int, ...], steps: Steps) -> Work:
-    """The convolution of an image [N, C, H, W] to `out`, by `taps.add_taps`."""
+    """The convolution of an image [N, C, D, H, W] to `out`, by `taps.add_taps`."""
     tile, itemsize = gemm.element_tile(short), 8 if short == "f64" else 4
-    (n, channels, height, width), rows = image, out[1]
+    n, (_, channels, _, height, width), rows = out[0] * out[2], image, out[1]
     area = steps["stride_y"] * steps["stride_x"]
     per_item, (images, out_rows, parts) = cut_result(
-        n, rows, out[2:], tile.columns, lambda block: CACHE // itemsize // ((area + 1) * channels + block))
-    blocks, positions = -(-rows // per_item), images * out_rows * out[3]
+        n, rows, out[3:], tile.columns, lambda block: CACHE // itemsize // ((area + 1) * channels + block))
+    blocks, positions = -(-rows // per_item), images * out_rows * out[4]
     private = {"image_size": images * rows_met(steps, out_rows, height) * width * channels,
                "lined_size": positions * channels, "result_size": positions * per_item}
     numbers = {**steps, **sizes(image, out), "images_per_part": images, "out_rows_per_part": out_rows, "parts": parts,
@@ -49,14 +49,14 @@ def convolve(short: str, image: tuple[int, ...], out: tuple[int, ...], steps: St
 def weight_gradient(short: str, image: tuple[int, ...], gradient: tuple[int, ...], steps: Steps) -> tuple[Work, int]:
     """The gradient in the weights, by `taps.taps_weight_gradient`; and how many partial results it makes."""
     tile, itemsize = gemm.element_tile(short), 8 if short == "f64" else 4
-    (n, channels, height, width), rows = image, gradient[1]
-    kernel = steps["kernel_height"] * steps["kernel_width"]
-    across, down = [even_block(count, CHANNELS, tile.lanes) for count in (channels, rows)]
+    n, (_, channels, _, height, width), rows = gradient[0] * gradient[2], image, gradient[1]
+    kernel = steps["kernel_depth"] * steps["kernel_height"] * steps["kernel_width"]
+    across, down = [even_block(count, CHANNELS if kernel <= 16 else CHANNELS // 2, tile.lanes) for count in (channels, rows)]
     blocks = -(-channels // across) * -(-rows // down)
     per_run = -(-n // min(-(-ITEMS // blocks), n))
     area = steps["stride_y"] * steps["stride_x"]
-    images, out_rows, parts = cut_images(per_run, gradient[2:], CACHE // 2 // itemsize // ((area + 1) * across + down))
-    positions = images * out_rows * gradient[3]
+    images, out_rows, parts = cut_images(per_run, gradient[3:], CACHE // 2 // itemsize // ((area + 1) * across + down))
+    positions = images * out_rows * gradient[4]
     private = {"image_size": images * rows_met(steps, out_rows, height) * width * across, "gradient_size": positions * down,
                "lined_size": positions * across, "sums_size": kernel * across * down}
     numbers = {**steps, **sizes(image, gradient), "images_per_part": images, "out_rows_per_part": out_rows, "parts": parts,
@@ -67,8 +67,8 @@ def weight_gradient(short: str, image: tuple[int, ...], gradient: tuple[int, ...
 
 
 def sizes(image: tuple[int, ...], out: tuple[int, ...]) -> Steps:
-    return {"images": image[0], "channels": image[1], "height": image[2], "width": image[3], "rows": out[1],
-            "out_height": out[2], "out_width": out[3]}
+    return {"images": out[0] * out[2], "channels": image[1], "depth": image[2], "height": image[3], "width": image[4],
+            "rows": out[1], "out_depth": out[2], "out_height": out[3], "out_width": out[4]}
 
 
 def rows_met(steps: Steps, out_rows: int, height: int) -> int:

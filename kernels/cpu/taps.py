@@ -1,10 +1,10 @@
-"""Convolutions of any kernel, stride and dilation, tap by tap, with channels last.
+"""Convolutions of one to three dimensions, of any kernel, stride and dilation, tap by tap, with channels last.
 
 An item turns its part of the images over, so that the channels of a position lie side by side. Then, for one tap after
 the other, it lines up what that tap meets at each position of the result, as a matrix [positions, channels], and adds the
 product with the tap's weights, [channels, outputs], to the result. Positions of several small images stand in one matrix.
-`kernels.cpu.conv` says where positions and taps meet; its `convolve` makes the same results out of planes as they are, for
-channels that do not fill vectors.
+A volume is one image for each of its planes; a tap meets one plane of it. `kernels.cpu.conv` says where positions and taps
+meet; its `convolve` makes the same results out of planes as they are, for channels that do not fill vectors.
 
 The gradient in the weights adds up products [outputs, positions] @ [positions, channels] for each tap; each run of images
 has a partial result.
@@ -20,11 +20,13 @@ from jitgrad.kernels.cpu.tile import multiply_tile, transpose_block
 
 COLUMNS, TILE = 32, 14                          # of the register tile; `source` puts the machine's in their places
 
-GEOMETRY = ("channels", "height", "width", "rows", "out_height", "out_width", "kernel_height", "kernel_width", "stride_y",
-            "stride_x", "shift_y", "shift_x", "tap_y", "tap_x", "images", "images_per_part", "out_rows_per_part", "parts",
-            "channels_per_item", "channel_blocks", "rows_per_item", "row_blocks")
-"""Integers of both kernels: the image; the result, of `rows` channels; steps as in `kernels.cpu.conv`; what a part of the
-images is (some images, or some rows of the result), and into how many one image is cut; blocks of channels."""
+GEOMETRY = ("depth", "out_depth", "kernel_depth", "stride_z", "shift_z", "tap_z", "channels", "height", "width",
+            "rows", "out_height", "out_width", "kernel_height", "kernel_width", "stride_y", "stride_x", "shift_y", "shift_x",
+            "tap_y", "tap_x", "images", "images_per_part", "out_rows_per_part", "parts", "channels_per_item",
+            "channel_blocks", "rows_per_item", "row_blocks")
+"""Integers of both kernels: the image; the result, of `rows` channels; steps as in `kernels.cpu.conv`; how many images the
+result has, volumes plane by plane; what a part of them is (some images, or some rows of one), and into how many one image is
+cut; blocks of channels."""
 
 ARGUMENTS = (*GEOMETRY, "panel_rows", "image_size", "lined_size", "result_size")
 """Those of `add_taps`, behind image, panels of weights, result, and three of the thread's own: image, what a tap meets,
@@ -45,12 +47,13 @@ def add_taps(args, begin, end, thread):
     """See the module and `ARGUMENTS`. Items: parts of the images, blocks of the result's channels."""
     x, u, o = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T)
     lasts, lined, result = pointer(args, 4, T), pointer(args, 5, T), pointer(args, 6, T)
-    channels, height, width, rows, out_height, out_width = args[7], args[8], args[9], args[10], args[11], args[12]
-    kernel_height, kernel_width, stride_y, stride_x = args[13], args[14], args[15], args[16]
-    shift_y, shift_x, tap_y, tap_x = args[17], args[18], args[19], args[20]
-    images, images_per_part, out_rows_per_part, parts = args[21], args[22], args[23], args[24]
-    rows_per_item, row_blocks, panel_rows = args[27], args[28], args[29]
-    image_base, lined_base, result_base = thread * args[30], thread * args[31], thread * args[32]
+    depth, out_depth, kernel_depth, stride_z, shift_z, tap_z = args[7], args[8], args[9], args[10], args[11], args[12]
+    channels, height, width, rows, out_height, out_width = args[13], args[14], args[15], args[16], args[17], args[18]
+    kernel_height, kernel_width, stride_y, stride_x = args[19], args[20], args[21], args[22]
+    shift_y, shift_x, tap_y, tap_x = args[23], args[24], args[25], args[26]
+    images, images_per_part, out_rows_per_part, parts = args[27], args[28], args[29], args[30]
+    rows_per_item, row_blocks, panel_rows = args[33], args[34], args[35]
+    image_base, lined_base, result_base = thread * args[36], thread * args[37], thread * args[38]
     plane, out_plane, taps = height * width, out_height * out_width, kernel_height * kernel_width
     for item in range(begin, end):
         first_row = item % row_blocks * rows_per_item
@@ -64,20 +67,26 @@ def add_taps(args, begin, end, thread):
         reach = (kernel_height - 1) * tap_y
         low = max(first_y * stride_y + shift_y + min(reach, 0), 0)
         inside = max(min((last_y - 1) * stride_y + shift_y + max(reach, 0) + 1, height) - low, 0) * width
-        for image in range(first_image, last_image):
-            transpose_block(channels, inside, x, image * channels * plane + low * width, plane,
-                            lasts, image_base + (image - first_image) * inside * channels, channels)
-        for tap in range(taps):
-            below = tap // kernel_width * tap_y + shift_y
+        for tap in range(kernel_depth * taps):
+            ahead = tap // taps * tap_z + shift_z
+            if tap % taps == 0:
+                for image in range(first_image, last_image):
+                    z = image % out_depth * stride_z + ahead
+                    if z >= 0 and z < depth:
+                        transpose_block(channels, inside,
+                                        x, (image // out_depth * channels * depth + z) * plane + low * width, depth * plane,
+                                        lasts, image_base + (image - first_image) * inside * channels, channels)
+            below = tap % taps // kernel_width * tap_y + shift_y
             beside = tap % kernel_width * tap_x + shift_x
             for image in range(first_image, last_image):
                 place = lined_base + (image - first_image) * per_image * channels
                 corner = image_base + ((image - first_image) * inside - low * width) * channels
+                z = image % out_depth * stride_z + ahead
                 for y in range(first_y, last_y):
                     line = y * stride_y + below
                     for column in range(out_width):
                         across = column * stride_x + beside
-                        if line >= 0 and line < height and across >= 0 and across < width:
+                        if z >= 0 and z < depth and line >= 0 and line < height and across >= 0 and across < width:
                             for c in range(channels):
                                 store(lined, place + c, load(lasts, corner + (line * width + across) * channels + c, 3, 6),
                                       4, 6)
@@ -89,11 +98,13 @@ def add_taps(args, begin, end, thread):
                 for r in range(0, positions, panel_rows):
                     multiply_tile(min(panel_rows, positions - r), min(COLUMNS, block - column), channels,
                                   lined, lined_base + r * channels, channels, 1,
-                                  u, ((first_row + column) // COLUMNS * channels * taps + tap) * COLUMNS, taps * COLUMNS,
+                                  u, ((first_row + column) // COLUMNS * channels * kernel_depth * taps + tap) * COLUMNS,
+                                  kernel_depth * taps * COLUMNS,
                                   result, result_base + r * rows_per_item + column, rows_per_item, tap)
         for image in range(first_image, last_image):
             transpose_block(per_image, block, result, result_base + (image - first_image) * per_image * rows_per_item,
-                            rows_per_item, o, (image * rows + first_row) * out_plane + first_y * out_width, out_plane)
+                            rows_per_item, o, ((image // out_depth * rows + first_row) * out_depth + image % out_depth)
+                            * out_plane + first_y * out_width, out_depth * out_plane)
 
 
 def taps_weight_gradient(args, begin, end, thread):
@@ -101,14 +112,15 @@ def taps_weight_gradient(args, begin, end, thread):
     image's."""
     x, g, o = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T)
     lasts, grads, lined, sums = pointer(args, 4, T), pointer(args, 5, T), pointer(args, 6, T), pointer(args, 7, T)
-    channels, height, width, rows, out_height, out_width = args[8], args[9], args[10], args[11], args[12], args[13]
-    kernel_height, kernel_width, stride_y, stride_x = args[14], args[15], args[16], args[17]
-    shift_y, shift_x, tap_y, tap_x = args[18], args[19], args[20], args[21]
-    images, images_per_part, out_rows_per_part, parts = args[22], args[23], args[24], args[25]
-    channels_per_item, channel_blocks, rows_per_item, row_blocks = args[26], args[27], args[28], args[29]
-    images_per_item = args[30]
-    image_base, grad_base, lined_base, sum_base = (thread * args[31], thread * args[32], thread * args[33],
-                                                   thread * args[34])
+    depth, out_depth, kernel_depth, stride_z, shift_z, tap_z = args[8], args[9], args[10], args[11], args[12], args[13]
+    channels, height, width, rows, out_height, out_width = args[14], args[15], args[16], args[17], args[18], args[19]
+    kernel_height, kernel_width, stride_y, stride_x = args[20], args[21], args[22], args[23]
+    shift_y, shift_x, tap_y, tap_x = args[24], args[25], args[26], args[27]
+    images, images_per_part, out_rows_per_part, parts = args[28], args[29], args[30], args[31]
+    channels_per_item, channel_blocks, rows_per_item, row_blocks = args[32], args[33], args[34], args[35]
+    images_per_item = args[36]
+    image_base, grad_base, lined_base, sum_base = (thread * args[37], thread * args[38], thread * args[39],
+                                                   thread * args[40])
     plane, out_plane, taps = height * width, out_height * out_width, kernel_height * kernel_width
     for item in range(begin, end):
         first_channel = item % channel_blocks * channels_per_item
@@ -129,21 +141,31 @@ def taps_weight_gradient(args, begin, end, thread):
                 low = max(first_y * stride_y + shift_y + min(reach, 0), 0)
                 inside = max(min((last_y - 1) * stride_y + shift_y + max(reach, 0) + 1, height) - low, 0) * width
                 for image in range(first_image, last_image):
-                    transpose_block(across, inside, x, (image * channels + first_channel) * plane + low * width, plane,
-                                    lasts, image_base + (image - first_image) * inside * across, across)
-                    transpose_block(down, per_image, g, (image * rows + first_row) * out_plane + first_y * out_width,
-                                    out_plane, grads, grad_base + (image - first_image) * per_image * down, down)
-                for tap in range(taps):
-                    below = tap // kernel_width * tap_y + shift_y
+                    transpose_block(down, per_image, g,
+                                    ((image // out_depth * rows + first_row) * out_depth + image % out_depth) * out_plane
+                                    + first_y * out_width, out_depth * out_plane,
+                                    grads, grad_base + (image - first_image) * per_image * down, down)
+                for tap in range(kernel_depth * taps):
+                    ahead = tap // taps * tap_z + shift_z
+                    if tap % taps == 0:
+                        for image in range(first_image, last_image):
+                            z = image % out_depth * stride_z + ahead
+                            if z >= 0 and z < depth:
+                                transpose_block(across, inside, x,
+                                                ((image // out_depth * channels + first_channel) * depth + z) * plane
+                                                + low * width, depth * plane,
+                                                lasts, image_base + (image - first_image) * inside * across, across)
+                    below = tap % taps // kernel_width * tap_y + shift_y
                     beside = tap % kernel_width * tap_x + shift_x
                     for image in range(first_image, last_image):
                         place = lined_base + (image - first_image) * per_image * across
                         corner = image_base + ((image - first_image) * inside - low * width) * across
+                        z = image % out_depth * stride_z + ahead
                         for y in range(first_y, last_y):
                             line = y * stride_y + below
                             for column in range(out_width):
                                 at = column * stride_x + beside
-                                if line >= 0 and line < height and at >= 0 and at < width:
+                                if z >= 0 and z < depth and line >= 0 and line < height and at >= 0 and at < width:
                                     for c in range(across):
                                         store(lined, place + c, load(lasts, corner + (line * width + at) * across + c, 3, 7),
                                               5, 7)
@@ -158,10 +180,11 @@ def taps_weight_gradient(args, begin, end, thread):
                                           sums, sum_base + (tap * down + r) * across + column, across, more)
                 more = 1
         for r in range(down):
-            place = ((run * rows + first_row + r) * channels + first_channel) * taps
-            for tap in range(taps):
+            place = ((run * rows + first_row + r) * channels + first_channel) * kernel_depth * taps
+            for tap in range(kernel_depth * taps):
                 for c in range(across):
-                    store(o, place + c * taps + tap, load(sums, sum_base + (tap * down + r) * across + c, 6, 7), 2, 7)
+                    total = load(sums, sum_base + (tap * down + r) * across + c, 6, 7)
+                    store(o, place + c * kernel_depth * taps + tap, total, 2, 7)
 
 
 KERNELS = {kernel.__name__: kernel for kernel in (add_taps, taps_weight_gradient)}
