@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from jitgrad import dtypes
 from jitgrad.codegen import taps, winograd
 from jitgrad.codegen.call import BLOCK, Call, launch, lowers
-from jitgrad.codegen.kernel import Argument, Buffer, Function, Launch, Lowered, Private
+from jitgrad.codegen.kernel import Argument, Buffer, Launch, Lowered, Private
 from jitgrad.codegen.region import analyse
 from jitgrad.codegen.templates import lower_map
 from jitgrad.ir.graph import GraphBuilder
@@ -50,7 +50,7 @@ class _Lowering:
         self.tile = gemm.element_tile(self.short)
         self.groups: int = self.call.attrs["groups"]
         self.volumes = self.type.ndim == 5
-        self.core = Function(f"gemm_{self.short}", gemm.source(self.short))
+        self.core = winograd.core(self.short)
 
     def lowered(self) -> Lowered:
         return Lowered(tuple(self.launches), tuple(self.scratch), tuple(self.private))
@@ -63,7 +63,7 @@ class _Lowering:
         for k, elements in enumerate(work.private):
             nbytes = elements * self.type.dtype.itemsize
             self.private[k:k + 1] = [max(nbytes, *self.private[k:k + 1], 8)]
-        self.add(source, work.items, *operands, *[Private(k) for k in range(len(work.private))], *work.integers)
+        self.add(source, work.items, *operands, *[Private(k) for k in range(len(work.private))], self.core, *work.integers)
 
     def memory(self, elements: int) -> Buffer:
         self.scratch.append(max(elements, 1) * self.type.dtype.itemsize)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jitgrad.codegen.winograd import CACHE, CHANNELS, ITEMS, LEAST, cut_images, cut_result, even_block
+from jitgrad.codegen.winograd import CACHE, CHANNELS, ITEMS, LEAST, cut_images, cut_result, even_block, even_depth
 from jitgrad.kernels.cpu import gemm, taps
+from jitgrad.kernels.cpu.tile import DEPTH_BLOCK
 
 Steps = dict[str, int]
 
@@ -41,7 +42,7 @@ def convolve(short: str, image: tuple[int, ...], out: tuple[int, ...], steps: St
                "lined_size": positions * channels, "result_size": positions * per_item}
     numbers = {**steps, **sizes(image, out), "images_per_part": images, "out_rows_per_part": out_rows, "parts": parts,
                "channels_per_item": channels, "channel_blocks": 1, "rows_per_item": per_item, "row_blocks": blocks,
-               "panel_rows": gemm.panel_height(positions, tile), **private}
+               "panel_rows": gemm.panel_height(positions, tile), "depth_block": even_depth(channels, DEPTH_BLOCK), **private}
     return Work(-(-n // images) * parts * blocks, tuple([numbers[name] for name in taps.ARGUMENTS]),
                 tuple(private.values()))
 

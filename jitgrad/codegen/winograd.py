@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from jitgrad.codegen.call import BLOCK, Call, launch
-from jitgrad.codegen.kernel import Buffer, Lowered, Private
+from jitgrad.codegen.kernel import Buffer, Function, Lowered, Private
 from jitgrad.kernels.cpu import conv, gemm, winograd
 
 ITEMS = 8                                       # at least, for balance
@@ -72,9 +72,9 @@ def forward(call: Call, image: int, sizes: Sizes, *, turned: bool) -> Lowered:
                "result_size": (2 * piece_rows * sizes.result[3] + 1) * per_item}
     numbers = {**geometry(sizes, images, piece_rows, parts), "channels_per_item": channels, "channel_blocks": 1,
                "rows_per_item": per_item, "row_blocks": blocks, "piece_stride": stride,
-               "panel_rows": gemm.panel_height(pieces, tile), "depth_block": depth_block(channels), **private}
+               "panel_rows": gemm.panel_height(pieces, tile), "depth_block": even_depth(channels, DEPTH), **private}
     run = launch(winograd.source("winograd", sizes.short), -(-n // images) * parts * blocks, call.input(image), weights,
-                 call.output(), *[Private(k) for k in range(len(private))],
+                 call.output(), *[Private(k) for k in range(len(private))], core(sizes.short),
                  *[numbers[name] for name in winograd.ARGUMENTS])
     return Lowered((make_weights, run), (16 * panels * tile.columns * channels * itemsize,),
                    tuple([size * itemsize for size in private.values()]))
@@ -99,13 +99,18 @@ def weight_gradient(call: Call, sizes: Sizes) -> Lowered:
     size = call.outputs[0].size
     partial: Buffer = call.output() if runs == 1 else call.scratch(0)
     run = launch(winograd.source("winograd_weight_gradient", sizes.short), runs * blocks, call.input(0), call.input(1),
-                 partial, *[Private(k) for k in range(len(private))],
+                 partial, *[Private(k) for k in range(len(private))], core(sizes.short),
                  *[numbers[name] for name in winograd.WEIGHT_ARGUMENTS])
     own = tuple([count * itemsize for count in private.values()])
     if runs == 1:
         return Lowered((run,), (), own)
     add = launch(conv.add_parts_source(sizes.short), -(-size // BLOCK), partial, call.output(), size, runs, BLOCK)
     return Lowered((run, add), (runs * size * itemsize,), own)
+
+
+def core(short: str) -> Function:
+    """What multiplies."""
+    return Function(f"gemm_{short}", gemm.source(short))
 
 
 def geometry(sizes: Sizes, images: int, piece_rows: int, parts: int) -> Geometry:
@@ -150,6 +155,6 @@ def even_block(count: int, most: int, unit: int) -> int:
     return -(-count // (blocks * unit)) * unit
 
 
-def depth_block(channels: int) -> int:
-    """About `DEPTH`, evenly."""
-    return -(-channels // -(-channels // DEPTH))
+def even_depth(channels: int, most: int) -> int:
+    """Steps of the depth that are summed up at once: at most `most`, evenly."""
+    return -(-channels // -(-channels // most))

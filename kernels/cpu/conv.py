@@ -78,9 +78,10 @@ def convolve_{short}(args, begin, end, thread):
                                     plane = (part * channels + channel) * height * width
                                     gather_run(run, low, stop, x, plane + row * width + source, stride_x, panel, place)
                                     place += taps * {columns}
-                    multiply_panel(args, 4, rows, end_column - column, (last_channel - first_channel) * taps,
-                                   panel_rows, a, (group * panels * depth + first_channel * taps) * {packed},
-                                   {packed} * depth, {packed}, panel, {columns},
+                    steps = (last_channel - first_channel) * taps
+                    multiply_block(args, 4, rows, end_column - column, steps, steps, panel_rows,
+                                   a, (group * panels * depth + first_channel * taps) * {packed}, {packed} * depth, 1,
+                                   {packed}, panel, 0, 0, {columns},
                                    o, part * rows * positions + column, positions, first_channel)
 """
 
@@ -120,9 +121,9 @@ def convolve_weight_{short}(args, begin, end, thread):
                     for k in range(0, end_column - column, {lanes}):
                         transpose_tile({lanes}, lines, k * {depth} + d, {depth}, panel, d * {columns} + k, {columns},
                                        {lanes})
-                multiply_panel(args, 4, rows, end_column - column, last - first, panel_rows,
+                multiply_block(args, 4, rows, end_column - column, last - first, last - first, panel_rows,
                                a, ((image * groups + group) * panels * positions + first) * {packed},
-                               {packed} * positions, {packed}, panel, {columns},
+                               {packed} * positions, 1, {packed}, panel, 0, 0, {columns},
                                o, part * rows * columns + column, columns, image - first_image + first)
 """
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from jitgrad.kernels.cpu.gemm import element_tile
 from jitgrad.kernels.cpu.scalar import f32 as T
-from jitgrad.kernels.cpu.standins import load, pointer, store
+from jitgrad.kernels.cpu.standins import pointer
 from jitgrad.kernels.cpu.template import text
-from jitgrad.kernels.cpu.tile import multiply_tile, transpose_block
+from jitgrad.kernels.cpu.tile import gather_run, multiply_block, transpose_block
 
 COLUMNS, TILE = 32, 14                          # of the register tile; `source` puts the machine's in their places
 
@@ -28,13 +28,13 @@ GEOMETRY = ("depth", "out_depth", "kernel_depth", "stride_z", "shift_z", "tap_z"
 result has, volumes plane by plane; what a part of them is (some images, or some rows of one), and into how many one image is
 cut; blocks of channels."""
 
-ARGUMENTS = (*GEOMETRY, "panel_rows", "image_size", "lined_size", "result_size")
-"""Those of `add_taps`, behind image, panels of weights, result, and three of the thread's own: image, what a tap meets,
-result. The sizes are these in elements."""
+ARGUMENTS = (*GEOMETRY, "panel_rows", "depth_block", "image_size", "lined_size", "result_size")
+"""Those of `add_taps`, behind image, panels of weights, result, three of the thread's own: image, what a tap meets, result;
+and the core. The sizes are these in elements."""
 
 WEIGHT_ARGUMENTS = (*GEOMETRY, "images_per_item", "image_size", "gradient_size", "lined_size", "sums_size")
-"""Those of `taps_weight_gradient`, behind image, gradient, partial results, and four of the thread's own: image, gradient,
-what a tap meets, sums."""
+"""Those of `taps_weight_gradient`, behind image, gradient, partial results, four of the thread's own: image, gradient,
+what a tap meets, sums; and the core."""
 
 
 def source(kernel: str, element: str) -> str:
@@ -47,13 +47,13 @@ def add_taps(args, begin, end, thread):
     """See the module and `ARGUMENTS`. Items: parts of the images, blocks of the result's channels."""
     x, u, o = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T)
     lasts, lined, result = pointer(args, 4, T), pointer(args, 5, T), pointer(args, 6, T)
-    depth, out_depth, kernel_depth, stride_z, shift_z, tap_z = args[7], args[8], args[9], args[10], args[11], args[12]
-    channels, height, width, rows, out_height, out_width = args[13], args[14], args[15], args[16], args[17], args[18]
-    kernel_height, kernel_width, stride_y, stride_x = args[19], args[20], args[21], args[22]
-    shift_y, shift_x, tap_y, tap_x = args[23], args[24], args[25], args[26]
-    images, images_per_part, out_rows_per_part, parts = args[27], args[28], args[29], args[30]
-    rows_per_item, row_blocks, panel_rows = args[33], args[34], args[35]
-    image_base, lined_base, result_base = thread * args[36], thread * args[37], thread * args[38]
+    depth, out_depth, kernel_depth, stride_z, shift_z, tap_z = args[8], args[9], args[10], args[11], args[12], args[13]
+    channels, height, width, rows, out_height, out_width = args[14], args[15], args[16], args[17], args[18], args[19]
+    kernel_height, kernel_width, stride_y, stride_x = args[20], args[21], args[22], args[23]
+    shift_y, shift_x, tap_y, tap_x = args[24], args[25], args[26], args[27]
+    images, images_per_part, out_rows_per_part, parts = args[28], args[29], args[30], args[31]
+    rows_per_item, row_blocks, panel_rows, depth_block = args[34], args[35], args[36], args[37]
+    image_base, lined_base, result_base = thread * args[38], thread * args[39], thread * args[40]
     plane, out_plane, taps = height * width, out_height * out_width, kernel_height * kernel_width
     for item in range(begin, end):
         first_row = item % row_blocks * rows_per_item
@@ -86,21 +86,16 @@ def add_taps(args, begin, end, thread):
                     line = y * stride_y + below
                     for column in range(out_width):
                         across = column * stride_x + beside
+                        met = 0
                         if z >= 0 and z < depth and line >= 0 and line < height and across >= 0 and across < width:
-                            for c in range(channels):
-                                store(lined, place + c, load(lasts, corner + (line * width + across) * channels + c, 3, 6),
-                                      4, 6)
-                        else:
-                            for c in range(channels):
-                                store(lined, place + c, T(0), 4, 6)
+                            met = channels
+                        gather_run(channels, 0, met, lasts, corner + (line * width + across) * channels, 1, lined, place)
                         place += channels
-            for column in range(0, block, COLUMNS):
-                for r in range(0, positions, panel_rows):
-                    multiply_tile(min(panel_rows, positions - r), min(COLUMNS, block - column), channels,
-                                  lined, lined_base + r * channels, channels, 1,
-                                  u, ((first_row + column) // COLUMNS * channels * kernel_depth * taps + tap) * COLUMNS,
-                                  kernel_depth * taps * COLUMNS,
-                                  result, result_base + r * rows_per_item + column, rows_per_item, tap)
+            multiply_block(args, 7, positions, block, channels, depth_block, panel_rows,
+                           lined, lined_base, panel_rows * channels, channels, 1,
+                           u, (first_row // COLUMNS * channels * kernel_depth * taps + tap) * COLUMNS,
+                           channels * kernel_depth * taps * COLUMNS, kernel_depth * taps * COLUMNS,
+                           result, result_base, rows_per_item, tap)
         for image in range(first_image, last_image):
             transpose_block(per_image, block, result, result_base + (image - first_image) * per_image * rows_per_item,
                             rows_per_item, o, ((image // out_depth * rows + first_row) * out_depth + image % out_depth)
@@ -112,15 +107,15 @@ def taps_weight_gradient(args, begin, end, thread):
     image's."""
     x, g, o = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T)
     lasts, grads, lined, sums = pointer(args, 4, T), pointer(args, 5, T), pointer(args, 6, T), pointer(args, 7, T)
-    depth, out_depth, kernel_depth, stride_z, shift_z, tap_z = args[8], args[9], args[10], args[11], args[12], args[13]
-    channels, height, width, rows, out_height, out_width = args[14], args[15], args[16], args[17], args[18], args[19]
-    kernel_height, kernel_width, stride_y, stride_x = args[20], args[21], args[22], args[23]
-    shift_y, shift_x, tap_y, tap_x = args[24], args[25], args[26], args[27]
-    images, images_per_part, out_rows_per_part, parts = args[28], args[29], args[30], args[31]
-    channels_per_item, channel_blocks, rows_per_item, row_blocks = args[32], args[33], args[34], args[35]
-    images_per_item = args[36]
-    image_base, grad_base, lined_base, sum_base = (thread * args[37], thread * args[38], thread * args[39],
-                                                   thread * args[40])
+    depth, out_depth, kernel_depth, stride_z, shift_z, tap_z = args[9], args[10], args[11], args[12], args[13], args[14]
+    channels, height, width, rows, out_height, out_width = args[15], args[16], args[17], args[18], args[19], args[20]
+    kernel_height, kernel_width, stride_y, stride_x = args[21], args[22], args[23], args[24]
+    shift_y, shift_x, tap_y, tap_x = args[25], args[26], args[27], args[28]
+    images, images_per_part, out_rows_per_part, parts = args[29], args[30], args[31], args[32]
+    channels_per_item, channel_blocks, rows_per_item, row_blocks = args[33], args[34], args[35], args[36]
+    images_per_item = args[37]
+    image_base, grad_base, lined_base, sum_base = (thread * args[38], thread * args[39], thread * args[40],
+                                                   thread * args[41])
     plane, out_plane, taps = height * width, out_height * out_width, kernel_height * kernel_width
     for item in range(begin, end):
         first_channel = item % channel_blocks * channels_per_item
@@ -165,26 +160,19 @@ def taps_weight_gradient(args, begin, end, thread):
                             line = y * stride_y + below
                             for column in range(out_width):
                                 at = column * stride_x + beside
+                                met = 0
                                 if z >= 0 and z < depth and line >= 0 and line < height and at >= 0 and at < width:
-                                    for c in range(across):
-                                        store(lined, place + c, load(lasts, corner + (line * width + at) * across + c, 3, 7),
-                                              5, 7)
-                                else:
-                                    for c in range(across):
-                                        store(lined, place + c, T(0), 5, 7)
+                                    met = across
+                                gather_run(across, 0, met, lasts, corner + (line * width + at) * across, 1, lined, place)
                                 place += across
-                    for column in range(0, across, COLUMNS):
-                        for r in range(0, down, TILE):
-                            multiply_tile(min(TILE, down - r), min(COLUMNS, across - column), positions,
-                                          grads, grad_base + r, 1, down, lined, lined_base + column, across,
-                                          sums, sum_base + (tap * down + r) * across + column, across, more)
+                    multiply_block(args, 8, down, across, positions, positions, TILE, grads, grad_base, TILE, 1, down,
+                                   lined, lined_base, COLUMNS, across,
+                                   sums, sum_base + tap * down * across, across, more)
                 more = 1
         for r in range(down):
             place = ((run * rows + first_row + r) * channels + first_channel) * kernel_depth * taps
-            for tap in range(kernel_depth * taps):
-                for c in range(across):
-                    total = load(sums, sum_base + (tap * down + r) * across + c, 6, 7)
-                    store(o, place + c * kernel_depth * taps + tap, total, 2, 7)
+            transpose_block(kernel_depth * taps, across, sums, sum_base + r * across, down * across,
+                            o, place, kernel_depth * taps)
 
 
 KERNELS = {kernel.__name__: kernel for kernel in (add_taps, taps_weight_gradient)}

@@ -135,22 +135,25 @@ def make_panel(like: Pointer) -> Pointer:
     return type(like)(np.zeros(elements, like.memory.dtype), "panel")
 
 
-def multiply_panel(args: Any, place: int, rows: int, columns: int, depth: int, panel_rows: int, a: Pointer,
-                   a_offset: int, a_panel: int, a_step: int, b: Pointer, b_step: int, c: Pointer, c_offset: int,
-                   c_row: int, accumulate: int) -> None:
-    """Run the GEMM core, whose address is ``args[place]``, for packed panels of A (`panel_rows` rows each) and one
-    packed panel of B: `rows` x `columns` elements of C, which is added to if `accumulate` is not 0."""
-    block = panel_block(rows, columns, depth, panel_rows, a_panel, a_step, b_step, c_row, accumulate)
-    memory = [p.memory[p.base + offset:] for p, offset in ((a, a_offset), (b, 0), (c, c_offset))]
+def multiply_block(args: Any, place: int, rows: int, columns: int, depth: int, depth_block: int, panel_rows: int,
+                   a: Pointer, a_offset: int, a_panel: int, a_row: int, a_step: int, b: Pointer, b_offset: int,
+                   b_panel: int, b_step: int, c: Pointer, c_offset: int, c_row: int, accumulate: int) -> None:
+    """Run the GEMM core, whose address is ``args[place]``, for `rows` x `columns` elements of C, which are added to if
+    `accumulate` is not 0. A lies in panels of `panel_rows` rows, B in panels as wide as the tile, whose rows are contiguous;
+    `depth_block` steps of the depth are summed up at once. Kernels that call it compile faster than with tiles of their
+    own, which are most of the core."""
+    block = core_block(rows, columns, depth, depth_block, panel_rows, a_panel, a_row, a_step, b_panel, b_step, c_row,
+                       accumulate)
+    memory = [p.memory[p.base + offset:] for p, offset in ((a, a_offset), (b, b_offset), (c, c_offset))]
     args[place](type(args)(args.kernel, [*memory, *block]), 0, 1, 0)
 
 
-def panel_block(rows: Any, columns: Any, depth: Any, panel_rows: Any, a_panel: Any, a_step: Any, b_step: Any,
-                c_row: Any, accumulate: Any) -> list[Any]:
-    """The core's integers (`gemm.ARGUMENTS`) for one item that is all of C, and one panel wide."""
-    return [rows, columns, depth, panel_rows, a_panel, 1, a_step, 0, b_step, 1, 0, c_row, 0,
-            rows, 1, columns, 1, depth, accumulate, 1, 1, 1, *[0] * 10]
+def core_block(rows: Any, columns: Any, depth: Any, depth_block: Any, panel_rows: Any, a_panel: Any, a_row: Any,
+               a_step: Any, b_panel: Any, b_step: Any, c_row: Any, accumulate: Any) -> list[Any]:
+    """The core's integers (`gemm.ARGUMENTS`) for one item that is all of C."""
+    return [rows, columns, depth, panel_rows, a_panel, a_row, a_step, b_panel, b_step, 1, 0, c_row, 0,
+            rows, 1, columns, 1, depth_block, accumulate, 1, 1, 1, *[0] * 10]
 
 
 NAMES: dict[str, Callable[..., Any]] = {**tile_transform.NAMES, **{f.__name__: f for f in (
-    multiply_tile, transpose_tile, transpose_block, gather_run, invoke, make_panel, multiply_panel)}}
+    multiply_tile, transpose_tile, transpose_block, gather_run, invoke, make_panel, multiply_block)}}

@@ -307,12 +307,13 @@ def _emit_make_panel(context: Any, builder: ir.IRBuilder, signature: Any, values
     return builder.bitcast(buffer, values[0].type)
 
 
-def _emit_multiply_panel(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
-    (args, place, rows, columns, depth, panel_rows, a, a_offset, a_panel, a_step, b, b_step, c, c_offset, c_row,
-     more) = _integers(context, builder, signature, values)
+def _emit_multiply_block(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    (args, place, rows, columns, depth, depth_block, panel_rows, a, a_offset, a_panel, a_row, a_step, b, b_offset, b_panel,
+     b_step, c, c_offset, c_row, more) = _integers(context, builder, signature, values)
     pointers = [builder.ptrtoint(builder.gep(p, [offset]), I64)
-                for p, offset in ((a, a_offset), (b, _constant(0)), (c, c_offset))]
-    numbers = tile.panel_block(rows, columns, depth, panel_rows, a_panel, a_step, b_step, c_row, more)
+                for p, offset in ((a, a_offset), (b, b_offset), (c, c_offset))]
+    numbers = tile.core_block(rows, columns, depth, depth_block, panel_rows, a_panel, a_row, a_step, b_panel, b_step, c_row,
+                              more)
     words = [_constant(0), *pointers, *[_constant(n) if isinstance(n, int) else n for n in numbers]]
     with builder.goto_entry_block():
         block = builder.alloca(I64, len(words))
@@ -342,7 +343,7 @@ for _name, _function in tile_transform.NAMES.items():
     _teach(_function, _transform(_name))
 _teach(tile.invoke, _emit_invoke)
 _teach(tile.make_panel, _emit_make_panel, lambda like: like)
-_teach(tile.multiply_panel, _emit_multiply_panel)
+_teach(tile.multiply_block, _emit_multiply_block)
 _teach(tile_dot.multiply_pairs, partial(_emit_piece, "multiply_pairs"))
 _teach(tile_dot.multiply_quads, partial(_emit_piece, "multiply_quads"))
 _teach(tile_dot.balance_panel, partial(_emit_piece, "balance_panel"))

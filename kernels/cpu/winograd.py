@@ -20,7 +20,7 @@ from jitgrad.kernels.cpu.template import text
 from jitgrad.kernels.cpu.tile import (
     gather_run,
     make_panel,
-    multiply_tile,
+    multiply_block,
     tile_transform,
     transpose_block,
     transpose_tile,
@@ -40,13 +40,13 @@ images is (some images, or some rows of pieces of one), and into how many one im
 
 ARGUMENTS = (*GEOMETRY, "piece_stride", "panel_rows", "depth_block", "image_size", "pieces_size", "products_size",
              "result_size")
-"""Those of `winograd`, behind image, weights, result, and four of the thread's own: image, pieces, products, result. The
-sizes are these in elements; `piece_stride` is the distance of two pieces."""
+"""Those of `winograd`, behind image, weights, result, four of the thread's own: image, pieces, products, result; and the
+core. The sizes are these in elements; `piece_stride` is the distance of two pieces."""
 
 WEIGHT_ARGUMENTS = (*GEOMETRY, "images_per_item", "image_size", "gradient_size", "pieces_size", "gradients_size",
                     "sums_size")
-"""Those of `winograd_weight_gradient`, behind image, gradient, partial results, and five of the thread's own: image,
-gradient, pieces of both, sums."""
+"""Those of `winograd_weight_gradient`, behind image, gradient, partial results, five of the thread's own: image,
+gradient, pieces of both, sums; and the core."""
 
 
 def source(kernel: str, element: str) -> str:
@@ -97,13 +97,13 @@ def winograd(args, begin, end, thread):
     """See the module and `ARGUMENTS`. Items: parts of the images, blocks of the result's channels."""
     x, u, o = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T)
     lasts, v, products, result = pointer(args, 4, T), pointer(args, 5, T), pointer(args, 6, T), pointer(args, 7, T)
-    channels, height, width, rows, out_height, out_width = args[8], args[9], args[10], args[11], args[12], args[13]
-    top, left, images, images_per_part = args[14], args[15], args[16], args[17]
-    piece_rows_per_part, parts = args[18], args[19]
-    rows_per_item, row_blocks, piece_stride, panel_rows, depth_block = args[22], args[23], args[24], args[25], args[26]
-    image_base, v_base, product_base, result_base = (thread * args[27], thread * args[28], thread * args[29],
-                                                     thread * args[30])
-    zeros, spare = image_base + args[27] - channels, result_base + args[30] - rows_per_item
+    channels, height, width, rows, out_height, out_width = args[9], args[10], args[11], args[12], args[13], args[14]
+    top, left, images, images_per_part = args[15], args[16], args[17], args[18]
+    piece_rows_per_part, parts = args[19], args[20]
+    rows_per_item, row_blocks, piece_stride, panel_rows, depth_block = args[23], args[24], args[25], args[26], args[27]
+    image_base, v_base, product_base, result_base = (thread * args[28], thread * args[29], thread * args[30],
+                                                     thread * args[31])
+    zeros, spare = image_base + args[28] - channels, result_base + args[31] - rows_per_item
     plane, out_plane = height * width, out_height * out_width
     wide, high = (out_width + 1) // 2, (out_height + 1) // 2
     panels = (rows + COLUMNS - 1) // COLUMNS
@@ -132,15 +132,10 @@ def winograd(args, begin, end, thread):
                                    4 * pieces * piece_stride, pieces * piece_stride, -above, height - above, -before,
                                    width - before, zeros)
         for p in range(16):
-            for column in range(0, block, COLUMNS):
-                for first in range(0, channels, depth_block):
-                    for r in range(0, pieces, panel_rows):
-                        multiply_tile(min(panel_rows, pieces - r), min(COLUMNS, block - column),
-                                      min(depth_block, channels - first),
-                                      v, v_base + (p * pieces + r) * piece_stride + first, piece_stride, 1,
-                                      u, ((p * panels + (first_row + column) // COLUMNS) * channels + first) * COLUMNS,
-                                      COLUMNS, products, product_base + (p * pieces + r) * rows_per_item + column,
-                                      rows_per_item, first)
+            multiply_block(args, 8, pieces, block, channels, depth_block, panel_rows,
+                           v, v_base + p * pieces * piece_stride, panel_rows * piece_stride, piece_stride, 1,
+                           u, (p * panels + first_row // COLUMNS) * channels * COLUMNS, channels * COLUMNS, COLUMNS,
+                           products, product_base + p * pieces * rows_per_item, rows_per_item, 0)
         positions = (min(2 * last_y, out_height) - 2 * first_y) * out_width
         for image in range(first_image, last_image):
             for y in range(first_y, last_y):
@@ -161,14 +156,14 @@ def winograd_weight_gradient(args, begin, end, thread):
     x, g, o = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T)
     lasts, grads, v, h, sums = (pointer(args, 4, T), pointer(args, 5, T), pointer(args, 6, T), pointer(args, 7, T),
                                 pointer(args, 8, T))
-    channels, height, width, rows, out_height, out_width = args[9], args[10], args[11], args[12], args[13], args[14]
-    top, left, images, images_per_part = args[15], args[16], args[17], args[18]
-    piece_rows_per_part, parts = args[19], args[20]
-    channels_per_item, channel_blocks, rows_per_item, row_blocks, images_per_item = (args[21], args[22], args[23], args[24],
-                                                                                     args[25])
-    image_base, grad_base, v_base, h_base, sum_base = (thread * args[26], thread * args[27], thread * args[28],
-                                                       thread * args[29], thread * args[30])
-    zeros, grad_zeros = image_base + args[26] - channels_per_item, grad_base + args[27] - rows_per_item
+    channels, height, width, rows, out_height, out_width = args[10], args[11], args[12], args[13], args[14], args[15]
+    top, left, images, images_per_part = args[16], args[17], args[18], args[19]
+    piece_rows_per_part, parts = args[20], args[21]
+    channels_per_item, channel_blocks, rows_per_item, row_blocks, images_per_item = (args[22], args[23], args[24], args[25],
+                                                                                     args[26])
+    image_base, grad_base, v_base, h_base, sum_base = (thread * args[27], thread * args[28], thread * args[29],
+                                                       thread * args[30], thread * args[31])
+    zeros, grad_zeros = image_base + args[27] - channels_per_item, grad_base + args[28] - rows_per_item
     plane, out_plane = height * width, out_height * out_width
     wide, high = (out_width + 1) // 2, (out_height + 1) // 2
     taps, lines = make_panel(o), make_panel(o)
@@ -214,12 +209,10 @@ def winograd_weight_gradient(args, begin, end, thread):
                                                  4 * pieces * down, pieces * down, 0, out_height - 2 * y, 0,
                                                  out_width - 2 * column, grad_zeros)
                 for p in range(16):
-                    for column in range(0, across, COLUMNS):
-                        for r in range(0, down, TILE):
-                            multiply_tile(min(TILE, down - r), min(COLUMNS, across - column), pieces,
-                                          h, h_base + p * pieces * down + r, 1, down,
-                                          v, v_base + p * pieces * across + column, across,
-                                          sums, sum_base + (p * down + r) * across + column, across, more)
+                    multiply_block(args, 9, down, across, pieces, pieces, TILE,
+                                   h, h_base + p * pieces * down, TILE, 1, down,
+                                   v, v_base + p * pieces * across, COLUMNS, across,
+                                   sums, sum_base + p * down * across, across, more)
                 more = 1
         for r in range(down):
             winograd_weight_grad(across, sums, sum_base + r * across, 4 * down * across, down * across,
