@@ -21,7 +21,8 @@ from typing import Any
 
 from benchmarks import machine, report
 
-PARTS = ("steps", "gemm", "attention", "calls", "first", "scaling")
+PARTS = ("steps", "curves", "gemm", "attention", "calls", "first", "scaling")
+OF_STEPS = ("steps", "curves", "first")                       # parts that names of steps may follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,27 +57,29 @@ def _measure(name: str, part: Part, options: argparse.Namespace) -> None:
 def _parse(arguments: list[str] | None) -> tuple[tuple[str, ...], argparse.Namespace]:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="part or step", 
-                        help=f"of {', '.join(PARTS)}; names of steps after 'steps' or 'first'")
+    parser.add_argument("parts", nargs="*", metavar="part or step",
+                        help=f"of {', '.join(PARTS)}; names of steps after {', '.join(OF_STEPS)}")
     parser.add_argument("--repeats", type=int, help="rounds per measurement, instead of a time")
     parser.add_argument("--seconds", type=float, default=3.0, help="per contender and training step (3)")
+    parser.add_argument("--steps", type=int, default=200, help="of a learning curve (200)")
     parser.add_argument("--threads", type=int, help="of every contender (all processors)")
     parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help='such as jitgrad "torch.compile" JAX')
     parser.add_argument("--output", type=Path, default=report.RESULTS, help="folder of results")
     options = parser.parse_args(arguments)
     options.names = [word for word in options.parts if word not in PARTS]
     chosen = tuple(word for word in options.parts if word in PARTS)
-    if options.names and not {"steps", "first"} & set(chosen):
+    if options.names and not set(OF_STEPS) & set(chosen):
         parser.error(f"{options.names[0]!r} is no part; the parts are {', '.join(PARTS)}")
     return chosen or PARTS, options
 
 
 def _parts() -> dict[str, Part]:
     """The parts, imported after the thread counts are set."""
-    from benchmarks import attention, calls, first_call, gemm, plots, scaling, training
+    from benchmarks import attention, calls, curves, first_call, gemm, plots, scaling, training
     return {
         "steps": Part(lambda o: training.run(o.names, budget=o.seconds, repeats=o.repeats, only=o.only),
                       training.table, plots.steps),
+        "curves": Part(lambda o: curves.run(o.names, o.steps), curves.table, plots.curves),
         "gemm": Part(lambda o: gemm.run(o.seconds / 10, o.only), gemm.table, plots.gemm),
         "attention": Part(lambda o: attention.run(o.seconds, o.only), attention.table, plots.attention),
         "calls": Part(lambda o: calls.run(o.repeats or 15, o.only), calls.table, plots.calls),

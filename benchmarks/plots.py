@@ -41,6 +41,24 @@ def attention(results: Mapping[str, Mapping[str, float]], path: Path) -> None:
     _bars(path, list(results), heights, f"speed relative to {reference}, causal attention by tokens", line=1.0)
 
 
+def curves(results: Mapping[str, Any], path: Path) -> None:
+    """The losses of jitgrad and of what it is compared with, one panel per training step."""
+    columns = min(4, len(results))
+    rows = -(-len(results) // columns)
+    figure, panels = pyplot.subplots(rows, columns, figsize=(4 * columns, 3 * rows), squeeze=False, layout="constrained")
+    for panel in panels.flat[len(results):]:
+        panel.set_axis_off()
+    for panel, result in zip(panels.flat, results.values()):
+        for (name, losses), style in zip(sorted(result["curves"].items()), ("-", "--")):
+            panel.plot(losses, style, label=name, color=COLORS[name])
+        panel.set_yscale("log" if min(map(min, result["curves"].values())) > 0 else "linear")
+        panel.set_title(f"{result['title']}: {'pass' if result['passed'] else 'FAIL'}", fontsize=8)
+    panels[0, 0].legend(fontsize=8)
+    figure.supxlabel("training step", fontsize=9)
+    figure.supylabel("loss", fontsize=9)
+    _write(figure, path)
+
+
 def calls(results: Mapping[str, float], path: Path) -> None:
     """Microseconds per call of a 2x2 addition."""
     _bars(path, list(results), {"jitgrad": [1e6 * value for value in results.values()]}, "us per call", line=5.0)
