@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.contenders import CONTENDERS, Contender, Weights, equal_start
 from benchmarks.report import Table
-from benchmarks.steps import STEPS, chosen
+from benchmarks.steps import chosen
 from benchmarks.steps.step import Batch, TrainingStep
 from benchmarks.training import REFERENCE
 
