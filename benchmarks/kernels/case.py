@@ -95,7 +95,9 @@ def as_arrays(results: Any) -> list[np.ndarray]:
     """What a call returned (an array, or nested tuples of arrays) as NumPy arrays of its own."""
     if isinstance(results, (tuple, list)):
         return [array for result in results for array in as_arrays(result)]
-    return [] if results is None else [np.array(results.detach() if hasattr(results, "detach") else results)]
+    if results is None:
+        return []
+    return [results.detach().numpy().copy() if hasattr(results, "detach") else np.array(results)]
 
 
 # ---- makers -----------------------------------------------------------------------------------------------------
