@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,15 +46,20 @@ class Kernel:
         found = []
         for shape in self.shapes:
             name = f"{self.name}, {'x'.join(map(str, shape))}"
-            found.append(Case(name, lambda random, shape=shape: self.operands(random, *shape),
-                              makers(self.function, self.jax, self.numpy), comparable=self.comparable))
+            found.append(Case(name, partial(self.make, shape), makers(self.function, self.jax, self.numpy),
+                              comparable=self.comparable))
             if self.wanted:
-                found.append(Case(f"{name}, both ways", lambda random, shape=shape: self.with_gradient(random, shape),
+                found.append(Case(f"{name}, both ways", partial(self.make_with_gradient, shape),
                                   makers(self.function, self.jax, wanted=self.wanted), comparable=self.comparable))
         return found
 
-    def with_gradient(self, random: np.random.Generator, shape: Shape) -> list[np.ndarray]:
-        return [*self.operands(random, *shape), normal(random, *self.result(*shape))]
+    def make(self, shape: Shape, random: np.random.Generator) -> list[np.ndarray]:
+        """The operands."""
+        return list(self.operands(random, *shape))
+
+    def make_with_gradient(self, shape: Shape, random: np.random.Generator) -> list[np.ndarray]:
+        """The operands, and a gradient of the result."""
+        return [*self.make(shape, random), normal(random, *self.result(*shape))]
 
 
 def normal(random: np.random.Generator, *shape: int) -> np.ndarray:
@@ -216,7 +222,8 @@ def adam_in(package: str, arrays: Arrays) -> Call:
     def step() -> None:
         optimizer.step()
 
-    return lib.compile(step) if package == "jitgrad" else step      # type: ignore[no-any-return]
+    compiled: Call = lib.compile(step) if package == "jitgrad" else step
+    return compiled
 
 
 def jax_adam(arrays: Arrays) -> Call:

@@ -1,8 +1,8 @@
 """One piece of work that several libraries can do, and how they are timed on it.
 
 In goes a `Case`: its operands, and for each library a function that makes a call without arguments. Out come the median
-seconds per call, of the limit too: a plan of multiply-adds or of a copy, which takes its turn like the libraries, so that
-both are measured at one clock.
+seconds per call, of the limit too: multiply-adds in registers or a copy, which takes its turn like the libraries, so that
+all are measured at one clock.
 """
 
 from __future__ import annotations
@@ -54,22 +54,45 @@ def taking_part(makers: Mapping[str, Any], only: Sequence[str] = ()) -> dict[str
 def measure(case: Case, seconds: float, repeats: int | None, only: Sequence[str]) -> dict[str, Any]:
     """`work` (operations or bytes), `seconds` by library, `limit` (work per second at best), and what `failed`."""
     arrays = case.operands(np.random.default_rng(0))
+    calls, results, failed = first_calls(taking_part(case.makers, only), arrays)
+    work = case.operations or case.moved or sum(a.nbytes for a in [*arrays, *next(iter(results.values()), [])])
+    if case.comparable:
+        failed |= differing(results)
+    results.clear()                                          # of large operands they are large
+    adds, half = limits.multiply_adds(), work // 8 * 4
+    best, done = ({"multiply-adds": adds}, adds.work) if case.operations else (copies(half), 2 * half)
+    calls = {name: call for name, call in calls.items() if name not in failed}
+    times = interleave({**calls, **best}, budget=seconds, repeats=repeats)
+    medians = {name: statistics.median(taken) for name, taken in times.items()}
+    return {"work": work, "limit": done / min(medians.pop(name) for name in best), "seconds": medians, "failed": failed}
+
+
+def copies(nbytes: int) -> dict[str, Callable[[], Any]]:
+    """A copy of an array of `nbytes` by a plan of jitgrad, by NumPy, and by PyTorch where it is installed: which is the
+    fastest depends on the size."""
+    plan = limits.copy(nbytes)
+    source, target = plan.memory
+    calls: dict[str, Callable[[], Any]] = {"jitgrad's copy": plan, "NumPy's copy": lambda: np.copyto(target, source)}
+    if importlib.util.find_spec("torch"):
+        torch = importlib.import_module("torch")
+        x, y = torch.from_numpy(source), torch.from_numpy(target)
+        calls["PyTorch's copy"] = lambda: y.copy_(x)
+    return calls
+
+
+def first_calls(made: Mapping[str, Maker], arrays: Arrays) -> tuple[dict[str, Call], dict[str, list[np.ndarray]],
+                                                                    dict[str, str]]:
+    """By library: its call, the results of the first one, or else the traceback of what went wrong."""
     calls: dict[str, Call] = {}
     results: dict[str, list[np.ndarray]] = {}
     failed: dict[str, str] = {}
-    for name, make in taking_part(case.makers, only).items():
+    for name, make in made.items():
         try:
             call = make(arrays)
             results[name], calls[name] = as_arrays(call()), call
         except Exception:
             failed[name] = traceback.format_exc()
-    work = case.operations or case.moved or sum(a.nbytes for a in [*arrays, *next(iter(results.values()), [])])
-    if case.comparable:
-        failed |= {name: problem for name, problem in differing(results).items() if calls.pop(name)}
-    limit = limits.multiply_adds() if case.operations else limits.copy(work // 8 * 4)
-    times = interleave({**calls, "limit": limit}, budget=seconds, repeats=repeats)
-    medians = {name: statistics.median(taken) for name, taken in times.items()}
-    return {"work": work, "limit": limit.work / medians.pop("limit"), "seconds": medians, "failed": failed}
+    return calls, results, failed
 
 
 def differing(results: Mapping[str, list[np.ndarray]]) -> dict[str, str]:

@@ -11,6 +11,7 @@ import importlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,12 +54,12 @@ class Layer:
             ("forward", 2, makers(self.forward, self.jax)),
             ("input gradient", 3, self.gradient(0)),
             ("weight gradient", 3, self.gradient(1))]
-        return [Case(f"{self.name}, {what}", lambda random, count=count: self.operands(random)[:count], made, operations)
+        return [Case(f"{self.name}, {what}", partial(self.operands, count), made, operations)
                 for what, count, made in parts]
 
-    def operands(self, random: np.random.Generator) -> list[np.ndarray]:
-        """Input, weight, and the result's gradient."""
-        return [random.standard_normal(shape, dtype=np.float32) for shape in self.shapes]
+    def operands(self, count: int, random: np.random.Generator) -> list[np.ndarray]:
+        """The first `count` of input, weight, and the result's gradient."""
+        return [random.standard_normal(shape, dtype=np.float32) for shape in self.shapes[:count]]
 
     def forward(self, lib: Any, x: Any, weight: Any) -> Any:
         return lib.nn.functional.conv2d(x, weight, stride=self.stride, padding=self.padding)

@@ -19,6 +19,7 @@ from jitgrad.ir import GraphBuilder, TensorType, Value
 from jitgrad.limits import Limit
 from jitgrad.ops.contraction import transposed
 from jitgrad.plans import compile_graph
+from jitgrad.runtime.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class Product:
             turned = [_turned(v, self.side == ("left" if k < self.pairs else "right")) for k, v in enumerate(values)]
             plan = compile_graph(builder.build([ops.matmul(x, y) for x in turned[:self.pairs]
                                                 for y in turned[self.pairs:]]))
+        assert isinstance(plan, Plan)
         outputs = self.outputs()
         call = Limit(plan, [*arrays, *outputs], self.operations)
 

@@ -1,35 +1,32 @@
-"""The kernels' tables: what the machine can do, and per family each case with its rates, the jitgrad's share of the
-limit, and how many times as fast as the fastest other library it is.
+"""The kernels' tables: what the machine can do, and by family each case with its rates, jitgrad's share of the limit, and
+how many times as fast as the fastest other library it is.
 
     python -m benchmarks kernels
     python -m benchmarks kernels products bandwidth --only jitgrad PyTorch
 
-Rates of products and convolutions are GFLOP/s, beside multiply-adds in registers; the others GB/s, beside a copy of as
-many bytes, which comes from the same cache. The limit takes its turn with the libraries.
+Rates of products and convolutions are GFLOP/s, beside multiply-adds in registers; the others GB/s, beside the fastest
+copy of as many bytes, which comes from the same cache. The limit takes its turn with the libraries.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.kernels import bandwidth, convolutions, products
-from benchmarks.kernels.case import PACKAGES, measure
+from benchmarks.kernels.case import PACKAGES, copies, measure
 from benchmarks.measure import interleave
 from benchmarks.report import Table, Tables, ratio
 from jitgrad import config, limits
+from jitgrad.runtime import threads
 
 FAMILIES = {"products": products.cases, "convolutions": convolutions.cases, "bandwidth": bandwidth.cases}
 TITLES = {"products": "matrix products, GFLOP/s", "convolutions": "convolutions, GFLOP/s",
           "bandwidth": "kernels limited by memory, GB/s"}
-LIMITS = {"products": "multiply-adds", "convolutions": "multiply-adds", "bandwidth": "a copy"}
+LIMITS = {"products": "multiply-adds", "convolutions": "multiply-adds", "bandwidth": "the fastest copy"}
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 Result = dict[str, Any]
@@ -53,8 +50,8 @@ def run(names: Sequence[str] = (), *, seconds: float, repeats: int | None = None
 
 def machine_limits(seconds: float, repeats: int | None) -> dict[str, float]:
     """Operations per second on one thread and on all, and bytes per second of copies, measured in turns."""
-    threads = config.current().num_threads or os.cpu_count() or 1
-    near, far = copied_bytes(threads)
+    count = threads.limit()
+    near, far = copied_bytes(count)
     adds = limits.multiply_adds()
 
     def alone() -> None:
@@ -62,7 +59,7 @@ def machine_limits(seconds: float, repeats: int | None) -> dict[str, float]:
             adds()
 
     calls: dict[str, tuple[Callable[[], Any], int]] = {
-        "GFLOP/s, one thread": (alone, adds.work), f"GFLOP/s, {threads} threads": (adds, adds.work)}
+        "GFLOP/s, one thread": (alone, adds.work), f"GFLOP/s, {count} threads": (adds, adds.work)}
     for place, nbytes in ((f"in the second cache ({nbytes_text(near)} each)", near),
                           (f"in memory ({nbytes_text(far)} each)", far)):
         calls |= {f"GB/s, {name} {place}": (call, 2 * nbytes) for name, call in copies(nbytes).items()}
@@ -70,24 +67,12 @@ def machine_limits(seconds: float, repeats: int | None) -> dict[str, float]:
     return {name: calls[name][1] / statistics.median(taken) for name, taken in times.items()}
 
 
-def copies(nbytes: int) -> dict[str, Callable[[], Any]]:
-    """A copy of an array of `nbytes` by a plan of jitgrad, by NumPy, and by PyTorch where it is installed."""
-    plan = limits.copy(nbytes)
-    source, target = plan.memory
-    calls: dict[str, Callable[[], Any]] = {"jitgrad's copy": plan, "NumPy's copy": lambda: np.copyto(target, source)}
-    if importlib.util.find_spec("torch"):
-        torch = importlib.import_module("torch")
-        x, y = torch.from_numpy(source), torch.from_numpy(target)
-        calls["PyTorch's copy"] = lambda: y.copy_(x)
-    return calls
-
-
-def copied_bytes(threads: int) -> tuple[int, int]:
-    """Sizes of arrays of which two fill half of the second caches of `threads` processors, and of such as are four
-    times the last cache (a sixteenth of the memory at most)."""
+def copied_bytes(processors: int) -> tuple[int, int]:
+    """Sizes of arrays of which two fill half of the second caches of so many processors, and of such as are four times
+    the last cache (a sixteenth of the memory at most)."""
     sizes = cache_bytes()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return threads * sizes.get(2, 1 << 20) // 4, min(4 * max([1 << 26, *sizes.values()]), memory // 16 // 4096 * 4096)
+    return processors * sizes.get(2, 1 << 20) // 4, min(4 * max([1 << 26, *sizes.values()]), memory // 16 // 4096 * 4096)
 
 
 def cache_bytes(folder: Path = CACHES) -> dict[int, int]:
