@@ -111,11 +111,13 @@ def small_cases() -> list[case.Case]:
 
 
 @pytest.mark.parametrize("small", small_cases(), ids=lambda c: c.name)
-def test_kernels_agree(small):
-    if list(case.taking_part(small.makers)) == ["jitgrad"]:
-        pytest.skip("no library to compare with")
+def test_kernels_agree_and_are_sealed(small):
     results = results_of(small)
     assert not small.comparable or case.differing(results) == {}
+    call = small.makers["jitgrad"](small.operands(np.random.default_rng(0)))
+    for _ in range(3):
+        call()
+    assert ": sealed; " in str(call.compiled.explain())
 
 
 def results_of(measured: case.Case) -> dict[str, list[np.ndarray]]:

@@ -26,6 +26,7 @@ class Kernel:
     """A function of jitgrad and PyTorch, and of JAX and NumPy where they have it, on operands of the given sizes.
 
     operands    (random generator, *shape) -> arrays
+    function    must be the only lambda on its line, or its source cannot be found, and calls are replayed
     wanted      operands that get a gradient; () for no backward
     result      shape -> the shape of the result, where that is not `shape`
     comparable  see `Case`
@@ -160,7 +161,8 @@ KERNELS = (
            lambda lib, x, w, b: lib.nn.functional.batch_norm(x, None, None, w, b, True), jax_batch_norm,
            wanted=(0, 1, 2)),
     Kernel("cross entropy", [(1024, 32768), (511, 50257)], labelled,
-           lambda lib, x, y: lib.nn.functional.cross_entropy(x, y), lambda _, x, y: parts().cross_entropy(x, y),
+           lambda lib, x, y: lib.nn.functional.cross_entropy(x, y),
+           lambda _, x, y: parts().cross_entropy(x, y),
            result=lambda rows, classes: ()),
     Kernel("GELU", [(1 << 22,), (1000003,)], one, lambda lib, x: lib.nn.functional.gelu(x),
            lambda jax, x: jax.nn.gelu(x, approximate=False)),
@@ -174,10 +176,12 @@ KERNELS = (
            numpy_sort, wanted=()),
     Kernel("10 largest", [(1024, 4096), (333, 7777)], distinct, lambda lib, x: tuple(lib.topk(x, 10)),
            lambda jax, x: jax.lax.top_k(x, 10), wanted=()),
-    Kernel("transpose", [(2048, 2048), (1001, 777)], one, lambda lib, x: x.mT.contiguous(), lambda jax, x: x.mT,
+    Kernel("transpose", [(2048, 2048), (1001, 777)], one, lambda lib, x: x.mT.contiguous(),
+           lambda jax, x: x.mT,
            lambda x: np.ascontiguousarray(x.mT), wanted=()),
     Kernel("heads before tokens", [(32, 512, 12, 64), (7, 333, 5, 31)], one,
-           lambda lib, x: x.permute(0, 2, 1, 3).contiguous(), lambda jax, x: x.transpose(0, 2, 1, 3),
+           lambda lib, x: x.permute(0, 2, 1, 3).contiguous(),
+           lambda jax, x: x.transpose(0, 2, 1, 3),
            lambda x: np.ascontiguousarray(x.transpose(0, 2, 1, 3)), wanted=()),
 )
 

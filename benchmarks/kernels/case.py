@@ -161,9 +161,13 @@ def in_framework(package: str, function: Callable[..., Any], wanted: Sequence[in
         return (out.detach(), *found) if result else tuple(found)
 
     call = both if wanted else forward
-    if package == "jitgrad":
-        call = lib.compile(call)
-    return lambda: call(*tensors)
+    compiled = lib.compile(call) if package == "jitgrad" else call
+
+    def run() -> Any:
+        return compiled(*tensors)
+
+    run.compiled = compiled  # type: ignore[attr-defined]
+    return run
 
 
 def in_jax(function: Callable[..., Any], wanted: Sequence[int], result: bool, arrays: Arrays) -> Call:
