@@ -9,7 +9,6 @@ peak, as a multiple of the operands and results that the call has in any case.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 import jitgrad
+from benchmarks.kernels.case import taking_part
 from benchmarks.measure import interleave
 from benchmarks.report import Table, milliseconds, ratio
 from jitgrad.nn import functional
@@ -70,20 +70,14 @@ def jax_call(arrays: Arrays) -> Any:
     return lambda: jax.block_until_ready(call(q, k, v, g))
 
 
-def libraries(only: Sequence[str]) -> dict[str, Callable[[Arrays], Any]]:
-    """Those that are installed, of those called `only` if there are any."""
-    found: dict[str, Callable[[Arrays], Any]] = {"jitgrad": jitgrad_call}
-    for name, package, call in (("PyTorch", "torch", torch_call), ("JAX", "jax", jax_call)):
-        if importlib.util.find_spec(package):
-            found[name] = call
-    return {name: call for name, call in found.items() if not only or name in only}
+MAKERS: dict[str, Callable[[Arrays], Any]] = {"jitgrad": jitgrad_call, "PyTorch": torch_call, "JAX": jax_call}
 
 
 def measure(tokens: int, seconds: float, only: Sequence[str]) -> dict[str, float]:
     """Seconds by library; and "memory"."""
     random = np.random.default_rng(0)
     arrays = [random.standard_normal((1, HEADS, tokens, WIDTH), dtype=np.float32) for _ in range(4)]
-    made = {name: make(arrays) for name, make in libraries(only).items() if name != "JAX" or tokens <= 4096}
+    made = {name: make(arrays) for name, make in taking_part(MAKERS, only).items() if name != "JAX" or tokens <= 4096}
     results = {name: statistics.median(taken) for name, taken in interleave(made, budget=seconds).items()}
     if "jitgrad" in made:
         results["memory"] = made["jitgrad"].compiled.plan.memory.peak / (8 * arrays[0].nbytes)

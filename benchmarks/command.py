@@ -3,7 +3,7 @@
     python -m benchmarks                                  everything
     python -m benchmarks steps mlp_small cnn --repeats 20
     python -m benchmarks steps --only jitgrad PyTorch
-    python -m benchmarks calls gemm
+    python -m benchmarks kernels products
 
 Every part prints a table and leaves NAME.json (results and a description of the machine) and NAME.png in the folder of
 results.
@@ -21,7 +21,10 @@ from typing import Any
 
 from benchmarks import machine, report
 
-PARTS = ("steps", "gemm", "attention", "calls", "first", "scaling")
+PARTS = ("steps", "curves", "kernels", "attention", "calls", "first", "scaling")
+NAMED = {"steps": "training steps", "curves": "training steps", "first": "training steps",
+         "kernels": "families (products, convolutions, bandwidth)"}
+"""Parts that may be followed by names, and of what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class Part:
     """Something to measure: options -> results, results -> table, results -> plot in a file."""
 
     measure: Callable[[argparse.Namespace], Any]
-    table: Callable[[Any], report.Table]
+    table: Callable[[Any], report.Table | report.Tables]
     plot: Callable[[Any, Path], None]
 
 
@@ -56,28 +59,32 @@ def _measure(name: str, part: Part, options: argparse.Namespace) -> None:
 def _parse(arguments: list[str] | None) -> tuple[tuple[str, ...], argparse.Namespace]:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="part or step", 
-                        help=f"of {', '.join(PARTS)}; names of steps after 'steps' or 'first'")
+    parser.add_argument("parts", nargs="*", metavar="part or name",
+                        help=f"of {', '.join(PARTS)}; after {', '.join(f'{p!r} {what}' for p, what in NAMED.items())}")
     parser.add_argument("--repeats", type=int, help="rounds per measurement, instead of a time")
     parser.add_argument("--seconds", type=float, default=3.0, help="per contender and training step (3)")
+    parser.add_argument("--steps", type=int, default=200, help="of a learning curve (200)")
     parser.add_argument("--threads", type=int, help="of every contender (all processors)")
     parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help='such as jitgrad "torch.compile" JAX')
     parser.add_argument("--output", type=Path, default=report.RESULTS, help="folder of results")
     options = parser.parse_args(arguments)
     options.names = [word for word in options.parts if word not in PARTS]
     chosen = tuple(word for word in options.parts if word in PARTS)
-    if options.names and not {"steps", "first"} & set(chosen):
+    if options.names and not set(NAMED) & set(chosen):
         parser.error(f"{options.names[0]!r} is no part; the parts are {', '.join(PARTS)}")
     return chosen or PARTS, options
 
 
 def _parts() -> dict[str, Part]:
     """The parts, imported after the thread counts are set."""
-    from benchmarks import attention, calls, first_call, gemm, plots, scaling, training
+    from benchmarks import attention, calls, curves, first_call, plots, scaling, training
+    from benchmarks.kernels import run as kernels
     return {
         "steps": Part(lambda o: training.run(o.names, budget=o.seconds, repeats=o.repeats, only=o.only),
                       training.table, plots.steps),
-        "gemm": Part(lambda o: gemm.run(o.seconds / 10, o.only), gemm.table, plots.gemm),
+        "curves": Part(lambda o: curves.run(o.names, o.steps), curves.table, plots.curves),
+        "kernels": Part(lambda o: kernels.run(o.names, seconds=o.seconds / 10, repeats=o.repeats, only=o.only),
+                        kernels.table, plots.kernels),
         "attention": Part(lambda o: attention.run(o.seconds, o.only), attention.table, plots.attention),
         "calls": Part(lambda o: calls.run(o.repeats or 15, o.only), calls.table, plots.calls),
         "first": Part(lambda o: first_call.run(o.names, o.repeats or 3), first_call.table, plots.first),

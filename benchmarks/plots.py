@@ -12,6 +12,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 from benchmarks.contenders import CONTENDERS
+from benchmarks.kernels import run
+from benchmarks.kernels.case import PACKAGES
 from benchmarks.training import best_peer
 
 COLORS = {"jitgrad": "#d1495b", "jitgrad eager": "#edae49", "PyTorch": "#00798c", "torch.compile": "#30638e",
@@ -27,10 +29,16 @@ def steps(results: Mapping[str, Any], path: Path) -> None:
     _bars(path, list(measured), heights, "speed relative to the best peer", line=1.0)
 
 
-def gemm(results: Mapping[str, Mapping[str, float]], path: Path) -> None:
-    """GFLOP/s by product."""
-    libraries = list(next(iter(results.values())))
-    _bars(path, list(results), {name: [rates[name] for rates in results.values()] for name in libraries}, "GFLOP/s")
+def kernels(results: Mapping[str, Any], path: Path) -> None:
+    """Share of the machine's limit by case and library, one panel per family."""
+    families = {family: cases for family, cases in results.items() if family != "limits"}
+    figure, panels = pyplot.subplots(len(families), 1, figsize=(max(map(len, families.values())) / 2 + 2,
+                                     6 * len(families)), squeeze=False, layout="constrained")
+    for panel, (family, cases) in zip(panels.flat, families.items()):
+        heights = {name: [run.share(r, name) or 0 for r in cases.values()] for name in PACKAGES
+                   if any(name in r["seconds"] for r in cases.values())}
+        _draw_bars(panel, list(cases), heights, f"{run.TITLES[family]}: share of {run.LIMITS[family]}", line=1.0)
+    _write(figure, path)
 
 
 def attention(results: Mapping[str, Mapping[str, float]], path: Path) -> None:
@@ -39,6 +47,24 @@ def attention(results: Mapping[str, Mapping[str, float]], path: Path) -> None:
     reference = "PyTorch" if "PyTorch" in names else names[0]
     heights = {name: [r[reference] / r[name] if name in r else 0 for r in results.values()] for name in names}
     _bars(path, list(results), heights, f"speed relative to {reference}, causal attention by tokens", line=1.0)
+
+
+def curves(results: Mapping[str, Any], path: Path) -> None:
+    """The losses of jitgrad and of what it is compared with, one panel per training step."""
+    columns = min(4, len(results))
+    rows = -(-len(results) // columns)
+    figure, panels = pyplot.subplots(rows, columns, figsize=(4 * columns, 3 * rows), squeeze=False, layout="constrained")
+    for panel in panels.flat[len(results):]:
+        panel.set_axis_off()
+    for panel, result in zip(panels.flat, results.values()):
+        for (name, losses), style in zip(sorted(result["curves"].items()), ("-", "--")):
+            panel.plot(losses, style, label=name, color=COLORS[name])
+        panel.set_yscale("log" if min(map(min, result["curves"].values())) > 0 else "linear")
+        panel.set_title(f"{result['title']}: {'pass' if result['passed'] else 'FAIL'}", fontsize=8)
+    panels[0, 0].legend(fontsize=8)
+    figure.supxlabel("training step", fontsize=9)
+    figure.supylabel("loss", fontsize=9)
+    _write(figure, path)
 
 
 def calls(results: Mapping[str, float], path: Path) -> None:
@@ -64,8 +90,15 @@ def scaling(results: Mapping[str, Any], path: Path) -> None:
 
 def _bars(path: Path, groups: Sequence[str], heights: Mapping[str, Sequence[float]], label: str,
           line: float | None = None) -> None:
-    """Groups of bars side by side, one bar per key of `heights`."""
+    """A figure of `_draw_bars`."""
     figure, axes = pyplot.subplots(figsize=(max(6.0, 1.4 * len(groups)), 5), layout="constrained")
+    _draw_bars(axes, groups, heights, label, line)
+    _write(figure, path)
+
+
+def _draw_bars(axes: Any, groups: Sequence[str], heights: Mapping[str, Sequence[float]], label: str,
+               line: float | None) -> None:
+    """Groups of bars side by side, one bar per key of `heights`."""
     width = 0.8 / max(1, len(heights))
     for k, (name, values) in enumerate(heights.items()):
         axes.bar([g + k * width for g in range(len(groups))], values, width, label=name, color=COLORS.get(name))
@@ -75,7 +108,6 @@ def _bars(path: Path, groups: Sequence[str], heights: Mapping[str, Sequence[floa
     axes.set_ylabel(label)
     if len(heights) > 1:
         axes.legend(fontsize=8)
-    _write(figure, path)
 
 
 def _write(figure: Any, path: Path) -> None:

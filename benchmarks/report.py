@@ -29,6 +29,16 @@ class Table:
         return "\n".join(["", self.title, "", *lines, *(f"  {note}" for note in self.notes)])
 
 
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """Several tables of one part."""
+
+    tables: list[Table]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.tables))
+
+
 def milliseconds(value: float | None) -> str:
     """Seconds as milliseconds with three figures."""
     return "–" if value is None else f"{1000 * value:.3g}" if value < 1 else f"{1000 * value:.0f}"

@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks import measure
 from benchmarks.contenders import CONTENDERS, Contender, equal_start, missing, taking_part
 from benchmarks.report import Table, milliseconds, ratio
-from benchmarks.steps import STEPS
+from benchmarks.steps import TrainingStep, chosen
 
 CHECKED_STEPS, CHECKING_SECONDS = 10, 5.0
 REFERENCE = ("PyTorch", "jitgrad eager")
@@ -24,19 +24,15 @@ Result = dict[str, Any]
 def run(names: Sequence[str] = (), *, budget: float, repeats: int | None = None, only: Sequence[str] = (),
         tell: Callable[[str], None] = print) -> Result:
     """Measure the steps called `names` (all without names): for each, what `measure_step` returns."""
-    unknown = set(names) - set(STEPS)
-    if unknown:
-        raise SystemExit(f"no step is called {', '.join(sorted(unknown))}; there are {', '.join(STEPS)}")
     results = {}
-    for name in names or STEPS:
-        tell(f"  {STEPS[name].title} ...")
-        results[name] = measure_step(name, budget, repeats, only)
+    for name, step in chosen(names).items():
+        tell(f"  {step.title} ...")
+        results[name] = measure_step(step, budget, repeats, only)
     return results
 
 
-def measure_step(name: str, budget: float, repeats: int | None, only: Sequence[str]) -> Result:
+def measure_step(step: TrainingStep, budget: float, repeats: int | None, only: Sequence[str]) -> Result:
     """Per contender its first call, its timings and its losses; what is missing or failed, with the reason."""
-    step = STEPS[name]
     result: Result = {"title": step.title, "missing": missing(step), "contenders": {}, "failed": {}}
     contenders = taking_part(only)
     if result["missing"]:

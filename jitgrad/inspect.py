@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import html
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 
@@ -24,6 +22,7 @@ from jitgrad import pipeline, plans
 from jitgrad.errors import describe_location
 from jitgrad.ir.graph import Graph, Node, inner_graphs
 from jitgrad.ir.printer import highlight, print_graph
+from jitgrad.limits import machine_bandwidth, machine_flops
 from jitgrad.linking import LinkedStep
 from jitgrad.ops import recurrence
 from jitgrad.runtime import threads
@@ -306,33 +305,6 @@ _FLOPS: dict[str, Callable[[Node], int]] = {
     "window": lambda n: n.inputs[0].type.size,
     "contraction": _contraction,
 }
-
-
-# ---- this machine -----------------------------------------------------------------------------------------------
-
-
-@cache
-def machine_bandwidth() -> float:
-    """Bytes per second of memory, measured by a copy of 32 MiB."""
-    x = np.ones(1 << 22)
-    y = np.empty_like(x)
-    return 2 * x.nbytes / _least(lambda: np.copyto(y, x))
-
-
-@cache
-def machine_flops() -> float:
-    """Float32 operations per second, measured by a matrix product of NumPy."""
-    x = np.ones((512, 512), np.float32)
-    return 2 * 512 ** 3 / _least(lambda: x @ x)
-
-
-def _least(function: Callable[[], Any], repeats: int = 5) -> float:
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - begin)
-    return min(times)
 
 
 # ---- text -------------------------------------------------------------------------------------------------------

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from jitgrad import __main__ as command, config, ops
+from jitgrad import __main__ as command, config, limits, ops
+from jitgrad.codegen.plain import run_plain
 from jitgrad.inspect import Explanation, PlanView, Recompile, bar, flops, show_bytes, show_count
 from jitgrad.ir import GraphBuilder, parse_type
+from jitgrad.kernels.cpu import gemm, peak
 from jitgrad.plans import clear_plans, compile_graph
 from jitgrad.runtime import build
 
@@ -139,3 +141,34 @@ def test_wrong_commands_end_with_usage(capsys):
     with pytest.raises(SystemExit):
         command.main(["cache", "explode"])
     assert "usage" in capsys.readouterr().err
+
+
+# ---- what the machine can do ------------------------------------------------------------------------------------
+
+
+def test_multiply_adds_do_what_they_count():
+    limit = limits.multiply_adds()
+    limit()
+    a, b, sums = limit.memory
+    assert limit.work == 2 * limits.DEPTH * sums.size and sums.size == limits.ITEMS * a.size * b.size
+    np.testing.assert_allclose(sums, limits.DEPTH * a[0] * b[0], rtol=1e-4)
+
+
+def test_multiply_adds_as_python():
+    a, b, sums = np.full(64, 2, np.float32), np.full(64, 3, np.float32), np.ones(2 * 64 * 64, np.float32)
+    run_plain(peak.source("f32"), "multiply_add_f32", [a, b, sums, 5], 1, 2)
+    tile = gemm.element_tile("f32")
+    size = tile.rows * tile.columns
+    assert (sums[size:2 * size] == 30).all() and (np.delete(sums, np.s_[size:2 * size]) == 1).all()
+
+
+def test_copies_of_one_size_keep_their_own_memory():
+    first, second = limits.copy(4096), limits.copy(4096)
+    second.memory[0][:] = 2
+    first()
+    second()
+    assert first.work == 8192 and (first.memory[1] == 1).all() and (second.memory[1] == 2).all()
+
+
+def test_rates_of_the_machine():
+    assert limits.machine_flops() > 1e8 and limits.machine_bandwidth() > 1e7
