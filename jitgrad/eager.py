@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,14 @@ class EagerInterpreter:
 
     def eagerly(self, make: Callable[[], Any]) -> Any:
         return make()
+
+    def block(self, repeatable: bool) -> AbstractContextManager[None]:
+        """Around the first run of a function that the walk back runs again."""
+        return nullcontext()
+
+    def fence(self, after: Sequence[Tensor]) -> AbstractContextManager[None]:
+        """Around a second run: nothing in it may be taken for what was computed before. Here nothing ever is."""
+        return nullcontext()
 
     def defer(self, tensor: Tensor) -> None:
         """A value that Python asks for is there."""

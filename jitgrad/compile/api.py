@@ -224,7 +224,8 @@ class CompiledFunction:
         returned: list[Any] = []                      # its leaves; nothing else may hold them when they are counted
         with interpret(recorder):
             try:
-                structure = flatten(self.function(*traced, **traced_kw), returned)
+                with autograd.keeping(None):          # what is recorded has no tape in the end, but one node
+                    structure = flatten(self.function(*traced, **traced_kw), returned)
             except BaseException as error:
                 self._settle_after(error, recorder)
                 raise
@@ -281,8 +282,8 @@ class CompiledFunction:
             raise second from error
 
     def _execute(self, recorder: Recorder, graph: Graph, arrays: list[np.ndarray],
-                 crossing: tuple[Any, Any] | None) -> tuple[list[np.ndarray], EdgeNode | None]:
-        """Run a recorded graph; with `crossing` (inputs, outputs that gradients go between) also its tape node."""
+                 crossing: tuple[Any, ...] | None) -> tuple[list[np.ndarray], EdgeNode | None]:
+        """Run a recorded graph; with `crossing` (`Segment.edge`) also its tape node."""
         if crossing is None:
             return run_on_memory(self._plan(graph), arrays, [k for k, _ in graph.writes]), None
         key = graph.key, crossing

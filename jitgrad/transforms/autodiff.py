@@ -30,6 +30,7 @@ from jitgrad import ops
 from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value
 from jitgrad.ops.gradient import continue_graph, depends_on, reverse
 from jitgrad.transforms.mincut import Network
+from jitgrad.transforms.recompute import Again
 
 RECOMPUTED_KINDS = ("elementwise", "movement", "source")
 LONGEST_CHAIN = 32          # nodes computed again in a row; also keeps the cut's paths short, hence its time linear
@@ -57,11 +58,13 @@ class Halves:
     gradients: tuple[int | None, ...]
 
 
-def vjp(graph: Graph, wrt: Sequence[int], of: Sequence[int] | None = None) -> Joint:
+def vjp(graph: Graph, wrt: Sequence[int], of: Sequence[int] | None = None,
+        blocks: Sequence[tuple[int, int]] = ()) -> Joint:
     """Outputs and input gradients from inputs and output gradients.
 
     `wrt` are positions of differentiable inputs; `of` positions of the outputs that gradients come in for (all those
-    that depend on `wrt`, unless given)."""
+    that depend on `wrt`, unless given). The backward pass computes the nodes in each of `blocks` (positions: first, past
+    the last; a block inside of another one counts for nothing) again, from what goes into the block."""
     flowing = depends_on(graph.nodes, {graph.inputs[k] for k in wrt})
     candidates = range(len(graph.outputs)) if of is None else of
     seeds = tuple([k for k in candidates if graph.outputs[k] in flowing])
@@ -72,7 +75,8 @@ def vjp(graph: Graph, wrt: Sequence[int], of: Sequence[int] | None = None) -> Jo
         for k, g in zip(seeds, incoming, strict=True):
             v = graph.outputs[k]
             arriving[v] = ops.add(arriving[v], g) if v in arriving else g
-        found = reverse(graph.nodes, arriving, [graph.inputs[k] for k in wrt], at=follow_lines(builder))
+        again = Again(graph, blocks, builder) if blocks else None
+        found = reverse(graph.nodes, arriving, [graph.inputs[k] for k in wrt], at=follow_lines(builder), read=again)
     reached = [found.get(graph.inputs[k]) for k in wrt]
     present = [g for g in reached if g is not None]
     joint = builder.build([*graph.outputs, *present], graph.writes)

@@ -104,7 +104,7 @@ class Fusion:
         value = node.output
         if value not in self.stored and value not in self.groups.readers:
             return
-        if node.op.name == "reshape" or not has_affine_source(node):
+        if node.op.alias or not has_affine_source(node):
             self.stand_alone(node)
         else:
             self.link(self.seed("map", node), value)
