@@ -23,14 +23,17 @@ from jitgrad.transforms.cse import eliminate_common_subexpressions
 from jitgrad.transforms.dce import eliminate_dead_code
 from jitgrad.transforms.fuse import fuse
 from jitgrad.transforms.memory import Assignment, assign_memory, output_identities
+from jitgrad.transforms.rematerialize import rematerialize
 from jitgrad.transforms.simplify import simplify
 
-PASSES: tuple[tuple[str, Callable[[Graph], Graph]], ...] = (
-    ("simplify", simplify),
-    ("cse", eliminate_common_subexpressions),
-    ("dce", eliminate_dead_code),
-    ("fuse", fuse),
+PASSES: tuple[tuple[str, Callable[[Graph, float], Graph]], ...] = (
+    ("simplify", lambda graph, budget: simplify(graph)),
+    ("cse", lambda graph, budget: eliminate_common_subexpressions(graph)),
+    ("dce", lambda graph, budget: eliminate_dead_code(graph)),
+    ("rematerialize", rematerialize),
+    ("fuse", lambda graph, budget: fuse(graph)),
 )
+"""Every pass takes a graph and the memory budget."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,13 +55,13 @@ class Build:
     spec: PlanSpec
 
 
-def build(graph: Graph) -> Build:
-    """Run every pass; compiles nothing."""
+def build(graph: Graph, memory_budget: float = 1.0) -> Build:
+    """Run every pass; compiles nothing. `memory_budget`: see `jitgrad.transforms.rematerialize`."""
     identities = output_identities(graph)
     stages = [Stage("trace", _checked(graph, "trace"), 0.0)]
     for name, step in PASSES:
         begin = time.perf_counter()
-        graph = step(graph)
+        graph = step(graph, memory_budget)
         stages.append(Stage(name, _checked(graph, name), time.perf_counter() - begin))
     assignment = assign_memory(graph, identities, may_share, begins_with_copy)
     linked = link(assignment)

@@ -41,6 +41,7 @@ class Fusion:
         self.groups = Groups(self.producers)
         self.claims = claim_epilogues(graph)
         self.stored: set[Value] = set(graph.results)
+        self.drawn = _made_of_random_bits(graph)
 
     def run(self) -> Groups:
         for node in reversed(self.graph.nodes):
@@ -183,6 +184,8 @@ class Fusion:
         """True when computing `node` in each of its readers costs no more than to store it and read it."""
         if node.op.kind == "source" and not all(is_plain(i) for g in readers for i in g.demands.of[node.output]):
             return False
+        if node.output in self.drawn and node.output.dtype.itemsize == 1:
+            return False                            # a mask is smaller than the random words that it is made of
         return is_cheap(node) and self.full_operands(node) <= 1
 
     def full_operands(self, node: Node) -> int:
@@ -309,6 +312,15 @@ def has_affine_source(node: Node) -> bool:
     return node.op.view
 
 
+def _made_of_random_bits(graph: Graph) -> set[Value]:
+    """Values that are computed element by element from random words."""
+    found: set[Value] = set()
+    for node in graph.nodes:
+        if node.op.name == "random_bits" or (node.op.kind == "elementwise" and not found.isdisjoint(node.inputs)):
+            found.update(node.outputs)
+    return found
+
+
 def is_cheap(node: Node) -> bool:
     """Plain operators cost less than reading their result from memory."""
     return not node.op.effects and ("{" in (node.op.spell or "") or node.op.kind == "source")
@@ -324,7 +336,7 @@ def assemble(graph: Graph, groups: Groups) -> Graph:
     nodes: list[Node] = []
     done: set[int] = set()
     results = set(graph.results)
-    for group in sorted(living, key=lambda g: min(position[node] for node in g.nodes)):
+    for group in sorted(living, key=lambda g: max(position[node] for node in g.nodes)):
         stack = [group]
         while stack:
             top = stack[-1]

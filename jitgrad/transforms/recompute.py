@@ -2,16 +2,18 @@
 
 `Again` is what a backward pass reads by: the values of a block of nodes are those of a second computation, appended when
 the first gradient arrives at the block. What goes into it comes through barriers behind that gradient, so that no pass
-takes the two computations for one and the second does not start early.
+takes the two computations for one and the second does not start early. `cheapest_cut` chooses what is best kept when
+some nodes may be computed again and others not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jitgrad import ops
 from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value
+from jitgrad.transforms.mincut import Network
 
 
 class Again:
@@ -59,3 +61,38 @@ def entrance(value: Value, after: Value, builder: GraphBuilder, producers: dict[
         return value
     result: Value = builder.run(ops.barrier, (value, after), {})
     return result
+
+
+# ---- what to keep -----------------------------------------------------------------------------------------------
+
+
+def cheapest_cut(inputs: Iterable[Value], nodes: Sequence[Node], read: Iterable[Value], price: Mapping[Value, int],
+                 may_repeat: Callable[[Node], bool], longest_chain: int) -> list[Value]:
+    """The set of `inputs` and results of `nodes`, in order, that costs least (`price`) and from which the nodes that
+    `may_repeat` can make all that is `read`: a minimum cut. No more than `longest_chain` nodes are repeated in a row, which
+    also keeps the network's paths short and so its time linear."""
+    network = Network()
+    entrance: dict[Value, int] = {}
+    for v in inputs:
+        entrance[v] = _split_vertex(network, price[v])
+        network.connect(Network.SOURCE, entrance[v])
+    length: dict[Value, int] = {}
+    for node in nodes:
+        chain = 1 + max([length.get(v, 0) for v in node.inputs], default=0)
+        again = chain <= longest_chain and may_repeat(node)
+        for v in node.outputs:
+            entrance[v] = _split_vertex(network, price[v])
+            length[v] = chain if again else 0
+            for tail in [entrance[x] + 1 for x in node.inputs] if again else [Network.SOURCE]:
+                network.connect(tail, entrance[v])
+    for v in read:
+        network.connect(entrance[v] + 1, Network.SINK)
+    reached = network.source_side()
+    return [v for v, vertex in entrance.items() if vertex in reached and vertex + 1 not in reached]
+
+
+def _split_vertex(network: Network, price: int) -> int:
+    """Two vertices for a value, n before and n + 1 behind the edge that a cut pays for."""
+    before, behind = network.vertex(), network.vertex()
+    network.connect(before, behind, price)
+    return before
