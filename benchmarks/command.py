@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks import machine, report
 
-PARTS = ("steps", "gemm", "attention", "calls", "first", "scaling")
+PARTS = ("steps", "gemm", "attention", "calls", "first", "scaling", "memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def _parse(arguments: list[str] | None) -> tuple[tuple[str, ...], argparse.Names
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="part or step", 
-                        help=f"of {', '.join(PARTS)}; names of steps after 'steps' or 'first'")
+                        help=f"of {', '.join(PARTS)}; names of steps after 'steps', 'first' or 'memory'")
     parser.add_argument("--repeats", type=int, help="rounds per measurement, instead of a time")
     parser.add_argument("--seconds", type=float, default=3.0, help="per contender and training step (3)")
     parser.add_argument("--threads", type=int, help="of every contender (all processors)")
@@ -66,14 +66,14 @@ def _parse(arguments: list[str] | None) -> tuple[tuple[str, ...], argparse.Names
     options = parser.parse_args(arguments)
     options.names = [word for word in options.parts if word not in PARTS]
     chosen = tuple(word for word in options.parts if word in PARTS)
-    if options.names and not {"steps", "first"} & set(chosen):
+    if options.names and not {"steps", "first", "memory"} & set(chosen):
         parser.error(f"{options.names[0]!r} is no part; the parts are {', '.join(PARTS)}")
     return chosen or PARTS, options
 
 
 def _parts() -> dict[str, Part]:
     """The parts, imported after the thread counts are set."""
-    from benchmarks import attention, calls, first_call, gemm, plots, scaling, training
+    from benchmarks import attention, calls, first_call, gemm, memory, plots, scaling, training
     return {
         "steps": Part(lambda o: training.run(o.names, budget=o.seconds, repeats=o.repeats, only=o.only),
                       training.table, plots.steps),
@@ -82,4 +82,5 @@ def _parts() -> dict[str, Part]:
         "calls": Part(lambda o: calls.run(o.repeats or 15, o.only), calls.table, plots.calls),
         "first": Part(lambda o: first_call.run(o.names, o.repeats or 3), first_call.table, plots.first),
         "scaling": Part(lambda o: scaling.run(), scaling.table, plots.scaling),
+        "memory": Part(lambda o: memory.run(o.names), memory.table, plots.memory),
     }

@@ -8,6 +8,7 @@ plan is in no cache, and compiles the kernels.
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -26,14 +27,20 @@ from jitgrad.transforms.memory import Assignment, assign_memory, output_identiti
 from jitgrad.transforms.rematerialize import rematerialize
 from jitgrad.transforms.simplify import simplify
 
-PASSES: tuple[tuple[str, Callable[[Graph, float], Graph]], ...] = (
-    ("simplify", lambda graph, budget: simplify(graph)),
-    ("cse", lambda graph, budget: eliminate_common_subexpressions(graph)),
-    ("dce", lambda graph, budget: eliminate_dead_code(graph)),
-    ("rematerialize", rematerialize),
-    ("fuse", lambda graph, budget: fuse(graph)),
+Pass = tuple[str, Callable[[Graph], Graph]]
+
+PASSES: tuple[Pass, ...] = (
+    ("simplify", simplify),
+    ("cse", eliminate_common_subexpressions),
+    ("dce", eliminate_dead_code),
+    ("fuse", fuse),
 )
-"""Every pass takes a graph and the memory budget."""
+
+
+def passes(memory_budget: float = 1.0) -> tuple[Pass, ...]:
+    """Every pass; below a budget of 1 also the one that computes values again."""
+    again: Pass = "rematerialize", functools.partial(rematerialize, budget=memory_budget)
+    return PASSES if memory_budget >= 1 else (*PASSES[:-1], again, PASSES[-1])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,9 +66,9 @@ def build(graph: Graph, memory_budget: float = 1.0) -> Build:
     """Run every pass; compiles nothing. `memory_budget`: see `jitgrad.transforms.rematerialize`."""
     identities = output_identities(graph)
     stages = [Stage("trace", _checked(graph, "trace"), 0.0)]
-    for name, step in PASSES:
+    for name, step in passes(memory_budget):
         begin = time.perf_counter()
-        graph = step(graph, memory_budget)
+        graph = step(graph)
         stages.append(Stage(name, _checked(graph, name), time.perf_counter() - begin))
     assignment = assign_memory(graph, identities, may_share, begins_with_copy)
     linked = link(assignment)

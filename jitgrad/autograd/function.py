@@ -47,7 +47,8 @@ class FunctionNode(TapeNode):
         """After forward: let the keeper, if there is one, keep what was saved."""
         if mode.keeper is not None and self._saved:
             position = {id(t): k for k, t in enumerate(outputs)}
-            edges = [None if t is None else (self, position[id(t)]) if id(t) in position else edge_of(t) for t in self._saved]
+            edges = [None if t is None else (self, position[id(t)]) if id(t) in position else edge_of(t)
+                     for t in self._saved]
             self._saved = mode.keeper.keep(self.name, self._saved, edges, False)
 
     @property
@@ -56,7 +57,7 @@ class FunctionNode(TapeNode):
             raise complain(AutogradError, self.name, "its saved tensors were freed by an earlier backward",
                            fix="Pass retain_graph=True to the first backward() or grad()")
         if type(self._saved) is not tuple:
-            return self._saved.fetch(self._arriving)  # type: ignore[no-any-return]
+            return self._saved.fetch(self._arriving)
         for t, version in zip(self._saved, self._versions):
             if t is not None and t._count() != version:
                 raise complain(AutogradError, self.name, f"a saved tensor ({t.tensor_type}) was changed in place")

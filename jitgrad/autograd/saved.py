@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from jitgrad.autograd.modes import enable_grad, mode
@@ -84,6 +84,7 @@ class Frame:
         self.debug = debug
         self.stop_early = stop_early
         self.where = user_location()
+        self.recorded: bool = interpreter.state.current.records  # type: ignore[union-attr]
         self.held: list[weakref.ref[Held]] = []
         self.saved: list[tuple[str, Tensors]] = []    # per node: its name, and the types of what it saves
         self.lines: list[Any] = []                    # for `debug`: the user's line of each
@@ -91,6 +92,10 @@ class Frame:
         self.versions = tuple([t._count() for t in inputs])
         self.finished = False
         self.inputs: Tensors | Held = keep("checkpoint", inputs, [edge_of(t) for t in inputs])
+
+    def tensors(self) -> Tensors:
+        """The inputs that this frame and those around it keep."""
+        return self.inputs.frame.tensors() if isinstance(self.inputs, Held) else self.inputs
 
     @contextmanager
     def first_run(self) -> Iterator[None]:
@@ -118,11 +123,8 @@ class Frame:
         leaves = tuple([_leaf(t, wants) for t, wants in zip(inputs, self.trees)])
         arrived = [g for g in gradients if g is not None]
         fence = interpreter.state.current.fence       # type: ignore[union-attr]
-        with fence(arrived), enable_grad(), self.again(), keeping(second):
-            try:
-                self.run(leaves)
-            except Enough:
-                pass
+        with fence(arrived, self.recorded), enable_grad(), self.again(), keeping(second), suppress(Enough):
+            self.run(leaves)
         second.finish()
 
 
@@ -153,15 +155,16 @@ class _SecondRun:
         """After the run: all that is needed must have come."""
         if self.count < self.expected:
             name, types = self.frame.saved[self.count]
-            self._refuse(f"it ended before {_describe(name, types)}, the {_ordinal(self.count)} of {self.expected} values to "
-                         "be computed again")
+            self._refuse(f"it ended before {_describe(name, types)}, the {_ordinal(self.count)} of {self.expected} values "
+                         "to be computed again")
 
     def _compare(self, k: int, name: str, tensors: Tensors) -> None:
         expected, types = self.frame.saved[k]
         found = _types_of(tensors)
         if self.frame.check and (name, found) != (expected, types):
             line = self.frame.lines[k] if self.frame.debug else None
-            self._refuse(f"{_describe(name, found)} was recorded, where the first run had {_describe(expected, types)}", line)
+            first = _describe(expected, types)
+            self._refuse(f"{_describe(name, found)} was recorded, where the first run had {first}", line)
 
     def _refuse(self, what: str, line: Any = None) -> None:
         shown = f" (line {line[1]} of {line[0]})" if line else ""

@@ -62,6 +62,8 @@ class Fence:
 class Recorder:
     """See the module. `execute(recorder, graph, arrays, edge)` runs a graph; it is given by the compiled function."""
 
+    records = True
+
     def __init__(self, execute: Callable[..., Any], name: str = "graph", fullgraph: bool = False,
                  given: Given | None = None):
         self.execute = execute
@@ -86,6 +88,7 @@ class Recorder:
         self.merged: list[tuple[Any, Tensor]] = []    # Tensors that became one unit: the unit's, and another
         self.first_sequence = autograd.next_sequence()
         self.forever: list[Tensor] = []               # inputs of numbers: their ids must not be used again
+        self.cleared_first: set[int] = set()          # ids of Tensors whose gradients went before anything was recorded
         self.fenced: Fence | None = None              # while something is computed a second time
         self.repeats = True                           # all blocks were noted
         self.flat: list[tuple[int, int]] = []         # memory (first, last byte) whose tensors overlap oddly
@@ -361,6 +364,11 @@ class Recorder:
         with interpreter.interpret(_EAGER):
             return make()
 
+    def cleared(self, tensor: Tensor) -> None:
+        """The gradient of `tensor` was taken away."""
+        if not self.builder.nodes and not self.trace:
+            self.cleared_first.add(id(tensor))
+
     # --- what is computed a second time --------------------------------------------------------------------------------
 
     @contextmanager
@@ -378,9 +386,15 @@ class Recorder:
         return sum(unit.writes for unit in self.units)
 
     @contextmanager
-    def fence(self, after: Sequence[Tensor]) -> Iterator[None]:
+    def fence(self, after: Sequence[Tensor], recorded: bool) -> Iterator[None]:
         """Around a second run: what was there before is read through barriers behind the first of `after`, so that no
-        pass takes the two runs for one."""
+        pass takes the two runs for one. A first run that was not `recorded` is repeated as it was, eagerly."""
+        if not recorded:
+            if any(unit.dirty for unit in self.units):
+                self.flush(user_location(2), "a checkpointed function from outside runs again")
+            with interpreter.interpret(_EAGER):
+                yield
+            return
         outer = self.fenced
         token = self.read(after[0]) if after else None
         self.fenced = None if token is None else Fence(self.builder, token)
@@ -490,6 +504,10 @@ class Recorder:
         for node in nodes:
             saved = node.saved
             for key in map(id, saved if type(saved) is tuple else ()):
+                held[key] = held.get(key, 0) + 1
+        frames = {id(n.saved.frame): n.saved.frame for n in nodes if type(n.saved) is autograd.Held}
+        for inputs in {id(f.tensors()): f.tensors() for f in frames.values()}.values():
+            for key in map(id, inputs):
                 held[key] = held.get(key, 0) + 1
         alive = [t for t in (r() for r in self.live) if t is not None]
         for key in (id(t._root) for t in alive if t._root is not None):

@@ -330,13 +330,26 @@ def is_cheap(node: Node) -> bool:
 
 
 def assemble(graph: Graph, groups: Groups) -> Graph:
-    """The graph of regions, every one behind what it reads."""
+    """The graph of regions, every one behind what it reads, in the order of their last nodes in the program; but what
+    makes nothing but outputs comes as soon as it can, for then what it reads may go."""
     position = {node: k for k, node in enumerate(graph.nodes)}
-    living = groups.living()
-    nodes: list[Node] = []
-    done: set[int] = set()
     results = set(graph.results)
-    for group in sorted(living, key=lambda g: max(position[node] for node in g.nodes)):
+    ordered = _in_order(groups, position)
+    only_outputs = set(graph.outputs) - {v for _, v in graph.writes}
+    time: dict[int, int] = {}
+    for k, group in enumerate(ordered):
+        early = all([v in only_outputs for v in group.made if _is_read_outside(v, group, groups, results)])
+        before = [time[g.number] for g in map(groups.find, group.before) if g is not group]
+        time[group.number] = max(before, default=0) if early and not any(n.op.effects for n in group.nodes) else k
+    ordered.sort(key=lambda g: time[g.number])            # keeps the order of equals, which is a possible one
+    return graph.replace(nodes=tuple([_region_node(group, groups, position, results) for group in ordered]))
+
+
+def _in_order(groups: Groups, position: dict[Node, int]) -> list[Group]:
+    """All groups, each behind those that it reads from."""
+    ordered: list[Group] = []
+    done: set[int] = set()
+    for group in sorted(groups.living(), key=lambda g: max(position[node] for node in g.nodes)):
         stack = [group]
         while stack:
             top = stack[-1]
@@ -347,8 +360,8 @@ def assemble(graph: Graph, groups: Groups) -> Graph:
                 stack.extend(waiting)
             else:
                 done.add(stack.pop().number)
-                nodes.append(_region_node(top, groups, position, results))
-    return graph.replace(nodes=tuple(nodes))
+                ordered.append(top)
+    return ordered
 
 
 def _region_node(group: Group, groups: Groups, position: dict[Node, int], results: set[Value]) -> Node:

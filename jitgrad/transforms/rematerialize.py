@@ -18,6 +18,7 @@ others.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,11 +34,11 @@ CONTRACTIONS = ONE_PASS | {"contraction"}
 _KINDS = (ELEMENTWISE, ELEMENTWISE, ONE_PASS, CONTRACTIONS)
 
 
-def rematerialize(graph: Graph, budget: float = 1.0) -> Graph:
+def rematerialize(graph: Graph, budget: float) -> Graph:
     """`graph` with what it keeps between its forward and backward part reduced to `budget`, a fraction from 0 (as little
-    as can be) to 1; see the module."""
-    parts = Parts(graph) if budget < 1 else None
-    if parts is None or not parts.waiting:
+    as can be) to below 1; see the module."""
+    parts = Parts(graph)
+    if not parts.waiting:
         return graph
     return _computed_again(parts, set(_within(parts, budget)))
 
@@ -87,26 +88,31 @@ class Parts:
 def _fullest_place(graph: Graph) -> int:
     """Before which node most bytes wait that were made earlier and are read at that node or later. Results of the graph
     do not count, nor what only moves: it lies where its operand does."""
-    base: dict[Value, Value] = {}
-    first: dict[Value, int] = {}
-    last: dict[Value, int] = {}
-    for k, node in enumerate(graph.nodes):
-        for v in node.inputs:
-            last[base.get(v, v)] = k
+    waiting = _waiting(graph.nodes, {*graph.results, *graph.inputs})
+    return max(range(len(waiting)), key=waiting.__getitem__, default=0)
+
+
+def _waiting(nodes: Sequence[Node], given: set[Value]) -> list[int]:
+    """For every position the bytes made before it and read at it or later, without those of values that are `given`."""
+    last = _last_reads(nodes)
+    change = [0] * (len(nodes) + 1)
+    for k, node in enumerate(nodes):
         for v in node.outputs:
-            base[v] = base.get(node.inputs[0], node.inputs[0]) if node.op.kind == "movement" and node.inputs else v
-            first.setdefault(base[v], k)
-    change = [0] * (len(graph.nodes) + 2)
-    for v in first.keys() - set(graph.results) - set(graph.inputs):
-        if v in last:
-            change[first[v] + 1] += v.type.nbytes
-            change[last[v] + 1] -= v.type.nbytes
-    total, best, place = 0, 0, 0
-    for k, step in enumerate(change):
-        total += step
-        if total > best:
-            best, place = total, k
-    return place
+            if v in last and v not in given and not node.op.view:
+                change[k + 1] += v.type.nbytes
+                change[last[v] + 1] -= v.type.nbytes
+    return list(itertools.accumulate(change[:-1]))
+
+
+def _last_reads(nodes: Sequence[Node]) -> dict[Value, int]:
+    """Where each value is read last, itself or moved: a view is read where its operand lies."""
+    last: dict[Value, int] = {}
+    for k in reversed(range(len(nodes))):
+        node = nodes[k]
+        at = max([last.get(v, k) for v in node.outputs]) if node.op.view else k
+        for v in node.inputs:
+            last[v] = max(last.get(v, 0), at)
+    return last
 
 
 # ---- what is kept -------------------------------------------------------------------------------------------------
@@ -159,7 +165,8 @@ def _is_operator(node: Node) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Sections:
-    """The forward pass in sections: the positions where they end, and the values that cross one of these."""
+    """The forward pass in sections: the positions where those end that may be computed again (0: none), and the values that
+    cross the end of any."""
 
     borders: list[int]
     crossing: set[Value]
@@ -167,10 +174,10 @@ class Sections:
 
 def _sections(parts: Parts) -> Sections | None:
     """The division for which the kept values and the largest section take least memory together."""
-    wait = _waiting_forward(parts)
+    wait = _waiting(parts.early, parts.given)
     made = [0] * len(parts.early)
     for v in parts.waiting:
-        if v not in parts.given:
+        if v not in parts.given and not parts.early[parts.made_at[v]].op.view:
             made[parts.made_at[v]] += v.type.nbytes
     whole = sum(made)
     choices = [_cut(made, wait, whole / n) for n in SECTIONS]
@@ -180,27 +187,9 @@ def _sections(parts: Parts) -> Sections | None:
     crossing: set[Value] = set()
     last = _last_reads(parts.early)
     for v, k in parts.made_at.items():
-        if any(k < border <= last.get(v, -1) for border in borders):
+        if not parts.early[k].op.view and any(k < border <= last.get(v, -1) for border in borders):
             crossing.add(v)
-    return Sections([0, *borders], crossing)
-
-
-def _last_reads(nodes: Iterable[Node]) -> dict[Value, int]:
-    return {v: k for k, node in enumerate(nodes) for v in node.inputs}
-
-
-def _waiting_forward(parts: Parts) -> list[int]:
-    """For every position among the early nodes the bytes made before it and read by an early node from there on."""
-    change = [0] * (len(parts.early) + 2)
-    for v, last in _last_reads(parts.early).items():
-        if v in parts.made_at and v not in parts.given:
-            change[parts.made_at[v] + 1] += v.type.nbytes
-            change[last + 1] -= v.type.nbytes
-    total, found = 0, []
-    for step in change[:len(parts.early)]:
-        total += step
-        found.append(total)
-    return found
+    return Sections([0, *borders[:-1]], crossing)       # the last section would be computed again at once
 
 
 def _cut(made: list[int], wait: list[int], target: float) -> list[int]:
@@ -222,7 +211,7 @@ def _cut(made: list[int], wait: list[int], target: float) -> list[int]:
 def _cost(made: list[int], wait: list[int], borders: list[int]) -> int:
     """The bytes that wait at the borders and in the largest section."""
     edges = [0, *borders, len(made)]
-    return sum([wait[b] for b in borders]) + max([sum(made[a:b]) for a, b in zip(edges, edges[1:])])
+    return sum([wait[b] for b in borders]) + max([sum(made[a:b]) for a, b in itertools.pairwise(edges)])
 
 
 # ---- the new graph -------------------------------------------------------------------------------------------------
