@@ -127,7 +127,7 @@ class Fusion:
         value, claim = node.output, self.claims.of.get(node)
         readers = [g for g in self.merge_readers(value)]
         fitting = [g for g in readers if self.may_hold(g, node, claim)]
-        alone = value not in self.stored and len(fitting) == len(readers)
+        alone = value not in self.stored and all(g in fitting or self.may_repeat(g, node) for g in readers)
         if alone and len(readers) > 1 and self.is_worth_repeating(node, readers):
             for group in readers:
                 self.join(node, group)
@@ -149,6 +149,12 @@ class Fusion:
         if group.claim is None or group.claim == claim:
             return group.claim == claim
         return claim is None and not self.claims.taint[node.output] >> group.claim & 1
+
+    def may_repeat(self, group: Group, node: Node) -> bool:
+        """True when `group` may compute for itself what belongs to the epilogue of another matmul."""
+        if group.template == "single":
+            return False
+        return group.claim is None or not self.claims.taint[node.output] >> group.claim & 1
 
     def fits(self, node: Node, group: Group, is_read_outside: bool) -> bool:
         """True when `group` can compute `node` in its loops."""
