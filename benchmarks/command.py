@@ -21,8 +21,9 @@ from typing import Any
 
 from benchmarks import machine, report
 
-PARTS = ("steps", "curves", "kernels", "attention", "calls", "first", "scaling")
+PARTS = ("steps", "curves", "kernels", "attention", "calls", "first", "scaling", "memory")
 NAMED = {"steps": "training steps", "curves": "training steps", "first": "training steps",
+         "memory": "training steps",
          "kernels": "families (products, convolutions, bandwidth)"}
 """Parts that may be followed by names, and of what."""
 
@@ -77,7 +78,7 @@ def _parse(arguments: list[str] | None) -> tuple[tuple[str, ...], argparse.Names
 
 def _parts() -> dict[str, Part]:
     """The parts, imported after the thread counts are set."""
-    from benchmarks import attention, calls, curves, first_call, plots, scaling, training
+    from benchmarks import attention, calls, curves, first_call, memory, plots, scaling, training
     from benchmarks.kernels import run as kernels
     return {
         "steps": Part(lambda o: training.run(o.names, budget=o.seconds, repeats=o.repeats, only=o.only),
@@ -89,4 +90,5 @@ def _parts() -> dict[str, Part]:
         "calls": Part(lambda o: calls.run(o.repeats or 15, o.only), calls.table, plots.calls),
         "first": Part(lambda o: first_call.run(o.names, o.repeats or 3), first_call.table, plots.first),
         "scaling": Part(lambda o: scaling.run(), scaling.table, plots.scaling),
+        "memory": Part(lambda o: memory.run(o.names), memory.table, plots.memory),
     }

@@ -88,6 +88,13 @@ def scaling(results: Mapping[str, Any], path: Path) -> None:
     _write(figure, path)
 
 
+def memory(results: Mapping[str, Any], path: Path) -> None:
+    """Peak memory of a step: predicted, and measured compiled and eager, relative to eager."""
+    heights = {name: [r[key] / r["eager"] for r in results.values()]
+               for name, key in (("predicted", "predicted"), ("jitgrad", "measured"), ("jitgrad eager", "eager"))}
+    _bars(path, [r["title"] for r in results.values()], heights, "peak memory relative to eager", line=1.0)
+
+
 def _bars(path: Path, groups: Sequence[str], heights: Mapping[str, Sequence[float]], label: str,
           line: float | None = None) -> None:
     """A figure of `_draw_bars`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,10 @@ except ImportError:                                   # an interpreter without r
 
 
 class EagerInterpreter:
-    """Runs each op at once, by its NumPy reference or a ready kernel, and keeps the tape."""
+    """Runs each op at once, by its NumPy reference or a ready kernel, and keeps the tape. `records`: whether derived
+    operations are carried out as the primitives that they are while something is recorded."""
+
+    records = False
 
     @staticmethod
     def carries_out(op: Op, inputs: tuple[Tensor, ...]) -> bool:
@@ -124,6 +128,18 @@ class EagerInterpreter:
     def eagerly(self, make: Callable[[], Any]) -> Any:
         return make()
 
+    def cleared(self, tensor: Tensor) -> None:
+        """The gradient of `tensor` was taken away."""
+
+    def block(self, repeatable: bool) -> AbstractContextManager[None]:
+        """Around the first run of a function that the walk back runs again."""
+        return nullcontext()
+
+    def fence(self, after: Sequence[Tensor], recorded: bool) -> AbstractContextManager[None]:
+        """Around a second run: it leaves the tape that the first one left, which may have been `recorded`; and nothing in
+        it may be taken for what was computed before. Here nothing ever is."""
+        return interpreter.interpret(_IN_PRIMITIVES) if recorded else nullcontext()
+
     def defer(self, tensor: Tensor) -> None:
         """A value that Python asks for is there."""
 
@@ -137,6 +153,19 @@ class EagerInterpreter:
             raise complain(AutogradError, "reading a value", "this tensor belongs to a compiled call that failed or "
                            "that another thread is running", where=user_location())
         return array
+
+
+class _InPrimitives(EagerInterpreter):
+    """Eager execution that leaves the tape of a recording."""
+
+    records = True
+
+    @staticmethod
+    def carries_out(op: Op, inputs: tuple[Tensor, ...]) -> bool:
+        return False
+
+
+_IN_PRIMITIVES = _InPrimitives()
 
 
 @functools.lru_cache(maxsize=1024)

@@ -43,6 +43,10 @@ class AutogradError(JitgradError, RuntimeError):
     """A backward pass that cannot be carried out."""
 
 
+class CheckpointError(AutogradError):
+    """A checkpointed function that does other things when it runs again."""
+
+
 class CompileError(JitgradError, RuntimeError):
     """A function that cannot be compiled as asked."""
 

@@ -115,10 +115,11 @@ class PlanView:
     graph: Graph
     plan: Plan
     measured: tuple[float, ...] = ()
+    memory_budget: float = 1.0
 
     @cached_property
     def build(self) -> pipeline.Build:
-        return pipeline.build(self.graph)
+        return pipeline.build(self.graph, self.memory_budget)
 
     @property
     def stages(self) -> tuple[pipeline.Stage, ...]:
@@ -149,7 +150,7 @@ class PlanView:
     def time(self, inputs: Sequence[np.ndarray], repeats: int = 5) -> PlanView:
         """The same view with the time of every step: the least of `repeats` runs on copies of `inputs`."""
         runs = [time_entries(self.plan, [np.array(x, order="C") for x in inputs]) for _ in range(repeats)]
-        return PlanView(self.graph, self.plan, tuple(np.min(runs, axis=0).tolist()))
+        return PlanView(self.graph, self.plan, tuple(np.min(runs, axis=0).tolist()), self.memory_budget)
 
     def print_stages(self) -> str:
         """The graph after every pass that changed it."""

@@ -8,6 +8,7 @@ plan is in no cache, and compiles the kernels.
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -24,15 +25,24 @@ from jitgrad.transforms.cse import eliminate_common_subexpressions
 from jitgrad.transforms.dce import eliminate_dead_code
 from jitgrad.transforms.fuse import fuse
 from jitgrad.transforms.memory import Assignment, assign_memory, output_identities
+from jitgrad.transforms.rematerialize import rematerialize
 from jitgrad.transforms.simplify import simplify
 
-PASSES: tuple[tuple[str, Callable[[Graph], Graph]], ...] = (
+Pass = tuple[str, Callable[[Graph], Graph]]
+
+PASSES: tuple[Pass, ...] = (
     ("attention", recognize_attention),
     ("simplify", simplify),
     ("cse", eliminate_common_subexpressions),
     ("dce", eliminate_dead_code),
     ("fuse", fuse),
 )
+
+
+def passes(memory_budget: float = 1.0) -> tuple[Pass, ...]:
+    """Every pass; below a budget of 1 also the one that computes values again."""
+    again: Pass = "rematerialize", functools.partial(rematerialize, budget=memory_budget)
+    return PASSES if memory_budget >= 1 else (*PASSES[:-1], again, PASSES[-1])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,11 +64,11 @@ class Build:
     spec: PlanSpec
 
 
-def build(graph: Graph) -> Build:
-    """Run every pass; compiles nothing."""
+def build(graph: Graph, memory_budget: float = 1.0) -> Build:
+    """Run every pass; compiles nothing. `memory_budget`: see `jitgrad.transforms.rematerialize`."""
     identities = output_identities(graph)
     stages = [Stage("trace", _checked(graph, "trace"), 0.0)]
-    for name, step in PASSES:
+    for name, step in passes(memory_budget):
         begin = time.perf_counter()
         graph = step(graph)
         stages.append(Stage(name, _checked(graph, name), time.perf_counter() - begin))

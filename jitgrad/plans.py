@@ -31,26 +31,27 @@ if TYPE_CHECKING:
 PLANS_IN_MEMORY = 512
 
 
-def compile_graph(graph: Graph) -> Plan | PlainPlan:
-    """A plan that computes `graph`: its outputs, and its writes in place. Equal graphs have one plan."""
+def compile_graph(graph: Graph, memory_budget: float = 1.0) -> Plan | PlainPlan:
+    """A plan that computes `graph`: its outputs, and its writes in place. Equal graphs have one plan for each memory
+    budget (`jitgrad.transforms.rematerialize`)."""
     if config.current().plain:
-        made = import_module("jitgrad.pipeline").build(graph)
+        made = import_module("jitgrad.pipeline").build(graph, memory_budget)
         plain: PlainPlan = import_module("jitgrad.plain").PlainPlan(made.spec, made.linked)
         return plain
-    key = plan_key(graph)
+    key = plan_key(graph, memory_budget)
     with _lock:
         plan = _plans.get(key)
         if plan is None:
-            plan = _plans[key] = _load(key) or _compile(graph, key)
+            plan = _plans[key] = _load(key) or _compile(graph, key, memory_budget)
             if len(_plans) > PLANS_IN_MEMORY:
                 _plans.popitem(last=False)
         _plans.move_to_end(key)
         return plan
 
 
-def plan_key(graph: Graph) -> str:
+def plan_key(graph: Graph, memory_budget: float = 1.0) -> str:
     """The key of a graph's plan: the graph, everything that made the plan, and the processor."""
-    text = f"{graph.key!r}\0{_fingerprint()}\0{native.host_name()}"
+    text = f"{graph.key!r}\0{memory_budget!r}\0{_fingerprint()}\0{native.host_name()}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -88,8 +89,8 @@ def _uncollected() -> Iterator[None]:
 
 
 @_uncollected()
-def _compile(graph: Graph, key: str) -> Plan:
-    spec: PlanSpec = import_module("jitgrad.pipeline").build(graph).spec
+def _compile(graph: Graph, key: str, memory_budget: float) -> Plan:
+    spec: PlanSpec = import_module("jitgrad.pipeline").build(graph, memory_budget).spec
     sources = [(text, spec.kernels[kernel]) for kernel, text in spec.sources.items()]
     addresses = kernels.kernels([*sources, *threads.sources()])
     cache.current().put("plans", key, spec.to_json().encode())

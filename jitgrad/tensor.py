@@ -126,6 +126,8 @@ class Tensor(TensorMethods):
     def _set_grad(self, value: Tensor | None) -> None:
         if (value is None) != (self._grad is None):
             changes.bump()
+            if value is None:
+                interpreter.state.current.cleared(self)  # type: ignore[union-attr]
         self._grad = value
 
     # --- history ---------------------------------------------------------------------------------------------------

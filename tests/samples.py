@@ -259,6 +259,7 @@ def _movement_samples() -> Iterator[Sample]:
               random(2, 3, dtype=dtypes.int32), random(2, 3, dtype=dtypes.bool_), random(6, 2).T[:, ::2]):
         yield Sample("reshape", (x,), {"shape": (3, 1, 2)}, reference=lambda x: np.reshape(x, (3, 1, 2)))
         yield Sample("permute", (x,), {"axes": (1, 0)}, reference=np.transpose)
+        yield Sample("barrier", (x, random(2)), reference=lambda x, after: x)
         yield Sample("broadcast_to", (x[:1],), {"shape": (4, 3)}, reference=lambda x: np.broadcast_to(x, (4, 3)))
         yield Sample("slice", (x,), {"start": (0, 1), "stop": (2, 3), "step": (1, 1)}, reference=lambda x: x[:, 1:])
         yield Sample("slice", (x,), {"start": (0, 0), "stop": (2, 3), "step": (1, 2)}, reference=lambda x: x[:, ::2])

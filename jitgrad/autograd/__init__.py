@@ -22,14 +22,15 @@ from jitgrad.autograd.modes import (
     no_grad,
     set_grad_enabled,
 )
+from jitgrad.autograd.saved import Frame, Held, keep, keeping
 from jitgrad.autograd.tape import Edge, OpNode, SpentNode, TapeNode, add_hook, edge_of, next_sequence, record
 from jitgrad.autograd.walk import backward, grad, leaves_of
 from jitgrad.ir.interpreter import state
 
-__all__ = ["Edge", "Function", "FunctionNode", "OpNode", "SpentNode", "TapeNode", "add_hook", "backward",
+__all__ = ["Edge", "Frame", "Function", "FunctionNode", "Held", "OpNode", "SpentNode", "TapeNode", "add_hook", "backward",
            "detect_anomaly", "eager_state", "edge_of", "enable_grad", "grad", "inference_mode", "is_grad_enabled",
-           "is_inference_mode_enabled", "leaves_of", "mode", "next_sequence", "no_grad", "number", "record",
-           "set_grad_enabled"]
+           "is_inference_mode_enabled", "keep", "keeping", "leaves_of", "mode", "next_sequence", "no_grad", "number",
+           "record", "set_grad_enabled"]
 
 
 def number(mapping: Any, *keys: Any) -> Any:

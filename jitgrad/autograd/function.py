@@ -23,7 +23,8 @@ class FunctionNode(TapeNode):
     def __init__(self, function: type[Function], edges: tuple[Edge, ...]):
         super().__init__(edges)
         self.function = function
-        self._saved: tuple[Any, ...] = ()
+        self._saved: Any = ()                         # a tuple, or who can compute it again
+        self._arriving: list[Any] = []                # the gradients, while `pull` is at work
         self._versions: tuple[int, ...] = ()
         self._materialize = True
         self._non_differentiable: tuple[Any, ...] = ()
@@ -42,11 +43,21 @@ class FunctionNode(TapeNode):
         self._saved = tensors
         self._versions = tuple([0 if t is None else t._count() for t in tensors])
 
+    def give_away(self, outputs: tuple[Any, ...]) -> None:
+        """After forward: let the keeper, if there is one, keep what was saved."""
+        if mode.keeper is not None and self._saved:
+            position = {id(t): k for k, t in enumerate(outputs)}
+            edges = [None if t is None else (self, position[id(t)]) if id(t) in position else edge_of(t)
+                     for t in self._saved]
+            self._saved = mode.keeper.keep(self.name, self._saved, edges, False)
+
     @property
     def saved_tensors(self) -> tuple[Any, ...]:
         if self.freed:
             raise complain(AutogradError, self.name, "its saved tensors were freed by an earlier backward",
                            fix="Pass retain_graph=True to the first backward() or grad()")
+        if type(self._saved) is not tuple:
+            return self._saved.fetch(self._arriving)
         for t, version in zip(self._saved, self._versions):
             if t is not None and t._count() != version:
                 raise complain(AutogradError, self.name, f"a saved tensor ({t.tensor_type}) was changed in place")
@@ -67,7 +78,9 @@ class FunctionNode(TapeNode):
                            fix="Pass retain_graph=True to the first backward() or grad()")
         if self._materialize:
             gradients = [ops.zeros_like(t) if g is None else g for g, t in zip(gradients, self.types)]
+        self._arriving = gradients
         results = self.function.backward(self, *gradients)
+        self._arriving = []
         results = results if isinstance(results, tuple) else (results,)
         if len(results) < len(self.edges):
             raise complain(AutogradError, self.name, f"backward returned {len(results)} gradients for "
@@ -125,5 +138,6 @@ class Function:
             for k, (t, original) in enumerate(zip(outs, results)):
                 if t.dtype.is_differentiable and id(original) not in skip:
                     t._node, t._index = node, k
+            node.give_away(results)
             result = outs if isinstance(result, tuple) else outs[0]
         return result

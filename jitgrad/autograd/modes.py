@@ -16,11 +16,13 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class _Mode(threading.local):
-    """What is switched per thread: `enabled` (ops leave nodes), `inference`, `anomaly` (nodes keep the user's line)."""
+    """What is switched per thread: `enabled` (ops leave nodes), `inference`, `anomaly` (nodes keep the user's line), and
+    `keeper`: who keeps what nodes save (`autograd.saved`; None: the nodes themselves)."""
 
     enabled = True
     inference = False
     anomaly = False
+    keeper: Any = None
 
     def __init__(self) -> None:
         ops.silence_numpy()                           # a setting of each thread: inf and NaN are results, not warnings

@@ -83,8 +83,10 @@ class OpNode(TapeNode):
         self.types = tuple([t.tensor_type for t in inputs]), tuple([t.tensor_type for t in outputs])
         saved_in = tuple([t if k in read_inputs else None for k, t in enumerate(inputs)])
         saved_out = tuple([t._for_tape() if k in read_outputs else None for k, t in enumerate(outputs)])
-        self.saved: tuple[tuple[Any, ...], tuple[Any, ...]] | None = (saved_in, saved_out)
-        self.versions = tuple([t._count() for t in saved_in + saved_out if t is not None])
+        self.saved: Any = saved_in + saved_out        # a tuple; None when freed; else who can compute it again
+        self.versions = tuple([t._count() for t in self.saved if t is not None])
+        if mode.keeper is not None and self.versions:
+            self.saved = mode.keeper.keep(self.name, self.saved, (*edges, *[None] * len(outputs)), True)
 
     @property
     def name(self) -> str:
@@ -99,17 +101,24 @@ class OpNode(TapeNode):
             raise complain(AutogradError, self.op.name, "backward through this part of the graph a second time, but "
                            "what it saved was freed by the first", where=self.where or user_location(),
                            fix="Pass retain_graph=True to the first backward() or grad()")
-        saved_in, saved_out = self.saved
-        for t, version in zip([t for t in saved_in + saved_out if t is not None], self.versions):
+        if type(self.saved) is not tuple:
+            saved = self.saved.fetch(gradients)
+        else:
+            saved = self.saved
+            self._check_versions(saved)
+        saved_in, saved_out = saved[:len(self.edges)], saved[len(self.edges):]
+        if mode.enabled:                              # create_graph: an output that is read again has its history
+            saved_out = tuple([None if t is None else self._with_history(t, k) for k, t in enumerate(saved_out)])
+        needed = tuple([e is not None for e in self.edges])
+        return gradient.operand_gradients(self.op, self.attrs, self.types[0], saved_in, saved_out, gradients, needed)
+
+    def _check_versions(self, saved: tuple[Any, ...]) -> None:
+        for t, version in zip([t for t in saved if t is not None], self.versions):
             if t._count() != version:
                 raise complain(AutogradError, self.op.name, f"a value needed for its gradient ({t.tensor_type}) was changed "
                                f"in place after it was used (version {t._count()}, expected {version})",
                                where=self.where or user_location(),
                                fix="Use the out-of-place form of that change, or clone() the value before it")
-        if mode.enabled:                              # create_graph: an output that is read again has its history
-            saved_out = tuple([None if t is None else self._with_history(t, k) for k, t in enumerate(saved_out)])
-        needed = tuple([e is not None for e in self.edges])
-        return gradient.operand_gradients(self.op, self.attrs, self.types[0], saved_in, saved_out, gradients, needed)
 
     def _with_history(self, saved: Tensor, k: int) -> Tensor:
         tensor = saved._for_tape()

@@ -121,11 +121,12 @@ class CompiledFunction:
     """A function whose calls run as plans. Made by `compile`; call it like the function."""
 
     def __init__(self, function: Callable[..., Any], *, fullgraph: bool = False, pure: bool = False,
-                 name: str | None = None):
+                 name: str | None = None, memory_budget: float = 1.0):
         functools.update_wrapper(self, function)
         self.function = function
         self.fullgraph = fullgraph
         self.pure = pure
+        self.memory_budget = memory_budget
         self.name = name or str(getattr(function, "__name__", type(function).__name__))
         self.statistics = Statistics()
         self._plans: dict[Any, Any] = {}
@@ -136,7 +137,7 @@ class CompiledFunction:
         self._lock = threading.RLock()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if type(state.current) is Recorder or config.current().disable:
+        if getattr(state.current, "records", False) or config.current().disable:
             return self.function(*args, **kwargs)     # compiled inside compiled is inlined
         leaves: Sequence[Any] = args
         structure: Any = len(args)
@@ -177,7 +178,7 @@ class CompiledFunction:
         reasons: tuple[str, ...] = (done.replayed_because,) if done.replayed_because else ()
         if not done.sealed_calls:
             reasons += tuple([f"cut at {describe_location(where)}: {why}" for where, why in dict.fromkeys(done.cuts)])
-        views = [look.PlanView(c.graph, c.plan) for c in done.compilations]
+        views = [look.PlanView(c.graph, c.plan, memory_budget=self.memory_budget) for c in done.compilations]
         if times:
             views = [view.time([_sample(v.type) for v in view.graph.inputs]) for view in views]
         recompiles = tuple([look.Recompile(c.reason, describe_location(c.where), c.seconds) for c in done.compilations])
@@ -202,7 +203,8 @@ class CompiledFunction:
             raise complain(CompileError, self.name, "it has not been called, so there is no plan yet",
                            fix="Call it once with real arguments")
         last = self.statistics.compilations[-1]
-        view: PlanView = import_module("jitgrad.inspect").PlanView(last.graph, last.plan)
+        view: PlanView = import_module("jitgrad.inspect").PlanView(last.graph, last.plan,
+                                                                        memory_budget=self.memory_budget)
         return view
 
     # --- replayed calls ----------------------------------------------------------------------------------------------
@@ -224,7 +226,8 @@ class CompiledFunction:
         returned: list[Any] = []                      # its leaves; nothing else may hold them when they are counted
         with interpret(recorder):
             try:
-                structure = flatten(self.function(*traced, **traced_kw), returned)
+                with autograd.keeping(None):          # what is recorded has no tape in the end, but one node
+                    structure = flatten(self.function(*traced, **traced_kw), returned)
             except BaseException as error:
                 self._settle_after(error, recorder)
                 raise
@@ -281,8 +284,8 @@ class CompiledFunction:
             raise second from error
 
     def _execute(self, recorder: Recorder, graph: Graph, arrays: list[np.ndarray],
-                 crossing: tuple[Any, Any] | None) -> tuple[list[np.ndarray], EdgeNode | None]:
-        """Run a recorded graph; with `crossing` (inputs, outputs that gradients go between) also its tape node."""
+                 crossing: tuple[Any, ...] | None) -> tuple[list[np.ndarray], EdgeNode | None]:
+        """Run a recorded graph; with `crossing` (`Segment.edge`) also its tape node."""
         if crossing is None:
             return run_on_memory(self._plan(graph), arrays, [k for k, _ in graph.writes]), None
         key = graph.key, crossing
@@ -309,7 +312,7 @@ class CompiledFunction:
 
     def _compile(self, graph: Graph) -> Any:
         start = time.perf_counter()
-        plan = plans.compile_graph(graph)
+        plan = plans.compile_graph(graph, self.memory_budget)
         seconds = time.perf_counter() - start
         where = graph.nodes[0].where if graph.nodes else None
         self.statistics.compilations.append(Compilation(graph, plan, self._reason(graph), where, seconds))
@@ -339,21 +342,27 @@ def _sample(type: TensorType) -> np.ndarray:
 
 
 def compile(function: Any = None, *, mode: str = "default", dynamic: bool | None = None, fullgraph: bool = False,
-            pure: bool = False) -> Any:
+            pure: bool = False, memory_budget: float = 1.0) -> Any:
     """Make `function` (a function, a method or a Module) run as compiled plans; usable as ``@compile``.
 
     fullgraph   a value that Python reads in the middle is an error instead of a cut
     pure        the user's word that the function does nothing but Tensor work, so that its calls may be sealed
     mode        as in PyTorch; there is one mode on a CPU so far, all of them mean it
+    memory_budget   what may wait in memory between the forward and the backward part of a step, as a fraction of what
+                keeping everything takes: 1 keeps all, less computes some of it again, 0 as much as can be. PyTorch's
+                ``activation_memory_budget``. Results are equal up to rounding
     dynamic     accepted; a new shape never compiles a kernel anew here, so there is nothing to choose
 
     A new shape, dtype or branch records a new graph; kernels are reused. `explain()` on the result says what happened."""
     if mode not in MODES:
         raise complain(CompileError, "compile", f"mode={mode!r}; the modes are {', '.join(MODES)}")
+    if isinstance(memory_budget, bool) or not isinstance(memory_budget, (int, float)) or not 0 <= memory_budget <= 1:
+        raise complain(CompileError, "compile", f"memory_budget={memory_budget!r}; it is a fraction from 0 to 1")
+    options: dict[str, Any] = {"fullgraph": fullgraph, "pure": pure, "memory_budget": float(memory_budget)}
     if function is None:
-        return functools.partial(compile, mode=mode, dynamic=dynamic, fullgraph=fullgraph, pure=pure)
+        return functools.partial(compile, mode=mode, dynamic=dynamic, **options)
     if hasattr(function, "named_parameters") and not isinstance(function, type):
-        return _compile_module(function, fullgraph, pure)
+        return _compile_module(function, options)
     if not callable(function):
         raise complain(CompileError, "compile", f"needs a function or a Module, got {type(function).__name__}")
     if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function) \
@@ -361,24 +370,24 @@ def compile(function: Any = None, *, mode: str = "default", dynamic: bool | None
         raise complain(CompileError, "compile", f"{function.__name__} is a generator or coroutine, whose body is not one "
                        "call", fix="Compile the function that does the work of one step, and call it from there")
     return function if isinstance(function, CompiledFunction) else \
-        CompiledFunction(function, fullgraph=fullgraph, pure=pure)
+        CompiledFunction(function, **options)
 
 
-def _compile_module(module: Any, fullgraph: bool, pure: bool) -> Any:
+def _compile_module(module: Any, options: dict[str, Any]) -> Any:
     """A Module of a subclass whose calls are compiled. It shares all state with `module`: parameters, mode, attributes."""
     if isinstance(getattr(type(module), "_compiled_call", None), CompiledFunction):
         return module
     kind = type(module)
-    call = CompiledFunction(kind.__call__, fullgraph=fullgraph, pure=pure, name=kind.__name__)
+    call = CompiledFunction(kind.__call__, name=kind.__name__, **options)
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         return call(module, *args, **kwargs)
 
     def __deepcopy__(self: Any, memo: dict[int, Any]) -> Any:
-        return _compile_module(copy.deepcopy(module, memo), fullgraph, pure)
+        return _compile_module(copy.deepcopy(module, memo), options)
 
     def __reduce__(self: Any) -> Any:
-        return _compile_module, (module, fullgraph, pure)
+        return _compile_module, (module, options)
 
     compiled_class = type(kind.__name__, (kind,), {
         "__call__": __call__, "__deepcopy__": __deepcopy__, "__reduce__": __reduce__, "__module__": kind.__module__,

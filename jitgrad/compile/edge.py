@@ -29,13 +29,16 @@ Run = Callable[[Graph, list[np.ndarray]], list[np.ndarray]]
 
 
 class Edge:
-    """How gradients of outputs `of` of a graph reach its inputs `wrt`: the two halves, shared by all calls."""
+    """How gradients of outputs `of` of a graph reach its inputs `wrt`: the two halves, shared by all calls. `blocks` of
+    nodes are computed again in the backward half."""
 
-    def __init__(self, graph: Graph, wrt: tuple[int, ...], of: tuple[int, ...]):
-        self.graph = graph = recognize_attention(graph)   # before its parts become two graphs
+    def __init__(self, graph: Graph, wrt: tuple[int, ...], of: tuple[int, ...], blocks: tuple[tuple[int, int], ...] = ()):
+        if not blocks:                          # they are counted in nodes of this very graph
+            graph = recognize_attention(graph)  # before its parts become two graphs
+        self.graph = graph
         self.wrt = wrt
         self.of = of
-        self.halves = split(vjp(graph, wrt, of))
+        self.halves = split(vjp(graph, wrt, of, blocks))
         self.computed = [k for k, source in enumerate(self.halves.saved_inputs) if source is None]
         count = len(graph.outputs)
         saved = [self.halves.forward.outputs[count + k] for k in self.computed]
@@ -50,15 +53,16 @@ class Edge:
 class EdgeNode(autograd.TapeNode):
     """One compiled call on the tape."""
 
-    __slots__ = ("edge", "inputs", "run", "saved", "versions")
+    __slots__ = ("edge", "run", "saved", "versions")
 
     def __init__(self, edge: Edge, tensors: Sequence[Tensor], saved: list[np.ndarray], run: Run):
         super().__init__(tuple([autograd.edge_of(tensors[k]) for k in edge.wrt]))
         self.edge = edge
         self.run = run
-        self.saved: list[np.ndarray] | None = saved
-        # Kept: inputs that the backward plan reads, and those that a second order would start from.
-        self.inputs: list[Tensor] | None = list(tensors)
+        # Kept: inputs that the backward plan reads, those that a second order would start from, and what was saved.
+        kept = (*tensors, *[_wrap(a) for a in saved])
+        edges = [*[autograd.edge_of(t) for t in tensors], *[None] * len(saved)]
+        self.saved: Any = autograd.keep(self.name, kept, edges, may_end=False)
         read = {source for source in edge.halves.saved_inputs if source is not None}
         self.versions = {k: tensors[k]._count() for k in read}
 
@@ -72,37 +76,43 @@ class EdgeNode(autograd.TapeNode):
 
     def free(self) -> None:
         self.freed = True
-        self.saved = self.inputs = None
+        self.saved = None
 
     def pull(self, gradients: list[Any]) -> Sequence[Any]:
-        if self.saved is None or self.inputs is None:
+        if self.saved is None:
             raise complain(AutogradError, self.edge.graph.name, "backward through this compiled call a second time, "
                            "but what it saved was freed by the first",
                            fix="Pass retain_graph=True to the first backward() or grad()")
-        for k, version in self.versions.items():
-            if self.inputs[k]._count() != version:
-                raise complain(AutogradError, self.edge.graph.name, f"a value needed for its gradient "
-                               f"({self.inputs[k].tensor_type}) was changed in place after the call",
-                               fix="Call backward() before the change, or clone() the value before the call")
+        if type(self.saved) is tuple:
+            kept = self.saved
+            self._check_versions(kept)
+        else:
+            kept = self.saved.fetch(gradients)
+        inputs, saved = kept[:len(self.edge.graph.inputs)], kept[len(self.edge.graph.inputs):]
         seeds = [ops.zeros_like(t) if g is None else g for g, t in zip(gradients, self.edge.types)]
-        return self._again(seeds) if autograd.mode.enabled else self._pull(seeds)
+        return self._again(inputs, seeds) if autograd.mode.enabled else self._pull(inputs, saved, seeds)
 
-    def _pull(self, seeds: list[Any]) -> list[Any]:
+    def _check_versions(self, inputs: Sequence[Tensor]) -> None:
+        for k, version in self.versions.items():
+            if inputs[k]._count() != version:
+                raise complain(AutogradError, self.edge.graph.name, f"a value needed for its gradient "
+                               f"({inputs[k].tensor_type}) was changed in place after the call",
+                               fix="Call backward() before the change, or clone() the value before the call")
+
+    def _pull(self, inputs: Sequence[Tensor], computed: Sequence[Tensor], seeds: list[Any]) -> list[Any]:
         halves = self.edge.halves
-        assert self.saved is not None and self.inputs is not None
-        computed = iter(self.saved)
-        saved = [_wrap(next(computed)) if source is None else self.inputs[source] for source in halves.saved_inputs]
+        rest = iter(computed)
+        saved = [next(rest) if source is None else inputs[source] for source in halves.saved_inputs]
         if isinstance(interpreter.state.current, type(interpreter._State.current)):
             results = [_wrap(a) for a in self.run(halves.backward, [t._array for t in (*saved, *seeds)])]
         else:                                         # inside of another compiled function: recorded there
             results = list(replay(halves.backward, [*saved, *seeds]))
         return [None if k is None else results[k] for k in halves.gradients]
 
-    def _again(self, seeds: list[Any]) -> list[Any]:
+    def _again(self, inputs: Sequence[Tensor], seeds: list[Any]) -> list[Any]:
         """The gradient with a history: forward once more, op by op, and back with ``create_graph``."""
         edge = self.edge
-        assert self.inputs is not None
-        results = replay(edge.graph, self.inputs)
+        results = replay(edge.graph, inputs)
         outputs = [results[k] for k in edge.halves.seeds]
-        wanted = [self.inputs[k] for k in edge.wrt]
+        wanted = [inputs[k] for k in edge.wrt]
         return list(autograd.grad(outputs, wanted, seeds, retain_graph=True, create_graph=True, allow_unused=True))

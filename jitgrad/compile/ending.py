@@ -111,6 +111,7 @@ class Ending:
     def _find_bindings(self, recorder: Recorder, leaves: list[Any], held: dict[int, int]) -> None:
         """What the body put into a ``.grad``, an attribute of a Module or optimizer state: how to make the same."""
         self.gradient_bindings: list[tuple[Any, Any]] = []      # a Tensor (or its place), what to put there
+        self.cleared: dict[int, Tensor] = {}                    # those whose old gradient the body drops first of all
         self.table_bindings: list[tuple[Any, Any, Any]] = []    # table, name, what to put there
         reachable = self._reachable_tensors(recorder, leaves)
         optimizers = self.findings.optimizers.values()
@@ -123,6 +124,8 @@ class Ending:
                 place = self.places.find(t)
                 owner = t if place is None or type(place) is tuple else place
                 self.gradient_bindings.append((owner, self._binding(t._grad, held)))
+                if owner is t and id(t) in recorder.cleared_first:
+                    self.cleared[id(t)] = t
         tables = [table for m in self.findings.modules.values() for table in (m.__dict__["_buffers"], m.__dict__)]
         tables += [entry for o in optimizers for entry in o.state.values()]
         for table in tables:
@@ -154,6 +157,11 @@ class Ending:
 
     # --- the call ------------------------------------------------------------------------------------------------------
 
+    def clear(self) -> None:
+        """Drop old gradients before the plan makes new ones, as the body does."""
+        for t in self.cleared.values():
+            t._grad = None
+
     def finish(self, call: Any, arrays: list[np.ndarray], changed: list[Tensor], node: Any) -> Any:
         """Put the outputs where the body would have put them, and give the result."""
         for t in changed:
@@ -176,7 +184,10 @@ class Ending:
         bindings = [(table, name, self._deliver(spec, made, call, node)) for table, name, spec in self.table_bindings]
         for owner, spec in self.gradient_bindings:
             target = owner if isinstance(owner, Tensor) else as_fetch(owner)(call)
-            target._set_grad(self._deliver(spec, made, call, node))
+            if id(target) in self.cleared:            # what the guards know of it stays true, or `alters`
+                target._grad = self._deliver(spec, made, call, node)
+            else:
+                target._set_grad(self._deliver(spec, made, call, node))
         for table, name, value in bindings:
             table[name] = value
         if self.alters:

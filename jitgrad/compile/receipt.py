@@ -79,6 +79,7 @@ def compare(function: Any, *args: Any, seconds: float = 1.0, **kwargs: Any) -> R
 
     What Python does besides (printing, counters) happens in every run and cannot be undone."""
     plain = function.function if isinstance(function, CompiledFunction) else function
+    budget = function.memory_budget if isinstance(function, CompiledFunction) else 1.0
     name = getattr(plain, "__name__", type(plain).__name__)
     state = State(plain, (args, kwargs))
     try:
@@ -90,10 +91,11 @@ def compare(function: Any, *args: Any, seconds: float = 1.0, **kwargs: Any) -> R
         with tempfile.TemporaryDirectory() as folder, config.scope(cache=folder):
             first_cold = _first_call(plain, state, args, kwargs)
             first_warm = _first_call(plain, state, args, kwargs)
-            compiled = CompiledFunction(plain, name=name)
+            compiled = CompiledFunction(plain, name=name, memory_budget=budget)
             got = _observed(compiled, state, args, kwargs)
             per_call = _median(lambda: compiled(*args, **kwargs), seconds)
-        views = [import_module("jitgrad.inspect").PlanView(c.graph, c.plan) for c in compiled.statistics.compilations]
+        views = [import_module("jitgrad.inspect").PlanView(c.graph, c.plan, memory_budget=budget)
+                 for c in compiled.statistics.compilations]
         memory = max([view.memory.peak for view in views], default=0)
         ulps, absolute = _difference(expected, got)
         sealed = compiled.statistics.sealed_calls > 0

@@ -15,7 +15,8 @@ import bisect
 import math
 import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,29 @@ _EAGER = EagerInterpreter()
 _BYTE = np.zeros(1, np.int8)
 
 
+class Fence:
+    """Values of one graph that were there before a second computation, and their barriers. Numbers of one element stay
+    what they are."""
+
+    def __init__(self, builder: GraphBuilder, after: Value):
+        self.builder = builder
+        self.after = after
+        self.first = builder.count
+        self.behind: dict[Value, Value] = {}
+
+    def pass_through(self, builder: GraphBuilder, value: Value) -> Value:
+        """What the second computation reads for `value`."""
+        if builder is not self.builder or value.id >= self.first or value.type.size < 2:
+            return value
+        if value not in self.behind:
+            self.behind[value] = builder.run(ops.barrier, (value, self.after), {})
+        return self.behind[value]
+
+
 class Recorder:
     """See the module. `execute(recorder, graph, arrays, edge)` runs a graph; it is given by the compiled function."""
+
+    records = True
 
     def __init__(self, execute: Callable[..., Any], name: str = "graph", fullgraph: bool = False,
                  given: Given | None = None):
@@ -66,6 +88,9 @@ class Recorder:
         self.merged: list[tuple[Any, Tensor]] = []    # Tensors that became one unit: the unit's, and another
         self.first_sequence = autograd.next_sequence()
         self.forever: list[Tensor] = []               # inputs of numbers: their ids must not be used again
+        self.cleared_first: set[int] = set()          # ids of Tensors whose gradients went before anything was recorded
+        self.fenced: Fence | None = None              # while something is computed a second time
+        self.repeats = True                           # all blocks were noted
         self.flat: list[tuple[int, int]] = []         # memory (first, last byte) whose tensors overlap oddly
         self._start()
 
@@ -79,6 +104,7 @@ class Recorder:
         self.live: list[weakref.ref[Tensor]] = []
         self.tracked: set[Value] = set()              # values with a history
         self.detached_before: dict[Value, int] = {}   # inputs that gained a history late: after how many nodes
+        self.blocks: list[tuple[int, int]] = []       # nodes (first, past the last) that the walk back computes again
         self.partial: set[Value] = set()              # values whose history is not just that of the graph
 
     @property
@@ -166,14 +192,20 @@ class Recorder:
         """The graph's value for the contents of `tensor` now."""
         place: Pending = tensor._pending if tensor._array is None else self.capture(tensor)
         unit = place.unit
+        if self.fenced is not None:
+            base = self.fenced.pass_through(self.builder, unit.value)
+            if base is not unit.value or not place.chain:
+                return self._moved(base, place)
         if not place.chain:
             return unit.value
         if place.value is None or place.seen != unit.writes:
-            value = unit.value
-            for op, attrs in place.chain:
-                value = self.builder.run(op, (value,), attrs)
-            place.value, place.seen = value, unit.writes
+            place.value, place.seen = self._moved(unit.value, place), unit.writes
         return place.value
+
+    def _moved(self, value: Value, place: Pending) -> Value:
+        for op, attrs in place.chain:
+            value = self.builder.run(op, (value,), attrs)
+        return value
 
     def read_all(self, tensors: tuple[Tensor, ...]) -> tuple[Value, ...]:
         """The values of several Tensors. Capturing one may cut; then those read before it are of another graph."""
@@ -323,7 +355,7 @@ class Recorder:
         before = generator.offset
         key, first = generator.advance(count)
         base = self.draws.setdefault(id(generator), [generator, before, 0])
-        base[2] += count
+        base[2] = max(base[2], first - base[1] + count)       # what is computed again draws the same again
         return (self.input_number(key, ("seed", generator)),
                 self.input_number(first, ("offset", generator, first - base[1])))
 
@@ -331,6 +363,45 @@ class Recorder:
         """Run `make` outside of the recording (`autograd.eager_state`)."""
         with interpreter.interpret(_EAGER):
             return make()
+
+    def cleared(self, tensor: Tensor) -> None:
+        """The gradient of `tensor` was taken away."""
+        if not self.builder.nodes and not self.trace:
+            self.cleared_first.add(id(tensor))
+
+    # --- what is computed a second time --------------------------------------------------------------------------------
+
+    @contextmanager
+    def block(self, repeatable: bool) -> Iterator[None]:
+        """Around the first run of a function that the walk back runs again. A backward pass outside of this call does so
+        in terms of nodes, which is the same only if the function is `repeatable` and changes nothing in place."""
+        builder, first, writes = self.builder, len(self.builder.nodes), self._count_writes()
+        yield
+        if builder is self.builder and repeatable and writes == self._count_writes():
+            self.blocks.append((first, len(builder.nodes)))
+        else:
+            self.repeats = False
+
+    def _count_writes(self) -> int:
+        return sum(unit.writes for unit in self.units)
+
+    @contextmanager
+    def fence(self, after: Sequence[Tensor], recorded: bool) -> Iterator[None]:
+        """Around a second run: what was there before is read through barriers behind the first of `after`, so that no
+        pass takes the two runs for one. A first run that was not `recorded` is repeated as it was, eagerly."""
+        if not recorded:
+            if any(unit.dirty for unit in self.units):
+                self.flush(user_location(2), "a checkpointed function from outside runs again")
+            with interpreter.interpret(_EAGER):
+                yield
+            return
+        outer = self.fenced
+        token = self.read(after[0]) if after else None
+        self.fenced = None if token is None else Fence(self.builder, token)
+        try:
+            yield
+        finally:
+            self.fenced = outer
 
     # --- running what was recorded -----------------------------------------------------------------------------------
 
@@ -432,7 +503,11 @@ class Recorder:
         held: dict[int, int] = {id(t): -1000 for t in results}
         for node in nodes:
             saved = node.saved
-            for key in map(id, saved[0] + saved[1] if saved else ()):
+            for key in map(id, saved if type(saved) is tuple else ()):
+                held[key] = held.get(key, 0) + 1
+        frames = {id(n.saved.frame): n.saved.frame for n in nodes if type(n.saved) is autograd.Held}
+        for inputs in {id(f.tensors()): f.tensors() for f in frames.values()}.values():
+            for key in map(id, inputs):
                 held[key] = held.get(key, 0) + 1
         alive = [t for t in (r() for r in self.live) if t is not None]
         for key in (id(t._root) for t in alive if t._root is not None):
@@ -455,7 +530,7 @@ class Recorder:
 
     def _is_plain(self, tensors: list[Tensor]) -> bool:
         """True when the history of `tensors` is that of the graph: no hooks, no detach or no_grad on the way."""
-        if self.hooked or self.entangled or self.segments:
+        if self.hooked or self.entangled or self.segments or not self.repeats:
             return False
         if any(u.dirty and u.initial in self.tracked for u in self.units):
             return False
@@ -491,7 +566,7 @@ class Recorder:
         if crossing:
             of = tuple(sorted({position[v] for v in crossing_values}))
             wrt = tuple([k for k, u in enumerate(units) if u.initial in self.tracked])
-            edge = wrt, of
+            edge = wrt, of, tuple(self.blocks)
         again = [v for k, v in enumerate(outputs) if v not in given and v in outputs[:k]]
         copied = [given[v] for v in outputs if v in given], [position[v] for v in again]
         segment = Segment(graph, [self.source(u.tensor) for u in units], all([a.flags.c_contiguous for a in arrays]), edge,

@@ -204,12 +204,27 @@ class Sealed:
             return _wrap(stage.plan.run([leaves[k]._array for k in self.order])[stage.ending.single])
         made: list[np.ndarray] = []
         changed: list[Tensor] = []
+        if stage.ending is not None and stage.ending.cleared:
+            return self._run_cleared(stage, call, made, changed)
         node = stage.run(call, made, changed)
         if node is MISMATCH:
             return Unfinished([], made, [])
         if stage.ending is not None:
             return stage.ending.finish(call, made, changed, node)
         return self._walk(call, made, changed)
+
+    def _run_cleared(self, stage: Stage, call: Any, made: list[np.ndarray], changed: list[Tensor]) -> Any:
+        """The only stage of a call that first of all drops old gradients, so that the new ones may lie where they lay."""
+        stage.ending.clear()
+        try:
+            node = stage.run(call, made, changed)
+        except BaseException:
+            changes.bump()                            # gradients are gone that the guards take to be there
+            raise
+        if node is MISMATCH:
+            changes.bump()
+            return Unfinished([], made, [])
+        return stage.ending.finish(call, made, changed, node)
 
     def _walk(self, call: Any, made: list[np.ndarray], changed: list[Tensor]) -> Any:
         """After the first stage: from decision to decision."""

@@ -49,13 +49,14 @@ class Made:
 @dataclass(slots=True)
 class Segment:
     """What one flush ran: the graph, where its inputs come from, whether all of them were dense, and the inputs and
-    outputs that gradients go between. A value that several Tensors have, or that was an input's before the graph ran, is
-    copied: inputs before, outputs after; the copies count as outputs behind those of the graph."""
+    outputs that gradients go between, with the blocks of nodes that are then computed again. A value that several
+    Tensors have, or that was an input's before the graph ran, is copied: inputs before, outputs after; the copies count
+    as outputs behind those of the graph."""
 
     graph: Graph
     inputs: list[Tensor | Made]
     dense: bool
-    edge: tuple[tuple[int, ...], tuple[int, ...]] | None
+    edge: tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[int, int], ...]] | None
     copied_inputs: list[int]
     copied_outputs: list[int]
 

@@ -64,6 +64,7 @@ class Op:
     variadic: bool = False
     commutative: bool = False
     view: bool = False                      # eager results may share memory with the (only) operand
+    alias: bool = False                     # in a plan the result is the first operand's memory as it is: no kernel
     effects: frozenset[str] = frozenset()
     identity: float | int | None = None     # reductions: value of an empty reduction; None: it is an error
     doc: str = ""

@@ -7,6 +7,7 @@ rules and derived operations are written with, and the functions that apply the 
 
 # ruff: noqa: F403
 from jitgrad.ops.attention import *
+from jitgrad.ops.barrier import *
 from jitgrad.ops.builders import *
 from jitgrad.ops.check import *
 from jitgrad.ops.contraction import *

@@ -23,6 +23,9 @@ from jitgrad.ir.types import TensorType
 __all__ = ["apply_rule", "continue_graph", "depends_on", "operand_gradients", "reads", "reverse"]
 
 
+Read = Callable[[Node, Sequence[Any]], tuple[Sequence[Any], Sequence[Any]]]
+
+
 def reads(op: Op, wanted: Sequence[bool]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Positions of the inputs and of the outputs that the rules of the `wanted` operands read: what a tape keeps."""
     rules = _rules_of(op, wanted)
@@ -111,12 +114,13 @@ def depends_on(nodes: Iterable[Node], values: Collection[Value]) -> set[Value]:
 
 
 def reverse(nodes: Sequence[Node], seeds: Mapping[Value, Any], wrt: Collection[Value],
-            at: Callable[[Node], Any] | None = None) -> dict[Value, Any]:
+            at: Callable[[Node], Any] | None = None, read: Read | None = None) -> dict[Value, Any]:
     """The backward pass: gradients of `wrt`, given the gradients `seeds` of some values.
 
     Values are read by the rules as they are, so the current interpreter must be the one that `nodes` were made by (a
-    GraphBuilder appends to them). `at` is called with each node before its rules run. A value of `wrt` that no
-    gradient reaches is missing from the result."""
+    GraphBuilder appends to them). `at` is called with each node before its rules run; `read`, given a node and the
+    gradients that arrive at it, says which inputs and outputs the rules read instead of the node's own. A value of `wrt`
+    that no gradient reaches is missing from the result."""
     flowing = depends_on(nodes, wrt)
     gradients: dict[Value, Any] = {v: g for v, g in seeds.items() if v in flowing}
     for node in reversed(nodes):
@@ -127,7 +131,8 @@ def reverse(nodes: Sequence[Node], seeds: Mapping[Value, Any], wrt: Collection[V
             at(node)
         wanted = [v in flowing for v in node.inputs]
         types = [v.type for v in node.inputs]
-        leaving = operand_gradients(node.op, node.attrs, types, node.inputs, node.outputs, arriving, wanted)
+        inputs, outputs = (node.inputs, node.outputs) if read is None else read(node, arriving)
+        leaving = operand_gradients(node.op, node.attrs, types, inputs, outputs, arriving, wanted)
         for v, g in zip(node.inputs, leaving, strict=True):
             if g is not None:
                 gradients[v] = ops.add(gradients[v], g) if v in gradients else g

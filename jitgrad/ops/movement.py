@@ -35,7 +35,7 @@ def _infer_reshape(x: TensorType, *, shape: Ints) -> TensorType:
 
 reshape: Op = register(Op(
     "reshape", ("x",), _infer_reshape, lambda x, *, shape: x.reshape(shape), "movement", view=True,
-    vjp=(lambda g, x_type: ops.reshape(g, shape=x_type.shape),),
+    alias=True, vjp=(lambda g, x_type: ops.reshape(g, shape=x_type.shape),),
     doc="The same elements in row-major order at another shape; a view where strides allow it."))
 
 

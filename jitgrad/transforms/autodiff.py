@@ -23,13 +23,13 @@ everything else with effects is computed once.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from jitgrad import ops
 from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value
 from jitgrad.ops.gradient import continue_graph, depends_on, reverse
-from jitgrad.transforms.mincut import Network
+from jitgrad.transforms.recompute import Again, cheapest_cut
 
 RECOMPUTED_KINDS = ("elementwise", "movement", "source")
 LONGEST_CHAIN = 32          # nodes computed again in a row; also keeps the cut's paths short, hence its time linear
@@ -57,11 +57,13 @@ class Halves:
     gradients: tuple[int | None, ...]
 
 
-def vjp(graph: Graph, wrt: Sequence[int], of: Sequence[int] | None = None) -> Joint:
+def vjp(graph: Graph, wrt: Sequence[int], of: Sequence[int] | None = None,
+        blocks: Sequence[tuple[int, int]] = ()) -> Joint:
     """Outputs and input gradients from inputs and output gradients.
 
     `wrt` are positions of differentiable inputs; `of` positions of the outputs that gradients come in for (all those
-    that depend on `wrt`, unless given)."""
+    that depend on `wrt`, unless given). The backward pass computes the nodes in each of `blocks` (positions: first, past
+    the last; a block inside of another one counts for nothing) again, from what goes into the block."""
     flowing = depends_on(graph.nodes, {graph.inputs[k] for k in wrt})
     candidates = range(len(graph.outputs)) if of is None else of
     seeds = tuple([k for k in candidates if graph.outputs[k] in flowing])
@@ -72,7 +74,8 @@ def vjp(graph: Graph, wrt: Sequence[int], of: Sequence[int] | None = None) -> Jo
         for k, g in zip(seeds, incoming, strict=True):
             v = graph.outputs[k]
             arriving[v] = ops.add(arriving[v], g) if v in arriving else g
-        found = reverse(graph.nodes, arriving, [graph.inputs[k] for k in wrt], at=follow_lines(builder))
+        again = Again(graph, blocks, builder) if blocks else None
+        found = reverse(graph.nodes, arriving, [graph.inputs[k] for k in wrt], at=follow_lines(builder), read=again)
     reached = [found.get(graph.inputs[k]) for k in wrt]
     present = [g for g in reached if g is not None]
     joint = builder.build([*graph.outputs, *present], graph.writes)
@@ -139,41 +142,10 @@ def _needed(nodes: Sequence[Node], results: Iterable[Value], given: Iterable[Val
 def _values_to_save(graph: Graph, late: set[Value], gradients: Iterable[Value]) -> list[Value]:
     """The cheapest set of early values from which the late nodes (and gradients) can be computed, in graph order."""
     early = [node for node in graph.nodes if node.outputs[0] not in late]
-    network = Network()
-    price = _prices(graph, early)
-    entrance: dict[Value, int] = {}
-    for v in graph.inputs:
-        if v not in late:
-            entrance[v] = _split_vertex(network, price[v])
-            network.connect(Network.SOURCE, entrance[v])
-    _connect_nodes(network, early, entrance, price)
     read = {v for node in graph.nodes if node.outputs[0] in late for v in node.inputs}
-    for v in read.union(gradients):
-        if v not in late:
-            network.connect(entrance[v] + 1, Network.SINK)
-    reached = network.source_side()
-    return [v for v, vertex in entrance.items() if vertex in reached and vertex + 1 not in reached]
-
-
-def _connect_nodes(network: Network, early: Iterable[Node], entrance: dict[Value, int],
-                   price: Mapping[Value, int]) -> None:
-    """Edges from operands to results where computing again is allowed; from the source where it is not."""
-    length: dict[Value, int] = {}
-    for node in early:
-        chain = 1 + max([length.get(v, 0) for v in node.inputs], default=0)
-        again = node.op.kind in RECOMPUTED_KINDS and not node.op.effects and chain <= LONGEST_CHAIN
-        for v in node.outputs:
-            entrance[v] = _split_vertex(network, price[v])
-            length[v] = chain if again else 0
-            for tail in [entrance[x] + 1 for x in node.inputs] if again else [Network.SOURCE]:
-                network.connect(tail, entrance[v])
-
-
-def _split_vertex(network: Network, price: int) -> int:
-    """Two vertices for a value, n before and n + 1 behind the edge that a cut pays for."""
-    before, behind = network.vertex(), network.vertex()
-    network.connect(before, behind, price)
-    return before
+    inputs = [v for v in graph.inputs if v not in late]
+    return cheapest_cut(inputs, early, [v for v in read.union(gradients) if v not in late], _prices(graph, early),
+                        lambda node: node.op.kind in RECOMPUTED_KINDS and not node.op.effects, LONGEST_CHAIN)
 
 
 def _prices(graph: Graph, early: Iterable[Node]) -> dict[Value, int]:

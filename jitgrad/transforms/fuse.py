@@ -41,6 +41,7 @@ class Fusion:
         self.groups = Groups(self.producers)
         self.claims = claim_epilogues(graph)
         self.stored: set[Value] = set(graph.results)
+        self.drawn = _made_of_random_bits(graph)
 
     def run(self) -> Groups:
         for node in reversed(self.graph.nodes):
@@ -104,7 +105,7 @@ class Fusion:
         value = node.output
         if value not in self.stored and value not in self.groups.readers:
             return
-        if node.op.name == "reshape" or not has_affine_source(node):
+        if node.op.alias or not has_affine_source(node):
             self.stand_alone(node)
         else:
             self.link(self.seed("map", node), value)
@@ -126,7 +127,7 @@ class Fusion:
         value, claim = node.output, self.claims.of.get(node)
         readers = [g for g in self.merge_readers(value)]
         fitting = [g for g in readers if self.may_hold(g, node, claim)]
-        alone = value not in self.stored and len(fitting) == len(readers)
+        alone = value not in self.stored and all(g in fitting or self.may_repeat(g, node) for g in readers)
         if alone and len(readers) > 1 and self.is_worth_repeating(node, readers):
             for group in readers:
                 self.join(node, group)
@@ -148,6 +149,12 @@ class Fusion:
         if group.claim is None or group.claim == claim:
             return group.claim == claim
         return claim is None and not self.claims.taint[node.output] >> group.claim & 1
+
+    def may_repeat(self, group: Group, node: Node) -> bool:
+        """True when `group` may compute for itself what belongs to the epilogue of another matmul."""
+        if group.template == "single":
+            return False
+        return group.claim is None or not self.claims.taint[node.output] >> group.claim & 1
 
     def fits(self, node: Node, group: Group, is_read_outside: bool) -> bool:
         """True when `group` can compute `node` in its loops."""
@@ -183,6 +190,8 @@ class Fusion:
         """True when computing `node` in each of its readers costs no more than to store it and read it."""
         if node.op.kind == "source" and not all(is_plain(i) for g in readers for i in g.demands.of[node.output]):
             return False
+        if node.output in self.drawn and node.output.dtype.itemsize == 1:
+            return False                            # a mask is smaller than the random words that it is made of
         return is_cheap(node) and self.full_operands(node) <= 1
 
     def full_operands(self, node: Node) -> int:
@@ -309,6 +318,15 @@ def has_affine_source(node: Node) -> bool:
     return node.op.view
 
 
+def _made_of_random_bits(graph: Graph) -> set[Value]:
+    """Values that are computed element by element from random words."""
+    found: set[Value] = set()
+    for node in graph.nodes:
+        if node.op.name == "random_bits" or (node.op.kind == "elementwise" and not found.isdisjoint(node.inputs)):
+            found.update(node.outputs)
+    return found
+
+
 def is_cheap(node: Node) -> bool:
     """Plain operators cost less than reading their result from memory."""
     return not node.op.effects and ("{" in (node.op.spell or "") or node.op.kind == "source")
@@ -318,13 +336,26 @@ def is_cheap(node: Node) -> bool:
 
 
 def assemble(graph: Graph, groups: Groups) -> Graph:
-    """The graph of regions, every one behind what it reads."""
+    """The graph of regions, every one behind what it reads, in the order of their last nodes in the program; but what
+    makes nothing but outputs comes as soon as it can, for then what it reads may go."""
     position = {node: k for k, node in enumerate(graph.nodes)}
-    living = groups.living()
-    nodes: list[Node] = []
-    done: set[int] = set()
     results = set(graph.results)
-    for group in sorted(living, key=lambda g: min(position[node] for node in g.nodes)):
+    ordered = _in_order(groups, position)
+    only_outputs = set(graph.outputs) - {v for _, v in graph.writes}
+    time: dict[int, int] = {}
+    for k, group in enumerate(ordered):
+        early = all([v in only_outputs for v in group.made if _is_read_outside(v, group, groups, results)])
+        before = [time[g.number] for g in map(groups.find, group.before) if g is not group]
+        time[group.number] = max(before, default=0) if early and not any(n.op.effects for n in group.nodes) else k
+    ordered.sort(key=lambda g: time[g.number])            # keeps the order of equals, which is a possible one
+    return graph.replace(nodes=tuple([_region_node(group, groups, position, results) for group in ordered]))
+
+
+def _in_order(groups: Groups, position: dict[Node, int]) -> list[Group]:
+    """All groups, each behind those that it reads from."""
+    ordered: list[Group] = []
+    done: set[int] = set()
+    for group in sorted(groups.living(), key=lambda g: max(position[node] for node in g.nodes)):
         stack = [group]
         while stack:
             top = stack[-1]
@@ -335,8 +366,8 @@ def assemble(graph: Graph, groups: Groups) -> Graph:
                 stack.extend(waiting)
             else:
                 done.add(stack.pop().number)
-                nodes.append(_region_node(top, groups, position, results))
-    return graph.replace(nodes=tuple(nodes))
+                ordered.append(top)
+    return ordered
 
 
 def _region_node(group: Group, groups: Groups, position: dict[Node, int], results: set[Value]) -> Node:

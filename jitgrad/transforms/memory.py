@@ -89,7 +89,8 @@ def output_identities(graph: Graph) -> tuple[tuple[str, int] | None, ...]:
 
 
 class _Planner:
-    """The state of one assignment. A value's *root* is the value whose memory it is: reshape moves nothing."""
+    """The state of one assignment. A value's *root* is the value whose memory it is: reshape and barrier move
+    nothing."""
 
     def __init__(self, graph: Graph, identities: Sequence[tuple[str, int] | None], may_share: MayShare):
         self.graph = graph
@@ -103,7 +104,7 @@ class _Planner:
         self.read_at: dict[Value, list[int]] = {}           # by root, ascending
         self.last_failure = -1
         self.assignment = Assignment()
-        self.nodes = [n for n in graph.nodes if n.op.name not in ("reshape", "constant")]
+        self.nodes = [n for n in graph.nodes if not n.op.alias and n.op.name != "constant"]
         self.end = len(self.nodes)
 
     def run(self, updates: Sequence[Node]) -> Assignment:
@@ -127,7 +128,7 @@ class _Planner:
             self.slots[v] = Slot("input", k, v.type.nbytes)
         for node in self.graph.nodes:
             for v in node.outputs:
-                self.root[v] = self.root[node.inputs[0]] if node.op.name == "reshape" else v
+                self.root[v] = self.root[node.inputs[0]] if node.op.alias else v
 
     def _place_constants(self) -> None:
         """All constants in one block; equal ones share their place."""

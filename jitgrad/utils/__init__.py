@@ -1,5 +1,5 @@
-"""PyTorch's ``utils``: what it holds here is `jitgrad.utils.data`."""
+"""PyTorch's ``utils``: `checkpoint`, and `jitgrad.data` under the name that PyTorch has for it."""
 
-from jitgrad.utils import data
+from jitgrad.utils import checkpoint, data
 
-__all__ = ["data"]
+__all__ = ["checkpoint", "data"]
