@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jitgrad.codegen.kernel import Argument, Buffer, Launch, Lowered
+from jitgrad.codegen.kernel import Argument, Buffer, Function, Launch, Lowered
 from jitgrad.ir.types import TensorType
+from jitgrad.kernels.cpu import gemm
 
 BLOCK = 16384                                   # elements of an item where any number would do
 LINES = 64                                      # neighbouring lines of one item
@@ -62,6 +63,11 @@ def lowers(name: str, *, in_place: bool = False) -> Callable[[Lowering], Lowerin
 def launch(source: str, items: int, *arguments: Argument) -> Launch:
     """A launch of the one function in `source`."""
     return Launch(source[4:source.index("(")], source, items, arguments)
+
+
+def product_core(short: str) -> Function:
+    """The kernel that multiplies matrices, as an argument of those that call it."""
+    return Function(f"gemm_{short}", gemm.source(short))
 
 
 def split(shape: Sequence[int], axis: int) -> tuple[int, int, int]:

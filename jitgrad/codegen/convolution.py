@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from jitgrad import dtypes
 from jitgrad.codegen import taps, winograd
-from jitgrad.codegen.call import BLOCK, Call, launch, lowers
+from jitgrad.codegen.call import BLOCK, Call, launch, lowers, product_core
 from jitgrad.codegen.kernel import Argument, Buffer, Launch, Lowered, Private
 from jitgrad.codegen.region import analyse
 from jitgrad.codegen.templates import lower_map
@@ -50,7 +50,7 @@ class _Lowering:
         self.tile = gemm.element_tile(self.short)
         self.groups: int = self.call.attrs["groups"]
         self.volumes = self.type.ndim == 5
-        self.core = winograd.core(self.short)
+        self.core = product_core(self.short)
 
     def lowered(self) -> Lowered:
         return Lowered(tuple(self.launches), tuple(self.scratch), tuple(self.private))

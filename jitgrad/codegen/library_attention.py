@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jitgrad import dtypes
-from jitgrad.codegen.call import BLOCK, Call, launch, lowers
+from jitgrad.codegen.call import BLOCK, Call, launch, lowers, product_core
 from jitgrad.codegen.kernel import Buffer, Launch, Lowered
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu import attention, conv, gemm
@@ -55,7 +55,7 @@ def lower_attention(call: Call) -> Lowered | None:
     pack, nbytes = pack_rows(call.input(1), k, call.scratch(0))
     sizes = integers(call, q, k, v, mask, dropped)
     run = launch(attention.source("attention", q.dtype.short), q.shape[0] * sizes[-1], call.input(0), call.scratch(0),
-                 call.input(2), *extra, call.output(0), call.output(1), *sizes)
+                 call.input(2), *extra, call.output(0), call.output(1), *sizes, product_core(q.dtype.short))
     return Lowered((pack, run), (nbytes,))
 
 
@@ -77,7 +77,8 @@ def lower_attention_grad(call: Call) -> Lowered | None:
     dq = call.output(0) if parts == 1 else call.scratch(3)
     run = launch(attention.source("attention_grad", short), k.shape[0] * parts, call.input(0), call.input(1), call.input(2),
                  *extra, call.input(lse), call.scratch(2), call.scratch(0), call.scratch(1), dq, call.output(1),
-                 call.output(2), *integers(call, q, k, v, mask, dropped), parts, per_part * block, q.shape[0])
+                 call.output(2), *integers(call, q, k, v, mask, dropped), parts, per_part * block, q.shape[0],
+                 product_core(short))
     scratch = bytes_k, bytes_v, q.shape[0] * q.shape[1] * itemsize
     if parts == 1:
         return Lowered((pack_k, pack_v, dots, run), scratch)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jitgrad.codegen.call import BLOCK, Call, launch
-from jitgrad.codegen.kernel import Buffer, Function, Lowered, Private
+from jitgrad.codegen.call import BLOCK, Call, launch, product_core
+from jitgrad.codegen.kernel import Buffer, Lowered, Private
 from jitgrad.kernels.cpu import conv, gemm, winograd
 
 ITEMS = 8                                       # at least, for balance
@@ -74,7 +74,7 @@ def forward(call: Call, image: int, sizes: Sizes, *, turned: bool) -> Lowered:
                "rows_per_item": per_item, "row_blocks": blocks, "piece_stride": stride,
                "panel_rows": gemm.panel_height(pieces, tile), "depth_block": even_depth(channels, DEPTH), **private}
     run = launch(winograd.source("winograd", sizes.short), -(-n // images) * parts * blocks, call.input(image), weights,
-                 call.output(), *[Private(k) for k in range(len(private))], core(sizes.short),
+                 call.output(), *[Private(k) for k in range(len(private))], product_core(sizes.short),
                  *[numbers[name] for name in winograd.ARGUMENTS])
     return Lowered((make_weights, run), (16 * panels * tile.columns * channels * itemsize,),
                    tuple([size * itemsize for size in private.values()]))
@@ -99,18 +99,13 @@ def weight_gradient(call: Call, sizes: Sizes) -> Lowered:
     size = call.outputs[0].size
     partial: Buffer = call.output() if runs == 1 else call.scratch(0)
     run = launch(winograd.source("winograd_weight_gradient", sizes.short), runs * blocks, call.input(0), call.input(1),
-                 partial, *[Private(k) for k in range(len(private))], core(sizes.short),
+                 partial, *[Private(k) for k in range(len(private))], product_core(sizes.short),
                  *[numbers[name] for name in winograd.WEIGHT_ARGUMENTS])
     own = tuple([count * itemsize for count in private.values()])
     if runs == 1:
         return Lowered((run,), (), own)
     add = launch(conv.add_parts_source(sizes.short), -(-size // BLOCK), partial, call.output(), size, runs, BLOCK)
     return Lowered((run, add), (runs * size * itemsize,), own)
-
-
-def core(short: str) -> Function:
-    """What multiplies."""
-    return Function(f"gemm_{short}", gemm.source(short))
 
 
 def geometry(sizes: Sizes, images: int, piece_rows: int, parts: int) -> Geometry:

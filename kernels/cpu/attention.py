@@ -18,7 +18,7 @@ from jitgrad.kernels.cpu.philox import random_bits_block
 from jitgrad.kernels.cpu.scalar import f32, f32 as T, f64
 from jitgrad.kernels.cpu.standins import i64, load, pointer, reassociate_add, reassociate_max, store
 from jitgrad.kernels.cpu.template import text
-from jitgrad.kernels.cpu.tile import make_panel, multiply_tile
+from jitgrad.kernels.cpu.tile import make_panel, multiply_block
 
 COLUMNS, TILE = 32, 14                          # of the register tile; `source` puts the machine's in their places
 QUERIES, KEYS = 56, 128                         # of a block; `source` too
@@ -80,12 +80,10 @@ def attention(args, begin, end, thread):
             store(stats, QUERIES + i, T(0), 6, 12)
         for start in range(0, last, KEYS):
             count = min(KEYS, last - start)
-            for j in range(0, count, COLUMNS):
-                for r in range(0, rows, TILE):
-                    multiply_tile(min(TILE, rows - r), min(COLUMNS, count - j), width,
-                                  q, (n * queries + first + r) * width, width, 1,
-                                  k, (group * panels + (start + j) // COLUMNS) * width * COLUMNS, COLUMNS,
-                                  scores, r * KEYS + j, KEYS, 0)
+            multiply_block(args, 24, rows, count, width, width, TILE,
+                           q, (n * queries + first) * width, TILE * width, width, 1,
+                           k, (group * panels + start // COLUMNS) * width * COLUMNS, width * COLUMNS, COLUMNS,
+                           scores, 0, KEYS, 0)
             for i in range(rows):
                 line = i * KEYS
                 place = (n * queries + first + i) * values
@@ -129,11 +127,9 @@ def attention(args, begin, end, thread):
                 if start > 0:
                     for j in range(values):
                         store(o, place + j, T(load(o, place + j, 3, 12) * less), 3, 12)
-            for j in range(0, values, COLUMNS):
-                for r in range(0, rows, TILE):
-                    multiply_tile(min(TILE, rows - r), min(COLUMNS, values - j), count, scores, r * KEYS, KEYS, 1,
-                                  v, (group * keys + start) * values + j, values,
-                                  o, (n * queries + first + r) * values + j, values, start)
+            multiply_block(args, 24, rows, values, count, count, TILE, scores, 0, TILE * KEYS, KEYS, 1,
+                           v, (group * keys + start) * values, COLUMNS, values,
+                           o, (n * queries + first) * values, values, start)
         for i in range(rows):
             place = (n * queries + first + i) * values
             total = load(stats, QUERIES + i, 6, 12)
@@ -192,15 +188,11 @@ def attention_grad(args, begin, end, thread):
                 for first in range(begin_query, queries, QUERIES):
                     rows = min(QUERIES, queries - first)
                     query = n * queries + first
-                    for j in range(0, count, COLUMNS):
-                        panel = group * panels + (start + j) // COLUMNS
-                        for r in range(0, rows, TILE):
-                            multiply_tile(min(TILE, rows - r), min(COLUMNS, count - j), width, q, (query + r) * width,
-                                          width, 1, k_panels, panel * width * COLUMNS, COLUMNS,
-                                          weights, r * KEYS + j, KEYS, 0)
-                            multiply_tile(min(TILE, rows - r), min(COLUMNS, count - j), values, g, (query + r) * values,
-                                          values, 1, v_panels, panel * values * COLUMNS, COLUMNS,
-                                          slopes, r * KEYS + j, KEYS, 0)
+                    panel = group * panels + start // COLUMNS
+                    multiply_block(args, 32, rows, count, width, width, TILE, q, query * width, TILE * width, width, 1,
+                                   k_panels, panel * width * COLUMNS, width * COLUMNS, COLUMNS, weights, 0, KEYS, 0)
+                    multiply_block(args, 32, rows, count, values, values, TILE, g, query * values, TILE * values, values, 1,
+                                   v_panels, panel * values * COLUMNS, values * COLUMNS, COLUMNS, slopes, 0, KEYS, 0)
                     for i in range(rows):
                         line = i * KEYS
                         seen = count
@@ -242,20 +234,14 @@ def attention_grad(args, begin, end, thread):
                             for j in range(KEYS):
                                 store(weights, line + j, T(load(weights, line + j, 9, 16) * load(kept, skip + j, 11, 16)),
                                       9, 16)
-                    for r in range(0, count, TILE):
-                        height = min(TILE, count - r)
-                        own = group * keys + start + r
-                        for j in range(0, values, COLUMNS):
-                            multiply_tile(height, min(COLUMNS, values - j), rows, weights, r, 1, KEYS,
-                                          g, query * values + j, values, dv, own * values + j, values, started)
-                        for j in range(0, width, COLUMNS):
-                            multiply_tile(height, min(COLUMNS, width - j), rows, slopes, r, 1, KEYS,
-                                          q, query * width + j, width, dk, own * width + j, width, started)
-                    for r in range(0, rows, TILE):
-                        for j in range(0, width, COLUMNS):
-                            multiply_tile(min(TILE, rows - r), min(COLUMNS, width - j), count, slopes, r * KEYS, KEYS, 1,
-                                          k, (group * keys + start) * width + j, width,
-                                          dq, (part * heads * queries + query + r) * width + j, width, 1)
+                    own = group * keys + start
+                    multiply_block(args, 32, count, values, rows, rows, TILE, weights, 0, TILE, 1, KEYS,
+                                   g, query * values, COLUMNS, values, dv, own * values, values, started)
+                    multiply_block(args, 32, count, width, rows, rows, TILE, slopes, 0, TILE, 1, KEYS,
+                                   q, query * width, COLUMNS, width, dk, own * width, width, started)
+                    multiply_block(args, 32, rows, width, count, count, TILE, slopes, 0, TILE * KEYS, KEYS, 1,
+                                   k, own * width, COLUMNS, width,
+                                   dq, (part * heads * queries + query) * width, width, 1)
                     started = 1
             if started == 0:
                 for i in range((group * keys + start) * width, (group * keys + start + count) * width):
