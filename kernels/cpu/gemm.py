@@ -27,6 +27,7 @@ ITEM_COST = 1 << 20                             # multiply-adds below which an i
 ITEMS = 16                                      # as many items as there are, at most, are wanted for balance
 ITEM_ROWS, ITEM_COLUMNS = 504, 256              # a block of A in the second cache; each panel of B is copied for it once
 DEEP = 256                                      # steps from which a transposed A is packed
+WIDE = 1024                                     # columns from which an A is packed whose rows are whole pages apart
 COPIED_FROM = 2                                 # tiles of rows that a panel of B must serve for its copy to pay
 
 Strides = tuple[int, ...]
@@ -315,13 +316,14 @@ def panel_height(rows: int, tile: Tile) -> int:
 
 
 def _must_pack_a(a: Matrices, m: int, n: int, k: int, tile: Tile, itemsize: int) -> bool:
-    """Rows at a distance of whole pages fall into the same few places of the cache; a stride in both directions spends
-    a cache line on every element; and where rows lie side by side, each step of a deep product is a page of its own."""
+    """Rows at a distance of whole pages fall into the same few places of the cache, which costs more than packing where
+    the product is wide; a stride in both directions spends a cache line on every element; and where rows lie side by
+    side, each step of a deep product is a page of its own."""
     if m == 1 or k <= 4:
         return False
     if a.row == 1:
         return k >= DEEP and m > tile.rows and n >= 2 * tile.columns
-    return a.column != 1 or a.row * itemsize % 4096 == 0
+    return a.column != 1 or a.row * itemsize % 4096 == 0 and n >= WIDE
 
 
 def pack(x: Matrices, batch: tuple[int, ...], rows: int, depth: int, panel_rows: int, width: int, row_stride: int,

@@ -66,7 +66,8 @@ SPIN = 40_000                           # ns of waiting before a thread sleeps, 
 BUSY = 250_000                          # … and within one: waking a thread takes as long as a small product
 WORTH = 15_000                          # ns on one thread above which an entry is shared
 SLICE = 100_000_000                     # ns after which Python gets a chance to see Ctrl-C
-CHUNKS_PER_THREAD = 8
+CHUNKS_PER_THREAD = 8                   # at least, if there are as many items …
+CHUNK = 50_000                          # … and more if each has so many ns to do: one that is late holds up less
 
 
 def run(args: Any, begin: int, arrays: int, mode: int) -> None:
@@ -112,7 +113,7 @@ def run(args: Any, begin: int, arrays: int, mode: int) -> None:
             begun = nanoseconds(clock)
             if started == 0:
                 started = begun
-            share = min(items, CHUNKS_PER_THREAD * limit)
+            share = min(items, max(CHUNKS_PER_THREAD * limit, cost // CHUNK))
             grain = (items + share - 1) // share
             if limit > 1 and cost == 0:                     # never measured: time the first chunk
                 first = grain
