@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jitgrad import autograd, ops
+from jitgrad import autograd, native_ops, ops
 from jitgrad.dtypes import DType
 from jitgrad.errors import AutogradError, ShapeError, complain, user_location
 from jitgrad.ir import interpreter
@@ -48,7 +48,9 @@ class EagerInterpreter:
             if op.kind == "elementwise" and arrays[0].size >= blocks.SHARED:
                 result = blocks.elementwise_in_blocks(op.eager, arrays, attrs)
             else:
-                result = op.eager(*arrays, **attrs)
+                result = native_ops.carry_out(op, arrays, attrs) if native_ops.carries_out(op) else None
+                if result is None:
+                    result = op.eager(*arrays, **attrs)
         except Exception:
             op.result_types(tuple([t.tensor_type for t in inputs]), attrs)  # says what is wrong, if a type is
             raise
@@ -101,7 +103,9 @@ class EagerInterpreter:
                 or [v.dtype for v in attrs["body"].outputs for _ in range(attrs["groups"])] != [t.dtype for t in targets]:
             assign(self.run(op, inputs, attrs), targets)
             return
-        op.eager(*[t._array for t in inputs], **attrs, into=places)
+        arrays = [t._array for t in inputs]
+        if not native_ops.rewrite(op, arrays, attrs, places):
+            op.eager(*arrays, **attrs, into=places)
         for t in targets:
             (t if t._root is None else t._root)._version += 1
 

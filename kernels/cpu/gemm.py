@@ -323,7 +323,7 @@ def _must_pack_a(a: Matrices, m: int, n: int, k: int, tile: Tile, itemsize: int)
         return False
     if a.row == 1:
         return k >= DEEP and m > tile.rows and n >= 2 * tile.columns
-    return a.column != 1 or a.row * itemsize % 4096 == 0 and n >= WIDE
+    return a.column != 1 or (a.row * itemsize % 4096 == 0 and n >= WIDE)
 
 
 def pack(x: Matrices, batch: tuple[int, ...], rows: int, depth: int, panel_rows: int, width: int, row_stride: int,
