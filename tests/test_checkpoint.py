@@ -374,6 +374,26 @@ def test_a_recorded_first_run_is_repeated_outside_and_the_other_way_round():
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-5, atol=1e-6)
 
 
+def test_a_function_with_effects_is_not_sealed():
+    """However it is handed over: what it does besides must happen on every call."""
+    seen = []
+
+    class Holder:
+        def run(self, x):
+            seen.append(1)
+            return jg.exp(x)
+
+    holder, x = Holder(), jg.randn(3, requires_grad=True)
+    steps = [holder.run, jg.sin]
+    for call in (lambda x: checkpoint(holder.run, x), lambda x: checkpoint_sequential(steps, 1, x),
+                 lambda x: checkpoint(lambda y: holder.run(y), x)):
+        compiled = jg.compile(lambda x, call=call: call(x).sum())
+        seen.clear()
+        for _ in range(5):
+            compiled(x)
+        assert len(seen) == 5 and compiled.statistics.sealed_calls == 0
+
+
 def test_batch_statistics_are_counted_twice_eager_and_compiled():
     for compiled in (False, True):
         norm = nn.BatchNorm1d(4)
