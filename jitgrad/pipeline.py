@@ -65,7 +65,16 @@ class Build:
 
 
 def build(graph: Graph, memory_budget: float = 1.0) -> Build:
-    """Run every pass; compiles nothing. `memory_budget`: see `jitgrad.transforms.rematerialize`."""
+    """Run every pass; compiles nothing. `memory_budget`: see `jitgrad.transforms.rematerialize`; where fusion alone needs
+    less memory than what a budget makes of the graph, that is the result."""
+    result = _run(graph, memory_budget)
+    if memory_budget < 1:
+        result = min(result, _run(graph, 1.0), key=lambda made: made.linked.arena)
+    _print(result)
+    return result
+
+
+def _run(graph: Graph, memory_budget: float) -> Build:
     identities = output_identities(graph)
     stages = [Stage("trace", _checked(graph, "trace"), 0.0)]
     for name, step in passes(memory_budget):
@@ -74,9 +83,7 @@ def build(graph: Graph, memory_budget: float = 1.0) -> Build:
         stages.append(Stage(name, _checked(graph, name), time.perf_counter() - begin))
     assignment = assign_memory(graph, identities, may_share, begins_with_copy)
     linked = link(assignment)
-    result = Build(tuple(stages), assignment, linked, plan_spec(graph, assignment, linked))
-    _print(result)
-    return result
+    return Build(tuple(stages), assignment, linked, plan_spec(graph, assignment, linked))
 
 
 # ---- looking on --------------------------------------------------------------------------------------------------

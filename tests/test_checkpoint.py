@@ -374,6 +374,42 @@ def test_a_recorded_first_run_is_repeated_outside_and_the_other_way_round():
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-5, atol=1e-6)
 
 
+class Holder:
+    """Something with a method that is checkpointed; `seen` grows where `noisy`."""
+
+    seen: list[int] = []
+
+    def quiet(self, x):
+        return jg.exp(x)
+
+    def noisy(self, x):
+        Holder.seen.append(1)
+        return jg.exp(x)
+
+
+@pytest.mark.parametrize("in_list", [False, True])
+@pytest.mark.parametrize("noisy", [False, True])
+def test_effects_of_what_is_checkpointed_happen_on_every_call(noisy, in_list):
+    holder, x = Holder(), jg.randn(3)
+    method = holder.noisy if noisy else holder.quiet
+    steps = [method, jg.sin]
+
+    @jg.compile
+    def one(x):
+        return checkpoint(method, x)
+
+    @jg.compile
+    def several(x):
+        return checkpoint_sequential(steps, 1, x)
+
+    compiled = several if in_list else one
+    Holder.seen.clear()
+    for _ in range(5):
+        compiled(x)
+    assert len(Holder.seen) == (5 if noisy else 0)
+    assert (compiled.statistics.sealed_calls == 0) is noisy, compiled.statistics.replayed_because
+
+
 def test_batch_statistics_are_counted_twice_eager_and_compiled():
     for compiled in (False, True):
         norm = nn.BatchNorm1d(4)

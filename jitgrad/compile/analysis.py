@@ -103,6 +103,11 @@ class _Analysis(Statements, Expressions):
                 self.call(a, [FRESH] * a.value.__code__.co_argcount, {})
             elif type(a) is Known and isinstance(a.value, Module):
                 self.call(a, [FRESH], {})
+            elif type(a) is Known and isinstance(a.value, types.MethodType) and not is_trusted_code(a.value.__func__):
+                self.call(a, [FRESH] * (a.value.__func__.__code__.co_argcount - 1), {})
+            elif type(a) is Known and type(a.value) in (list, tuple) and any(map(_is_called, a.value)):
+                self.touch(a)
+                self.functions_among([Known(v) for v in a.value], {})
             else:
                 self.touch(a)
 
@@ -197,6 +202,10 @@ class _Analysis(Statements, Expressions):
 def _self_path(callee: Known) -> Path | None:
     path = callee.path
     return Path(path.root, path.steps[:-1]) if path is not None and path.steps else None
+
+
+def _is_called(value: Any) -> bool:
+    return isinstance(value, (types.FunctionType, types.MethodType, Module))
 
 
 def _hashable(value: Any) -> bool:
