@@ -21,12 +21,12 @@ def run(lowered, inputs, types, *, shared=(), plain=False, pieces=1):
     done in `pieces` calls, the last ones first. Outputs that share an input's memory are that array."""
     outputs = [inputs[dict(shared)[k]] if k in dict(shared) else garbage(t.dtype.numpy, t.shape)
                for k, t in enumerate(types)]
-    memory = {Buffer: [*inputs, *outputs, *[garbage(np.dtype("u1"), (n,)) for n in lowered.scratch]],
-              Private: [garbage(np.dtype("u1"), (n,)) for n in lowered.private]}
+    memory = [*inputs, *outputs, *[garbage(np.dtype("u1"), (n,)) for n in lowered.scratch]]
+    private = [garbage(np.dtype("u1"), (n,)) for n in lowered.private]
     for launch in lowered.launches:
         bounds = np.linspace(0, launch.items, pieces + 1).astype(int)
         for begin, end in reversed(list(pairwise(bounds))):
-            (run_as_python if plain else run_native)(launch, memory, int(begin), int(end))
+            (run_as_python if plain else run_native)(launch, memory, int(begin), int(end), private)
     return outputs
 
 
@@ -36,16 +36,17 @@ def garbage(dtype, shape):
     return array
 
 
-def run_as_python(launch, memory, begin, end):
-    arguments = [memory[type(a)][a.index] if isinstance(a, Buffer | Private) else define(a.source, a.name)
-                 if isinstance(a, Function) else a for a in launch.arguments]
+def run_as_python(launch, memory, begin, end, private=()):
+    arguments = [memory[a.index] if isinstance(a, Buffer) else private[a.index] if isinstance(a, Private)
+                 else define(a.source, a.name) if isinstance(a, Function) else a for a in launch.arguments]
     assert run_plain(launch.source, launch.name, arguments, begin, end) is None
 
 
-def run_native(launch, memory, begin, end):
+def run_native(launch, memory, begin, end, private=()):
     context = np.zeros(8, np.int64)
-    arguments = [memory[type(a)][a.index].ctypes.data if isinstance(a, Buffer | Private) else address(a.source)
-                 if isinstance(a, Function) else a for a in launch.arguments]
+    arguments = [memory[a.index].ctypes.data if isinstance(a, Buffer) else private[a.index].ctypes.data
+                 if isinstance(a, Private) else address(a.source) if isinstance(a, Function) else a
+                 for a in launch.arguments]
     block = np.array([context.ctypes.data, *arguments], np.int64)
     native.function(address(launch.source))(block.ctypes.data, begin, end, 0)
     assert not context[:4].any()
