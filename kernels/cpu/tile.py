@@ -19,6 +19,7 @@ from jitgrad.kernels.cpu import tile_transform
 
 Pointer = Any                                   # a typed pointer of kernel text
 
+HIGH = 8                                        # rows of a tile from which it pays to look at how A lies in memory
 DEPTH_BLOCK = 384
 PANEL_BYTES = 48 * 1024
 """Steps of the depth that are multiplied at once, and a panel of B of that depth, two vectors wide, at the widest: what
@@ -49,7 +50,7 @@ class Tile:
 
     @property
     def layouts(self) -> tuple[str, ...]:
-        """Which of `tile_text.MicroKernel.adjacent` there are for a tile of full height."""
+        """Which of `tile_text.MicroKernel.adjacent` there are for tiles of `HIGH` rows and more."""
         return ("rows", "steps") if self.embeds else ("",)
 
     @property

@@ -92,7 +92,7 @@ def _emit_multiply(context: Any, builder: ir.IRBuilder, signature: Any, values: 
     beside = {"rows": a_row, "steps": stride(a_step)}
     adjacent = {name: builder.icmp_signed("==", beside[name], _constant(bits // 8)) for name in shape.layouts if name}
     families = [[MicroKernel(n, vectors, shape.lanes, bits, masked, layout) for n in heights
-                 for layout in (shape.layouts if n == shape.rows else ("",))] for vectors, masked, heights in shape.forms]
+                 for layout in (shape.layouts if n >= tile.HIGH else ("",))] for vectors, masked, heights in shape.forms]
     _for_pieces(builder, rows, (place(a, a_offset), a_row), (place(c, c_offset), c_row), form, families, adjacent, call)
     return context.get_dummy_value()
 
