@@ -25,8 +25,8 @@ from jitgrad.ops.derived import Derived
 from jitgrad.plans import compile_graph
 from jitgrad.runtime.plan import Plan
 
-KINDS = ("contraction", "window", "scan", "foreach", "region")
-BY_NUMPY = ("int_matmul", "cumsum", "cumprod")                  # one pass, or no floats
+KINDS = ("contraction", "window", "scan", "sort", "foreach", "region")
+BY_NUMPY = ("int_matmul", "cumsum", "cumprod", "sort")                  # one pass, or no floats
 ENOUGH = 1 << 16                                                # elements of all operands from which a plan pays
 FLOATS = (float32, float64)
 

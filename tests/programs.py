@@ -177,7 +177,7 @@ def run_with(program: Program, make: Callable[[Graph], Any]) -> Outcome:
 
 NARROW = {"f16": np.float16, "bf16": ml_dtypes.bfloat16, "f32": np.float32, "f64": np.float64}
 EXACT = {"neg", "abs", "sign", "floor", "ceil", "round", "trunc", "relu", "maximum", "minimum", "where", "copysign", "max",
-         "min", "max_pool", "max_pool_gather", "sort", "fmod"}
+         "min", "max_pool", "max_pool_gather", "sort", "topk", "fmod"}
 EXACT_KINDS = {"movement", "source"}
 CORRECTLY_ROUNDED = {"add", "sub", "mul", "div", "sqrt", "cast"}
 SUMS = {"sum", "cumsum", "matmul", "index_add", "scatter_add", "avg_pool", "convolution", "convolution_input_grad",

@@ -614,7 +614,13 @@ def _sort_samples() -> Iterator[Sample]:
                   random(3, 1), random(4, 6).T[:, ::-1], random(3, 4, dtype=dtypes.bool_)):
             yield Sample("sort", (x,), {"axis": 1, "descending": descending, "stable": True},
                          reference=lambda x, d=descending: (np.sort(x, 1)[:, ::-1] if d else np.sort(x, 1), None))
+            if x.shape[1]:
+                yield Sample("topk", (x,), {"axis": 1, "k": min(2, x.shape[1]), "descending": descending},
+                             reference=lambda x, d=descending: (
+                                 (np.sort(x, 1)[:, ::-1] if d else np.sort(x, 1))[:, :2], None))
         yield Sample("sort", (SPECIAL,), {"axis": 0, "descending": descending, "stable": True}, smooth=False)
+        yield Sample("topk", (SPECIAL,), {"axis": 0, "k": 3, "descending": descending}, smooth=False)
+        yield Sample("topk", (random(3, 4, 2),), {"axis": 1, "k": 0, "descending": descending})
 
 
 def _foreach_samples() -> Iterator[Sample]:

@@ -1,4 +1,4 @@
-"""Lowering of what runs along lines: cumsum, cumprod, sort; and of random bits."""
+"""Lowering of what runs along lines: cumsum, cumprod, sort, topk; and of random bits."""
 
 from __future__ import annotations
 
@@ -42,6 +42,16 @@ def lower_sort(call: Call) -> Lowered:
                      call.output(1), call.scratch(0), call.scratch(1), outer * inner, size, inner,
                      int(call.attrs["descending"]))
     return Lowered((sorting,), (2 * x.nbytes, 16 * x.size))
+
+
+@lowers("topk")
+def lower_topk(call: Call) -> Lowered:
+    x, kept = call.inputs[0], call.attrs["k"]
+    if not x.size or not kept:
+        return Lowered(())
+    outer, size, inner = split(x.shape, call.attrs["axis"])
+    return Lowered((launch(sort.source("top_lines", x.dtype.short), outer * inner, call.input(0), call.output(0),
+                           call.output(1), size, inner, kept, int(call.attrs["descending"])),))
 
 
 @lowers("random_bits")

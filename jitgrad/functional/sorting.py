@@ -32,6 +32,9 @@ __all__ = [
 
 # sorting
 
+FEW = 128                                       # of `topk`: as many are kept in order while a line goes by; more are sorted
+
+
 def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = True) -> Extremes:
     """``(values, indices)`` in order along `dim`; NaN is the largest."""
     axis = one_dim("sort", dim, len(input.shape))
@@ -51,6 +54,8 @@ def topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: boo
     axis = one_dim("topk", dim, len(input.shape))
     extent = input.shape[axis] if input.shape else 1
     require_shape("topk", 0 <= k <= extent, f"k={k} is not in [0, {extent}], the size of dimension {dim}")
+    if input.shape and k <= FEW:
+        return Extremes(*ops.topk(input, axis=axis, k=int(k), descending=bool(largest)))
     values, indices = sort(input, dim, descending=largest)
     if not input.shape:
         return Extremes(values, indices)

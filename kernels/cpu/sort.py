@@ -64,4 +64,25 @@ def sort_lines(args, begin, end, thread):
             store(indices, line + i * inner, load(places, source + i, 4, 5), 2, 5)
 
 
-KERNELS = {"sort_lines": sort_lines}
+def top_lines(args, begin, end, thread):
+    """The first `kept` elements of a line in order, by insertion among those that are kept so far: of a long line few get
+    so far. An item is a line of ``x[outer, size, inner]``. Arguments: x, values, indices; size, inner, kept, descending."""
+    x, values, indices = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, i64)
+    size, inner, kept, descending = args[4], args[5], args[6], args[7]
+    for item in range(begin, end):
+        line = item // inner * size * inner + item % inner
+        out = item // inner * kept * inner + item % inner
+        last = i64(out + (kept - 1) * inner)
+        for i in range(size):
+            key = load(x, line + i * inner, 0, 3)
+            if i < kept or goes_before(key, load(values, last, 1, 3), descending):
+                j = i64(out + minimum(i64(i), i64(kept - 1)) * inner)
+                while j > out and goes_before(key, load(values, j - inner, 1, 3), descending):
+                    store(values, j, load(values, j - inner, 1, 3), 1, 3)
+                    store(indices, j, load(indices, j - inner, 2, 3), 2, 3)
+                    j = i64(j - inner)
+                store(values, j, key, 1, 3)
+                store(indices, j, i, 2, 3)
+
+
+KERNELS = {"sort_lines": sort_lines, "top_lines": top_lines}
