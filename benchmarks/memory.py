@@ -33,7 +33,8 @@ def run(names: Sequence[str] = ()) -> dict[str, Any]:
     results = {}
     for name in names or STEPS:
         with tempfile.TemporaryDirectory(prefix="jitgrad-") as cache:
-            fresh.run(peak, name, True, cache=cache)                   # fills the cache; it has the compiler loaded
+            for compiled in (True, False):
+                fresh.run(peak, name, compiled, cache=cache)           # fills the cache; it has the compiler loaded
             results[name] = {"title": STEPS[name].title, **fresh.run(peak, name, True, cache=cache),
                              "eager": fresh.run(peak, name, False, cache=cache)["measured"]}
     return results

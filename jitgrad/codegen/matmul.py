@@ -152,7 +152,7 @@ class _Lowering:
             batch, first, second = merge_batch(self.product.shape[:-2], a.matrices, b.matrices)
         form = gemm.form_for(self.node.inputs[0].dtype.short, self.dtype.short)
         made = gemm.arrange(form, batch, m, n, k, first, second)
-        pointers = (self.pack(made.pack_a, a.buffer, form), b.buffer, target)
+        pointers = (self.pack(made.pack_a, a.buffer, form), self.pack(made.pack_b, b.buffer, form), target)
         core = gemm.core_source(form)
         if is_bare(region, product, target):
             self.launches.append(launch(core, made.items, *pointers, *made.integers))
@@ -161,7 +161,7 @@ class _Lowering:
             self.launches.append(Epilogue(region, product, target, self.dtype, made).launch(block))
 
     def pack(self, packing: Packing | None, operand: Buffer, form: Form) -> Buffer:
-        """The memory that the core reads as A: packed panels, or the operand itself."""
+        """The memory that the core reads: packed panels, or the operand itself."""
         if packing is None:
             return operand
         panels = self.new_scratch(packing.elements * dtypes.BY_SHORT[form.left].itemsize)

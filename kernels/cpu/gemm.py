@@ -9,12 +9,15 @@ from shapes and strides and reaches both kernels as integers.
 To the core, A is a row of panels of `panel_rows` rows, and B of panels as wide as the tile; a panel, a row and a step in
 the depth each have a stride. A panel of B that serves more than a few rows, or whose rows are not contiguous, is copied
 to the stack first: then its elements lie in the order in which they are read. Those that are narrower than their sums
-become wide, or stand in groups, on that way (`gemm_narrow`).
+become wide, or stand in groups, on that way (`gemm_narrow`). A B that serves many rows is packed by a phase of its own.
+Then the core goes through `span` columns for one panel of A before it takes the next one: rows of C may be a page apart,
+and this way it stays on a few pages for long.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from textwrap import indent
 
 from jitgrad.kernels.cpu import gemm_narrow as narrow
 from jitgrad.kernels.cpu.tile import DEPTH_BLOCK, Tile, tile_for
@@ -25,9 +28,10 @@ ITEMSIZES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "i64": 8, "i32": 4, "i16":
 FLOATS = ("f64", "f32", "bf16", "f16")
 ITEM_COST = 1 << 20                             # multiply-adds below which an item is not cut further
 ITEMS = 16                                      # as many items as there are, at most, are wanted for balance
-ITEM_ROWS, ITEM_COLUMNS = 252, 512              # a block of A in the second cache; each panel of B is copied for it once
+ITEM_ROWS, ITEM_COLUMNS = 252, 256              # a block of C, and of B as wide, in the second cache
 DEEP = 256                                      # steps from which a transposed A is packed
 WIDE = 1024                                     # columns from which an A is packed whose rows are whole pages apart
+PACKED_FROM = 3                                 # blocks of rows from which B is packed once, instead of copied for each
 COPIED_FROM = 2                                 # tiles of rows that a panel of B must serve for its copy to pay
 
 Strides = tuple[int, ...]
@@ -45,7 +49,7 @@ class Matrices:
 
 
 ARGUMENTS = ("m", "n", "k", "panel_rows", "a_panel", "a_row", "a_step", "b_panel", "b_step", "b_column",
-             "b_copies", "c_row", "c_batch", "rows_per_item", "row_blocks", "columns_per_item", "column_blocks",
+             "b_copies", "span", "c_row", "c_batch", "rows_per_item", "row_blocks", "columns_per_item", "column_blocks",
              "depth_block", "accumulate", "size_1", "size_2", "size_3",
              "a_first", "a_0", "a_1", "a_2", "a_3", "b_first", "b_0", "b_1", "b_2", "b_3")
 """The integers after the pointers to A, B and C (arguments 1 to 3) in the core's argument block, from argument 4 on."""
@@ -77,17 +81,19 @@ def {name}(args, begin, end, thread):
         for first_step in range(0, max(k, 1), depth_block):
             depth = min(depth_block, k - first_step)
             keep = accumulate if first_step == 0 else 1
-            for column in range(first_column, last_column, {columns}):
+            for column in range(first_column, last_column, max(span, {columns})):
                 width = min({columns}, last_column - column)
                 b_place = b_start + column // {columns} * b_panel + first_step * b_step
 {copy}                for row in range(first_row, last_row, panel_rows):
                     height = min(panel_rows, last_row - row)
                     a_place = a_start + row // panel_rows * a_panel + first_step{grouped} * a_step
+                    for at in range(column, min(column + max(span, {columns}), last_column), {columns}):
 {multiply}"""
 
 _MULTIPLY = """\
-                    {piece}(height, width, depth, a, a_place, a_row, a_step, lines, lines_place, lines_step,
-                                  c, c_start + row * c_row + column, c_row, keep)
+                        {piece}(height, min({columns}, last_column - at), depth, a, a_place, a_row, a_step,
+                                      lines, lines_place + (at - column) // {columns} * b_panel, lines_step,
+                                      c, c_start + row * c_row + at, c_row, keep)
 """
 
 
@@ -171,7 +177,7 @@ def core_source(form: Form) -> str:
              "start": form.group * tile.columns if quads else 0}
     copy = (narrow.GROUP_PANEL + narrow.BALANCE * quads if form.group > 1 else narrow.COPY_PANEL if not form.piece
             else narrow.WIDEN_PANEL if form.widens else _COPY_PANEL)
-    multiply = _MULTIPLY if form.piece else narrow.MULTIPLY
+    multiply = _MULTIPLY if form.piece else indent(narrow.MULTIPLY, "    ")
     return _CORE.format(name=form.name, left=form.left, right=form.right, total=form.total, columns=tile.columns,
                         panel="b" if form.group > 1 else "c", more="    wide = make_panel(c)\n" * form.widens,
                         grouped=f" // {form.group}" if form.group > 1 else "", unpack=unpack(),
@@ -273,9 +279,10 @@ class Packing:
 
 @dataclass(frozen=True, slots=True)
 class Arrangement:
-    """How a product is carried out: packing of A (None: read in place), then `items` of the core."""
+    """How a product is carried out: packing of A and of B (None: read in place), then `items` of the core."""
 
     pack_a: Packing | None
+    pack_b: Packing | None
     items: int
     integers: tuple[int, ...]
 
@@ -292,21 +299,24 @@ def arrange(form: Form, batch: tuple[int, ...], m: int, n: int, k: int, a: Matri
     else:
         a_panel = panel_rows * a.row
         a = Matrices(a.batch, a.row, a.column * form.group, a.first)
-    b_panel = tile.columns * b.column
-    copies = n > 1 and (b.column != 1 or m > COPIED_FROM * tile.rows)
     rows, columns = _cut(batch, m, n, k, panel_rows, tile)
     row_blocks, column_blocks = -(-m // rows), -(-n // columns)
+    pack_b, b_panel, span = None, tile.columns * b.column, 0
+    copies = n > 1 and (b.column != 1 or m > COPIED_FROM * tile.rows)
+    if copies and form == Form(form.total, form.total, form.total) and row_blocks >= PACKED_FROM and n > tile.columns:
+        pack_b, panels_of_b, b_panel = pack(b, batch, n, k, tile.columns, tile.columns, b.column, b.row)
+        b, copies, span = Matrices(panels_of_b.batch, panels_of_b.column, 1), False, columns
     sizes = (1,) * (BATCH_DIMENSIONS - len(batch)) + batch
     deepest = (DEPTH_BLOCK - 1 if form.group > 1 else DEPTH_BLOCK) * form.group
     depth_block = max(-(-k // max(-(-k // deepest), 1)), 1)             # evenly, so that the last one is not short
     depth_block += -depth_block % form.group
-    integers = (m, n, k, panel_rows, a_panel, a.row, a.column, b_panel, b.row, b.column, int(copies), n, m * n, rows,
+    integers = (m, n, k, panel_rows, a_panel, a.row, a.column, b_panel, b.row, b.column, int(copies), span, n, m * n, rows,
                 row_blocks, columns, column_blocks, depth_block, 0, *sizes[1:],
                 a.first, *_padded(a.batch), b.first, *_padded(b.batch))
     count = row_blocks * column_blocks
     for size in batch:
         count *= size
-    return Arrangement(pack_a if panels else None, count, integers)
+    return Arrangement(pack_a if panels else None, pack_b, count, integers)
 
 
 def panel_height(rows: int, tile: Tile) -> int:

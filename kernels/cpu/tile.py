@@ -152,7 +152,7 @@ def multiply_block(args: Any, place: int, rows: int, columns: int, depth: int, d
 def core_block(rows: Any, columns: Any, depth: Any, depth_block: Any, panel_rows: Any, a_panel: Any, a_row: Any,
                a_step: Any, b_panel: Any, b_step: Any, c_row: Any, accumulate: Any) -> list[Any]:
     """The core's integers (`gemm.ARGUMENTS`) for one item that is all of C."""
-    return [rows, columns, depth, panel_rows, a_panel, a_row, a_step, b_panel, b_step, 1, 0, c_row, 0,
+    return [rows, columns, depth, panel_rows, a_panel, a_row, a_step, b_panel, b_step, 1, 0, 0, c_row, 0,
             rows, 1, columns, 1, depth_block, accumulate, 1, 1, 1, *[0] * 10]
 
 
