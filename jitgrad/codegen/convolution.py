@@ -111,15 +111,16 @@ class _Lowering:
             return
         rows, channels = gradient[1] // self.groups, image[1] // self.groups
         columns = channels * taps_of(steps)
-        packed, high, panels = self.pack(self.call.input(1), (image[0], self.groups), rows, gradient[3] * gradient[4])
         blocks = -(-columns // self.tile.columns)
         per_item = -(-image[0] // min(image[0], -(-ITEMS // (blocks * self.groups))))
         runs = -(-image[0] // per_item)
         numbers = {**steps, "channels": channels, "height": image[3], "width": image[4], "out_height": gradient[3],
-                   "out_width": gradient[4], "groups": self.groups, "rows": rows, "panel_rows": high, "panels": panels,
-                   "blocks": blocks, "images": image[0], "images_per_item": per_item}
+                   "out_width": gradient[4], "groups": self.groups, "rows": rows,
+                   "panel_rows": gemm.panel_height(rows, self.tile), "blocks": blocks, "images": image[0],
+                   "images_per_item": per_item}
         self.sum_up(runs, lambda partial: self.add(
-            conv.weight_source(self.short), runs * self.groups * blocks, packed, self.call.input(0), partial, self.core,
+            conv.weight_source(self.short), runs * self.groups * blocks, self.call.input(1), self.call.input(0), partial,
+            self.core,
             *[numbers[name] for name in conv.WEIGHT_ARGUMENTS]))
 
     def sum_up(self, runs: int, make: Callable[[Buffer], None]) -> None:
