@@ -349,3 +349,47 @@ def test_a_scaler_is_copied_and_pickled_as_numbers(x, w):
         assert other.state_dict() == scaler.state_dict()
         np.testing.assert_array_equal(other.scale(x).numpy(), 8 * x.numpy())
         assert other._scale is not scaler._scale
+
+
+def test_decorated_layers_are_sealed(x):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 3)
+
+        @jg.autocast("cpu", dtype=jg.float16)
+        def forward(self, v):
+            return self.layer(v)
+
+    net = Net()
+    compiled = jg.compile(lambda v: net(v).sum())
+    for _ in range(4):
+        assert compiled(x).dtype is jg.float16
+    assert compiled.statistics.sealed_calls == 2
+
+
+def test_switches_that_a_function_asks_for(x, w):
+    @jg.compile
+    def product(v):
+        if jg.is_autocast_enabled("cpu"):
+            return F.linear(v, w.detach()) * 2
+        return F.linear(v, w.detach())
+
+    for _ in range(4):
+        plain = product(x)
+        with jg.autocast("cpu"):
+            doubled = product(x)
+    np.testing.assert_allclose(doubled.float().numpy(), 2 * plain.numpy(), rtol=3e-2, atol=3e-2)
+
+
+@HALF
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers(layer, lower):
+    net = layer(8, 6)
+    v = jg.tensor(np.random.default_rng(2).standard_normal((3, 2, 8)).astype(np.float32))
+    exact, _ = net(v)
+    with jg.autocast("cpu", dtype=lower):
+        out, _ = net(v)
+    out.float().sum().backward()
+    assert all(p.grad.dtype is jg.float32 for p in net.parameters())
+    np.testing.assert_allclose(out.detach().float().numpy(), exact.detach().numpy(), atol=3e-2)

@@ -57,11 +57,14 @@ class Setting(NamedTuple):
         return self.active[DEVICES.index(device)]
 
 
+USUAL = Setting()
+
+
 class _State(threading.local):
     """The setting of this thread, and `kept`: casts of parameters (None: they are not kept), for use under `owner`, the
     interpreter that was current when the outermost region was entered. `active`: some region is open."""
 
-    setting = Setting()
+    setting = USUAL
     active = False
     kept: dict[Any, Any] | None = None
     owner: Any = None
@@ -97,9 +100,10 @@ def clear_autocast_cache() -> None:
         state.kept.clear()
 
 
-def key() -> tuple[Any, ...]:
-    """Everything that decides which casts are made: what a compiled function must find unchanged."""
-    return state.setting, _precision
+def key() -> tuple[Any, ...] | None:
+    """Everything that decides which casts are made: what a compiled function must find unchanged. None, which is cheap
+    to look up, where nothing was ever set."""
+    return None if state.setting is USUAL and _precision == "highest" else (state.setting, _precision)
 
 
 def get_float32_matmul_precision() -> str:
