@@ -22,6 +22,10 @@ OPTIMIZERS = {
     "Adamax": lambda library, params: library.optim.Adamax(params, lr=0.01),
 }
 
+NAMES = [name for name, kind in vars(jg.optim).items() if isinstance(kind, type) and name not in (*OPTIMIZERS, "Optimizer")
+         and issubclass(kind, jg.optim.Optimizer) and kind.step is jg.optim.Optimizer.step]
+OPTIMIZERS.update({name: lambda library, params, name=name: getattr(library.optim, name)(params) for name in NAMES})
+
 
 def train(library, optimizer, lower="float16", clip=True, compiled=False, steps=14):
     """The same training with either library: what each step gives, the parameters at the end, and the step."""
@@ -388,6 +392,8 @@ def test_bad_input():
     descent.zero_grad()
     with pytest.raises(AssertionError, match="no parameter of the optimizer has a gradient"):
         scaler.step(descent)
+    with pytest.raises(AssertionError, match="no gradients were looked at"):
+        scaler.update()
     with pytest.raises(ValueError, match="iterable of Tensors, not a float"):
         scaler.scale(1.0)
     with pytest.raises(AssertionError, match="new_scale is a number or a Tensor"):

@@ -30,9 +30,10 @@ from jitgrad.tensor import Tensor
 
 @dataclass(slots=True)
 class Progress:
-    """Between two calls of `update`: what was done for one optimizer, and whether its gradients had overflowed."""
+    """Between two calls of `update`: what was done for one optimizer, and whether its gradients had overflowed (None:
+    there were none)."""
 
-    found_inf: Tensor
+    found_inf: Tensor | None
     stepped: bool = False
 
 
@@ -96,11 +97,11 @@ class GradScaler:
         if any(g.dtype.short == "f16" for g in gradients):
             raise ValueError("GradScaler.unscale_: cannot unscale gradients in float16. Keep the parameters in float32 and "
                              "let autocast make float16 of them")
-        if not gradients:
-            raise AssertionError("GradScaler.unscale_: no parameter of the optimizer has a gradient")
+        found = None
         with no_grad():
-            found = _not_finite(gradients)
-            foreach_(_unscale, [scale.double().reciprocal().float()], [gradients])
+            if gradients:
+                found = _not_finite(gradients)
+                foreach_(_unscale, [scale.double().reciprocal().float()], [gradients])
         self._note(id(optimizer), Progress(found))
 
     def step(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
@@ -116,6 +117,8 @@ class GradScaler:
         done = self._progress[id(optimizer)]
         if done.stepped:
             raise complain(AutogradError, "GradScaler.step", "has been called for this optimizer since the last update()")
+        if done.found_inf is None:
+            raise AssertionError("GradScaler.step: no parameter of the optimizer has a gradient")
         selects = getattr(interpreter.state.current, "records", False) and optimizer.can_be_skipped
         result = None
         if selects or not done.found_inf:
@@ -130,16 +133,16 @@ class GradScaler:
         if not self._enabled:
             return
         scale, tracker = self._state("update")
+        found = [done.found_inf for done in self._progress.values() if done.found_inf is not None]
         with no_grad():
             if new_scale is not None:
                 scale.copy_(_new_scale(new_scale))
-            elif not self._progress:
+            elif not found:
                 raise AssertionError("GradScaler.update: no gradients were looked at since the last update(). Call "
                                      "step(optimizer) or unscale_(optimizer) before it")
             else:
-                found = reduce(functional.add, [done.found_inf for done in self._progress.values()])
                 numbers = [self._growth_factor, self._backoff_factor, self._growth_interval]
-                foreach_(_next_scale, numbers, [[scale], [tracker]], [[found]])
+                foreach_(_next_scale, numbers, [[scale], [tracker]], [[reduce(functional.add, found)]])
         self._progress = {}
         changes.bump()
 
