@@ -444,3 +444,17 @@ def test_kernels_of_a_scaled_step():
         step(jg.tensor(INPUTS[k]))
     assert step.statistics.sealed_calls == 1
     assert str(step.explain(times=False)).count("\nforeach_") == 3
+
+
+def test_a_scaled_step_is_verified():
+    """Values in float32 that were float16 on the way may be off by what float16 rounds away."""
+    weight, _, scaler, step = stepping(compiled=True)
+
+    def mixed(x):
+        with jg.autocast("cpu", dtype=jg.float16):
+            out = x @ x.mT
+        return scaler.scale(out.float().sum() * weight.detach()[0])
+
+    assert jg.verify(mixed, jg.tensor(INPUTS[0]))
+    assert not jg.verify(lambda x: (x + 1e8) - 1e8, jg.tensor(INPUTS[0]))
+    assert jg.verify(step, jg.tensor(1.0))
