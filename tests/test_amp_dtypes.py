@@ -113,32 +113,36 @@ def _table():
         "MultiheadAttention": lambda m, x, y: m.nn.MultiheadAttention(8, 2)(y, y, y)[0],
         "TransformerEncoderLayer": lambda m, x, y: m.nn.TransformerEncoderLayer(8, 2, 16)(y),
     }
-    return {**products, **full, **others, **layers}
+    return {**products, **full, **others, **layers}, {*layers, "dropout"}
 
 
-TABLE = _table()
+TABLE, RANDOM = _table()
 VALUES = np.random.default_rng(0).standard_normal((2, 6, 8)).astype(np.float32)
 
 
-def dtype_name(library, function, dtype, lower):
+def called(library, function, dtype, lower):
+    """The dtype's name and the values that a function gives in a region."""
     y = library.t.tensor(VALUES)
     with library.t.autocast("cpu", dtype=getattr(library.t, lower)):
         result = function(library, y.to(getattr(library.t, dtype)), y)
-    return str(result.dtype).split(".")[1]
+    return str(result.dtype).split(".")[1], result.detach().float().numpy()
 
 
 @pytest.mark.parametrize("lower", ["bfloat16", "float16"])
 @pytest.mark.parametrize("dtype", ["float32", "half"])
 @pytest.mark.parametrize("name", TABLE)
-def test_dtypes_on_a_cpu_are_those_of_pytorch(name, dtype, lower):
+def test_results_on_a_cpu_are_those_of_pytorch(name, dtype, lower):
     torch = pytest.importorskip("torch")
     theirs = SimpleNamespace(t=torch, F=torch.nn.functional, nn=torch.nn)
     dtype = lower if dtype == "half" else dtype
     try:
-        expected = dtype_name(theirs, TABLE[name], dtype, lower)
+        expected, values = called(theirs, TABLE[name], dtype, lower)
     except (RuntimeError, NotImplementedError) as error:
         pytest.skip(f"PyTorch refuses it: {error}")
-    assert dtype_name(OURS, TABLE[name], dtype, lower) == expected
+    found, ours = called(OURS, TABLE[name], dtype, lower)
+    assert found == expected
+    if name not in RANDOM:
+        np.testing.assert_allclose(ours, values, rtol=3e-2, atol=6e-2)
 
 
 # A GPU: what PyTorch's header lists, whether or not there is one
@@ -195,6 +199,7 @@ def test_casts_on_a_gpu(gpu):
         assert function(h).dtype is jg.float16
     assert jg.addcmul(h, h, x).dtype is jg.float32 and jg.addcmul(h, h, h).dtype is jg.float16
     assert jg.sum(h, dtype=jg.float16).dtype is jg.float16
+    assert OURS.F.softmax(h, -1, jg.float16).dtype is jg.float16
 
 
 def test_what_is_never_cast(gpu):

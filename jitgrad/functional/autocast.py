@@ -153,13 +153,19 @@ def _called(function: Callable[..., Any], by_device: Mapping[str, str | None], a
     if wanted is not None:
         args = tuple([_cast(x, wanted, device) for x in args])
         options = {name: _cast(x, wanted, device) for name, x in options.items()}
-    elif rule == "total" and options.get("dtype") is None and args and getattr(args[0], "dtype", None) in _HALF:
+    elif rule == "total" and _sums_in_half(args, options):
         options = {**options, "dtype": dtypes.float32}
     set_to(Setting((None, None), outer.chosen, outer.cache_enabled))
     try:
         return function(*args, **options)
     finally:
         set_to(outer)
+
+
+def _sums_in_half(args: tuple[Any, ...], options: Mapping[str, Any]) -> bool:
+    """True when the first operand is of half precision, and no dtype was given."""
+    given = options.get("dtype") is not None or any(type(x) is DType for x in args)
+    return not given and bool(args) and getattr(args[0], "dtype", None) in _HALF
 
 
 def _wanted(name: str, rule: str, device: str, args: tuple[Any, ...], options: Mapping[str, Any]) -> DType | None:
