@@ -128,11 +128,15 @@ def called(library, function, dtype, lower):
     return str(result.dtype).split(".")[1], result.detach().float().numpy()
 
 
+@pytest.fixture(scope="module")
+def torch():
+    return pytest.importorskip("torch")
+
+
 @pytest.mark.parametrize("lower", ["bfloat16", "float16"])
 @pytest.mark.parametrize("dtype", ["float32", "half"])
 @pytest.mark.parametrize("name", TABLE)
-def test_results_on_a_cpu_are_those_of_pytorch(name, dtype, lower):
-    torch = pytest.importorskip("torch")
+def test_results_on_a_cpu_are_those_of_pytorch(name, dtype, lower, torch):
     theirs = SimpleNamespace(t=torch, F=torch.nn.functional, nn=torch.nn)
     dtype = lower if dtype == "half" else dtype
     try:
@@ -156,8 +160,7 @@ OWN = {"rnn_layer", "lstm_layer", "gru_layer", "projected_lstm_layer", "norm", "
 """Without a list there: cuDNN's layers, a norm with several signatures, and an error."""
 
 
-def header_lists():
-    torch = pytest.importorskip("torch")
+def header_lists(torch):
     text = (Path(torch.__file__).parent / "include" / "ATen" / "autocast_mode.h").read_text()
     found = {}
     for name, body in re.findall(r"#define (AT_FORALL_\w+)\(_\)((?:.*\\\n)+.*)", text):
@@ -166,8 +169,8 @@ def header_lists():
     return found
 
 
-def test_rules_on_a_gpu_are_those_of_pytorch():
-    theirs = header_lists()
+def test_rules_on_a_gpu_are_those_of_pytorch(torch):
+    theirs = header_lists(torch)
     ours = {name: by_device["cuda"] for name, by_device in casting.rules.items() if "cuda" in by_device}
     assert len(theirs) > 80 and len(ours) > 70
     for name, rule in ours.items():
