@@ -458,3 +458,51 @@ def test_a_scaled_step_is_verified():
     assert jg.verify(mixed, jg.tensor(INPUTS[0]))
     assert not jg.verify(lambda x: (x + 1e8) - 1e8, jg.tensor(INPUTS[0]))
     assert jg.verify(step, jg.tensor(1.0))
+
+
+class Trainer:
+    """As many write it: everything is an attribute."""
+
+    def __init__(self):
+        self.model = nn.Linear(16, 4)
+        self.descent = jg.optim.SGD(self.model.parameters(), lr=0.1)
+        self.scaler = jg.amp.GradScaler("cpu", init_scale=4.0, growth_interval=1)
+
+    @jg.compile
+    def step(self, x):
+        self.descent.zero_grad()
+        with jg.autocast("cpu", dtype=jg.bfloat16):
+            loss = self.model(x).float().square().mean()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.descent)
+        self.scaler.update()
+        return loss
+
+
+def test_a_scaler_that_is_an_attribute():
+    one, other = Trainer(), Trainer()
+    for k in range(4):
+        one.step(jg.tensor(INPUTS[k]))
+    for _ in range(3):
+        other.step(jg.tensor(INPUTS[0]))
+    assert (one.scaler.get_scale(), other.scaler.get_scale()) == (64.0, 32.0)
+    assert vars(Trainer)["step"].statistics.sealed_calls == 2 + 1
+
+
+def test_a_scaler_that_is_an_argument():
+    weight = jg.zeros(3, requires_grad=True)
+    descent = jg.optim.SGD([weight], lr=1.0)
+
+    @jg.compile
+    def step(scaler):
+        descent.zero_grad()
+        scaler.scale(weight.sum()).backward()
+        scaler.step(descent)
+        scaler.update()
+
+    scalers = [jg.amp.GradScaler("cpu", init_scale=scale, growth_interval=1) for scale in (4.0, 16.0)]
+    for _ in range(4):
+        for scaler in scalers:
+            step(scaler)
+    assert [scaler.get_scale() for scaler in scalers] == [64.0, 256.0]
+    np.testing.assert_array_equal(weight.detach().numpy(), -8.0)
