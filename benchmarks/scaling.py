@@ -155,5 +155,5 @@ def _notes(results: dict[str, Any]) -> list[str]:
 def _gpt_note(sizes: dict[str, Any]) -> str:
     """What a new number of sequences adds to a call."""
     added = [sizes[str(rows)]["first_call"] - sizes[str(rows)]["later_call"] for rows in GPT_ROWS[1:]]
-    return (f"GPT, a new number of sequences: {target(statistics.median(added), GPT_SHAPE_LIMIT, 's')} more than later calls "
-            f"(median), at most {1000 * max(added):.0f} ms")
+    return (f"GPT, a new number of sequences: {target(statistics.median(added), GPT_SHAPE_LIMIT, 's')} more than in later "
+            f"calls (median), at most {1000 * max(added):.0f} ms")

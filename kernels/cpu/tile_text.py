@@ -157,10 +157,12 @@ class MicroKernel:
             f"  %odd{odd} = load i64, ptr %odd{odd}.place")]
 
     def _places_in_c(self) -> list[str]:
+        """Where the cells of C are. They are fetched while the loop runs: C is often not in any cache."""
         return [line for i, j in self.cells for line in (
             f"  %c{i}.{j}.row = mul i64 %c_row, {i}",
             f"  %c{i}.{j}.offset = add i64 %c{i}.{j}.row, {j * self.lanes * self.bits // 8}",
-            f"  %c{i}.{j} = getelementptr i8, ptr %c, i64 %c{i}.{j}.offset")]
+            f"  %c{i}.{j} = getelementptr i8, ptr %c, i64 %c{i}.{j}.offset",
+            f"  call void @llvm.prefetch.p0(ptr %c{i}.{j}, i32 1, i32 3, i32 1)")]
 
     def _step(self, loop: str, step: int, steps: int) -> list[str]:
         """One outer product, step number `step` of a turn of `steps`: a row of B in registers, and each element of the
@@ -239,7 +241,8 @@ class MicroKernel:
         mask = f"<{self.lanes} x i1>"
         return [f"declare {self.vector} @llvm.fma.{self.suffix}({self.vector}, {self.vector}, {self.vector})",
                 f"declare {self.vector} @llvm.masked.load.{self.suffix}.p0(ptr, i32, {mask}, {self.vector})",
-                f"declare void @llvm.masked.store.{self.suffix}.p0({self.vector}, ptr, i32, {mask})"]
+                f"declare void @llvm.masked.store.{self.suffix}.p0({self.vector}, ptr, i32, {mask})",
+                "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"]
 
 
 TRANSPOSE_PARAMETERS = ("rows", "x", "x_row", "o", "o_row")
