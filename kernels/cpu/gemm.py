@@ -28,6 +28,7 @@ ITEMSIZES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "i64": 8, "i32": 4, "i16":
 FLOATS = ("f64", "f32", "bf16", "f16")
 ITEM_COST = 1 << 20                             # multiply-adds below which an item is not cut further
 ITEMS = 16                                      # as many items as there are, at most, are wanted for balance
+TALL, LARGE = 256, 1 << 25                      # rows, and multiply-adds, from which items have few rows, not few columns
 ITEM_ROWS, ITEM_COLUMNS = 252, 256              # a block of C, and of B as wide, in the second cache
 DEEP = 256                                      # steps from which a transposed A is packed
 WIDE = 1024                                     # columns from which an A is packed whose rows are whole pages apart
@@ -359,15 +360,18 @@ def _padded(strides: Strides) -> Strides:
 
 
 def _cut(batch: tuple[int, ...], m: int, n: int, k: int, panel_rows: int, tile: Tile) -> tuple[int, int]:
-    """Rows and columns of an item: halved, the longer side first, until there are enough items or they are small."""
+    """Rows and columns of an item: halved until there are enough items or they are small. Of tall products the rows are
+    halved first: long rows of C are written, and what follows a product reads more, page by page; the B that is packed
+    for this is small beside the work."""
     count = 1
     for size in batch:
         count *= size
+    rows_first = m >= TALL and m * n * k >= LARGE
     rows, columns = max(-(-m // panel_rows), 1), max(-(-n // tile.columns), 1)      # in panels
     high, wide = min(rows, max(ITEM_ROWS // panel_rows, 1)), min(columns, max(ITEM_COLUMNS // tile.columns, 1))
     while (count * -(-rows // high) * -(-columns // wide) < ITEMS and high * wide > 1
            and high * panel_rows * wide * tile.columns * k > ITEM_COST):
-        if wide > 1:
+        if wide > 1 and not (rows_first and high > 1):
             wide = -(-wide // 2)
         else:
             high = -(-high // 2)
