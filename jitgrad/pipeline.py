@@ -27,6 +27,7 @@ from jitgrad.transforms.fuse import fuse
 from jitgrad.transforms.memory import Assignment, assign_memory, output_identities
 from jitgrad.transforms.rematerialize import rematerialize
 from jitgrad.transforms.simplify import simplify
+from jitgrad.transforms.update import fuse_updates
 
 Pass = tuple[str, Callable[[Graph], Graph]]
 
@@ -36,13 +37,15 @@ PASSES: tuple[Pass, ...] = (
     ("cse", eliminate_common_subexpressions),
     ("dce", eliminate_dead_code),
     ("fuse", fuse),
+    ("update", fuse_updates),
 )
 
 
 def passes(memory_budget: float = 1.0) -> tuple[Pass, ...]:
     """Every pass; below a budget of 1 also the one that computes values again."""
     again: Pass = "rematerialize", functools.partial(rematerialize, budget=memory_budget)
-    return PASSES if memory_budget >= 1 else (*PASSES[:-1], again, PASSES[-1])
+    before = [name for name, _ in PASSES].index("fuse")
+    return PASSES if memory_budget >= 1 else (*PASSES[:before], again, *PASSES[before:])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,6 +8,7 @@
     foreach  one body over the elements of many tensors (the op of that name)
     full     one result, or few: partial results per block, then their combination
     matmul   one matrix product with what follows it, in a module of its own
+    update   the same, where an optimizer's update follows a gradient: items are whole rows
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def lower(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any], shar
 
 def lower_body(body: Graph, template: str, shared: tuple[tuple[int, int], ...] = ()) -> Lowered:
     """The kernels of a region with this body."""
-    if template == "matmul":
-        return lower_matmul(body, shared)
+    if template in ("matmul", "update"):
+        return lower_matmul(body, shared, whole_rows=template == "update")
     region = analyse(body, shared)
     launches = TEMPLATES[template](region)
     return Lowered(tuple(launches), tuple(region.scratch))

@@ -1,4 +1,5 @@
-"""The template "matmul": one matrix product, the movement ops that feed it, the elementwise ops that follow it.
+"""The templates "matmul" and "update": one matrix product, the movement ops that feed it, the elementwise ops that follow
+it.
 
 What goes in: the body of a region with one `matmul`. Movement ops between the body's inputs and the product become
 strides; what is no stride (or no movement op) is computed first, by a kernel of its own. What comes out: launches that
@@ -51,11 +52,12 @@ def _lower_alone(call: Call, op: Op) -> Lowered:
     return lower_matmul(builder.build([builder.run(op, (x, y), {})]))
 
 
-def lower_matmul(body: Graph, shared: Shared = ()) -> Lowered:
-    """The launches of a region around one matrix product. No output may share the memory of an operand of it."""
+def lower_matmul(body: Graph, shared: Shared = (), whole_rows: bool = False) -> Lowered:
+    """The launches of a region around one matrix product. No output may share the memory of an operand of it. With
+    `whole_rows` items are whole rows of the product, so that an epilogue runs through all that it reads in order."""
     if any(v.type.size == 0 for v in body.outputs):
         return Lowered(())
-    return _Lowering(body, dict(shared)).lower()
+    return _Lowering(body, dict(shared), whole_rows).lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class _Lowering:
 
     body: Graph
     shared: dict[int, int]
+    whole_rows: bool
     launches: list[Launch] = field(default_factory=list)
     scratch: list[int] = field(default_factory=list)
 
@@ -151,14 +154,14 @@ class _Lowering:
             a, b = self.compute(self.node.inputs[0]), self.compute(self.node.inputs[1])
             batch, first, second = merge_batch(self.product.shape[:-2], a.matrices, b.matrices)
         form = gemm.form_for(self.node.inputs[0].dtype.short, self.dtype.short)
-        made = gemm.arrange(form, batch, m, n, k, first, second)
+        made = gemm.arrange(form, batch, m, n, k, first, second, self.whole_rows)
         pointers = (self.pack(made.pack_a, a.buffer, form), self.pack(made.pack_b, b.buffer, form), target)
         core = gemm.core_source(form)
         if is_bare(region, product, target):
             self.launches.append(launch(core, made.items, *pointers, *made.integers))
         else:
             block = (Function(form.name, core), *pointers, *made.integers)
-            self.launches.append(Epilogue(region, product, target, self.dtype, made).launch(block))
+            self.launches.append(Epilogue(region, product, target, self.dtype, made, self.whole_rows).launch(block))
 
     def pack(self, packing: Packing | None, operand: Buffer, form: Form) -> Buffer:
         """The memory that the core reads: packed panels, or the operand itself."""
@@ -273,6 +276,7 @@ class Epilogue:
     target: Buffer
     dtype: DType
     made: Arrangement
+    whole_rows: bool
 
     def launch(self, block: Sequence[Function | Buffer | int]) -> Launch:
         """`block` is the core's address and its arguments; they stand behind the kernel's own."""
@@ -300,8 +304,14 @@ class Epilogue:
         return Launch(name, emit(kernel), self.made.items, (*arguments, *block))
 
     def open_loops(self, writer: Writer, rows: int) -> None:
-        """Batch, row and column give the variables of all loops of the region."""
+        """Batch, row and column give the variables of all loops of the region; where items are whole rows of everything
+        that is read and written, one loop does."""
         groups = self.split_loops(rows)
+        elements = collapse((*groups[1], *groups[2]), accesses(self.region)) if self.whole_rows else []
+        if len(elements) == 1 and not groups[0]:
+            writer.open("element", "first_row * n", "last_row * n")
+            writer.know(writer.axis(elements[0], "element"))
+            return
         for name, (stop, atoms) in {"batch": ("", groups[0]), "row": ("last_row", groups[1]),
                                     "column": ("last_column", groups[2])}.items():
             if stop:
