@@ -21,6 +21,7 @@ from jitgrad.ir.verify import verify
 from jitgrad.linking import Linked, begins_with_copy, link, may_share, plan_spec
 from jitgrad.runtime.spec import PlanSpec
 from jitgrad.transforms.attention import recognize_attention
+from jitgrad.transforms.columns import fuse_column_sums
 from jitgrad.transforms.cse import eliminate_common_subexpressions
 from jitgrad.transforms.dce import eliminate_dead_code
 from jitgrad.transforms.fuse import fuse
@@ -37,6 +38,7 @@ PASSES: tuple[Pass, ...] = (
     ("cse", eliminate_common_subexpressions),
     ("dce", eliminate_dead_code),
     ("fuse", fuse),
+    ("columns", fuse_column_sums),
     ("update", fuse_updates),
 )
 

@@ -26,7 +26,7 @@ KERNELS = {
     "adam_update": "foreach foreach foreach",
     "attention": "map attention",
     "conv_relu_pool": "convolution map max_pool",
-    "mlp_step": "matmul matmul row full row column matmul matmul column matmul foreach",
+    "mlp_step": "matmul matmul row full row column matmul matmul matmul foreach",
 }
 """What each program becomes at the sizes that stand in it, a step each: the templates of its regions, and ops with
 kernels of their own. (How many kernels carry out a step, one, or two phases, is the business of code generation, and of

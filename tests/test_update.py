@@ -1,5 +1,7 @@
 """Optimizer updates in the kernels of the products that make the gradients."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -36,7 +38,7 @@ def small(monkeypatch, folder):
 
 def make_model(sizes, dtype=jg.float32, seed=0):
     jg.manual_seed(seed)
-    layers = [layer for n, m in zip(sizes, sizes[1:]) for layer in (nn.Linear(n, m), nn.Tanh())]
+    layers = [layer for n, m in pairwise(sizes) for layer in (nn.Linear(n, m), nn.Tanh())]
     return nn.Sequential(*layers[:-1]).to(dtype)
 
 
@@ -191,7 +193,7 @@ def test_to_the_last_bit_as_without_fusing(small, monkeypatch, tmp_path, name, d
 
 
 def test_half_precision_is_rounded_before_it_is_used(small):
-    step, *fused = train(True, name="SGD", dtype=jg.bfloat16)
+    step, *_ = train(True, name="SGD", dtype=jg.bfloat16)
     assert "update" not in kinds(step)
 
 

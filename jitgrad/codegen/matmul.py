@@ -19,6 +19,7 @@ from jitgrad import dtypes
 from jitgrad.codegen.call import Call, launch, lowers
 from jitgrad.codegen.emit_cpu import emit
 from jitgrad.codegen.kernel import Buffer, Function, Launch, Let, Loop, Lowered
+from jitgrad.codegen.reduce import accumulate, combine_columns, split_loops
 from jitgrad.codegen.region import Place, Region, accesses, analyse, collapse
 from jitgrad.codegen.templates import kernel_name, lower_map
 from jitgrad.codegen.writer import Axis, Writer, compute_dtype
@@ -32,6 +33,9 @@ from jitgrad.kernels.cpu.gemm import Arrangement, Form, Matrices, Packing
 from jitgrad.ops.contraction import PRODUCTS, int_matmul, matmul
 
 Shared = Sequence[tuple[int, int]]
+
+PART_PLACE = "part * n + column"
+"""Where the partial sum of a column lies."""
 
 
 @lowers("matmul")
@@ -77,6 +81,7 @@ class _Lowering:
     whole_rows: bool
     launches: list[Launch] = field(default_factory=list)
     scratch: list[int] = field(default_factory=list)
+    sums: list[tuple[ColumnSums, Buffer]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.producers = self.body.producers()
@@ -92,6 +97,7 @@ class _Lowering:
         region.outputs = [(v, index, self.output_buffer(k)) for k, (v, index, _) in enumerate(region.outputs)]
         region.buffers[epilogue.inputs[0]] = target = self.target(region, epilogue.inputs[0])
         self.multiply(factors, target, region, epilogue.inputs[0])
+        self.launches += [combine_sums(sums, buffer) for sums, buffer in self.sums]
         return Lowered(tuple(self.launches), tuple(self.scratch))
 
     # ---- memory
@@ -161,7 +167,18 @@ class _Lowering:
             self.launches.append(launch(core, made.items, *pointers, *made.integers))
         else:
             block = (Function(form.name, core), *pointers, *made.integers)
-            self.launches.append(Epilogue(region, product, target, self.dtype, made, self.whole_rows).launch(block))
+            sums = self.column_sums(region, made)
+            self.launches.append(Epilogue(region, product, target, self.dtype, made, self.whole_rows, sums).launch(block))
+
+    def column_sums(self, region: Region, made: Arrangement) -> list[ColumnSums]:
+        """The sums over rows among the outputs: each block of rows has a row of partial sums in scratch memory."""
+        rows = made.items // dict(zip(gemm.ARGUMENTS, made.integers, strict=True))["column_blocks"]
+        for value, _, buffer in region.outputs:
+            node = region.producers.get(value)
+            if node is not None and node.op.kind == "reduction":
+                type = value.type.with_shape((rows, *value.shape))
+                self.sums.append((ColumnSums(node, self.new_scratch(type.nbytes), type), buffer))
+        return [sums for sums, _ in self.sums]
 
     def pack(self, packing: Packing | None, operand: Buffer, form: Form) -> Buffer:
         """The memory that the core reads: packed panels, or the operand itself."""
@@ -171,6 +188,24 @@ class _Lowering:
         source = gemm.pack_text(form, packing.kind)
         self.launches.append(launch(source, packing.items, operand, panels, *packing.integers))
         return panels
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnSums:
+    """A sum over rows: its node, and memory for a row of partial sums per block of rows."""
+
+    node: Node
+    partials: Buffer
+    type: TensorType
+
+
+def combine_sums(sums: ColumnSums, result: Buffer) -> Launch:
+    """The launch that adds partial sums up."""
+    builder = GraphBuilder("sum")
+    rows = builder.input(sums.type)
+    region = analyse(builder.build([builder.run(sums.node.op, (rows,), {"axes": (0,)})]), [])
+    region.outputs = [(v, index, result) for v, index, _ in region.outputs]
+    return combine_columns(region, split_loops(region), [(sums.partials, sums.type)], sums.type.shape[0])
 
 
 def is_bare(region: Region, product: Value, target: Buffer) -> bool:
@@ -277,6 +312,7 @@ class Epilogue:
     dtype: DType
     made: Arrangement
     whole_rows: bool
+    sums: list[ColumnSums]
 
     def launch(self, block: Sequence[Function | Buffer | int]) -> Launch:
         """`block` is the core's address and its arguments; they stand behind the kernel's own."""
@@ -291,9 +327,12 @@ class Epilogue:
         writer.let("_", "")
         for name, value in gemm.LOCATE_ITEM:
             writer.let(name, value)
+        self.start_sums(writer)
         self.open_loops(writer, integers["m"])
+        self.add_to_sums(writer)
+        totals = {sums.node.output for sums in self.sums}
         for value, index, buffer in self.region.outputs:
-            if buffer != self.target or value is not self.product:
+            if value not in totals and (buffer != self.target or value is not self.product):
                 writer.store(buffer, value.type, index, writer.evaluate(value, index))
         writer.flush()
         name = f"matmul_{kernel_name(self.region.body).removeprefix('fused_')}"
@@ -302,6 +341,23 @@ class Epilogue:
         place = len(arguments) + 1
         items.body[call] = Let("_", None, f"invoke(args, {place}, item, item + 1, thread)")
         return Launch(name, emit(kernel), self.made.items, (*arguments, *block))
+
+    def start_sums(self, writer: Writer) -> None:
+        """The item's part of its row of partial sums begins with zeros."""
+        if self.sums:
+            writer.let("part", "item // column_blocks")
+            writer.open("column", "first_column", "last_column")
+            for sums in self.sums:
+                writer.store_at(sums.partials, sums.type, PART_PLACE, writer.start(sums.node))
+            writer.flush()
+            writer.close()
+
+    def add_to_sums(self, writer: Writer) -> None:
+        """The element at the open loops, added to its column's sum."""
+        for sums in self.sums:
+            total = writer.load(sums.partials, sums.type, PART_PLACE)
+            accumulate(writer, self.region, sums.node, (total,))
+            writer.store_at(sums.partials, sums.type, PART_PLACE, total)
 
     def open_loops(self, writer: Writer, rows: int) -> None:
         """Batch, row and column give the variables of all loops of the region; where items are whole rows of everything

@@ -110,8 +110,10 @@ def _is_kept_exactly(value: Value) -> bool:
 def _is_product(node: Node) -> bool:
     if node.op is not region or node.attrs["template"] != "matmul":
         return False
-    (product,) = [inner for inner in node.attrs["body"].nodes if inner.op in PRODUCTS]
-    return product.inputs[0].shape[-1] >= LEAST_DEPTH
+    body: Graph = node.attrs["body"]
+    (product,) = [inner for inner in body.nodes if inner.op in PRODUCTS]
+    terms: int = product.inputs[0].shape[-1]
+    return terms >= LEAST_DEPTH and not any([inner.op.kind == "reduction" for inner in body.nodes])
 
 
 # ---- when ---------------------------------------------------------------------------------------------------------
