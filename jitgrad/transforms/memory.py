@@ -256,7 +256,8 @@ def last_failure(nodes: Sequence[Node]) -> int:
             place = node.inputs[1], node.inputs[0].shape[node.attrs["axis"]]
             if place in checked:
                 continue
-            checked.add(place)
+            if node.outputs[0].type.size:               # an empty result may have taken no look
+                checked.add(place)
         if has_effects(node):
             last = position
     return last
