@@ -21,12 +21,14 @@ from jitgrad.ir.verify import verify
 from jitgrad.linking import Linked, begins_with_copy, link, may_share, plan_spec
 from jitgrad.runtime.spec import PlanSpec
 from jitgrad.transforms.attention import recognize_attention
+from jitgrad.transforms.columns import fuse_column_sums
 from jitgrad.transforms.cse import eliminate_common_subexpressions
 from jitgrad.transforms.dce import eliminate_dead_code
 from jitgrad.transforms.fuse import fuse
 from jitgrad.transforms.memory import Assignment, assign_memory, output_identities
 from jitgrad.transforms.rematerialize import rematerialize
 from jitgrad.transforms.simplify import simplify
+from jitgrad.transforms.update import fuse_updates
 
 Pass = tuple[str, Callable[[Graph], Graph]]
 
@@ -36,13 +38,16 @@ PASSES: tuple[Pass, ...] = (
     ("cse", eliminate_common_subexpressions),
     ("dce", eliminate_dead_code),
     ("fuse", fuse),
+    ("columns", fuse_column_sums),
+    ("update", fuse_updates),
 )
 
 
 def passes(memory_budget: float = 1.0) -> tuple[Pass, ...]:
     """Every pass; below a budget of 1 also the one that computes values again."""
     again: Pass = "rematerialize", functools.partial(rematerialize, budget=memory_budget)
-    return PASSES if memory_budget >= 1 else (*PASSES[:-1], again, PASSES[-1])
+    before = [name for name, _ in PASSES].index("fuse")
+    return PASSES if memory_budget >= 1 else (*PASSES[:before], again, *PASSES[before:])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -26,7 +26,7 @@ KERNELS = {
     "adam_update": "foreach foreach foreach",
     "attention": "map attention",
     "conv_relu_pool": "convolution max_pool",
-    "mlp_step": "matmul matmul row full row column matmul matmul column matmul foreach",
+    "mlp_step": "matmul matmul row full row column matmul matmul matmul foreach",
     "mixed_precision_step": "map map matmul full column matmul full full concat full map foreach map foreach foreach",
 }
 """What each program becomes at the sizes that stand in it, a step each: the templates of its regions, and ops with

@@ -36,7 +36,7 @@ def inputs():
 
 
 def test_stages_and_steps(view):
-    assert [stage.name for stage in view.stages][:2] == ["trace", "attention"] and view.stages[-1].name == "fuse"
+    assert [stage.name for stage in view.stages][:2] == ["trace", "attention"] and view.stages[-1].name == "update"
     assert all(step.where == "train.py:31" for step in view.steps)
     assert "# after fuse: " in view.print_stages()
     assert all("def " in kernel.source for kernel in view.kernels)

@@ -13,13 +13,17 @@ from dataclasses import dataclass, field
 
 from jitgrad.codegen.emit_cpu import emit
 from jitgrad.codegen.kernel import Blocks, Buffer, Function, Launch, Let, Loop, Lowered
+from jitgrad.codegen.reduce import accumulate, combine_columns, split_loops
 from jitgrad.codegen.region import Place, Region, accesses, analyse, collapse
 from jitgrad.codegen.templates import kernel_name, lower_map
 from jitgrad.codegen.writer import Axis, Writer, compute_dtype
 from jitgrad.dtypes import DType
 from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value, run_node
+from jitgrad.ir.types import TensorType
 
 Shared = Sequence[tuple[int, int]]
+PART_PLACE = "part * n + column"
+"""Where the partial sum of a column lies."""
 
 
 @dataclass
@@ -31,6 +35,7 @@ class WithEpilogue(ABC):
     launches: list[Launch] = field(default_factory=list)
     scratch: list[int] = field(default_factory=list)
     private: tuple[int, ...] = ()
+    sums: list[tuple[ColumnSums, Buffer]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.producers = self.body.producers()
@@ -55,7 +60,9 @@ class WithEpilogue(ABC):
         elif made.blocks is None:
             self.launches += [made, *lower_map(region)]
         else:
-            self.launches.append(Epilogue(self.node.op.name, region, product, target, self.dtype, made).launch())
+            sums = self.column_sums(region, made)
+            self.launches.append(Epilogue(self.node.op.name, region, product, target, self.dtype, made, sums).launch())
+            self.launches += [combine_sums(one, buffer) for one, buffer in self.sums]
         return Lowered(tuple(self.launches), tuple(self.scratch), self.private)
 
     def output_buffer(self, k: int) -> Buffer:
@@ -74,6 +81,35 @@ class WithEpilogue(ABC):
                     region.axes.flat(index) == place):
                 return buffer
         return self.new_scratch(product.type.size * self.dtype.itemsize)
+
+
+    def column_sums(self, region: Region, made: Launch) -> list[ColumnSums]:
+        """The sums over rows among the outputs: each block of rows has a row of partial sums in scratch memory."""
+        for value, _, buffer in region.outputs:
+            node = region.producers.get(value)
+            if node is not None and node.op.kind == "reduction":
+                assert made.blocks is not None
+                type = value.type.with_shape((made.items // made.blocks.sizes["column_blocks"], *value.shape))
+                self.sums.append((ColumnSums(node, self.new_scratch(type.nbytes), type), buffer))
+        return [sums for sums, _ in self.sums]
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnSums:
+    """A sum over rows: its node, and memory for a row of partial sums per block of rows."""
+
+    node: Node
+    partials: Buffer
+    type: TensorType
+
+
+def combine_sums(sums: ColumnSums, result: Buffer) -> Launch:
+    """The launch that adds partial sums up."""
+    builder = GraphBuilder("sum")
+    rows = builder.input(sums.type)
+    region = analyse(builder.build([builder.run(sums.node.op, (rows,), {"axes": (0,)})]), [])
+    region.outputs = [(v, index, result) for v, index, _ in region.outputs]
+    return combine_columns(region, split_loops(region), [(sums.partials, sums.type)], sums.type.shape[0])
 
 
 def is_bare(region: Region, product: Value, target: Buffer) -> bool:
@@ -119,6 +155,7 @@ class Epilogue:
     target: Buffer
     dtype: DType
     made: Launch
+    sums: list[ColumnSums]
 
     def launch(self) -> Launch:
         """The compiled kernel's address and its arguments stand behind the generated kernel's own."""
@@ -133,9 +170,12 @@ class Epilogue:
         writer.let("_", "")
         for name, expression in blocks.locate:
             writer.let(name, expression)
+        self.start_sums(writer)
         self.open_loops(writer, blocks)
+        self.add_to_sums(writer)
+        totals = {sums.node.output for sums in self.sums}
         for value, index, buffer in self.region.outputs:
-            if buffer != self.target or value is not self.product:
+            if value not in totals and (buffer != self.target or value is not self.product):
                 writer.store(buffer, value.type, index, writer.evaluate(value, index))
         writer.flush()
         name = f"{self.op}_{kernel_name(self.region.body).removeprefix('fused_')}"
@@ -146,9 +186,32 @@ class Epilogue:
         block = (Function(self.made.name, self.made.source), *self.made.arguments)
         return Launch(name, emit(kernel), self.made.items, (*arguments, *block))
 
+    def start_sums(self, writer: Writer) -> None:
+        """The item's part of its row of partial sums begins with zeros."""
+        if self.sums:
+            writer.let("part", "item // column_blocks")
+            writer.open("column", "first_column", "last_column")
+            for sums in self.sums:
+                writer.store_at(sums.partials, sums.type, PART_PLACE, writer.start(sums.node))
+            writer.flush()
+            writer.close()
+
+    def add_to_sums(self, writer: Writer) -> None:
+        """The element at the open loops, added to its column's sum."""
+        for sums in self.sums:
+            total = writer.load(sums.partials, sums.type, PART_PLACE)
+            accumulate(writer, self.region, sums.node, (total,))
+            writer.store_at(sums.partials, sums.type, PART_PLACE, total)
+
     def open_loops(self, writer: Writer, blocks: Blocks) -> None:
-        """Batch, row and column give the variables of all loops of the region."""
+        """Batch, row and column give the variables of all loops of the region; where items are whole rows of everything
+        that is read and written, one loop does."""
         axes, index, (rows, columns) = self.region.axes, self.region.index_of(self.product), blocks.cuts
+        elements = collapse(axes.flat(index[rows:]), accesses(self.region)) if blocks.whole_rows else []
+        if len(elements) == 1 and not axes.flat(index[:rows]):
+            writer.open("element", "first_row * n", "last_row * n")
+            writer.know(writer.axis(elements[0], "element"))
+            return
         located = {name for name, _ in blocks.locate}
         for name, part in (("batch", index[:rows]), ("row", index[rows:columns]), ("column", index[columns:])):
             if name not in located:

@@ -121,11 +121,13 @@ Argument = Buffer | Private | Function | int
 class Blocks:
     """Which block of its result an item of a launch makes. The dimensions of the result fall into those of batch, rows and
     columns: they end at `cuts`. `locate` are assignments over `item` and the names of `sizes`; the last ones give
-    ``first_row, last_row, first_column, last_column`` and either ``batch`` or ``first_batch, last_batch``."""
+    ``first_row, last_row, first_column, last_column`` and either ``batch`` or ``first_batch, last_batch``. With `whole_rows`
+    an item has all columns, `n` of them."""
 
     sizes: Mapping[str, int]
     locate: tuple[tuple[str, str], ...]
     cuts: tuple[int, int]
+    whole_rows: bool = False
 
 
 @dataclass(frozen=True, slots=True)

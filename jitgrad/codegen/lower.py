@@ -8,6 +8,7 @@
     foreach  one body over the elements of many tensors (the op of that name)
     full     one result, or few: partial results per block, then their combination
     matmul, convolution   a contraction with what follows it, in modules of their own
+    update   a matmul where an optimizer's update follows a gradient: items are whole rows
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 from jitgrad.codegen.convolution import lower_convolution
 from jitgrad.codegen.foreach import lower_foreach
 from jitgrad.codegen.kernel import Launch, Lowered
-from jitgrad.codegen.matmul import lower_matmul
+from jitgrad.codegen.matmul import lower_matmul, lower_update
 from jitgrad.codegen.reduce import lower_column, lower_full, lower_row
 from jitgrad.codegen.region import Region, analyse
 from jitgrad.codegen.templates import lower_map
@@ -45,6 +46,6 @@ def lower_body(body: Graph, template: str, shared: tuple[tuple[int, int], ...] =
 
 
 CONTRACTIONS: dict[str, Callable[[Graph, tuple[tuple[int, int], ...]], Lowered | None]] = {
-    "matmul": lower_matmul, "convolution": lower_convolution}
+    "matmul": lower_matmul, "update": lower_update, "convolution": lower_convolution}
 TEMPLATES: dict[str, Callable[[Region], list[Launch]]] = {
     "map": lower_map, "row": lower_row, "column": lower_column, "full": lower_full}

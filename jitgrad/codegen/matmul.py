@@ -1,4 +1,5 @@
-"""The template "matmul": one matrix product, the movement ops that feed it, the elementwise ops that follow it.
+"""The templates "matmul" and "update": one matrix product, the movement ops that feed it, the elementwise ops that follow
+it.
 
 What goes in: the body of a region with one `matmul`. Movement ops between the body's inputs and the product become
 strides; what is no stride (or no movement op) is computed first, by a kernel of its own. What comes out: launches that
@@ -48,9 +49,19 @@ def _lower_alone(call: Call, op: Op) -> Lowered:
 
 def lower_matmul(body: Graph, shared: Shared = ()) -> Lowered:
     """The launches of a region around one matrix product. No output may share the memory of an operand of it."""
+    return _lower_region(body, shared, whole_rows=False)
+
+
+def lower_update(body: Graph, shared: Shared = ()) -> Lowered:
+    """`lower_matmul` with items that are whole rows of the product, so that an epilogue runs through all that it reads in
+    order."""
+    return _lower_region(body, shared, whole_rows=True)
+
+
+def _lower_region(body: Graph, shared: Shared, *, whole_rows: bool) -> Lowered:
     if any(v.type.size == 0 for v in body.outputs):
         return Lowered(())
-    return _Lowering(body, dict(shared)).lower()
+    return _Lowering(body, dict(shared), whole_rows=whole_rows).lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +75,8 @@ class Operand:
 @dataclass
 class _Lowering(WithEpilogue):
     """One region on its way."""
+
+    whole_rows: bool = False
 
     def make(self, target: Buffer) -> Launch:
         a, b = [self.factor(v) for v in self.node.inputs]
@@ -109,13 +122,13 @@ class _Lowering(WithEpilogue):
             a, b = self.compute(self.node.inputs[0]), self.compute(self.node.inputs[1])
             batch, first, second = merge_batch(self.product.shape[:-2], a.matrices, b.matrices)
         form = gemm.form_for(self.node.inputs[0].dtype.short, self.dtype.short)
-        made = gemm.arrange(form, batch, m, n, k, first, second)
+        made = gemm.arrange(form, batch, m, n, k, first, second, self.whole_rows)
         pointers = (self.pack(made.pack_a, a.buffer, form), self.pack(made.pack_b, b.buffer, form), target)
         integers = dict(zip(gemm.ARGUMENTS, made.integers, strict=True))
         sizes = {name: integers[name] for name in ("m", "n", "rows_per_item", "row_blocks", "columns_per_item",
                                                    "column_blocks")}
         last = len(self.product.shape) - 1
-        blocks = Blocks(sizes, gemm.LOCATE_ITEM, (last - 1 if m == self.product.shape[-2] else 0, last))
+        blocks = Blocks(sizes, gemm.LOCATE_ITEM, (last - 1 if m == self.product.shape[-2] else 0, last), self.whole_rows)
         return launch(gemm.core_source(form), made.items, *pointers, *made.integers, blocks=blocks)
 
     def pack(self, packing: Packing | None, operand: Buffer, form: Form) -> Buffer:

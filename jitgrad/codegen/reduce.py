@@ -195,7 +195,7 @@ def lower_column(region: Region) -> list[Launch]:
     blocks = -(-rows // per_block) if rows else 0
     partials = [_partials(region, node, max(blocks, 1) * columns) for node in region.reductions]
     launches = [_column_partials(region, split, partials, per_block, blocks)] if blocks else []
-    return [*launches, _column_combine(region, split, partials, blocks)]
+    return [*launches, combine_columns(region, split, partials, blocks)]
 
 
 def _column_partials(region: Region, split: Split, partials: list[tuple[Buffer, TensorType]], per_block: int,
@@ -228,7 +228,8 @@ def _partial_place(writer: Writer, split: Split, block: str, inner: list[Axis]) 
     return text
 
 
-def _column_combine(region: Region, split: Split, partials: list[tuple[Buffer, TensorType]], blocks: int) -> Launch:
+def combine_columns(region: Region, split: Split, partials: list[tuple[Buffer, TensorType]], blocks: int) -> Launch:
+    """The launch that adds up `blocks` rows of partial results."""
     writer = region.writer()
     space = make_space(writer, split.kept)
     count = writer.size("partials", blocks)

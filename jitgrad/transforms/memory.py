@@ -102,9 +102,9 @@ class _Planner:
         self.number: dict[Value, int] = {}                  # which output of its node a value is
         self.operands: dict[tuple[int, Value], list[int]] = {}  # where a node, by position, takes a root
         self.read_at: dict[Value, list[int]] = {}           # by root, ascending
-        self.last_failure = -1
         self.assignment = Assignment()
         self.nodes = [n for n in graph.nodes if not n.op.alias and n.op.name != "constant"]
+        self.last_failure = last_failure(self.nodes)
         self.end = len(self.nodes)
 
     def run(self, updates: Sequence[Node]) -> Assignment:
@@ -150,8 +150,6 @@ class _Planner:
                 self.operands.setdefault((position, self.root[v]), []).append(j)
             for j, v in enumerate(node.outputs):
                 self.made_at[v], self.number[v] = position, j
-            if has_effects(node):
-                self.last_failure = position
 
     def _place_outputs(self) -> list[Step | Copy]:
         """A slot for every output; copies for those whose value lies elsewhere."""
@@ -247,6 +245,22 @@ class _Planner:
                 slot.last = max(slot.last, position)
                 if slot.space == "arena":
                     slot.first = min(slot.first, position)
+
+
+def last_failure(nodes: Sequence[Node]) -> int:
+    """The position of the last node that may fail, or whose effects are to be seen; -1 when there is none. An index that
+    has been looked up before, along an axis of that length, is known to be in range."""
+    last, checked = -1, set[tuple[Value, int]]()
+    for position, node in enumerate(nodes):
+        if node.op.kind == "index" and "axis" in node.attrs and len(node.inputs) > 1:
+            place = node.inputs[1], node.inputs[0].shape[node.attrs["axis"]]
+            if place in checked:
+                continue
+            if node.outputs[0].type.size:               # an empty result may have taken no look
+                checked.add(place)
+        if has_effects(node):
+            last = position
+    return last
 
 
 def has_effects(node: Node) -> bool:

@@ -28,6 +28,7 @@ ITEMSIZES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "i64": 8, "i32": 4, "i16":
 FLOATS = ("f64", "f32", "bf16", "f16")
 ITEM_COST = 1 << 20                             # multiply-adds below which an item is not cut further
 ITEMS = 16                                      # as many items as there are, at most, are wanted for balance
+TALL, LARGE = 512, 1 << 25                      # rows, and multiply-adds, from which items have few rows, not few columns
 ITEM_ROWS, ITEM_COLUMNS = 252, 256              # a block of C, and of B as wide, in the second cache
 DEEP = 256                                      # steps from which a transposed A is packed
 WIDE = 1024                                     # columns from which an A is packed whose rows are whole pages apart
@@ -287,9 +288,10 @@ class Arrangement:
     integers: tuple[int, ...]
 
 
-def arrange(form: Form, batch: tuple[int, ...], m: int, n: int, k: int, a: Matrices, b: Matrices) -> Arrangement:
+def arrange(form: Form, batch: tuple[int, ...], m: int, n: int, k: int, a: Matrices, b: Matrices,
+            whole_rows: bool = False) -> Arrangement:
     """The blocking of C[*batch, m, n] = A[*batch, m, k] @ B[*batch, k, n], with C contiguous. At most
-    `BATCH_DIMENSIONS` batch sizes."""
+    `BATCH_DIMENSIONS` batch sizes. With `whole_rows` an item is no part of a row."""
     tile = form.tile
     panel_rows = panel_height(m, tile)
     panels = -(-m // panel_rows)
@@ -299,13 +301,13 @@ def arrange(form: Form, batch: tuple[int, ...], m: int, n: int, k: int, a: Matri
     else:
         a_panel = panel_rows * a.row
         a = Matrices(a.batch, a.row, a.column * form.group, a.first)
-    rows, columns = _cut(batch, m, n, k, panel_rows, tile)
+    rows, columns = _cut(batch, m, n, k, panel_rows, tile, whole_rows)
     row_blocks, column_blocks = -(-m // rows), -(-n // columns)
     pack_b, b_panel, span = None, tile.columns * b.column, 0
     copies = n > 1 and (b.column != 1 or m > COPIED_FROM * tile.rows)
     if copies and form == Form(form.total, form.total, form.total) and row_blocks >= PACKED_FROM and n > tile.columns:
         pack_b, panels_of_b, b_panel = pack(b, batch, n, k, tile.columns, tile.columns, b.column, b.row)
-        b, copies, span = Matrices(panels_of_b.batch, panels_of_b.column, 1), False, columns
+        b, copies, span = Matrices(panels_of_b.batch, panels_of_b.column, 1), False, min(columns, ITEM_COLUMNS)
     sizes = (1,) * (BATCH_DIMENSIONS - len(batch)) + batch
     deepest = (DEPTH_BLOCK - 1 if form.group > 1 else DEPTH_BLOCK) * form.group
     depth_block = max(-(-k // max(-(-k // deepest), 1)), 1)             # evenly, so that the last one is not short
@@ -358,16 +360,22 @@ def _padded(strides: Strides) -> Strides:
     return (0,) * (BATCH_DIMENSIONS - len(strides)) + strides
 
 
-def _cut(batch: tuple[int, ...], m: int, n: int, k: int, panel_rows: int, tile: Tile) -> tuple[int, int]:
-    """Rows and columns of an item: halved, the longer side first, until there are enough items or they are small."""
+def _cut(batch: tuple[int, ...], m: int, n: int, k: int, panel_rows: int, tile: Tile,
+         whole_rows: bool) -> tuple[int, int]:
+    """Rows and columns of an item: halved until there are enough items or they are small. Of tall products the rows are
+    halved first: long rows of C are written, and what follows a product reads more, page by page; the B that is packed
+    for this is small beside the work."""
     count = 1
     for size in batch:
         count *= size
+    rows_first = whole_rows or (m >= TALL and m * n * k >= LARGE)
     rows, columns = max(-(-m // panel_rows), 1), max(-(-n // tile.columns), 1)      # in panels
     high, wide = min(rows, max(ITEM_ROWS // panel_rows, 1)), min(columns, max(ITEM_COLUMNS // tile.columns, 1))
-    while (count * -(-rows // high) * -(-columns // wide) < ITEMS and high * wide > 1
+    if whole_rows:
+        wide, high = columns, min(high, max(ITEM_ROWS * ITEM_COLUMNS // (columns * tile.columns * panel_rows), 1))
+    while (count * -(-rows // high) * -(-columns // wide) < ITEMS and (high if whole_rows else high * wide) > 1
            and high * panel_rows * wide * tile.columns * k > ITEM_COST):
-        if wide > 1:
+        if wide > 1 and not (rows_first and high > 1):
             wide = -(-wide // 2)
         else:
             high = -(-high // 2)
