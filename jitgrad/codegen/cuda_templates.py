@@ -1,0 +1,185 @@
+"""The template "map" on a GPU, and what all templates there share.
+
+A thread computes a *unit*: some neighbours of one row, as many as fit one 128-bit access. Where an operand is transposed, a
+block of threads computes a tile of 32 by 32 elements and exchanges it through shared memory, so that every access to
+global memory runs along it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from jitgrad.codegen.cuda_lanes import Chunk, Lanes, is_contiguous, replace
+from jitgrad.codegen.emit_cuda import emit_cuda, may_fail
+from jitgrad.codegen.kernel import Buffer, CudaLaunch, ErrorWord, Let, Load, Loop, Operand, Statement, Store, When
+from jitgrad.codegen.region import Place, Region, accesses, collapse
+from jitgrad.codegen.space import Space, make_space, outer_axes, spread
+from jitgrad.codegen.templates import kernel_name, store_outputs, turned_group
+from jitgrad.codegen.writer import Writer, compute_dtype
+from jitgrad.dtypes import DType
+
+THREADS = 256
+ACCESS = 16
+"""Bytes of the widest access of a thread."""
+
+WIDE = 2**31 - 2**16
+"""Tensors of so many elements are indexed in int64."""
+
+
+def finish(writer: Writer, region: Region, grid: int, aligned: bool, phase: str = "", threads: int = THREADS) -> CudaLaunch:
+    """The launch of a finished kernel."""
+    wide = any(v.type.size >= WIDE for v in (*region.body.inputs, *region.body.outputs))
+    return make_launch(writer, kernel_name(region.body) + phase, grid, threads, aligned, wide)
+
+
+def make_launch(writer: Writer, name: str, grid: int, threads: int, aligned: bool, wide: bool = False) -> CudaLaunch:
+    kernel, arguments = writer.kernel(name)
+    word = (ErrorWord(),) if may_fail(kernel.body) else ()
+    alignment = ACCESS if aligned else max([operand.dtype.itemsize for operand in kernel.operands], default=1)
+    return CudaLaunch(name, emit_cuda(kernel, threads, wide), grid, threads, (*word, *arguments), alignment, wide)
+
+
+def lane_width(region: Region, inner: Place, is_one_row: bool, aligned: bool) -> int:
+    """How many neighbours along `inner` one thread takes: no operand's are more than 16 bytes, and rows begin at multiples
+    of it. Pointers are multiples of 16 bytes when `aligned`."""
+    if not aligned or not inner:
+        return 1
+    along = [v.dtype.itemsize for v in region.body.inputs for index in region.demands.of.get(v, [])
+             if inner[-1] in region.axes.flat(index)]
+    along += [v.dtype.itemsize for v, index, _ in region.outputs if inner[-1] in region.axes.flat(index)]
+    width = ACCESS // max(along, default=ACCESS)
+    while not is_one_row and region.axes.size(inner) % width:
+        width //= 2
+    return max(1, width)
+
+
+# ---- map -------------------------------------------------------------------------------------------------------------
+
+
+def lower_map(region: Region, aligned: bool) -> list[CudaLaunch]:
+    """A unit per thread; tiles where an operand is transposed."""
+    runs = accesses(region)
+    groups = collapse(region.order(), runs)
+    turned = turned_group(groups, runs)
+    if turned is not None:
+        return _lower_tiles(region, groups, turned, aligned)
+    writer = region.writer()
+    space = make_space(writer, groups)
+    width = lane_width(region, groups[-1] if groups else (), space.rows == 1, aligned)
+    writer.let("unit", f"block() * {THREADS} + thread()")
+    units = open_unit(writer, space, width)
+    store_outputs(writer, region, range(len(region.outputs)))
+    close_unit(writer, space, width)
+    return [finish(writer, region, -(-units // THREADS), aligned)]
+
+
+def open_unit(writer: Writer, space: Space, width: int) -> int:
+    """The condition that there is unit number ``unit``, and the loop over its elements; the number of units."""
+    chunks = -(-space.length // width)
+    writer.enter(When(f"unit < {writer.size('units', space.rows * chunks)}"))
+    if space.inner is None:
+        return 1
+    if space.outer:
+        name = writer.size("chunks", chunks)
+        spread(writer, space.outer, f"unit // {name}")
+        for axis in space.outer:
+            writer.know(axis)
+    writer.let("first", f"unit % {name} * {width}" if space.outer else f"unit * {width}")
+    writer.open(space.inner.name, "first", f"min({space.inner.size}, first + {width})")
+    writer.know(space.inner)
+    return space.rows * chunks
+
+
+def close_unit(writer: Writer, space: Space, width: int, known: Sequence[str] = ()) -> None:
+    """Close what `open_unit` opened. A whole unit is done at once, a last part of one in a loop. `known`: accumulators."""
+    if space.inner is not None:
+        writer.close()
+        body = writer.levels[-1].body
+        loop = body[-1]
+        assert isinstance(loop, Loop)
+        if width == 1:
+            replace(body, loop, [Let(loop.index, None, "first"), *loop.body])
+        else:
+            widened = Lanes(loop.index, [Chunk("first", width)], set(known)).widen(loop.body)
+            replace(body, loop, widened if space.rows > 1 else [
+                Let("whole", None, f"first + {width} <= {space.inner.size}"), When("whole", widened),
+                Loop(loop.index, f"{space.inner.size} if whole else first", space.inner.size, loop.body)])
+    writer.close()
+
+
+# ---- tiles -----------------------------------------------------------------------------------------------------------
+
+TILE = 32
+STEPS = TILE * TILE // THREADS
+DOWN = f"y + s * {THREADS // TILE}"
+ALONG, ACROSS = f"({DOWN}) * {TILE + 1} + x", f"x * {TILE + 1} + {DOWN}"
+"""Where an element of a tile lies in shared memory, read along a row and along a column: a row has one element more than a
+tile, so that neither way two threads of a warp meet in a bank."""
+
+MOST_TILES = 8
+"""More operands than these would not fit into shared memory; the others are read and written as they lie."""
+
+
+def _lower_tiles(region: Region, groups: list[Place], turned: int, aligned: bool) -> list[CudaLaunch]:
+    """A tile per block, over loop number `turned` and the innermost one."""
+    writer = region.writer()
+    inner, across = writer.axis(groups[-1], "j"), writer.axis(groups[turned], "t")
+    rest = [group for k, group in enumerate(groups[:-1]) if k != turned]
+    counts = [-(-writer.axes.size(axis.atoms) // TILE) for axis in (inner, across)]
+    columns, rows = [writer.size(name, count) for name, count in zip(("columns", "strips"), counts, strict=True)]
+    outer = outer_axes(writer, rest)
+    for name, text in (("x", f"thread() % {TILE}"), ("y", f"thread() // {TILE}"), ("tile", "block()"),
+                       ("j0", f"tile % {columns} * {TILE}"), ("t0", f"tile // {columns} % {rows} * {TILE}")):
+        writer.let(name, text)
+    if outer:
+        spread(writer, outer, f"tile // {columns} // {rows}")
+        for axis in outer:
+            writer.know(axis)
+    body = writer.levels[-1].body
+    loop = writer.open("s", "0", str(STEPS))
+    writer.let("t", f"t0 + {DOWN}")
+    writer.let("j", "j0 + x")
+    inside = writer.enter(When(f"t < {across.size} and j < {inner.size}"))
+    writer.know(across)
+    writer.know(inner)
+    store_outputs(writer, region, range(len(region.outputs)))
+    writer.close(2)
+    replace(body, loop, _exchanged(writer, loop, inside))
+    return [finish(writer, region, prod(counts) * prod([region.axes.size(group) for group in rest]), aligned)]
+
+
+def _exchanged(writer: Writer, loop: Loop, inside: When) -> list[Statement]:
+    """The loop over the steps of a tile; in front of it and behind it what goes through shared memory."""
+    loads = [s for s in inside.body if isinstance(s, Load) and _is_turned(s.index)][:MOST_TILES]
+    stores = [s for s in inside.body if isinstance(s, Store) and _is_turned(s.index)][:MOST_TILES - len(loads)]
+    dtypes = {o.name: compute_dtype(o.dtype) for o in writer.operands.values()}
+    tiles = {id(s): share(writer, dtypes[s.operand], TILE * (TILE + 1)) for s in (*loads, *stores)}
+    before = [new for s in loads for new in (s, Store(tiles[id(s)], ALONG, s.name))]
+    behind: list[Statement] = []
+    for s in stores:
+        behind += [Load(f"out{len(behind)}", tiles[id(s)], ALONG), Store(s.operand, s.index, f"out{len(behind)}")]
+    inside.body[:] = [Load(s.name, tiles[id(s)], ACROSS) if isinstance(s, Load) and id(s) in tiles else
+                      Store(tiles[id(s)], ACROSS, s.value) if isinstance(s, Store) and id(s) in tiles else s
+                      for s in inside.body]
+    barrier = Let("_", None, "barrier()")
+    return [*([_turned_loop(inside.condition, before), barrier] if before else []), loop,
+            *([barrier, _turned_loop(inside.condition, behind)] if behind else [])]
+
+
+def _is_turned(index: str) -> bool:
+    return index.endswith(" + t") and is_contiguous(index, "t")
+
+
+def _turned_loop(condition: str, body: list[Statement]) -> Loop:
+    """The loop over the steps of a tile in which neighbouring threads go along ``t``."""
+    return Loop("s", "0", str(STEPS), [Let("t", None, "t0 + x"), Let("j", None, f"j0 + {DOWN}"), When(condition, body)])
+
+
+def share(writer: Writer, dtype: DType, count: int) -> str:
+    """The name of a new array of `count` elements in the memory that a block of threads shares."""
+    name = f"shared{len(writer.tables)}"
+    writer.tables[Buffer(-1 - len(writer.tables))] = Operand(name, dtype)
+    short = "boolean" if dtype.category == "b" else dtype.short
+    writer.levels[0].body.insert(0, Let(name, None, f"shared({len(writer.tables) - 1}, {short}, {count})"))
+    return name
