@@ -8,6 +8,7 @@ lie behind each other become one access. An accumulator is one variable that tak
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -27,11 +28,12 @@ class Chunk:
 
 @dataclass
 class Lanes:
-    """`variable`: the loop's variable. `known`: names that have a value so far, `varying`: those with one per lane."""
+    """`variable`: the loop's variable. `accumulators`: names that have a value already and get another one; `varying`: names
+    with a value per lane."""
 
     variable: str
     chunks: list[Chunk]
-    known: set[str] = field(default_factory=set)
+    accumulators: set[str] = field(default_factory=set)
     varying: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -57,8 +59,34 @@ class Lanes:
 
     def widen(self, body: Iterable[Statement]) -> list[Statement]:
         """The statements of all lanes; in front of them the positions of the lanes, as far as they are used."""
-        made = [new for statement in body for new in self.one(statement)]
+        rest, made = list(body), list[Statement]()
+        counts = Counter(s.name for s in rest if isinstance(s, Let))
+        self.accumulators |= {name for name, count in counts.items() if count > 1}
+        while rest:
+            updates = self.updates(rest)
+            made += self.in_turn(rest[:updates]) if updates else self.one(rest[0])
+            rest = rest[updates or 1:]
         return [*self.positions(made), *made]
+
+    def updates(self, body: list[Statement]) -> int:
+        """How many statements at the beginning of `body` update accumulators from a lane, or prepare that."""
+        count = 0
+        for k, statement in enumerate(body):
+            if not isinstance(statement, Let) or not self.differs(statement.value):
+                break
+            if statement.name in self.accumulators:
+                count = k + 1
+            elif not self.accumulators.intersection(NAME.findall(statement.value)):
+                break
+            else:
+                self.varying.add(statement.name)
+        return count
+
+    def in_turn(self, body: list[Statement]) -> list[Statement]:
+        """All statements of a lane, then all of the next: it starts from what the one before has left."""
+        lets = [statement for statement in body if isinstance(statement, Let)]
+        return self.guarded([[Let(self.at(s.name, lane), s.dtype, self.at(s.value, lane)) for s in lets]
+                             for lane in range(self.count)])
 
     def positions(self, made: list[Statement]) -> Iterator[Statement]:
         used = set(NAME.findall(" ".join(map(repr, made))))
@@ -108,13 +136,8 @@ class Lanes:
         return made
 
     def let(self, statement: Let) -> list[Statement]:
-        differs, again = self.differs(statement.value), statement.name in self.known
-        self.known.add(statement.name)
-        if not differs:
+        if not self.differs(statement.value):
             return [statement]
-        if again and statement.name not in self.varying:            # an accumulator
-            return self.guarded([[Let(statement.name, statement.dtype, self.at(statement.value, lane))]
-                                 for lane in range(self.count)])
         self.varying.add(statement.name)
         return [Let(self.name(statement.name, lane), statement.dtype, self.at(statement.value, lane),
                     statement.where if lane == 0 else None, statement.note if lane == 0 else "")
@@ -123,8 +146,9 @@ class Lanes:
     def when(self, statement: When) -> list[Statement]:
         if not self.differs(statement.condition):
             return [When(statement.condition, [new for inner in statement.body for new in self.one(inner)])]
-        return [When(self.at(statement.condition, lane), [_renamed(self, inner, lane) for inner in statement.body])
-                for lane in range(self.count)]
+        return self.guarded([[When(self.at(statement.condition, lane),
+                                   [_renamed(self, inner, lane) for inner in statement.body])]
+                             for lane in range(self.count)])
 
     def guarded(self, by_lane: list[list[Statement]]) -> list[Statement]:
         """The statements of all lanes, each only where its lane exists."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jitgrad.codegen.cuda_foreach import lower_foreach
 from jitgrad.codegen.cuda_reduce import lower_column, lower_full, lower_row
 from jitgrad.codegen.cuda_templates import lower_map
 from jitgrad.codegen.kernel import CudaLaunch, CudaLowered
@@ -25,6 +26,8 @@ def lower_cuda(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any],
     """The kernels of a region or foreach node. `shared` holds pairs (output, input) that are one memory. `aligned`: the
     address of every operand is a multiple of 16 bytes, which accesses of several elements need. CompileError for what has
     no GPU kernel."""
+    if op.kind == "foreach":
+        return lower_foreach(inputs, attrs, shared, aligned)
     if attrs["template"] not in TEMPLATES:
         raise complain(CompileError, op.name, f"there is no GPU kernel for the template {attrs['template']!r}",
                        fix="keep this part on the CPU")

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from jitgrad.codegen.cuda_lanes import Chunk, Lanes, replace
 from jitgrad.codegen.cuda_templates import THREADS, close_unit, finish, lane_width, open_unit, share
-from jitgrad.codegen.kernel import Buffer, CudaLaunch, Let, Load, Loop, Store, When
+from jitgrad.codegen.emit_cuda import may_fail
+from jitgrad.codegen.kernel import Buffer, CudaLaunch, Let, Load, Loop, Statement, Store, When
 from jitgrad.codegen.reduce import Split, accumulate, partial_place, partial_results, split_loops, start, steps
 from jitgrad.codegen.region import Region
 from jitgrad.codegen.space import make_space, outer_axes, spread
@@ -128,7 +129,16 @@ def lower_row(region: Region, aligned: bool) -> list[CudaLaunch]:
         _write_held(row)
     else:
         _write_walked(row)
+    if plan.threads < plan.block:
+        _check_live(writer.levels[0].body)
     return [finish(writer, region, -(-rows // (plan.block // plan.threads)), aligned, threads=plan.block)]
+
+
+def _check_live(body: list[Statement]) -> None:
+    """Threads of no row report nothing: what they read again may have been overwritten."""
+    for k, statement in enumerate(body):
+        if isinstance(statement, When) and may_fail(statement.body):
+            body[k] = When(f"live and ({statement.condition})", statement.body)
 
 
 @dataclass
@@ -219,10 +229,11 @@ def _write_walked(row: Row) -> None:
     if row.split.full:
         for _ in _walk(row, trips, []):
             store_outputs(row.writer, row.region, row.split.full)
+        row.writer.emit(Let("_", None, "barrier()"))      # what the leader overwrites, other threads have read in the walk
     store_by(row.writer, row.region, row.split.small, row.leader)
 
 
-def _walk(row: Row, trips: str, known: list[str]) -> Iterator[None]:
+def _walk(row: Row, trips: str, accumulators: list[str]) -> Iterator[None]:
     """The loops of one walk along the row, open while the caller writes what is done with an element."""
     writer, plan = row.writer, row.plan
     writer.open("m", "0", trips)
@@ -231,7 +242,7 @@ def _walk(row: Row, trips: str, known: list[str]) -> Iterator[None]:
     loop = row.open_elements()
     yield
     writer.close(3)
-    replace(inside.body, loop, Lanes(loop.index, [Chunk("first", plan.width)], set(known)).widen(loop.body))
+    replace(inside.body, loop, Lanes(loop.index, [Chunk("first", plan.width)], set(accumulators)).widen(loop.body))
 
 
 # ---- full ------------------------------------------------------------------------------------------------------------

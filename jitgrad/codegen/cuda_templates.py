@@ -12,7 +12,20 @@ from math import prod
 
 from jitgrad.codegen.cuda_lanes import Chunk, Lanes, is_contiguous, replace
 from jitgrad.codegen.emit_cuda import emit_cuda, may_fail
-from jitgrad.codegen.kernel import Buffer, CudaLaunch, ErrorWord, Let, Load, Loop, Operand, Statement, Store, When
+from jitgrad.codegen.kernel import (
+    Buffer,
+    CudaLaunch,
+    ErrorWord,
+    Kernel,
+    Let,
+    Load,
+    Loop,
+    Operand,
+    Statement,
+    Store,
+    Table,
+    When,
+)
 from jitgrad.codegen.region import Place, Region, accesses, collapse
 from jitgrad.codegen.space import Space, make_space, outer_axes, spread
 from jitgrad.codegen.templates import kernel_name, store_outputs, turned_group
@@ -30,14 +43,16 @@ WIDE = 2**31 - 2**16
 def finish(writer: Writer, region: Region, grid: int, aligned: bool, phase: str = "", threads: int = THREADS) -> CudaLaunch:
     """The launch of a finished kernel."""
     wide = any(v.type.size >= WIDE for v in (*region.body.inputs, *region.body.outputs))
-    return make_launch(writer, kernel_name(region.body) + phase, grid, threads, aligned, wide)
+    kernel, arguments = writer.kernel(kernel_name(region.body) + phase)
+    return pack(kernel, arguments, grid, threads, aligned, wide)
 
 
-def make_launch(writer: Writer, name: str, grid: int, threads: int, aligned: bool, wide: bool = False) -> CudaLaunch:
-    kernel, arguments = writer.kernel(name)
+def pack(kernel: Kernel, arguments: tuple[Buffer | Table | int, ...], grid: int, threads: int, aligned: bool,
+         wide: bool) -> CudaLaunch:
+    """The launch of `kernel` with these arguments, and with the error word where it may fail."""
     word = (ErrorWord(),) if may_fail(kernel.body) else ()
     alignment = ACCESS if aligned else max([operand.dtype.itemsize for operand in kernel.operands], default=1)
-    return CudaLaunch(name, emit_cuda(kernel, threads, wide), grid, threads, (*word, *arguments), alignment, wide)
+    return CudaLaunch(kernel.name, emit_cuda(kernel, threads, wide), grid, threads, (*word, *arguments), alignment, wide)
 
 
 def lane_width(region: Region, inner: Place, is_one_row: bool, aligned: bool) -> int:
@@ -91,21 +106,27 @@ def open_unit(writer: Writer, space: Space, width: int) -> int:
     return space.rows * chunks
 
 
-def close_unit(writer: Writer, space: Space, width: int, known: Sequence[str] = ()) -> None:
-    """Close what `open_unit` opened. A whole unit is done at once, a last part of one in a loop. `known`: accumulators."""
+def close_unit(writer: Writer, space: Space, width: int, accumulators: Sequence[str] = ()) -> None:
+    """Close what `open_unit` opened."""
     if space.inner is not None:
-        writer.close()
-        body = writer.levels[-1].body
-        loop = body[-1]
-        assert isinstance(loop, Loop)
-        if width == 1:
-            replace(body, loop, [Let(loop.index, None, "first"), *loop.body])
-        else:
-            widened = Lanes(loop.index, [Chunk("first", width)], set(known)).widen(loop.body)
-            replace(body, loop, widened if space.rows > 1 else [
-                Let("whole", None, f"first + {width} <= {space.inner.size}"), When("whole", widened),
-                Loop(loop.index, f"{space.inner.size} if whole else first", space.inner.size, loop.body)])
+        close_elements(writer, width, "" if space.rows > 1 else space.inner.size, accumulators)
     writer.close()
+
+
+def close_elements(writer: Writer, width: int, limit: str, accumulators: Sequence[str] = ()) -> None:
+    """Close the loop over `width` elements from ``first`` on, which are done at once; where not all of them are below
+    `limit`, if there is one, they are done one by one."""
+    writer.close()
+    body = writer.levels[-1].body
+    loop = body[-1]
+    assert isinstance(loop, Loop)
+    if width == 1:
+        replace(body, loop, [Let(loop.index, None, "first"), *loop.body])
+        return
+    widened = Lanes(loop.index, [Chunk("first", width)], set(accumulators)).widen(loop.body)
+    replace(body, loop, widened if not limit else [
+        Let("whole", None, f"first + {width} <= {limit}"), When("whole", widened),
+        Loop(loop.index, f"{limit} if whole else first", limit, loop.body)])
 
 
 # ---- tiles -----------------------------------------------------------------------------------------------------------
