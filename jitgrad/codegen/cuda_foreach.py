@@ -16,7 +16,7 @@ from typing import Any
 from jitgrad.codegen.cuda_templates import ACCESS, THREADS, WIDE, close_elements, pack
 from jitgrad.codegen.emit_cpu import dtype_name
 from jitgrad.codegen.foreach import Members, Pattern, by_pattern, kernel_name, pointers, write
-from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLowered, Let, Load, Table, When
+from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLowered, Load, Table, When
 from jitgrad.codegen.region import BLOCK
 from jitgrad.codegen.writer import Axis, Writer
 from jitgrad.dtypes import int64

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from jitgrad.codegen.kernel import Accumulate, Let, Load, Loop, Statement, Store, When
+from jitgrad.dtypes import DType
 
 NAME = re.compile(r"\b[A-Za-z_]\w*")
 
@@ -28,12 +29,13 @@ class Chunk:
 
 @dataclass
 class Lanes:
-    """`variable`: the loop's variable. `accumulators`: names that have a value already and get another one; `varying`: names
-    with a value per lane."""
+    """`variable`: the loop's variable. `accumulators`: names that have a value already and get another one. `dtypes`: what
+    operands are once they are loaded, for chunks with a guard. `varying`: names with a value per lane."""
 
     variable: str
     chunks: list[Chunk]
     accumulators: set[str] = field(default_factory=set)
+    dtypes: Mapping[str, DType] = field(default_factory=dict)
     varying: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -114,12 +116,14 @@ class Lanes:
         self.varying.add(statement.name)
         made: list[Statement] = []
         for chunk, numbers in zip(self.chunks, self.numbers, strict=True):
+            names = [self.name(statement.name, lane) for lane in numbers]
             if is_contiguous(statement.index, self.variable):
-                names = ", ".join(self.name(statement.name, lane) for lane in numbers)
-                made.append(Load(names, statement.operand, self.at(statement.index, numbers[0]), chunk.width))
+                place = self.at(statement.index, numbers[0])
+                loads = [Load(", ".join(names), statement.operand, place, chunk.width)]
             else:
-                made += [Load(self.name(statement.name, lane), statement.operand, self.at(statement.index, lane))
-                         for lane in numbers]
+                loads = [Load(name, statement.operand, self.at(statement.index, lane))
+                         for name, lane in zip(names, numbers, strict=True)]
+            made += load_where(chunk.guard, loads, names, self.dtypes) if chunk.guard else loads
         return made
 
     def store(self, statement: Store) -> list[Statement]:
@@ -161,6 +165,13 @@ class Lanes:
 def _renamed(lanes: Lanes, statement: Statement, lane: int) -> Statement:
     assert isinstance(statement, Let), "only checks depend on a lane"
     return Let(statement.name, statement.dtype, lanes.at(statement.value, lane))
+
+
+def load_where(guard: str, loads: list[Load], names: Iterable[str], dtypes: Mapping[str, DType]) -> list[Statement]:
+    """`loads` where `guard` is true, and zeros elsewhere: no thread reads what belongs to another one, which may write it."""
+    dtype = dtypes[loads[0].operand]
+    zero = "False" if dtype.category == "b" else "0"
+    return [*[Let(name, dtype, zero) for name in names], When(guard, list(loads))]
 
 
 def _under(guard: str, body: list[Statement]) -> list[Statement]:

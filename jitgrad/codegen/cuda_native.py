@@ -66,10 +66,9 @@ def read_header(tree: ast.Module) -> Header:
 
 
 def _type_of(annotation: Any) -> types.Type:
-    if isinstance(annotation, ast.Subscript):
-        name: Any = annotation.slice
-        return types.CPointer(STORAGE[vocabulary.NAMES[name.id]])  # type: ignore[no-untyped-call]
-    return STORAGE[vocabulary.NAMES[annotation.id]]
+    is_pointer = isinstance(annotation, ast.Subscript)
+    element: types.Type = STORAGE[vocabulary.NAMES[(annotation.slice if is_pointer else annotation).id]]
+    return types.CPointer(element) if is_pointer else element  # type: ignore[no-untyped-call]
 
 
 def _define(tree: ast.Module, name: str) -> FunctionType:
@@ -96,7 +95,8 @@ def _lower(function: FunctionType, header: Header, arch: str) -> llvm.ModuleRef:
 
 def _entry(header: Header, function: str) -> str:
     """Numba's calling convention returns a status and takes two more pointers; kernels do not raise."""
-    kinds = ["ptr" if isinstance(t, types.CPointer) else f"i{t.bitwidth}" for t in header.parameters]
+    sizes: dict[types.Type, str] = {types.int32: "i32", types.int64: "i64"}
+    kinds = [sizes.get(t, "ptr") for t in header.parameters]
     parameters = ", ".join(f"{k}{' noalias' if k == 'ptr' else ''} %a{n}" for n, k in enumerate(kinds))
     arguments = "".join(f", {k} %a{n}" for n, k in enumerate(kinds))
     return f"""

@@ -12,8 +12,8 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from jitgrad.codegen.cuda_lanes import Chunk, Lanes, replace
-from jitgrad.codegen.cuda_templates import THREADS, close_unit, finish, lane_width, open_unit, share
+from jitgrad.codegen.cuda_lanes import Chunk, Lanes, load_where, replace
+from jitgrad.codegen.cuda_templates import THREADS, close_unit, finish, lane_width, loaded_dtypes, open_unit, share
 from jitgrad.codegen.emit_cuda import may_fail
 from jitgrad.codegen.kernel import Buffer, CudaLaunch, Let, Load, Loop, Statement, Store, When
 from jitgrad.codegen.reduce import Split, accumulate, partial_place, partial_results, split_loops, start, steps
@@ -21,6 +21,7 @@ from jitgrad.codegen.region import Region
 from jitgrad.codegen.space import make_space, outer_axes, spread
 from jitgrad.codegen.templates import store_outputs
 from jitgrad.codegen.writer import Axis, Writer, compute_dtype, is_position
+from jitgrad.dtypes import DType
 from jitgrad.ir.graph import Node
 from jitgrad.ir.types import TensorType
 
@@ -50,7 +51,7 @@ def join(writer: Writer, node: Node, names: tuple[str, ...], threads: int) -> No
     _join_warp(writer, node, names, threads // WARP)
 
 
-def _dtypes(node: Node) -> list:
+def _dtypes(node: Node) -> list[DType]:
     value = compute_dtype(node.inputs[0].dtype)
     return [value, node.output.dtype] if is_position(node) else [value]
 
@@ -130,15 +131,22 @@ def lower_row(region: Region, aligned: bool) -> list[CudaLaunch]:
     else:
         _write_walked(row)
     if plan.threads < plan.block:
-        _check_live(writer.levels[0].body)
+        _leave_dead_alone(writer)
     return [finish(writer, region, -(-rows // (plan.block // plan.threads)), aligned, threads=plan.block)]
 
 
-def _check_live(body: list[Statement]) -> None:
-    """Threads of no row report nothing: what they read again may have been overwritten."""
-    for k, statement in enumerate(body):
+def _leave_dead_alone(writer: Writer) -> None:
+    """Threads of no row take part in shuffles, but they read nothing that belongs to a row, and report nothing."""
+    body, dtypes = writer.levels[0].body, loaded_dtypes(writer)
+    made: list[Statement] = []
+    for statement in body:
         if isinstance(statement, When) and may_fail(statement.body):
-            body[k] = When(f"live and ({statement.condition})", statement.body)
+            made.append(When(f"live and ({statement.condition})", statement.body))
+        elif isinstance(statement, Load) and statement.index != "0" and statement.lanes == 1:
+            made += load_where("live", [statement], [statement.name], dtypes)
+        else:
+            made.append(statement)
+    body[:] = made
 
 
 @dataclass
@@ -161,11 +169,9 @@ class Row:
             writer.let("lane", "thread()")
         else:
             per_block = plan.block // plan.threads
-            writer.let("number", f"block() * {per_block} + thread() // {plan.threads}")
+            writer.let("row", f"block() * {per_block} + thread() // {plan.threads}")
             writer.let("lane", f"thread() % {plan.threads}")
-            count = writer.size("rows", rows)
-            writer.let("live", f"number < {count}")
-            writer.let("row", f"number if live else {count} - 1")     # threads of no row do the last one again
+            writer.let("live", f"row < {writer.size('rows', rows)}")
             self.leader = "lane == 0 and live"
         if outer:
             spread(writer, outer, "row")
@@ -202,9 +208,8 @@ def _write_held(row: Row) -> None:
     writer, plan = row.writer, row.plan
     live = " and live" if plan.threads < plan.block else ""
     for m in range(plan.chunks):
-        writer.let(f"at{m}", f"(lane + {m * plan.threads}) * {plan.width}")
-        writer.let(f"in{m}", f"at{m} < {row.total}{live}")
-        writer.let(f"first{m}", f"at{m} if in{m} else 0")             # the first element is there for every thread
+        writer.let(f"first{m}", f"(lane + {m * plan.threads}) * {plan.width}")
+        writer.let(f"in{m}", f"first{m} < {row.total}{live}")
     body = writer.levels[-1].body
     loop = row.open_elements()
     for step in steps(row.region):
@@ -215,7 +220,7 @@ def _write_held(row: Row) -> None:
     store_by(writer, row.region, row.split.small, row.leader)
     writer.close()
     chunks = [Chunk(f"first{m}", plan.width, f"in{m}") for m in range(plan.chunks)]
-    replace(body, loop, Lanes(loop.index, chunks).widen(loop.body))
+    replace(body, loop, Lanes(loop.index, chunks, set(), loaded_dtypes(writer)).widen(loop.body))
 
 
 def _write_walked(row: Row) -> None:
@@ -276,8 +281,8 @@ def lower_full(region: Region, aligned: bool) -> list[CudaLaunch]:
     for node, name in zip(region.reductions, names, strict=True):
         join(writer, node, name, THREADS)
     writer.enter(When("lane == 0"))
-    for (name,), (buffer, type) in zip(names, partials, strict=True):
-        writer.store_at(buffer, type, "block()", name)
+    for (found,), (buffer, type) in zip(names, partials, strict=True):
+        writer.store_at(buffer, type, "block()", found)
     writer.flush()
     first = [finish(writer, region, blocks, aligned, "_partial")] if blocks else []
     return [*first, _combine_partials(region, split, partials, blocks, aligned)]
@@ -294,8 +299,8 @@ def _combine_partials(region: Region, split: Split, partials: Partials, count: i
     writer.open("m", "0", f"({limit} + {THREADS - 1}) // {THREADS}")
     writer.let("part", f"m * {THREADS} + lane")
     writer.enter(When(f"part < {limit}"))
-    for node, (name,), (buffer, type) in zip(region.reductions, names, partials, strict=True):
-        writer.accumulate(node, name, writer.load(buffer, type, "part"))
+    for node, (found,), (buffer, type) in zip(region.reductions, names, partials, strict=True):
+        writer.accumulate(node, found, writer.load(buffer, type, "part"))
     writer.close(2)
     for node, name in zip(region.reductions, names, strict=True):
         join(writer, node, name, THREADS)
@@ -354,8 +359,8 @@ def _column_partials(region: Region, split: Split, partials: Partials, per_block
         accumulate(writer, region, node, name)
     store_outputs(writer, region, split.full)
     writer.close()
-    for (name,), (buffer, type) in zip(names, partials, strict=True):
-        writer.store_at(buffer, type, "unit", name)
+    for (found,), (buffer, type) in zip(names, partials, strict=True):
+        writer.store_at(buffer, type, "unit", found)
     writer.flush()
     return finish(writer, region, -(-blocks * count // THREADS), aligned, "_partial")
 

@@ -174,18 +174,24 @@ def _exchanged(writer: Writer, loop: Loop, inside: When) -> list[Statement]:
     """The loop over the steps of a tile; in front of it and behind it what goes through shared memory."""
     loads = [s for s in inside.body if isinstance(s, Load) and _is_turned(s.index)][:MOST_TILES]
     stores = [s for s in inside.body if isinstance(s, Store) and _is_turned(s.index)][:MOST_TILES - len(loads)]
-    dtypes = {o.name: compute_dtype(o.dtype) for o in writer.operands.values()}
-    tiles = {id(s): share(writer, dtypes[s.operand], TILE * (TILE + 1)) for s in (*loads, *stores)}
-    before = [new for s in loads for new in (s, Store(tiles[id(s)], ALONG, s.name))]
+    dtypes = loaded_dtypes(writer)
+    turned: list[Load | Store] = [*loads, *stores]
+    tiles = {id(s): share(writer, dtypes[s.operand], TILE * (TILE + 1)) for s in turned}
+    before: list[Statement] = []
     behind: list[Statement] = []
-    for s in stores:
-        behind += [Load(f"out{len(behind)}", tiles[id(s)], ALONG), Store(s.operand, s.index, f"out{len(behind)}")]
+    for load in loads:
+        before += [load, Store(tiles[id(load)], ALONG, load.name)]
+    for k, store in enumerate(stores):
+        behind += [Load(f"out{k}", tiles[id(store)], ALONG), Store(store.operand, store.index, f"out{k}")]
     inside.body[:] = [Load(s.name, tiles[id(s)], ACROSS) if isinstance(s, Load) and id(s) in tiles else
                       Store(tiles[id(s)], ACROSS, s.value) if isinstance(s, Store) and id(s) in tiles else s
                       for s in inside.body]
-    barrier = Let("_", None, "barrier()")
-    return [*([_turned_loop(inside.condition, before), barrier] if before else []), loop,
-            *([barrier, _turned_loop(inside.condition, behind)] if behind else [])]
+    made: list[Statement] = [loop]
+    if before:
+        made = [_turned_loop(inside.condition, before), Let("_", None, "barrier()"), *made]
+    if behind:
+        made += [Let("_", None, "barrier()"), _turned_loop(inside.condition, behind)]
+    return made
 
 
 def _is_turned(index: str) -> bool:
@@ -195,6 +201,11 @@ def _is_turned(index: str) -> bool:
 def _turned_loop(condition: str, body: list[Statement]) -> Loop:
     """The loop over the steps of a tile in which neighbouring threads go along ``t``."""
     return Loop("s", "0", str(STEPS), [Let("t", None, "t0 + x"), Let("j", None, f"j0 + {DOWN}"), When(condition, body)])
+
+
+def loaded_dtypes(writer: Writer) -> dict[str, DType]:
+    """By name, what the operands of a kernel are once they are loaded."""
+    return {operand.name: compute_dtype(operand.dtype) for operand in (*writer.operands.values(), *writer.tables.values())}
 
 
 def share(writer: Writer, dtype: DType, count: int) -> str:

@@ -11,7 +11,7 @@ import ast
 from functools import lru_cache
 
 from jitgrad.codegen.emit_cpu import Spelling, commented, dtype_name
-from jitgrad.codegen.kernel import Kernel, Let, Load, Loop, Statement, Store, When
+from jitgrad.codegen.kernel import Accumulate, Kernel, Let, Load, Loop, Statement, Store, When
 
 
 def emit_cuda(kernel: Kernel, threads: int, wide: bool = False) -> str:
@@ -45,7 +45,7 @@ class CudaSpelling(Spelling):
             return f"if {statement.condition}:"
         return f"for {statement.index} in range({self.index(statement.start)}, {self.index(statement.stop)}):"
 
-    def line(self, statement: Let | Load | Store | Statement) -> str:
+    def line(self, statement: Let | Load | Store | Accumulate) -> str:
         if isinstance(statement, Load):
             place = f"{statement.operand}, {self.index(statement.index)}"
             if statement.lanes > 1:
