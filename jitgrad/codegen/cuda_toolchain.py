@@ -139,12 +139,13 @@ def _parameter_type(spelled: str, name: str) -> Any:
 
 
 def _rename(text: str, name: str, architecture: str) -> str:
-    """The kernel and what belongs to it called `name` in place of the compiler's own mangled name, so that it can be found
-    in a cubin, and so that equal texts are equal."""
+    """The kernel and what belongs to it called `name` in place of the compiler's own mangled names, which count
+    compilations; so it can be found in a cubin, shares no memory with others, and equal kernels have equal texts."""
     mangled = re.findall(r"\.visible \.entry (\S+?)\(", text)
     if len(mangled) != 1:
         raise complain(CompileError, name, f"one kernel was to be compiled, there are {len(mangled)}")
     text = text.replace(mangled[0], name)
+    text = re.sub(r"(?m)^\.common \.global [^\n]*NumbaEnv[^\n]*\n", "", text)
     text = re.sub(r"(?m)^\.visible (\.shared )", r"\1", text)
     for k, shared in enumerate(dict.fromkeys(re.findall(r"\w*_cudapy_smem_\d+", text))):
         text = re.sub(rf"\b{shared}\b", f"{name}_shared{k}", text)
