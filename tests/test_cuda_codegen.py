@@ -223,10 +223,14 @@ def with_inputs(graph):
             yield node, [np.ascontiguousarray(x).reshape(x.shape) for x in map(np.asarray, inputs)]
 
 
-IN_PLACE = [(name, graph) for name, graph in [*FUSED, (
-    "long rows", build([(3, 17_000), (3,)], lambda x, c: [ops.add(softmax(x), ops.broadcast_to(
-        ops.reshape(c, shape=(3, 1)), shape=(3, 17_000))), ops.add(c, ops.sum(x, axes=(1,)))])), (
-    "odd rows", build([(7, 37)], softmax))] if any(map(some_pairs, regions(graph)))]
+MORE = [
+    ("long rows", build([(3, 17_000), (3,)], lambda x, c: [ops.add(softmax(x), ops.broadcast_to(
+        ops.reshape(c, shape=(3, 1)), shape=(3, 17_000))), ops.add(c, ops.sum(x, axes=(1,)))])),
+    ("odd rows", build([(7, 37)], softmax)),
+    ("sums of long rows", build([(3, 17_000), (3,)], lambda x, c: ops.add(c, ops.sum(x, axes=(1,))))),
+    ("sum of all", build([(60, 70), ()], lambda x, c: ops.add(c, ops.sum(x, axes=(0, 1))))),
+    ("sums of columns", build([(60, 70), (70,)], lambda x, c: ops.add(c, ops.sum(x, axes=(0,)))))]
+IN_PLACE = [(name, graph) for name, graph in [*FUSED, *MORE] if any(map(some_pairs, regions(graph)))]
 
 
 @pytest.mark.parametrize(("name", "graph"), IN_PLACE, ids=[name for name, _ in IN_PLACE])
@@ -330,6 +334,21 @@ def test_indices_are_wide_only_beyond_two_to_the_31():
             assert launch.wide == wide and ("i64" in launch.source) == wide
             assert (f".param .u{64 if wide else 32} {launch.name}" in compile_ptx(launch.source))
             assert launch.grid < 2**31
+
+
+def test_tiles_fit_into_shared_memory():
+    """Eleven transposed operands of 8 bytes are more than it holds; the others are read as they lie."""
+    def program(*xs):
+        total = ops.permute(xs[0], axes=(1, 0))
+        for x in xs[1:]:
+            total = ops.add(ops.permute(x, axes=(1, 0)), total)
+        return [total, xs[0]]
+
+    graph = build([(33, 40)] * 11, program, float64)
+    arrays = inputs_of(graph)
+    assert_close(carry_out(fuse(graph), arrays), evaluate(graph, arrays))
+    for launch in launches(graph):
+        assert sum(int(n) for n in re.findall(r"\.shared [^;]*\[(\d+)\]", compile_ptx(launch.source))) <= 48 << 10
 
 
 def test_float32_programs_have_no_float64():

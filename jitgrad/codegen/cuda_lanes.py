@@ -168,7 +168,7 @@ def _renamed(lanes: Lanes, statement: Statement, lane: int) -> Statement:
 
 
 def load_where(guard: str, loads: list[Load], names: Iterable[str], dtypes: Mapping[str, DType]) -> list[Statement]:
-    """`loads` where `guard` is true, and zeros elsewhere: no thread reads what belongs to another one, which may write it."""
+    """`loads` where `guard` is true, zeros elsewhere: no thread reads what belongs to another one, which may write it."""
     dtype = dtypes[loads[0].operand]
     zero = "False" if dtype.category == "b" else "0"
     return [*[Let(name, dtype, zero) for name in names], When(guard, list(loads))]

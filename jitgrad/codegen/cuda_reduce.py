@@ -77,13 +77,16 @@ def _join_positions(writer: Writer, node: Node, names: tuple[str, ...], distance
     writer.emit(Let(best, dtypes[0], f"{value} if {better} else {best}"))
 
 
-def store_by(writer: Writer, region: Region, which: Iterable[int], leader: str) -> None:
-    """Store these outputs, each once: by the thread for which `leader` is true."""
+def store_by(writer: Writer, region: Region, which: Iterable[int], leader: str, barrier: bool = False) -> None:
+    """Store these outputs, each once: by the thread for which `leader` is true. `barrier`: what it overwrites, other threads
+    of the block may still have to read."""
     which = list(which)
     for k in which:
         value, index, _ = region.outputs[k]
         writer.evaluate(value, index)
     if which:
+        if barrier:
+            writer.emit(Let("_", None, "barrier()"))
         writer.enter(When(leader))
         store_outputs(writer, region, which)
         writer.close()
@@ -234,8 +237,7 @@ def _write_walked(row: Row) -> None:
     if row.split.full:
         for _ in _walk(row, trips, []):
             store_outputs(row.writer, row.region, row.split.full)
-        row.writer.emit(Let("_", None, "barrier()"))      # what the leader overwrites, other threads have read in the walk
-    store_by(row.writer, row.region, row.split.small, row.leader)
+    store_by(row.writer, row.region, row.split.small, row.leader, barrier=True)
 
 
 def _walk(row: Row, trips: str, accumulators: list[str]) -> Iterator[None]:
@@ -305,7 +307,7 @@ def _combine_partials(region: Region, split: Split, partials: Partials, count: i
     for node, name in zip(region.reductions, names, strict=True):
         join(writer, node, name, THREADS)
         writer.bind(node.output, region.index_of(node.output), name[0])
-    store_by(writer, region, split.small, "lane == 0")
+    store_by(writer, region, split.small, "lane == 0", barrier=True)
     return finish(writer, region, 1, aligned, "_combine")
 
 

@@ -138,8 +138,8 @@ ALONG, ACROSS = f"({DOWN}) * {TILE + 1} + x", f"x * {TILE + 1} + {DOWN}"
 """Where an element of a tile lies in shared memory, read along a row and along a column: a row has one element more than a
 tile, so that neither way two threads of a warp meet in a bank."""
 
-MOST_TILES = 8
-"""More operands than these would not fit into shared memory; the others are read and written as they lie."""
+MOST_SHARED = 48 << 10
+"""Bytes of shared memory that every block may have. Operands beyond that are read and written as they lie."""
 
 
 def _lower_tiles(region: Region, groups: list[Place], turned: int, aligned: bool) -> list[CudaLaunch]:
@@ -172,17 +172,17 @@ def _lower_tiles(region: Region, groups: list[Place], turned: int, aligned: bool
 
 def _exchanged(writer: Writer, loop: Loop, inside: When) -> list[Statement]:
     """The loop over the steps of a tile; in front of it and behind it what goes through shared memory."""
-    loads = [s for s in inside.body if isinstance(s, Load) and _is_turned(s.index)][:MOST_TILES]
-    stores = [s for s in inside.body if isinstance(s, Store) and _is_turned(s.index)][:MOST_TILES - len(loads)]
-    dtypes = loaded_dtypes(writer)
-    turned: list[Load | Store] = [*loads, *stores]
-    tiles = {id(s): share(writer, dtypes[s.operand], TILE * (TILE + 1)) for s in turned}
+    dtypes, elements = loaded_dtypes(writer), TILE * (TILE + 1)
+    turned = [s for s in inside.body if isinstance(s, Load | Store) and _is_turned(s.index)]
+    turned = turned[:MOST_SHARED // (elements * max([dtypes[s.operand].itemsize for s in turned], default=1))]
+    tiles = {id(s): share(writer, dtypes[s.operand], elements) for s in turned}
     before: list[Statement] = []
     behind: list[Statement] = []
-    for load in loads:
-        before += [load, Store(tiles[id(load)], ALONG, load.name)]
-    for k, store in enumerate(stores):
-        behind += [Load(f"out{k}", tiles[id(store)], ALONG), Store(store.operand, store.index, f"out{k}")]
+    for k, s in enumerate(turned):
+        if isinstance(s, Load):
+            before += [s, Store(tiles[id(s)], ALONG, s.name)]
+        else:
+            behind += [Load(f"out{k}", tiles[id(s)], ALONG), Store(s.operand, s.index, f"out{k}")]
     inside.body[:] = [Load(s.name, tiles[id(s)], ACROSS) if isinstance(s, Load) and id(s) in tiles else
                       Store(tiles[id(s)], ACROSS, s.value) if isinstance(s, Store) and id(s) in tiles else s
                       for s in inside.body]
