@@ -115,6 +115,18 @@ def plan_row(length: int, width: int) -> RowPlan:
     return RowPlan(threads, threads, width, chunks if chunks * width <= 2 * ELEMENTS else 0)
 
 
+def plan_strided_row(length: int) -> RowPlan:
+    """A thread per row, where memory runs across rows: neighbouring threads then read neighbours."""
+    return RowPlan(1, THREADS, 1, length if length <= ELEMENTS else 0)
+
+
+def reads_along_rows(region: Region) -> bool:
+    """True when in some operand the elements of a row lie behind each other."""
+    reduced = set(region.axes.resolve(region.reduced))
+    places = [region.axes.flat(index) for v in region.body.inputs for index in region.demands.of.get(v, [])]
+    return any(place[-1] in reduced for place in places if reduced.intersection(place))
+
+
 def _power_of_two(n: int) -> int:
     """The lowest one that is not below n."""
     return 1 << max(0, n - 1).bit_length()
@@ -126,7 +138,7 @@ def lower_row(region: Region, aligned: bool) -> list[CudaLaunch]:
     rows = math.prod([region.axes.size(group) for group in split.kept])
     length = math.prod([region.axes.size(group) for group in split.reduced])
     width = lane_width(region, split.reduced[0], False, aligned) if len(split.reduced) == 1 else 1
-    plan = plan_row(length, width)
+    plan = plan_row(length, width) if rows < WARP or reads_along_rows(region) else plan_strided_row(length)
     row = Row(writer, region, split, plan, length)
     row.open(rows)
     if plan.chunks:
@@ -154,7 +166,8 @@ def _leave_dead_alone(writer: Writer) -> None:
 
 @dataclass
 class Row:
-    """One row in the making. `leader`: the condition that a thread stores what belongs to the row once."""
+    """One row in the making. `leader`: the condition that a thread stores what belongs to the row once; `live`: what has
+    to be added to other conditions for threads that may have no row."""
 
     writer: Writer
     region: Region
@@ -162,6 +175,7 @@ class Row:
     plan: RowPlan
     length: int
     leader: str = "lane == 0"
+    live: str = ""
 
     def open(self, rows: int) -> None:
         """Which row it is, and which of its threads this one is."""
@@ -175,7 +189,7 @@ class Row:
             writer.let("row", f"block() * {per_block} + thread() // {plan.threads}")
             writer.let("lane", f"thread() % {plan.threads}")
             writer.let("live", f"row < {writer.size('rows', rows)}")
-            self.leader = "lane == 0 and live"
+            self.leader, self.live = "lane == 0 and live", " and live"
         if outer:
             spread(writer, outer, "row")
             for axis in outer:
@@ -209,10 +223,9 @@ class Row:
 def _write_held(row: Row) -> None:
     """All elements of the row are in registers, each in a variable of its own."""
     writer, plan = row.writer, row.plan
-    live = " and live" if plan.threads < plan.block else ""
     for m in range(plan.chunks):
         writer.let(f"first{m}", f"(lane + {m * plan.threads}) * {plan.width}")
-        writer.let(f"in{m}", f"first{m} < {row.total}{live}")
+        writer.let(f"in{m}", f"first{m} < {row.total}{row.live}")
     body = writer.levels[-1].body
     loop = row.open_elements()
     for step in steps(row.region):
@@ -227,7 +240,7 @@ def _write_held(row: Row) -> None:
 
 
 def _write_walked(row: Row) -> None:
-    """The row is read once per step, by the threads of a block side by side."""
+    """The row is read once per step, by its threads side by side."""
     trips = row.writer.size("trips", -(-row.length // (row.plan.threads * row.plan.width)))
     for step in steps(row.region):
         names = row.begin(step)
@@ -245,7 +258,7 @@ def _walk(row: Row, trips: str, accumulators: list[str]) -> Iterator[None]:
     writer, plan = row.writer, row.plan
     writer.open("m", "0", trips)
     writer.let("first", f"(m * {plan.threads} + lane) * {plan.width}")
-    inside = writer.enter(When(f"first < {row.total}"))
+    inside = writer.enter(When(f"first < {row.total}{row.live}"))
     loop = row.open_elements()
     yield
     writer.close(3)

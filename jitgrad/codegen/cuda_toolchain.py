@@ -216,7 +216,8 @@ def _resources(log: str, sections: dict[str, int]) -> dict[str, Resources]:
 
 
 def disassemble(cubin: Cubin) -> dict[str, list[str]]:
-    """The machine instructions of every kernel, such as ``LDG.E.128 R4, desc[UR6][R2.64]``; needs NVIDIA's nvdisasm."""
+    """The machine instructions of every kernel, and of functions that the assembler added, by name: lines such as
+    ``LDG.E.128 R4, desc[UR6][R2.64]``. CompileError where NVIDIA's nvdisasm is not installed."""
     tool = _disassembler()
     if tool is None:
         raise complain(CompileError, "cuda", "nvdisasm is not installed", fix="pip install nvidia-cuda-nvdisasm")

@@ -1,8 +1,8 @@
 """The scalar functions that GPU kernel text may call by their bare names: `NAMES`.
 
 They are those of `kernels.cpu.math`, function by function: one text for both kinds of machine, so results agree to the
-rounding of single operations, and random bits agree exactly. A float32 function computes in float32 throughout, but for
-those that need more digits on the way (pow, fmod, sin and cos of large arguments).
+rounding of single operations, and random bits agree exactly. exp, exp2, expm1, log, tanh, sigmoid, erf and the roots compute
+in float32 throughout; those that need more digits on the way (pow, sin, log1p, lgamma and others) take them in float64.
 """
 
 from __future__ import annotations

@@ -409,7 +409,7 @@ class Wave:
         thread = int(self.numbers(lanes)[lane])
         tid, block = ([int(np.broadcast_to(self.special[f"{name}.{axis}"], self.count)[thread]) for axis in "xyz"]
                       for name in ("%tid", "%ctaid"))
-        raise error(f"{self.kernel.name}, line {self.now.line}: {self.now.text}\n  thread {tuple(tid)} of block "
+        raise error(f"{self.kernel.name}, line {self.now.line}: {self.now.text}: thread {tuple(tid)} of block "
                     f"{tuple(block)} (schedule: {self.schedule}): {problem}")
 
 

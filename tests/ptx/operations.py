@@ -318,6 +318,12 @@ def reverse_bits(opcode: tuple[str, ...], kind: str) -> Operation:
     return Operation(compute, (kind,), kind)
 
 
+def _ones(count: Array) -> Array:
+    """Numbers of 64 bits whose lowest `count` bits are set."""
+    below = (np.uint64(1) << np.minimum(count, 63).astype(np.uint64)) - np.uint64(1)
+    return np.where(count >= 64, ~np.uint64(0), below)
+
+
 def extract_bits(opcode: tuple[str, ...], kind: str) -> Operation:
     bits = 8 * values.size_of(kind)
 
@@ -325,12 +331,11 @@ def extract_bits(opcode: tuple[str, ...], kind: str) -> Operation:
         start, count = (position & np.uint32(0xFF)).astype(np.int64), (length & np.uint32(0xFF)).astype(np.int64)
         plain = x.view(values.unsigned(x.dtype.itemsize)).astype(np.uint64)
         field = np.where(start < bits, plain >> np.minimum(start, 63).astype(np.uint64), np.uint64(0))
-        mask = np.where(count >= 64, ~np.uint64(0), (np.uint64(1) << np.minimum(count, 63).astype(np.uint64)) - np.uint64(1))
-        field = field & mask
+        field = field & _ones(count)
         if kind[0] == "s":
             top = np.minimum(start + count - 1, bits - 1)
             negative = (plain >> np.maximum(top, 0).astype(np.uint64) & np.uint64(1) == 1) & (count > 0)
-            field = np.where(negative, field | ~np.where(top - start < 0, np.uint64(0), mask), field)
+            field = np.where(negative, field | ~_ones(np.minimum(count, np.maximum(bits - start, 0))), field)
         return field.astype(values.unsigned(bits // 8)).view(TYPES[kind])
 
     return Operation(compute, (kind, "u32", "u32"), kind)
@@ -341,9 +346,7 @@ def insert_bits(opcode: tuple[str, ...], kind: str) -> Operation:
 
     def compute(x: Array, y: Array, position: Array, length: Array) -> Array:
         start, count = position & np.uint32(0xFF), np.minimum(length & np.uint32(0xFF), np.uint32(bits))
-        one = np.uint64(1)
-        mask = np.where(count >= 64, ~np.uint64(0), (one << np.minimum(count, 63).astype(np.uint64)) - one)
-        shifted = np.where(start < bits, mask << np.minimum(start, 63).astype(np.uint64), np.uint64(0))
+        shifted = np.where(start < bits, _ones(count) << np.minimum(start, 63).astype(np.uint64), np.uint64(0))
         moved = x.astype(np.uint64) << np.minimum(start, 63).astype(np.uint64)
         return (y.astype(np.uint64) & ~shifted | moved & shifted).astype(TYPES[kind])
 
