@@ -125,8 +125,8 @@ def close_elements(writer: Writer, width: int, limit: str, accumulators: Sequenc
         return
     widened = Lanes(loop.index, [Chunk("first", width)], set(accumulators)).widen(loop.body)
     replace(body, loop, widened if not limit else [
-        Let("whole", None, f"first + {width} <= {limit}"), When("whole", widened),
-        Loop(loop.index, f"{limit} if whole else first", limit, loop.body)])
+        Let("whole", None, f"first + {width} <= {limit}"), When("whole", widened), When("not whole", [
+            Loop("k", "0", str(width), [Let(loop.index, None, "first + k"), When(f"{loop.index} < {limit}", loop.body)])])])
 
 
 # ---- tiles -----------------------------------------------------------------------------------------------------------
