@@ -261,7 +261,7 @@ def test_a_transposed_operand_is_read_in_tiles():
     for graph in (straight, turned):
         (node,) = fuse(graph).nodes
         memory = [*inputs_of(graph), garbage(np.dtype(np.float32), (n, n))]
-        times.append(seconds(lower_node(node).launches, memory))
+        times += seconds((lower_node(node).launches, memory))
     assert times[1] < 8 * times[0]      # one naive loop: more than 20 times
 
 

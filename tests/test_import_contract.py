@@ -30,7 +30,7 @@ BELOW = {
 TOP = {"nn", "optim", "amp", "data", "compile"}
 """What only these, and what users import, may import."""
 
-OPTIONAL = {"numba", "llvmlite", "pygments", "IPython", "rich", "torch", "tqdm", "jitgrad"}
+OPTIONAL = {"numba", "llvmlite", "pygments", "IPython", "rich", "torch", "tqdm", "cuda", "jitgrad"}
 
 
 def layer_of(module: str) -> str:

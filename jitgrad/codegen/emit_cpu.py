@@ -17,11 +17,11 @@ def emit(kernel: Kernel) -> str:
     """The text of `kernel`."""
     lines = [f"def {kernel.name}(args, begin, end, thread):"]
     for k, operand in enumerate(kernel.operands, 1):
-        lines.append(_commented(f"    {operand.name} = pointer(args, {k}, {dtype_name(operand.dtype)})", operand.type))
+        lines.append(commented(f"    {operand.name} = pointer(args, {k}, {dtype_name(operand.dtype)})", operand.type))
     for k, size in enumerate(kernel.sizes, 1 + len(kernel.operands)):
         lines.append(f"    {size} = args[{k}]")
     numbers = {operand.name: k for k, operand in enumerate((*kernel.operands, *kernel.tables))}
-    lines.extend(_Spelling(numbers).block(kernel.body, "    "))
+    lines.extend(Spelling(numbers).block(kernel.body, "    "))
     return "\n".join(lines) + "\n"
 
 
@@ -30,11 +30,11 @@ def dtype_name(dtype: DType) -> str:
     return "boolean" if dtype.category == "b" else dtype.short
 
 
-def _commented(line: str, comment: str) -> str:
+def commented(line: str, comment: str) -> str:
     return f"{line:<60}  # {comment}" if comment else line
 
 
-class _Spelling:
+class Spelling:
     """Statements as lines. `numbers`: the position of every operand among all of them."""
 
     def __init__(self, numbers: dict[str, int]):
@@ -70,7 +70,7 @@ class _Spelling:
         else:
             line = f"{statement.name} = {dtype_name(statement.dtype)}({statement.value})"
         comment = "  ".join(filter(None, (statement.note, describe_location(statement.where))))
-        return _commented(line, comment)
+        return commented(line, comment)
 
     def tag(self, operand: str) -> str:
         return f"{self.numbers[operand]}, {len(self.numbers)}"

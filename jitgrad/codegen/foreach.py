@@ -11,7 +11,7 @@ outputs lie in the memory of an operand, get a launch of their own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,13 +46,21 @@ def lower_foreach(inputs: Sequence[TensorType], attrs: Mapping[str, Any],
                   shared: Sequence[tuple[int, int]]) -> Lowered:
     """The launches of a foreach node."""
     body, scalars = attrs["body"], attrs["shared"]
+    return Lowered(tuple([_launch(body, scalars, pattern, groups)
+                          for pattern, groups in by_pattern(inputs, attrs, shared).items()]))
+
+
+def by_pattern(inputs: Sequence[TensorType], attrs: Mapping[str, Any],
+               shared: Sequence[tuple[int, int]]) -> dict[Pattern, list[Members]]:
+    """The groups of a foreach node that have elements, those of one launch together."""
+    body, scalars = attrs["body"], attrs["shared"]
     patterns: dict[Pattern, list[Members]] = {}
     homes = dict(shared)
     for group in range(attrs["groups"]):
         pattern, members = _members(inputs, body, scalars, attrs["groups"], group, homes)
         if members.size:
             patterns.setdefault(pattern, []).append(members)
-    return Lowered(tuple([_launch(body, scalars, pattern, groups) for pattern, groups in patterns.items()]))
+    return patterns
 
 
 def _members(inputs: Sequence[TensorType], body: Graph, scalars: int, groups: int, group: int,
@@ -67,15 +75,18 @@ def _members(inputs: Sequence[TensorType], body: Graph, scalars: int, groups: in
 
 
 def _launch(body: Graph, scalars: int, pattern: Pattern, groups: list[Members]) -> Launch:
-    spread = _spread(body, scalars, pattern)
-    writer = _write(spread, scalars, pattern)
-    names = list(dict.fromkeys([node.op.name for node in body.nodes if node.op.kind == "elementwise"]))
-    name = f"foreach_{'_'.join(names[:3]) or 'copy'}_{body.outputs[0].dtype.short}"
+    writer = write(body, scalars, pattern, _open_loops)
+    name = kernel_name(body)
     kernel, fixed = writer.kernel(name)
     arguments, items = _table(groups, pattern)
     numbers = {"groups": len(groups), "block": BLOCK, "steps": len(groups).bit_length()}
     fixed = tuple([numbers[a] if isinstance(a, str) else a for a in _named(fixed, writer)])
     return Launch(name, emit(kernel), items, (*fixed, *arguments))
+
+
+def kernel_name(body: Graph) -> str:
+    names = list(dict.fromkeys([node.op.name for node in body.nodes if node.op.kind == "elementwise"]))
+    return f"foreach_{'_'.join(names[:3]) or 'copy'}_{body.outputs[0].dtype.short}"
 
 
 def _named(arguments: Sequence[Buffer | int], writer: Writer) -> list[Buffer | str]:
@@ -87,13 +98,13 @@ def _table(groups: list[Members], pattern: Pattern) -> tuple[list[Buffer | int],
     first = [0]
     for members in groups:
         first.append(first[-1] + -(-members.size // BLOCK))
-    table: list[Buffer | int] = [*first, *[members.size for members in groups]]
-    for k in range(len(pattern.scalar)):
-        table.extend([members.operands[k] for members in groups])
-    for k, home in enumerate(pattern.home):
-        if home is None:
-            table.extend([members.outputs[k] for members in groups])
-    return table, first[-1]
+    return [*first, *[members.size for members in groups], *pointers(groups, pattern)], first[-1]
+
+
+def pointers(groups: list[Members], pattern: Pattern) -> list[Buffer]:
+    """The memory of every group's operand 0, operand 1 …, then of the outputs that overwrite no operand."""
+    found = [members.operands[k] for k in range(len(pattern.scalar)) for members in groups]
+    return found + [members.outputs[k] for k, home in enumerate(pattern.home) if home is None for members in groups]
 
 
 def _spread(body: Graph, scalars: int, pattern: Pattern) -> Graph:
@@ -110,8 +121,10 @@ def _spread(body: Graph, scalars: int, pattern: Pattern) -> Graph:
     return Graph(tuple([mapped[v] for v in body.inputs]), tuple(nodes), tuple([mapped[v] for v in body.outputs]))
 
 
-def _write(body: Graph, scalars: int, pattern: Pattern) -> Writer:
-    axes = Axes()
+def write(body: Graph, scalars: int, pattern: Pattern, open_loops: Callable[[Writer, Index], None]) -> Writer:
+    """A writer in which the loops of `open_loops` are open and the outputs stored. It has an operand for each shared
+    scalar; the others are in its tables, in the order of `pointers`."""
+    body, axes = _spread(body, scalars, pattern), Axes()
     buffers = {v: Buffer(k) for k, v in enumerate(body.inputs)}
     writer = Writer(axes, body.producers(), buffers)
     for v in body.inputs[:scalars]:
@@ -123,7 +136,7 @@ def _write(body: Graph, scalars: int, pattern: Pattern) -> Writer:
     for v, buffer in zip(body.outputs, homes, strict=True):
         writer.tables.setdefault(buffer, Operand(f"q{len(writer.tables)}", v.dtype))
     index: Index = ((axes.fresh(2),),)
-    _open_loops(writer, index)
+    open_loops(writer, index)
     for v, buffer in zip(body.outputs, homes, strict=True):
         writer.store_at(buffer, v.type, "j", writer.evaluate(v, index if v.shape else ()))
     writer.flush()

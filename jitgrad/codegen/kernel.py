@@ -4,14 +4,16 @@
     operand   ::= Operand(name, dtype, type)                  a pointer argument, disjoint from all others
     statement ::= Loop(index, start, stop, body)              for index in range(start, stop)
                 | Let(name, dtype, value, where, note)        name = dtype(value); dtype None: an index (int64)
-                | Load(name, operand, index)                  name = operand[index]
-                | Store(operand, index, value)                operand[index] = value
+                | Load(name, operand, index, lanes)           name = operand[index]
+                | Store(operand, index, value, lanes)         operand[index] = value
                 | Accumulate(name, how, value)                name = how(name, value); how "add": may reassociate
                 | When(condition, body)                       if condition
     name, start, stop, index, value, condition                expressions of plain Python over names, as text
 
-`sizes` are int64 arguments: the text holds no number of the user's. Work items ``begin … end`` are names that every
-kernel knows. Then what lowering hands to the pipeline: `Launch`es (text and arguments) over `Buffer`s.
+`sizes` are integer arguments: the text holds no number of the user's. Work items ``begin … end`` are names that every
+CPU kernel knows. On the GPU a load or store may take several `lanes`, elements behind each other: then the name (value) is
+as many names with commas between them. Then what lowering hands to the pipeline: `Launch`es, for the GPU `CudaLaunch`es
+(text and arguments), over `Buffer`s.
 """
 
 from __future__ import annotations
@@ -57,6 +59,7 @@ class Load:
     name: str
     operand: str
     index: str
+    lanes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class Store:
     operand: str
     index: str
     value: str
+    lanes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +85,8 @@ class When:
 
 @dataclass(slots=True)
 class Kernel:
-    """One function of the ABI ``kernel(args, begin, end, thread)``; arguments: operands, then sizes. `tables`: operands
-    whose pointers the body itself takes from a table behind the arguments."""
+    """One function. Arguments: operands, then sizes; on the CPU behind ``begin, end, thread`` in the block ``args``.
+    `tables`: operands whose pointers the body makes itself: from a table, or of memory that a block of threads shares."""
 
     name: str
     operands: tuple[Operand, ...]
@@ -150,3 +154,37 @@ class Lowered:
     launches: tuple[Launch, ...]
     scratch: tuple[int, ...] = ()
     private: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The argument that points to int64 numbers in device memory; a `Buffer` among them is the address of its memory."""
+
+    entries: tuple[Buffer | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorWord:
+    """The argument that points to three int64 in device memory, zero before the launch: an error's code, item, value."""
+
+
+@dataclass(frozen=True, slots=True)
+class CudaLaunch:
+    """One launch of the GPU kernel with this text: `grid` blocks of `threads` threads, no dynamic shared memory. Numbers
+    among `arguments` are int32, int64 where `wide`. Pointers of arguments are multiples of `alignment` bytes."""
+
+    name: str
+    source: str
+    grid: int
+    threads: int
+    arguments: tuple[Buffer | Table | ErrorWord | int, ...]
+    alignment: int
+    wide: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CudaLowered:
+    """What a node becomes on a GPU: launches in order, and the sizes in bytes of the scratch memory that they share."""
+
+    launches: tuple[CudaLaunch, ...]
+    scratch: tuple[int, ...] = ()

@@ -65,7 +65,7 @@ def compile_source(source: str, name: str, target: Target | None = None) -> byte
         except CompileError:
             raise
         except Exception as error:
-            raise _explain(error, name, source) from None
+            raise explain(error, name, source) from None
         data = _emit(module, target)
     try:
         objectfile.check(data, target.triple.split("-")[0])
@@ -193,7 +193,7 @@ def _emit(module: llvm.ModuleRef, target: Target) -> bytes:
     return bytes(_machine(target).emit_object(module))
 
 
-def _explain(error: Exception, name: str, source: str) -> CompileError:
+def explain(error: Exception, name: str, source: str) -> CompileError:
     """A CompileError with the gist of Numba's message; the whole of it and the text go into notes."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("Failed in", "File ", "def ", "-", "^"))]

@@ -145,7 +145,7 @@ def lower_full(region: Region) -> list[Launch]:
     writer, split = region.writer(), split_loops(region)
     assert not split.kept, "a full reduction keeps no loop"
     space = make_space(writer, split.reduced)
-    partials = [_partials(region, node, space.items) for node in region.reductions]
+    partials = [partial_results(region, node, space.items) for node in region.reductions]
     open_items(writer)
     variables = [writer.start(node) for node in region.reductions]
     opened = open_block(writer, space)
@@ -160,7 +160,7 @@ def lower_full(region: Region) -> list[Launch]:
     return [first, _combine_partials(region, split, partials, space.items)]
 
 
-def _partials(region: Region, node: Node, count: int) -> tuple[Buffer, TensorType]:
+def partial_results(region: Region, node: Node, count: int) -> tuple[Buffer, TensorType]:
     type = TensorType(compute_dtype(node.inputs[0].dtype), (count,))
     return region.new_scratch(type.nbytes), type
 
@@ -193,7 +193,7 @@ def lower_column(region: Region) -> list[Launch]:
     rows = math.prod([region.axes.size(group) for group in split.reduced])
     per_block = max(-(-rows // ROW_BLOCKS), BLOCK // max(1, columns), 1)
     blocks = -(-rows // per_block) if rows else 0
-    partials = [_partials(region, node, max(blocks, 1) * columns) for node in region.reductions]
+    partials = [partial_results(region, node, max(blocks, 1) * columns) for node in region.reductions]
     launches = [_column_partials(region, split, partials, per_block, blocks)] if blocks else []
     return [*launches, combine_columns(region, split, partials, blocks)]
 
@@ -204,7 +204,7 @@ def _column_partials(region: Region, split: Split, partials: list[tuple[Buffer, 
     inner = [writer.axis(group, f"j{k}") for k, group in enumerate(split.kept)]
     outer = outer_axes(writer, split.reduced)
     open_items(writer)
-    place = _partial_place(writer, split, "item", inner)
+    place = partial_place(writer, split, "item", inner)
     writer.open_axes(inner)
     for node, (buffer, type) in zip(region.reductions, partials, strict=True):
         writer.store_at(buffer, type, place, writer.start(node))
@@ -220,7 +220,7 @@ def _column_partials(region: Region, split: Split, partials: list[tuple[Buffer, 
     return finish(writer, region, blocks, "_partial")
 
 
-def _partial_place(writer: Writer, split: Split, block: str, inner: list[Axis]) -> str:
+def partial_place(writer: Writer, split: Split, block: str, inner: list[Axis]) -> str:
     """Where the partial result of a block of rows lies, for the column at the variables of `inner`."""
     text = block
     for axis in inner:
@@ -238,7 +238,7 @@ def combine_columns(region: Region, split: Split, partials: list[tuple[Buffer, T
     variables = [writer.start(node) for node in region.reductions]
     writer.open("part", "0", count)
     axes = [*space.outer, *([space.inner] if space.inner else [])]
-    place = _partial_place(writer, split, "part", axes)
+    place = partial_place(writer, split, "part", axes)
     for node, name, (buffer, type) in zip(region.reductions, variables, partials, strict=True):
         writer.accumulate(node, name, writer.load(buffer, type, place))
     writer.close()

@@ -93,7 +93,7 @@ def open_tiles(writer: Writer, groups: Sequence[Place], turned: int) -> int:
     strips = writer.size("strips", count)
     outer = outer_axes(writer, rest)
     if outer:
-        _spread(writer, outer, f"item // {strips}")
+        spread(writer, outer, f"item // {strips}")
         for axis in outer:
             writer.know(axis)
     writer.let("t0", f"item % {strips} * {height}")
@@ -113,12 +113,12 @@ def open_rows(writer: Writer, outer: Sequence[Axis], group: str, rows_per_item: 
     row = outer[0].name if len(outer) == 1 else "row"
     writer.open(row, first, f"min({total}, {first} + {per_item})")
     if len(outer) > 1:
-        _spread(writer, outer, row)
+        spread(writer, outer, row)
     for axis in outer:
         writer.know(axis)
 
 
-def _spread(writer: Writer, outer: Sequence[Axis], row: str) -> None:
+def spread(writer: Writer, outer: Sequence[Axis], row: str) -> None:
     """The variables of all axes from the number of the row."""
     rest = f"({row})" if " " in row else row
     for k, axis in reversed(list(enumerate(outer))):

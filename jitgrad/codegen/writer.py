@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from jitgrad.dtypes import DType
 from jitgrad.ir.axes import Axes, Dim, Index, Strided, atoms_of, is_plain, source_index
 from jitgrad.ir.graph import Node, Value
 from jitgrad.ir.types import TensorType
+
+Block = TypeVar("Block", Loop, When)
 
 COMBINE = {"{0} + {1}": "add", "{0} * {1}": "mul", "maximum({0}, {1})": "max", "minimum({0}, {1})": "min"}
 BOOL_COMBINE = {"add": "{0} | {1}", "max": "{0} | {1}", "mul": "{0} & {1}", "min": "{0} & {1}"}
@@ -85,10 +88,14 @@ class Writer:
         """A loop along `atoms`; its size becomes an argument."""
         return Axis(atoms, name, self.size(f"n_{name}", self.axes.size(atoms)))
 
-    def open(self, index: str, start: str, stop: str) -> None:
-        loop = Loop(index, start, stop)
-        self.levels[-1].body.append(loop)
-        self.levels.append(Level(loop.body))
+    def open(self, index: str, start: str, stop: str) -> Loop:
+        return self.enter(Loop(index, start, stop))
+
+    def enter(self, block: Block) -> Block:
+        """Append a loop or a condition; what follows stands inside of it until `close`."""
+        self.levels[-1].body.append(block)
+        self.levels.append(Level(block.body))
+        return block
 
     def open_axes(self, axes: list[Axis]) -> None:
         """Nested loops along all of each axis."""

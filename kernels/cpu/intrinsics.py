@@ -82,7 +82,7 @@ bf16 = _make_cast("bf16", types.float32)
 f16 = _make_cast("f16", types.float32)
 
 BF16, F16 = StorageFloat("bf16"), StorageFloat("f16")
-_STORAGE = {f64: types.float64, f32: types.float32, i64: types.int64, i32: types.int32, i16: types.int16,
+STORAGE = {f64: types.float64, f32: types.float32, i64: types.int64, i32: types.int32, i16: types.int16,
             i8: types.int8, u64: types.uint64, u32: types.uint32, u8: types.uint8, boolean: types.boolean,
             bf16: BF16, f16: F16}
 
@@ -92,7 +92,7 @@ _STORAGE = {f64: types.float64, f32: types.float32, i64: types.int64, i32: types
 @intrinsic
 def pointer(typing: Any, args: types.Type, position: types.Type, dtype: types.Type) -> Any:
     """``pointer(args, k, dtype)``: argument k of the kernel as a pointer to elements of `dtype`."""
-    result = types.CPointer(_STORAGE[dtype.typing_key])
+    result = types.CPointer(STORAGE[dtype.typing_key])
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         index = context.cast(builder, arguments[1], signature.args[1], types.int64)
@@ -123,22 +123,42 @@ def tag_scope(builder: ir.IRBuilder, instruction: Any, operand: int, count: int)
         instruction.set_metadata("noalias", module.add_metadata(others))
 
 
+def kept(element: types.Type) -> types.Type:
+    """What an element of memory is once it is loaded."""
+    return types.float32 if isinstance(element, StorageFloat) else element
+
+
+def from_memory(context: Any, builder: ir.IRBuilder, element: types.Type, raw: ir.Value) -> ir.Value:
+    """The value of an element, from its bits in memory."""
+    if element == BF16:
+        return _bfloat_to_float(builder, raw)
+    if element == F16:
+        return _half_to_float(builder, raw)
+    return context.data_model_manager[element].from_data(builder, raw)
+
+
+def to_memory(context: Any, builder: ir.IRBuilder, element: types.Type, value: ir.Value, kind: types.Type) -> ir.Value:
+    """The bits in memory of `value`, of type `kind`, as an element."""
+    number = _convert(context, builder, value, kind, kept(element))
+    if element == BF16:
+        return _float_to_bfloat(builder, number)
+    if element == F16:
+        return _float_to_half(builder, number)
+    return context.data_model_manager[element].as_data(builder, number)
+
+
 @partial(intrinsic, literal=True)
 def load(typing: Any, p: types.Type, index: types.Type, operand: types.Type, count: types.Type) -> Any:
     """``load(p, i, k, n)``: element i of operand k of n."""
     element = p.dtype
-    result = types.float32 if isinstance(element, StorageFloat) else element
+    result = kept(element)
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         position = context.cast(builder, arguments[1], signature.args[1], types.int64)
         raw = builder.load(builder.gep(arguments[0], [position]))
         raw.align = context.get_abi_sizeof(raw.type)
         tag_scope(builder, raw, signature.args[2].literal_value, signature.args[3].literal_value)
-        if element == BF16:
-            return _bfloat_to_float(builder, raw)
-        if element == F16:
-            return _half_to_float(builder, raw)
-        return context.data_model_manager[element].from_data(builder, raw)
+        return from_memory(context, builder, element, raw)
 
     return result(p, types.unliteral(index), operand, count), codegen
 
@@ -148,17 +168,10 @@ def store(typing: Any, p: types.Type, index: types.Type, value: types.Type, oper
           count: types.Type) -> Any:
     """``store(p, i, v, k, n)``: write v, cast to the element type, to element i of operand k of n."""
     element = p.dtype
-    kept = types.float32 if isinstance(element, StorageFloat) else element
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         position = context.cast(builder, arguments[1], signature.args[1], types.int64)
-        number = _convert(context, builder, arguments[2], signature.args[2], kept)
-        if element == BF16:
-            raw = _float_to_bfloat(builder, number)
-        elif element == F16:
-            raw = _float_to_half(builder, number)
-        else:
-            raw = context.data_model_manager[element].as_data(builder, number)
+        raw = to_memory(context, builder, element, arguments[2], signature.args[2])
         written = builder.store(raw, builder.gep(arguments[0], [position]))
         written.align = context.get_abi_sizeof(raw.type)
         tag_scope(builder, written, signature.args[3].literal_value, signature.args[4].literal_value)

@@ -1,0 +1,36 @@
+"""A region node -> the launches of its GPU kernels: `lower` of `codegen.lower`, for a GPU.
+
+Templates are those that fusion chose, each spelled for blocks of threads; a matrix product is no part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jitgrad.codegen.cuda_foreach import lower_foreach
+from jitgrad.codegen.cuda_reduce import lower_column, lower_full, lower_row
+from jitgrad.codegen.cuda_templates import lower_map
+from jitgrad.codegen.kernel import CudaLaunch, CudaLowered
+from jitgrad.codegen.region import Region, analyse
+from jitgrad.errors import CompileError, complain
+from jitgrad.ir.op import Op
+from jitgrad.ir.types import TensorType
+
+TEMPLATES: dict[str, Callable[[Region, bool], list[CudaLaunch]]] = {
+    "map": lower_map, "row": lower_row, "column": lower_column, "full": lower_full}
+
+
+def lower_cuda(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any],
+               shared: tuple[tuple[int, int], ...] = (), aligned: bool = True) -> CudaLowered:
+    """The kernels of a region or foreach node. `shared` holds pairs (output, input) that are one memory. `aligned`: the
+    address of every operand is a multiple of 16 bytes, which accesses of several elements need. CompileError for what has
+    no GPU kernel."""
+    if op.kind == "foreach":
+        return lower_foreach(inputs, attrs, shared, aligned)
+    if attrs["template"] not in TEMPLATES:
+        raise complain(CompileError, op.name, f"there is no GPU kernel for the template {attrs['template']!r}",
+                       fix="keep this part on the CPU")
+    region = analyse(attrs["body"], shared)
+    launches = TEMPLATES[attrs["template"]](region, aligned)
+    return CudaLowered(tuple([launch for launch in launches if launch.grid]), tuple(region.scratch))

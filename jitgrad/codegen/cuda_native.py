@@ -1,0 +1,122 @@
+"""GPU kernel text -> PTX. Needs neither a GPU nor NVIDIA's packages: the front end is that of the CPU (Numba's, through
+`kernels.cpu.frontend`), and LLVM writes the PTX.
+
+In goes the text of one function whose annotations say what its parameters are and how many threads a block has:
+
+    def fused_exp_f32(p0: pointer[f32], p1: pointer[f32], n_j: i32) -> block[256]:
+
+Out comes the text of a PTX module with an entry of that name. Pointers are to global memory and disjoint from each other.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from functools import cache
+from types import FunctionType
+from typing import Any
+
+import llvmlite.binding as llvm
+from numba.core import types
+from numba.core.compiler_lock import global_compiler_lock
+
+from jitgrad.codegen.native import explain
+from jitgrad.errors import CompileError, complain
+from jitgrad.kernels.cpu import native
+from jitgrad.kernels.cpu.frontend import lower_function
+from jitgrad.kernels.cpu.intrinsics import STORAGE
+from jitgrad.kernels.cuda import math, vocabulary
+
+assert native.CONTRACT, "importing it is what teaches Numba the scalar functions"
+TRIPLE = "nvptx64-nvidia-cuda"
+
+
+@dataclass(frozen=True)
+class Header:
+    """The first line of kernel text. `parameters`: for each one Numba's type; `threads`: of a block."""
+
+    name: str
+    parameters: tuple[types.Type, ...]
+    threads: int
+
+
+def compile_ptx(source: str, arch: str = "sm_80") -> str:
+    """The PTX of the kernel in `source` for `arch` (sm_80 and newer). CompileError, naming the kernel, when it cannot be
+    compiled."""
+    try:
+        tree = ast.parse(source)
+        header = read_header(tree)
+    except (SyntaxError, AttributeError, KeyError, ValueError) as error:
+        raise complain(CompileError, "kernel", f"the text is no GPU kernel: {error}") from None
+    with global_compiler_lock:
+        try:
+            module = _lower(_define(tree, header.name), header, arch)
+        except Exception as error:
+            raise explain(error, header.name, source) from None
+        _optimize(module, arch)
+        return str(_machine(arch).emit_assembly(module))
+
+
+def read_header(tree: ast.Module) -> Header:
+    """What the annotations of the one function say."""
+    (function,) = tree.body
+    assert isinstance(function, ast.FunctionDef)
+    threads: Any = function.returns
+    return Header(function.name, tuple([_type_of(a.annotation) for a in function.args.args]), int(threads.slice.value))
+
+
+def _type_of(annotation: Any) -> types.Type:
+    is_pointer = isinstance(annotation, ast.Subscript)
+    element: types.Type = STORAGE[vocabulary.NAMES[(annotation.slice if is_pointer else annotation).id]]
+    return types.CPointer(element) if is_pointer else element  # type: ignore[no-untyped-call]
+
+
+def _define(tree: ast.Module, name: str) -> FunctionType:
+    function: Any = tree.body[0]
+    function.returns = None
+    for argument in function.args.args:
+        argument.annotation = None
+    namespace: dict[str, Any] = {**math.NAMES, **vocabulary.NAMES}
+    exec(compile(tree, f"<kernel {name}>", "exec"), namespace)
+    return namespace[name]  # type: ignore[no-any-return]
+
+
+def _lower(function: FunctionType, header: Header, arch: str) -> llvm.ModuleRef:
+    """The LLVM module, unoptimized, with the kernel's name as its only visible symbol."""
+    result = lower_function(function, header.parameters, types.none)
+    module = result.library._final_module
+    module.triple, module.data_layout = TRIPLE, str(_machine(arch).target_data)
+    module.link_in(llvm.parse_assembly(_entry(header, result.fndesc.llvm_func_name)))
+    for item in [*module.functions, *module.global_variables]:
+        if not item.is_declaration and item.name != header.name:
+            item.linkage = "internal"
+    return module
+
+
+def _entry(header: Header, function: str) -> str:
+    """Numba's calling convention returns a status and takes two more pointers; kernels do not raise."""
+    sizes: dict[types.Type, str] = {types.int32: "i32", types.int64: "i64"}
+    kinds = [sizes.get(t, "ptr") for t in header.parameters]
+    parameters = ", ".join(f"{k}{' noalias' if k == 'ptr' else ''} %a{n}" for n, k in enumerate(kinds))
+    arguments = "".join(f", {k} %a{n}" for n, k in enumerate(kinds))
+    return f"""
+declare i32 @"{function}"({", ".join(["ptr", "ptr", *kinds])})
+define ptx_kernel void @{header.name}({parameters}) "nvvm.maxntid"="{header.threads}" {{
+  %result = alloca ptr
+  %exception = alloca ptr
+  call i32 @"{function}"(ptr %result, ptr %exception{arguments}) alwaysinline
+  ret void
+}}
+"""
+
+
+@cache
+def _machine(arch: str) -> llvm.TargetMachine:
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    return llvm.Target.from_triple(TRIPLE).create_target_machine(cpu=arch, opt=3)
+
+
+def _optimize(module: llvm.ModuleRef, arch: str) -> None:
+    builder = llvm.create_pass_builder(_machine(arch), llvm.create_pipeline_tuning_options(speed_level=3))
+    builder.getModulePassManager().run(module, builder)
