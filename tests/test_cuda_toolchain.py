@@ -10,7 +10,7 @@ from ptx import Garbage, Machine, Misaligned, OutOfBounds, PtxError, Race, execu
 from jitgrad.errors import CompileError
 
 pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
-pytest.importorskip("cuda.core", reason="cuda.core is not installed")
+pytest.importorskip("cuda.bindings", reason="cuda-bindings is not installed")
 
 from jitgrad.codegen import cuda_toolchain as toolchain
 
@@ -80,13 +80,15 @@ def test_errors_name_the_kernel():
         toolchain.compile_ptx("def f(x):\n    pass\n", "wrong", ("f33",))
     with pytest.raises(CompileError, match="no architecture 'sm_12'"):
         toolchain.compile_ptx("def f(x):\n    pass\n", "wrong", ("f32*",), architecture="sm_12")
-    with pytest.raises(CompileError, match="f cannot be assembled for sm_80"):
+    with pytest.raises(CompileError, match=r"f cannot be assembled for sm_80: .*rett"):
         toolchain.link([toolchain.compile_ptx("def f(x):\n    pass\n", "f", ("f32*",)).replace("ret;", "rett;")], "sm_80")
 
 
 def test_the_packages_are_part_of_what_a_result_depends_on():
     assert toolchain.is_available()
-    assert set(toolchain.versions()) >= {"numba", "numba-cuda", "cuda-core", "nvidia-nvvm", "nvidia-nvjitlink"}
+    versions = toolchain.versions()
+    assert set(versions) >= {"numba", "numba-cuda", "cuda-bindings"}
+    assert any("nvjitlink" in name for name in versions)
 
 
 def test_a_python_function_can_be_called():
