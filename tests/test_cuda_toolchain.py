@@ -57,6 +57,13 @@ def test_many_kernels_are_linked_at_once_and_keep_their_shared_memory_apart():
     assert cubin.code[:4] == b"\x7fELF"
 
 
+@pytest.mark.parametrize("architecture", ["sm_90a", "sm_100a", "sm_120"])
+def test_other_architectures(architecture):
+    text = toolchain.compile_ptx(add_text(4), "add", ("f32*", "f32*", "f32*", "i32"), architecture=architecture)
+    assert f".target {architecture}\n" in text
+    sass.assert_no_spills(toolchain.link([text], architecture))
+
+
 def test_results_are_not_contracted_unless_asked():
     text = "def f(x, y):\n    store(y, 0, load(x, 0) * load(x, 1) + load(x, 2))\n"
     plain = toolchain.compile_ptx(text, "f", ("f32*", "f32*"))

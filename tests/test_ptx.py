@@ -262,6 +262,13 @@ def test_what_is_unknown_is_said():
         execute(kernel("", ("u64",)), 1, 32, [np.zeros(1)], schedules=["sideways"])
 
 
+def test_a_block_is_no_larger_than_the_kernel_was_made_for():
+    text = kernel("", ("u64",)).replace(")\n{", ")\n.maxntid 64, 1, 1\n.minnctapersm 2\n{")
+    execute(text, 1, (16, 4), [np.zeros(1)])
+    with pytest.raises(PtxError, match=r"k was made for blocks of at most 64 threads, not for \(65, 1, 1\)"):
+        execute(text, 1, 65, [np.zeros(1)])
+
+
 def test_a_machine_keeps_its_memory_between_launches():
     text = kernel("mad.wide.u32 %rd2, %r0, 4, %rd0;\nld.global.u32 %r2, [%rd2];\nadd.u32 %r2, %r2, %r1;\n"
                   "st.global.u32 [%rd2], %r2;", ("u64", "u32"))

@@ -430,6 +430,8 @@ def launch(module: Module, name: str, memory: Memory, grid: tuple[int, int, int]
     kernel = module.kernels[name]
     if len(arguments) != len(kernel.parameters):
         raise TypeError(f"{name} takes {len(kernel.parameters)} arguments, {len(arguments)} came")
+    if int(np.prod(block)) > kernel.max_threads:
+        raise PtxError(f"{name} was made for blocks of at most {kernel.max_threads} threads, not for {block}")
     parameters = {}
     for (parameter, kind), value in zip(kernel.parameters.items(), arguments):
         number = value.address if isinstance(value, Buffer) else value
