@@ -28,6 +28,7 @@ from ptx.values import TYPES, size_of, unsigned
 
 SCHEDULES = ("together", "in order", "reversed", "random", "interleaved")
 DONE = np.iinfo(np.int32).max
+LIMIT = 5_000_000                             # instructions of one wave, each for a group of lanes; then it hardly ends
 Lanes = Any                                   # a slice, or an array, of places of threads in ascending order
 Step = Callable[[Lanes], None]
 NOTHING = ("membar", "fence", "nanosleep", "prefetch", "prefetchu", "griddepcontrol", "pmevent")
@@ -153,6 +154,8 @@ class Wave:
             position, lanes = found
         instruction = self.now = self.kernel.code[position]
         self.executed += 1
+        if self.executed > LIMIT:
+            self.fail(Deadlock, 0, f"still runs after {LIMIT} instructions", lanes)
         if instruction.opcode[0] == "bra":
             self.branch(group, instruction, position, lanes)
         elif instruction.opcode[0] in ("ret", "exit", "trap", "bar", "barrier"):

@@ -219,6 +219,8 @@ def integer_to_float(x: Array, kind: str, rounding: str) -> Array:
     """Rounded once; 64-bit integers are split so that no bit is lost on the way."""
     if kind == "f64" and rounding == "rn":
         return x.astype(np.float64)
+    if x.dtype.itemsize < 4:
+        x = x.astype(np.int32)
     low = (x & x.dtype.type(0xFFFF)).astype(np.float64)
     high = (x - (x & x.dtype.type(0xFFFF))).astype(np.float64)
     return to_single(odd_sum(high, low), rounding) if kind == "f32" else odd_sum(high, low)
