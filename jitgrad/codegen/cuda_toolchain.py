@@ -180,8 +180,7 @@ def link(texts: Sequence[str], architecture: str) -> Cubin:
     try:
         code, log = _run_linker(texts, [f"-arch={architecture}", "-Xptxas=-v"])
     except _Refused as refused:
-        kernels = ", ".join(re.findall(r"\.entry (\S+?)\(", "\n".join(texts)))
-        raise complain(CompileError, "cuda", f"{kernels} cannot be assembled for {architecture}: {refused}") from None
+        raise complain(CompileError, "cuda", f"not to be assembled for {architecture}: {refused}") from None
     return Cubin(code, architecture, _resources(log, _section_sizes(code)))
 
 
@@ -198,11 +197,14 @@ def _run_linker(texts: Sequence[str], options: list[str]) -> tuple[bytes, str]:
         get(handle, buffer)
         return bytes(buffer)
 
-    handle = linker.create(len(options), options)
     try:
-        for k, text in enumerate(texts):
-            data = text.encode()
-            linker.add_data(handle, linker.InputType.PTX, data, len(data), f"text {k}")
+        handle = linker.create(len(options), options)
+    except linker.nvJitLinkError as error:                   # an architecture that this version does not know
+        raise _Refused(str(error)) from None
+    try:
+        for text in texts:
+            data, kernels = text.encode(), re.findall(r"\.entry (\S+?)\(", text)
+            linker.add_data(handle, linker.InputType.PTX, data, len(data), ", ".join(kernels))
         linker.complete(handle)
         log = read(linker.get_info_log_size, linker.get_info_log).decode()
         return read(linker.get_linked_cubin_size, linker.get_linked_cubin), log
