@@ -10,7 +10,7 @@ from ptx import Garbage, Machine, Misaligned, OutOfBounds, PtxError, Race, execu
 from jitgrad.errors import CompileError
 
 pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
-pytest.importorskip("cuda.core", reason="cuda.core is not installed")
+pytest.importorskip("cuda.bindings", reason="cuda-bindings is not installed")
 
 from jitgrad.codegen import cuda_toolchain as toolchain
 
@@ -57,6 +57,13 @@ def test_many_kernels_are_linked_at_once_and_keep_their_shared_memory_apart():
     assert cubin.code[:4] == b"\x7fELF"
 
 
+@pytest.mark.parametrize("architecture", ["sm_90a", "sm_100a", "sm_120"])
+def test_other_architectures(architecture):
+    text = toolchain.compile_ptx(add_text(4), "add", ("f32*", "f32*", "f32*", "i32"), architecture=architecture)
+    assert f".target {architecture}\n" in text
+    sass.assert_no_spills(toolchain.link([text], architecture))
+
+
 def test_results_are_not_contracted_unless_asked():
     text = "def f(x, y):\n    store(y, 0, load(x, 0) * load(x, 1) + load(x, 2))\n"
     plain = toolchain.compile_ptx(text, "f", ("f32*", "f32*"))
@@ -80,13 +87,15 @@ def test_errors_name_the_kernel():
         toolchain.compile_ptx("def f(x):\n    pass\n", "wrong", ("f33",))
     with pytest.raises(CompileError, match="no architecture 'sm_12'"):
         toolchain.compile_ptx("def f(x):\n    pass\n", "wrong", ("f32*",), architecture="sm_12")
-    with pytest.raises(CompileError, match="f cannot be assembled for sm_80"):
+    with pytest.raises(CompileError, match=r"not to be assembled for sm_80: .*rett.*\(f\)"):
         toolchain.link([toolchain.compile_ptx("def f(x):\n    pass\n", "f", ("f32*",)).replace("ret;", "rett;")], "sm_80")
 
 
 def test_the_packages_are_part_of_what_a_result_depends_on():
     assert toolchain.is_available()
-    assert set(toolchain.versions()) >= {"numba", "numba-cuda", "cuda-core", "nvidia-nvvm", "nvidia-nvjitlink"}
+    versions = toolchain.versions()
+    assert set(versions) >= {"numba", "numba-cuda", "cuda-bindings"}
+    assert any("nvjitlink" in name for name in versions)
 
 
 def test_a_python_function_can_be_called():

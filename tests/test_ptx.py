@@ -17,6 +17,7 @@ from ptx import (
     Uninitialized,
     Unsupported,
     execute,
+    machine,
 )
 from ptx.parse import parse
 from ptx.writing import kernel
@@ -216,6 +217,28 @@ def test_a_race_is_found_where_a_barrier_is_missing(distance, barrier, good):
             execute(exchange(distance, barrier), 1, 128, arguments)
 
 
+@pytest.mark.parametrize("barrier", ["bar.sync 0;", "bar.warp.sync -1;"])
+def test_who_read_before_a_barrier_does_not_race(barrier):
+    """All read one place; behind the barrier one of them reads it again and writes it."""
+    body = """
+setp.eq.u32 %p1, %r0, 5;
+mov.u32 %r2, 7;
+@%p1 st.shared.u32 [s], %r2;
+BARRIER
+ld.shared.u32 %r3, [s];
+BARRIER
+@%p1 ld.shared.u32 %r3, [s];
+@%p1 st.shared.u32 [s], %r0;
+mad.wide.u32 %rd2, %r0, 4, %rd0;
+st.global.u32 [%rd2], %r3;"""
+    threads = 64 if barrier.startswith("bar.sync") else 32
+    text = kernel(body.replace("BARRIER", barrier), ("u64",), ".shared .align 4 .b8 s[4];")
+    assert (execute(text, 1, threads, [Garbage(threads, np.uint32)])[0] == 7).all()
+    without = body.replace("BARRIER", barrier, 1).replace("BARRIER", "")
+    with pytest.raises(Race, match=r"writes shared memory .* where a read by several threads"):
+        execute(kernel(without, ("u64",), ".shared .align 4 .b8 s[4];"), 1, threads, [Garbage(threads, np.uint32)])
+
+
 def test_schedules_show_a_missing_barrier_without_the_detector():
     with pytest.raises(PtxError, match="never written"):
         execute(exchange(32, ""), 1, 128, [Garbage(128, np.uint32)], races=False, schedules=["together", "in order"])
@@ -247,6 +270,12 @@ def test_deadlocks(schedule):
         execute(absent, 1, 32, [np.zeros(1)], schedules=[schedule])
 
 
+def test_a_kernel_that_does_not_end(monkeypatch):
+    monkeypatch.setattr(machine, "LIMIT", 1000)
+    with pytest.raises(Deadlock, match="still runs after 1000 instructions"):
+        execute(kernel("AGAIN: bra AGAIN;", ("u64",)), 1, 32, [np.zeros(1)])
+
+
 def test_threads_that_have_ended_do_not_hold_up_a_barrier():
     text = kernel("setp.ge.u32 %p1, %r0, 40;\n@%p1 ret;\nbar.sync 0;\nmad.wide.u32 %rd2, %r0, 4, %rd0;\n"
                   "st.global.u32 [%rd2], %r0;", ("u64",))
@@ -262,14 +291,21 @@ def test_what_is_unknown_is_said():
         execute(kernel("", ("u64",)), 1, 32, [np.zeros(1)], schedules=["sideways"])
 
 
+def test_a_block_is_no_larger_than_the_kernel_was_made_for():
+    text = kernel("", ("u64",)).replace(")\n{", ")\n.maxntid 64, 1, 1\n.minnctapersm 2\n{")
+    execute(text, 1, (16, 4), [np.zeros(1)])
+    with pytest.raises(PtxError, match=r"k was made for blocks of at most 64 threads, not for \(65, 1, 1\)"):
+        execute(text, 1, 65, [np.zeros(1)])
+
+
 def test_a_machine_keeps_its_memory_between_launches():
     text = kernel("mad.wide.u32 %rd2, %r0, 4, %rd0;\nld.global.u32 %r2, [%rd2];\nadd.u32 %r2, %r2, %r1;\n"
                   "st.global.u32 [%rd2], %r2;", ("u64", "u32"))
-    machine = Machine(text)
-    x = machine.put(np.arange(8, dtype=np.uint32), "x", skew=4)
+    gpu = Machine(text)
+    x = gpu.put(np.arange(8, dtype=np.uint32), "x", skew=4)
     for step in range(3):
-        machine.launch(1, 8, [x, step])
-    assert (machine.get(x) == np.arange(8) + 3).all()
+        gpu.launch(1, 8, [x, step])
+    assert (gpu.get(x) == np.arange(8) + 3).all()
 
 
 def test_parsing_keeps_scopes_and_lines_apart():

@@ -104,6 +104,16 @@ def test_fma_rounds_once(kind, dtype):
     same(special, np.array([np.inf, np.nan, np.nan, -0.0], dtype))
 
 
+def test_fma_of_float64_over_all_magnitudes():
+    a, b, c = (random("f64", seed, 1024) for seed in (1, 2, 3))
+    c[:400] = -(a * b)[:400] * (1 + np.random.default_rng(0).integers(-3, 4, 400) * 2.0 ** -52)
+    keep = np.isfinite(a * b) & np.isfinite(c) & (np.abs(a * b) < 1e300)
+    a, b, c = (v[keep] for v in (a, b, c))
+    same(apply("fma.rn.f64 {0}, {1}, {2}, {3};", [("f64", a), ("f64", b), ("f64", c)], "f64"),
+         [float(exact_value) if (exact_value := Fraction(x) * Fraction(y) + Fraction(z)) else x * y + z
+          for x, y, z in zip(a.tolist(), b.tolist(), c.tolist())])
+
+
 def test_fma_on_a_tie_is_not_rounded_twice():
     """1 + 2**-23 + 2**-24 is a tie in float32; a part far below decides, which float64 cannot hold beside it."""
     a, b = np.float32(1 + 2.0 ** -23), np.float32(1)
@@ -309,13 +319,12 @@ def test_floats_to_integers_saturate(target, rounding, function):
     same(got, np.array(expected, object).astype(NUMPY[width]))
 
 
-@pytest.mark.parametrize("source", ["s32", "u32", "s64", "u64"])
+@pytest.mark.parametrize("source", ["s16", "u16", "s32", "u32", "s64", "u64"])
 @pytest.mark.parametrize("target", ["f32", "f64", "f16"])
 def test_integers_to_floats_round_once(source, target):
     x = random(source, 1)
-    x[:128] >>= x.dtype.type(8 * x.itemsize - 14)
     if target == "f16":
-        x = x[:128]
+        x >>= x.dtype.type(8 * x.itemsize - 14)                  # within its range
     expected = np.array([round_fraction(Fraction(int(v)), NUMPY[target]) for v in x], NUMPY[target])
     same(apply(f"cvt.rn.{target}.{source} {{0}}, {{1}};", [(source, x)], target), expected)
 

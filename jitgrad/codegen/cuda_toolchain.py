@@ -112,7 +112,9 @@ def _device_functions(names: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def _register(function: Callable[..., Any]) -> None:
-    _extending().register_jitable(function)
+    found = _extending()
+    register = getattr(found, "register_jitable", None)          # older versions leave it to Numba
+    (register or import_module("numba.extending").register_jitable)(function)
 
 
 def _define(source: str, name: str, names: dict[str, Any]) -> Callable[..., None]:
@@ -175,19 +177,42 @@ def link(texts: Sequence[str], architecture: str) -> Cubin:
     """One cubin for `architecture` with the kernels of all `texts`, whose names have to differ. CompileError with what the
     assembler says, where it refuses one."""
     _capability(architecture)
-    core = _cuda_core()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            objects = [core.ObjectCode.from_ptx(text.encode()) for text in texts]
-            options = core.LinkerOptions(arch=architecture, ptxas_options=["-v"])
-            linker = core.Linker(*objects, options=options)
-            code = linker.link("cubin").code
-            log = linker.get_info_log()
-    except Exception as error:
-        kernels = ", ".join(re.findall(r"\.entry (\S+?)\(", "\n".join(texts)))
-        raise complain(CompileError, "cuda", f"{kernels} cannot be assembled for {architecture}: {error}") from None
-    return Cubin(bytes(code), architecture, _resources(log, _section_sizes(bytes(code))))
+        code, log = _run_linker(texts, [f"-arch={architecture}", "-Xptxas=-v"])
+    except _Refused as refused:
+        raise complain(CompileError, "cuda", f"not to be assembled for {architecture}: {refused}") from None
+    return Cubin(code, architecture, _resources(log, _section_sizes(code)))
+
+
+class _Refused(Exception):
+    """What the linker says of texts that it does not take."""
+
+
+def _run_linker(texts: Sequence[str], options: list[str]) -> tuple[bytes, str]:
+    """The cubin and the report of one run. The library is asked directly: layers above it look for a driver first."""
+    linker = _linker()
+
+    def read(size: Callable[[int], int], get: Callable[[int, bytearray], None]) -> bytes:
+        buffer = bytearray(size(handle))
+        get(handle, buffer)
+        return bytes(buffer)
+
+    try:
+        handle = linker.create(len(options), options)
+    except linker.nvJitLinkError as error:                   # an architecture that this version does not know
+        raise _Refused(str(error)) from None
+    try:
+        for text in texts:
+            data, kernels = text.encode(), re.findall(r"\.entry (\S+?)\(", text)
+            linker.add_data(handle, linker.InputType.PTX, data, len(data), ", ".join(kernels))
+        linker.complete(handle)
+        log = read(linker.get_info_log_size, linker.get_info_log).decode()
+        return read(linker.get_linked_cubin_size, linker.get_linked_cubin), log
+    except linker.nvJitLinkError as error:
+        said = read(linker.get_error_log_size, linker.get_error_log).decode().replace("\0", "").strip()
+        raise _Refused(" ".join(said.split()) or str(error)) from None
+    finally:
+        linker.destroy(handle)
 
 
 def _section_sizes(elf: bytes) -> dict[str, int]:
@@ -252,7 +277,7 @@ def is_available() -> bool:
     """True where the packages that compile for GPUs are installed; a GPU is not needed."""
     try:
         _numba_cuda()
-        _cuda_core()
+        _linker()
     except CompileError:
         return False
     return True
@@ -260,7 +285,8 @@ def is_available() -> bool:
 
 def versions() -> dict[str, str]:
     """The packages whose versions decide what text compiles to; part of the key of what is stored."""
-    wanted = ("numba", "numba-cuda", "cuda-core", "nvidia-nvvm", "nvidia-nvjitlink")
+    wanted = ("numba", "numba-cuda", "cuda-bindings", "nvidia-nvvm", "nvidia-nvjitlink",
+              "nvidia-cuda-nvcc-cu12", "nvidia-nvjitlink-cu12")
     return {name: metadata.version(name) for name in wanted if _installed(name)}
 
 
@@ -307,16 +333,15 @@ def _register_models() -> None:
 
 
 @cache
-def _cuda_core() -> ModuleType:
+def _linker() -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            import cuda.core as core
-            if not hasattr(core, "Linker"):                  # before version 1 of cuda.core
-                import cuda.core.experimental as core
-    except ImportError as error:
-        raise complain(CompileError, "cuda", f"cuda.core cannot be imported: {error}", fix=INSTALL) from None
-    return cast(ModuleType, core)
+            from cuda.bindings import nvjitlink
+            nvjitlink.version()                              # finds the library
+    except (ImportError, RuntimeError) as error:
+        raise complain(CompileError, "cuda", f"nvJitLink cannot be loaded: {error}", fix=INSTALL) from None
+    return nvjitlink
 
 
 @contextmanager

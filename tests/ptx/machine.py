@@ -13,6 +13,7 @@ mask have arrived. Lanes that wait for ever are a `Deadlock`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ from ptx.values import TYPES, size_of, unsigned
 
 SCHEDULES = ("together", "in order", "reversed", "random", "interleaved")
 DONE = np.iinfo(np.int32).max
-Lanes = Any                                   # slice(None), or an array of thread numbers in ascending order
+LIMIT = 5_000_000                             # instructions of one wave, each for a group of lanes; then it hardly ends
+Lanes = Any                                   # a slice, or an array, of places of threads in ascending order
 Step = Callable[[Lanes], None]
 NOTHING = ("membar", "fence", "nanosleep", "prefetch", "prefetchu", "griddepcontrol", "pmevent")
 
@@ -72,7 +74,9 @@ class Wave:
     # --- where everything is ------------------------------------------------------------------------------------------
 
     def place_threads(self, grid: tuple[int, int, int], block: tuple[int, int, int], blocks: np.ndarray) -> None:
-        thread = np.arange(self.count)
+        """Warps of one rank lie side by side, so that a group of them is a slice; the lanes of a warp do, too."""
+        number = np.arange(self.count)
+        thread = number[np.argsort(number % self.block_size // 32, kind="stable")]
         self.row = thread // self.block_size                         # block within the wave
         self.rank = thread % self.block_size                         # thread within the block
         self.lane = self.rank % 32
@@ -111,9 +115,9 @@ class Wave:
 
     def make_groups(self) -> list[Group]:
         if self.schedule == "together":
-            return [Group(slice(None))]
-        ranks = self.rank // 32
-        groups = [Group(np.flatnonzero(ranks == rank)) for rank in range(int(ranks.max()) + 1)]
+            return [Group(slice(0, self.count))]
+        ends = np.append(0, np.cumsum(np.bincount(self.rank // 32)))
+        groups = [Group(slice(int(start), int(end))) for start, end in pairwise(ends)]
         return groups[::-1] if self.schedule == "reversed" else groups
 
     # --- running ------------------------------------------------------------------------------------------------------
@@ -150,6 +154,8 @@ class Wave:
             position, lanes = found
         instruction = self.now = self.kernel.code[position]
         self.executed += 1
+        if self.executed > LIMIT:
+            self.fail(Deadlock, 0, f"still runs after {LIMIT} instructions", lanes)
         if instruction.opcode[0] == "bra":
             self.branch(group, instruction, position, lanes)
         elif instruction.opcode[0] in ("ret", "exit", "trap", "bar", "barrier"):
@@ -230,14 +236,15 @@ class Wave:
 
     def release(self) -> bool:
         """Let blocks go on of which all threads wait at a barrier. False when there is none."""
-        shape = (-1, self.block_size)
-        barred = (self.waiting & ~self.syncing).reshape(shape)
-        ready = (barred | (self.position == DONE).reshape(shape)).all(1) & barred.any(1)
-        lanes = np.flatnonzero(np.repeat(ready, self.block_size) & self.waiting)
+        blocks = int(self.row.max()) + 1
+        barred = self.waiting & ~self.syncing
+        elsewhere = ~barred & (self.position != DONE)
+        ready = (np.bincount(self.row[elsewhere], minlength=blocks) == 0)[self.row]
+        lanes = np.flatnonzero(ready & self.waiting)
         self.check_barrier(lanes)
         self.waiting[lanes] = False
         self.position[lanes] += 1
-        self.barriers[np.repeat(ready, self.block_size)] += 1
+        self.barriers[ready] += 1
         return len(lanes) > 0
 
     def check_barrier(self, lanes: np.ndarray) -> None:
@@ -312,8 +319,8 @@ class Wave:
     # --- operands -----------------------------------------------------------------------------------------------------
 
     def numbers(self, lanes: Lanes) -> np.ndarray:
-        """Thread numbers of lanes."""
-        return np.arange(self.count) if isinstance(lanes, slice) else lanes
+        """Places of lanes as numbers."""
+        return np.arange(lanes.start, lanes.stop) if isinstance(lanes, slice) else lanes
 
     def reader(self, text: str, kind: str) -> Callable[[Lanes], np.ndarray]:
         """What gives an operand's values as `kind` (a type of PTX) for the lanes that ask."""
@@ -404,7 +411,7 @@ class Wave:
         return Who(self.thread_number[lanes], self.warp[lanes], self.block_number[lanes], self.barriers[lanes],
                    self.warp_barriers[lanes], atomic)
 
-    def fail(self, error: type[PtxError], lane: int, problem: str, lanes: Lanes = slice(None)) -> None:
+    def fail(self, error: type[PtxError], lane: int, problem: str, lanes: Lanes) -> None:
         """Raise `error` about the lane with this number among `lanes`."""
         thread = int(self.numbers(lanes)[lane])
         tid, block = ([int(np.broadcast_to(self.special[f"{name}.{axis}"], self.count)[thread]) for axis in "xyz"]
@@ -426,6 +433,8 @@ def launch(module: Module, name: str, memory: Memory, grid: tuple[int, int, int]
     kernel = module.kernels[name]
     if len(arguments) != len(kernel.parameters):
         raise TypeError(f"{name} takes {len(kernel.parameters)} arguments, {len(arguments)} came")
+    if int(np.prod(block)) > kernel.max_threads:
+        raise PtxError(f"{name} was made for blocks of at most {kernel.max_threads} threads, not for {block}")
     parameters = {}
     for (parameter, kind), value in zip(kernel.parameters.items(), arguments):
         number = value.address if isinstance(value, Buffer) else value

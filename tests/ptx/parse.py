@@ -41,10 +41,12 @@ class Variable:
 
 @dataclass(slots=True)
 class Kernel:
-    """One entry. `registers` and `parameters` map names to types; `labels` maps names to positions in `code`."""
+    """One entry. `registers` and `parameters` map names to types; `labels` maps names to positions in `code`. Its
+    blocks have at most `max_threads` threads."""
 
     name: str
     parameters: dict[str, str]
+    max_threads: int = 1024
     registers: dict[str, str] = field(default_factory=dict)
     variables: dict[str, Variable] = field(default_factory=dict)
     code: list[Instruction] = field(default_factory=list)
@@ -63,6 +65,7 @@ class _Function:
     entry: bool
     results: tuple[str, ...]
     parameters: dict[str, str]
+    directives: str
     body: str
     line: int
 
@@ -103,8 +106,8 @@ def _functions(text: str) -> tuple[dict[str, _Function], str]:
             position = _closing(text, head.end())
             results = tuple(_parameters(head.group(2) or ""))
             found[head.group(3)] = _Function(head.group(3), head.group(1) == "entry", results,
-                                             _parameters(head.group(4) or ""), text[head.end():position - 1],
-                                             text[:head.end()].count("\n") + 1)
+                                             _parameters(head.group(4) or ""), head.group(5),
+                                             text[head.end():position - 1], text[:head.end()].count("\n") + 1)
     rest.append(text[position:])
     return found, re.sub(r"\.(visible|extern|weak|common)\s+", "", " ".join(rest))
 
@@ -157,7 +160,9 @@ class _Builder:
         self.copies = 0
 
     def build(self, function: _Function) -> Kernel:
-        self.kernel = Kernel(function.name, function.parameters)
+        sizes = re.search(r"\.maxntid\s+([\d\s,]+)", function.directives)
+        limit = int(np.prod([int(n) for n in sizes.group(1).split(",")])) if sizes else 1024
+        self.kernel = Kernel(function.name, function.parameters, limit)
         self.insert(function, {}, "", None)
         return self.kernel
 

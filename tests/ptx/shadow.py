@@ -67,10 +67,12 @@ class _Record:
         self.atomic[at] = who.atomic
 
     def merge(self, at: np.ndarray, who: Who) -> None:
-        """Add readers: those of another warp or block since the last barrier make the record that of many."""
+        """Add readers: together with others that no barrier parts from them they make the record that of many."""
         old_thread, old_block, old_warp = self.thread[at], self.block[at], self.warp[at]
         known = old_thread != NOBODY
-        current = known & ((old_block != who.block) | (old_warp == MANY) | (self.barriers[at] == who.barriers))
+        unparted = (self.barriers[at] == who.barriers) & ((old_warp != who.warp)
+                                                          | (self.warp_barriers[at] == who.warp_barriers))
+        current = known & ((old_block != who.block) | unparted)
         other_block = current & (old_block != who.block)
         other_warp = current & (old_warp != who.warp)
         self.replace(at, who)

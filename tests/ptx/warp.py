@@ -55,9 +55,9 @@ def shuffle(wave: Wave, instruction: Instruction) -> Step:
         if absent.any():
             k = int(np.argmax(absent))
             wave.fail(Deadlock, k, f"reads lane {int(wanted[k])}, which is not in the mask", lanes)
-        source = wave.numbers(lanes) - lane + wanted
-        everyone = np.broadcast_to(value(slice(None)), wave.count)
-        write(lanes, everyone[source])
+        everyone = lanes if isinstance(lanes, slice) else slice(0, wave.count)
+        source = wave.numbers(lanes) - lane + wanted - everyone.start
+        write(lanes, np.broadcast_to(value(everyone), everyone.stop - everyone.start)[source])
         if found:
             found(lanes, inside)
 
