@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from jitgrad import autograd, changes, dtypes, ops
+from jitgrad import autograd, changes, devices, dtypes, ops
+from jitgrad.devices import device as Device
 from jitgrad.dtypes import DType
 from jitgrad.errors import AutogradError, DeviceError, DTypeError, ShapeError, complain, user_location
 from jitgrad.functional.methods import TensorMethods
@@ -23,6 +24,8 @@ from jitgrad.hooks import Hook, HookTable, RemovableHandle
 from jitgrad.ir import interpreter
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
+from jitgrad.runtime.cuda import dlpack, pinned, streams
+from jitgrad.runtime.cuda.array import DeviceArray, to_host
 from jitgrad.shapes import is_contiguous
 
 _DTYPES = dtypes._BY_NUMPY
@@ -35,7 +38,7 @@ class Tensor(TensorMethods):
     """A dense array with PyTorch's methods. Make one with `jitgrad.tensor`, `jitgrad.from_numpy`, or an op."""
 
     # Class attributes are the defaults of instances, so that making one writes a single field.
-    _array: Any = None                      # np.ndarray, or None while it is still to be computed
+    _array: Any = None                      # np.ndarray or DeviceArray, or None while it is still to be computed
     _type: Any = None                       # a TensorType, when there is no _array yet
     _pending: Any = None                    # the recorder's state of a root that is still to be computed
     _root: Tensor | None = None             # None: this tensor is a root
@@ -57,7 +60,7 @@ class Tensor(TensorMethods):
     __hash__ = object.__hash__
 
     def __init__(self, array: Any, requires_grad: bool = False):
-        self._array = array if type(array) is _ndarray else np.asarray(array)
+        self._array = array if type(array) in _ARRAYS else np.asarray(array)
         dtypes.from_numpy(self._array.dtype)
         if requires_grad:
             self.requires_grad = True
@@ -78,11 +81,37 @@ class Tensor(TensorMethods):
     def tensor_type(self) -> TensorType:
         """dtype, shape and device in one, as graphs have it."""
         array = self._array
-        return _intern(_DTYPES[array.dtype], array.shape) if array is not None else self._type
+        if type(array) is _ndarray:
+            return _intern(_DTYPES[array.dtype], array.shape)
+        return self._type if array is None else _intern(_DTYPES[array.dtype], array.shape, str(array.device))
 
     @property
-    def device(self) -> str:
-        return "cpu"
+    def device(self) -> Device:
+        """Where it is. As in PyTorch a device equals no text: ask for its `type`, or compare ``str(x.device)``."""
+        array = self._array
+        if type(array) is _ndarray:
+            return devices.CPU
+        return devices.placed(self._type.device) if array is None else array.device
+
+    @property
+    def device_name(self) -> str:
+        """The device as types have it: "cpu", "cuda:0"."""
+        return str(self.device)
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether it is on a GPU."""
+        return type(self._array) is DeviceArray
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether it is in the computer's own memory."""
+        return type(self._array) is not DeviceArray
+
+    def get_device(self) -> int:
+        """The number of the GPU that it is on, -1 on the CPU."""
+        index = self.device.index
+        return -1 if index is None else index
 
     @property
     def is_leaf(self) -> bool:
@@ -271,11 +300,22 @@ class Tensor(TensorMethods):
         return interpreter.state.current.force(self)  # type: ignore[union-attr]
 
     def numpy(self, *, force: bool = False) -> np.ndarray:
-        """The values as a NumPy array that shares memory with this tensor."""
+        """The values as a NumPy array that shares memory with this tensor. With `force` the history is left aside, and
+        values on a GPU are copied."""
         if self.requires_grad and not force:
             raise complain(AutogradError, "numpy", "this tensor requires gradients, which NumPy would not see",
                            fix="Use x.detach().numpy()")
-        return self._forced()
+        if force:
+            return self._on_host()
+        array: Any = self._forced()
+        if type(array) is DeviceArray:
+            raise complain(HostMemoryError, "numpy", f"NumPy cannot read {self.tensor_type}", fix="Use x.cpu().numpy()")
+        return array
+
+    def _on_host(self) -> np.ndarray:
+        """The values in the computer's own memory; on a GPU its work comes first."""
+        array: Any = self._forced()
+        return to_host(array) if type(array) is DeviceArray else array
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         array = self.numpy()
@@ -283,15 +323,29 @@ class Tensor(TensorMethods):
             return array.astype(dtype)
         return array.copy() if copy else array
 
-    def __dlpack__(self, **kwargs: Any) -> Any:
+    def __dlpack__(self, *, stream: Any = None, **kwargs: Any) -> Any:
+        if self.is_cuda and not self.requires_grad:
+            return dlpack.export(self._array, stream)
         return self.numpy().__dlpack__(**kwargs)
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return 1, 0
+        return (dlpack.CUDA, self.get_device()) if self.is_cuda else (1, 0)
 
     @property
     def __array_interface__(self) -> Any:
+        if self.is_cuda:
+            raise AttributeError(f"{self.tensor_type} has no __array_interface__: use x.cpu()")
         return self.numpy().__array_interface__
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """Where the array is in the memory of its GPU (version 3 of the interface), for Numba, CuPy and others."""
+        array = self._array
+        if type(array) is not DeviceArray or self.requires_grad:
+            raise AttributeError("only a tensor on a GPU that requires no gradients has a __cuda_array_interface__")
+        stream = streams.current_stream(array.gpu.index)
+        return {"shape": array.shape, "typestr": array.dtype.str, "strides": None if array.flags.c_contiguous
+                else array.strides, "data": (array.address, False), "version": 3, "stream": stream.handle or 1}
 
     def item(self) -> Any:
         """The value of a tensor of one element as a Python number."""
@@ -307,10 +361,12 @@ class Tensor(TensorMethods):
         if array.size != 1:
             raise complain(ShapeError, "item", f"only a tensor of one element is a number, this is {self.tensor_type}",
                            fix="Use tolist() for all of them")
+        if type(array) is DeviceArray:
+            array = to_host(array)
         return array.item() if self.dtype is not dtypes.bfloat16 else float(array.reshape(()))
 
     def tolist(self) -> Any:
-        array = self._forced()
+        array = self._on_host()
         return (array.astype(np.float32) if self.dtype is dtypes.bfloat16 else array).tolist()
 
     def __bool__(self) -> bool:
@@ -353,7 +409,9 @@ class Tensor(TensorMethods):
         return strides if dim is None else strides[dim]
 
     def data_ptr(self) -> int:
-        return int(self._forced().ctypes.data)
+        """The address of the first element, on a GPU in its memory."""
+        array: Any = self._forced()
+        return array.address if type(array) is DeviceArray else int(array.ctypes.data)
 
     def is_contiguous(self) -> bool:
         return is_contiguous(self.shape, self.stride())
@@ -375,11 +433,47 @@ class Tensor(TensorMethods):
     def is_inference(self) -> bool:
         return self._is_inference
 
-    def cpu(self) -> Tensor:
-        return self
+    # --- devices ---------------------------------------------------------------------------------------------------
 
-    def cuda(self, *_: Any, **__: Any) -> Tensor:
-        raise complain(DeviceError, "cuda", "no GPU can be used by this version of jitgrad; the devices are: cpu")
+    def cpu(self) -> Tensor:
+        """It, or a copy of it, in the computer's own memory; Python waits for the values."""
+        return self._moved(devices.CPU)
+
+    def cuda(self, device: Any = None, non_blocking: bool = False) -> Tensor:
+        """It, or a copy of it, on a GPU, by default the current one."""
+        wanted = devices.device("cuda" if device is None else device)
+        if wanted.type != "cuda":
+            raise complain(DeviceError, "cuda", f"{wanted} is no GPU", fix="Did you mean x.to(device)?")
+        return self._moved(wanted, non_blocking)
+
+    def _moved(self, device: Any, non_blocking: bool = False) -> Tensor:
+        """It, or a copy of it that gradients flow through, on `device`."""
+        exact = devices.placed(device)
+        if exact == self.device:
+            return self
+        return interpreter.state.current.move(self, exact, non_blocking)  # type: ignore[union-attr]
+
+    def pin_memory(self, device: Any = None) -> Tensor:
+        """It, or a copy of it, in pinned memory, which GPUs read while Python goes on: ``x.cuda(non_blocking=True)``."""
+        array: Any = self._forced()
+        if type(array) is DeviceArray:
+            raise complain(DeviceError, "pin_memory", f"only memory of the CPU can be pinned, this is {self.tensor_type}")
+        if pinned.owner(array) is not None:
+            return self
+        copied = pinned.allocate(array.nbytes).array(array.shape, array.dtype)
+        np.copyto(copied, array)
+        return _wrap(copied)
+
+    def is_pinned(self, device: Any = None) -> bool:
+        """Whether it is in pinned memory."""
+        array = self._array
+        return type(array) is _ndarray and pinned.owner(array) is not None
+
+    def record_stream(self, stream: streams.Stream) -> None:
+        """`stream` uses it, too: its memory is not used again before that work is done."""
+        if type(self._array) is not DeviceArray:
+            raise complain(DeviceError, "record_stream", f"{self.tensor_type} is on no GPU")
+        self._array.record_stream(stream)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if self._history_node() is not None:
@@ -397,15 +491,20 @@ class Tensor(TensorMethods):
         return fresh
 
     def __reduce__(self) -> Any:
-        return _restore, (type(self), self._forced().copy(), self._requires_grad)
+        return _restore, (type(self), self._on_host().copy(), self._requires_grad)
 
 
 _new = object.__new__
+_ARRAYS = (_ndarray, DeviceArray)
+
+
+class HostMemoryError(DeviceError, TypeError):
+    """Memory of a GPU where memory of the CPU is needed."""
 
 
 @functools.lru_cache(maxsize=4096)
-def _intern(dtype: DType, shape: tuple[int, ...]) -> TensorType:
-    return TensorType(dtype, shape)
+def _intern(dtype: DType, shape: tuple[int, ...], device: str = "cpu") -> TensorType:
+    return TensorType(dtype, shape, device)
 
 
 def _restore(cls: type[Tensor], array: np.ndarray, requires_grad: bool) -> Tensor:
@@ -415,10 +514,16 @@ def _restore(cls: type[Tensor], array: np.ndarray, requires_grad: bool) -> Tenso
 
 
 def _wrap(array: Any) -> Tensor:
-    """A root around a NumPy array, unchecked."""
+    """A root around an array, unchecked."""
     t = _new(Tensor)
-    t._array = array if type(array) is _ndarray else np.asarray(array)
+    t._array = array if type(array) in _ARRAYS else np.asarray(array)
     return t
+
+
+def tensor_on(array: np.ndarray, device: Any = None) -> Tensor:
+    """A Tensor around a NumPy array on the CPU, or of a copy of it on `device`; None: on the default one."""
+    tensor, where = Tensor(array), devices.chosen(device)
+    return tensor if where is None else tensor._moved(where)
 
 
 def _write_through(root: Tensor, chain: Chain, value: Tensor) -> Tensor:
@@ -452,13 +557,15 @@ def assign(values: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
 
 
 def _describe(tensor: Tensor) -> str:
-    array = tensor._forced()
+    array = tensor._on_host()
     if tensor.dtype is dtypes.bfloat16:
         array = array.astype(np.float32)
     text = np.array2string(array, separator=", ", prefix="tensor(", precision=4, suppress_small=False,
                            threshold=1000, floatmode="maxprec_equal" if array.dtype.kind == "f" else "maxprec")
     implied = tensor.dtype in (dtypes.get_default_dtype(), dtypes.int64, dtypes.bool_)
     extra = "" if implied and array.size else f", dtype={tensor.dtype!r}"
+    if tensor.is_cuda:
+        extra = f", device='{tensor.device}'" + extra
     if 0 in array.shape and array.ndim > 1:
         extra = f", size={array.shape}" + extra
     node = tensor._history_node()

@@ -24,7 +24,7 @@ def leaf_signature(leaf: Any) -> Any:
     """What a sealed call takes for granted about one leaf of its arguments; None: such a call cannot be sealed."""
     if isinstance(leaf, Tensor):
         array = leaf._array
-        if array is None or leaf._history_node() is not None or leaf._hooks:
+        if type(array) is not np.ndarray or leaf._history_node() is not None or leaf._hooks:
             return None
         return array.dtype, array.shape, array.strides, leaf._requires_grad and (1 if leaf._grad is None else 2)
     kind = type(leaf)
