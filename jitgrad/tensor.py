@@ -491,7 +491,7 @@ class Tensor(TensorMethods):
         return fresh
 
     def __reduce__(self) -> Any:
-        return _restore, (type(self), self._on_host().copy(), self._requires_grad)
+        return _restore, (type(self), self._on_host().copy(), self._requires_grad, self.device_name)
 
 
 _new = object.__new__
@@ -507,9 +507,9 @@ def _intern(dtype: DType, shape: tuple[int, ...], device: str = "cpu") -> Tensor
     return TensorType(dtype, shape, device)
 
 
-def _restore(cls: type[Tensor], array: np.ndarray, requires_grad: bool) -> Tensor:
+def _restore(cls: type[Tensor], array: np.ndarray, requires_grad: bool, device: str = "cpu") -> Tensor:
     fresh = _new(cls)
-    fresh._array, fresh._requires_grad = array, requires_grad
+    fresh._array, fresh._requires_grad = tensor_on(array, device)._array, requires_grad
     return fresh
 
 

@@ -15,9 +15,10 @@ from jitgrad.runtime.cuda.driver import PROTOTYPES
 
 BASE = 0x7_0000_0000_0000                        # where device memory seems to be; 64 GiB of addresses per GPU
 ROOM = 1 << 36
-INVALID_VALUE, OUT_OF_MEMORY, INVALID_CONTEXT, NOT_READY, ILLEGAL_ADDRESS = 1, 2, 201, 600, 700
+INVALID_VALUE, OUT_OF_MEMORY, INVALID_CONTEXT, INVALID_HANDLE, NOT_READY, ILLEGAL_ADDRESS = 1, 2, 201, 400, 600, 700
 NAMES = {1: "CUDA_ERROR_INVALID_VALUE", 2: "CUDA_ERROR_OUT_OF_MEMORY", 100: "CUDA_ERROR_NO_DEVICE",
-         201: "CUDA_ERROR_INVALID_CONTEXT", 209: "CUDA_ERROR_NO_BINARY_FOR_GPU", 500: "CUDA_ERROR_NOT_FOUND",
+         201: "CUDA_ERROR_INVALID_CONTEXT", 209: "CUDA_ERROR_NO_BINARY_FOR_GPU",
+         400: "CUDA_ERROR_INVALID_HANDLE", 500: "CUDA_ERROR_NOT_FOUND",
          700: "CUDA_ERROR_ILLEGAL_ADDRESS", 719: "CUDA_ERROR_LAUNCH_FAILED", 900: "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"}
 ATTRIBUTES = {1: 1024, 8: 49152, 10: 32, 16: 132, 38: 50 << 20, 39: 2048, 75: 9, 76: 0, 81: 233472, 82: 65536, 97: 232448}
 
@@ -70,6 +71,8 @@ class StandIn:
                 function(*arguments)
             except Failure as failure:
                 return failure.args[0]
+            except KeyError:
+                return INVALID_HANDLE
             except BaseException as problem:                # ctypes would print and forget it
                 self.problems.append(problem)
                 return 999
@@ -131,13 +134,13 @@ class StandIn:
         free[0], total[0] = self.memory - self.used[gpu], self.memory
 
     def _cuMemcpyHtoDAsync_v2(self, target, source, size, stream):
-        if BASE <= source:
+        if source >= BASE:
             raise Failure(INVALID_VALUE)
         data = None if self._is_pinned(source) else ctypes.string_at(source, size)
         self._enqueue(stream, "upload", lambda: self.write(target, data or ctypes.string_at(source, size)))
 
     def _cuMemcpyDtoHAsync_v2(self, target, source, size, stream):
-        if BASE <= target:
+        if target >= BASE:
             raise Failure(INVALID_VALUE)
         self._enqueue(stream, "download", lambda: ctypes.memmove(target, self.read(source, size), size))
 

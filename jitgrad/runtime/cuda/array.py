@@ -113,8 +113,14 @@ class DeviceArray:
 
     # --- copies ----------------------------------------------------------------------------------------------------
 
-    def copy(self) -> DeviceArray:
-        """A copy in row-major order."""
+    def copy(self, keep_order: bool = False) -> DeviceArray:
+        """A copy in row-major order, or with the order of dimensions in memory that this one has."""
+        if keep_order and 0 not in self.strides:
+            order = tuple(sorted(range(self.ndim), key=lambda k: -abs(self.strides[k])))
+            dense = self.transpose(order).copy()
+            back = tuple([order.index(k) for k in range(self.ndim)])
+            return DeviceArray(dense.owner, self.gpu, dense.address, self.shape, tuple([dense.strides[k] for k in back]),
+                               self.dtype)
         fresh = empty(self.shape, self.dtype, self.gpu)
         copy_into(fresh, self)
         return fresh

@@ -36,7 +36,7 @@ def carry_out(op: Op, arrays: Sequence[Array], attrs: dict[str, Any]) -> Any:
     if op.view:
         return op.eager(first, **attrs)
     if op is ops.cast and attrs["dtype"].numpy == first.dtype:
-        return first.copy()
+        return first.copy(keep_order=True)
     result = None if _run is None else _run(op, arrays, attrs, gpu)
     if result is None:
         raise complain(DeviceError, op.name, "this operation does not run on cuda yet: " + _described(arrays),
