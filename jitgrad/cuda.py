@@ -22,7 +22,7 @@ from jitgrad.runtime.cuda.streams import Event, Stream, set_stream
 __all__ = [
     "Event", "OutOfMemoryError", "Stream", "current_device", "current_stream", "default_stream", "device", "device_count",
     "empty_cache", "get_device_capability", "get_device_name", "get_device_properties", "init", "is_available",
-    "is_initialized", "manual_seed", "manual_seed_all", "max_memory_allocated", "max_memory_reserved", "mem_get_info",
+    "is_bf16_supported", "is_initialized", "manual_seed", "manual_seed_all", "max_memory_allocated", "max_memory_reserved", "mem_get_info",
     "memory_allocated", "memory_reserved", "memory_stats", "memory_summary", "reset_peak_memory_stats", "set_device",
     "set_stream", "stream", "synchronize",
 ]
@@ -88,6 +88,11 @@ def get_device_capability(device: Any = None) -> tuple[int, int]:
     """Its compute capability: (9, 0) for sm_90."""
     gpu = driver.gpu(_index(device))
     return gpu.major, gpu.minor
+
+
+def is_bf16_supported() -> bool:
+    """Whether the current GPU computes with bfloat16 by itself, which those of capability 8.0 and later do."""
+    return get_device_capability() >= (8, 0)
 
 
 def get_device_properties(device: Any = None) -> SimpleNamespace:

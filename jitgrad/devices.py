@@ -24,7 +24,7 @@ class device:
     PyTorch a device is never equal to a text: compare `type`, or ``str(x.device)``. As a context manager it is the
     default device of the block, on this thread. DeviceError for a text that names no device."""
 
-    __slots__ = ("_outer", "index", "type")
+    __slots__ = ("index", "type")
 
     type: str
     index: int | None
@@ -41,7 +41,6 @@ class device:
         if index is not None and index < 0:
             raise complain(DeviceError, "device", f"the index of a device is 0 or more, got {index}")
         self.type, self.index = type, index
-        self._outer: list[device | None] = []
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, device) and self.type == other.type and self.index == other.index
@@ -59,12 +58,12 @@ class device:
         return device, (self.type, self.index)
 
     def __enter__(self) -> device:
-        self._outer.append(_here.default)
+        _here.outer.append(_here.default)
         _here.default = self
         return self
 
     def __exit__(self, *_: object) -> None:
-        _here.default = self._outer.pop()
+        _here.default = _here.outer.pop()
 
 
 def _read(text: str, index: int | None) -> tuple[str, int | None]:
@@ -81,7 +80,12 @@ def _read(text: str, index: int | None) -> tuple[str, int | None]:
 
 
 class _Here(threading.local):
+    """The default of a thread, and those of the blocks around the one that it is in."""
+
     default: device | None = None
+
+    def __init__(self) -> None:
+        self.outer: list[device | None] = []
 
 
 _here = _Here()

@@ -323,10 +323,17 @@ class Tensor(TensorMethods):
             return array.astype(dtype)
         return array.copy() if copy else array
 
-    def __dlpack__(self, *, stream: Any = None, **kwargs: Any) -> Any:
-        if self.is_cuda and not self.requires_grad:
-            return dlpack.export(self._array, stream)
-        return self.numpy().__dlpack__(**kwargs)
+    def __dlpack__(self, *, stream: Any = None, dl_device: Any = None, copy: bool | None = None, **kwargs: Any) -> Any:
+        if not self.is_cuda:
+            asked = {"stream": stream, "dl_device": dl_device, "copy": copy}
+            return self.numpy().__dlpack__(**kwargs, **{name: v for name, v in asked.items() if v is not None})
+        if self.requires_grad:
+            raise complain(AutogradError, "dlpack", "this tensor requires gradients, which the other library would not see",
+                           fix="Use x.detach()")
+        if dl_device not in (None, self.__dlpack_device__()):
+            raise complain(DeviceError, "dlpack", f"{self.tensor_type} is asked for on device {dl_device}",
+                           fix="Move it first")
+        return dlpack.export(self._array.copy() if copy else self._array, stream)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return (dlpack.CUDA, self.get_device()) if self.is_cuda else (1, 0)

@@ -20,7 +20,7 @@ def pytest_collection_modifyitems(items):
     real = [item for item in items if item.get_closest_marker("gpu")]
     if real and not driver.available():
         for item in real:
-            item.add_marker(pytest.mark.skip(reason=f"needs a GPU: {driver._connection.problem or 'there is none'}"))
+            item.add_marker(pytest.mark.skip(reason=f"needs a GPU: {driver.why_not()}"))
 
 
 @pytest.fixture

@@ -223,6 +223,12 @@ def test_dlpack_shares_memory(standin):
     assert before and other.tolist() == x.tolist()
     del other, source
     assert jg.cuda.memory_allocated() == 0                                    # the last one gave it back
+    y = x.cuda()
+    assert y.__dlpack__(copy=True) is not None and y.__dlpack__(dl_device=(2, 0), max_version=(1, 0)) is not None
+    with pytest.raises(DeviceError, match="asked for on device"):
+        y.__dlpack__(dl_device=(1, 0))
+    with pytest.raises(AutogradError, match="requires gradients"):
+        jg.ones(2, device="cuda", requires_grad=True).__dlpack__()
     assert x.__dlpack_device__() == (1, 0) and jg.from_dlpack(x.float()).device.type == "cpu"
 
 

@@ -11,6 +11,7 @@ import pytest
 
 import jitgrad as jg
 from jitgrad import nn
+from jitgrad.__main__ import information
 from jitgrad.errors import DeviceError
 from jitgrad.runtime.cuda import driver
 
@@ -96,6 +97,14 @@ def test_a_driver_without_a_gpu_is_told_apart(connect, monkeypatch):
         jg.ones(2).cuda()
 
 
+def test_the_report_for_bugs_names_gpus(standin):
+    assert information()["gpus"] == "Stand-in (sm_90), Stand-in (sm_90)"
+
+
+def test_the_report_for_bugs_says_why_there_is_no_gpu(no_driver):
+    assert information()["gpus"] == "no NVIDIA driver was found on this machine"
+
+
 def test_importing_looks_for_no_driver():
     text = ("import jitgrad as jg; from jitgrad.runtime.cuda import driver; jg.ones(2) + 1; "
             "print(driver._connection.driver, driver._connection.problem)")
@@ -108,6 +117,7 @@ def test_importing_looks_for_no_driver():
 def test_questions_about_gpus(standin):
     assert jg.cuda.is_available() and jg.cuda.device_count() == 2 and not jg.cuda.is_initialized()
     assert jg.cuda.get_device_name("cuda:1") == "Stand-in" and jg.cuda.get_device_capability(1) == (9, 0)
+    assert jg.cuda.is_bf16_supported()
     properties = jg.cuda.get_device_properties(0)
     assert properties.multi_processor_count == 132 and properties.total_memory == standin.memory
     assert jg.cuda.mem_get_info(1) == (standin.memory, standin.memory) and jg.cuda.is_initialized()

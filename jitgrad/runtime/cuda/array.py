@@ -233,6 +233,7 @@ def _copy_between(target: DeviceArray, source: DeviceArray) -> None:
     whole = source if source._is_contiguous() else source.copy()
     here, there = (streams.current_stream(a.gpu.index) for a in (source, target))
     here.wait_stream(there)
+    whole.record_stream(here)
     whole.gpu.activate().driver.call("cuMemcpyPeerAsync", target.address, target.gpu.context, whole.address,
                                      whole.gpu.context, whole.nbytes, here.handle)
     there.wait_stream(here)

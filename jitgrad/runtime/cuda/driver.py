@@ -163,6 +163,10 @@ class Driver:
         code: int = self._functions[name](*arguments)
         return code
 
+    def function(self, name: str) -> Any:
+        """The function itself, for callers that have seen to the process and look at the code themselves."""
+        return self._functions[name]
+
     def call(self, name: str, *arguments: Any) -> None:
         """Call a function; DriverError unless it succeeds."""
         code = self.status(name, *arguments)
@@ -271,6 +275,11 @@ def count() -> int:
     return 0 if found is None else found.count
 
 
+def why_not() -> str:
+    """Why there is no GPU to use; for callers that have looked for one in vain."""
+    return _connection.problem or "there is an NVIDIA driver, but it finds no GPU"
+
+
 def is_initialized() -> bool:
     """Whether a GPU is in use by this process."""
     return _connection.driver is not None and bool(_connection.driver._gpus)
@@ -280,8 +289,7 @@ def current() -> Driver:
     """The driver; DeviceError when there is none."""
     found = _look()
     if found is None or not found.count:
-        problem = _connection.problem or "there is an NVIDIA driver, but it finds no GPU"
-        raise complain(DeviceError, "cuda", f"no GPU can be used: {problem}",
+        raise complain(DeviceError, "cuda", f"no GPU can be used: {why_not()}",
                        fix="Use the device 'cpu', or ask jitgrad.cuda.is_available() first")
     return found
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable, Sequence
-from ctypes import c_void_p
+from ctypes import c_uint, c_void_p
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -71,8 +71,10 @@ class Launch:
         self._kept: list[DeviceArray] = []                                   # what arguments lie in
         for k, argument in enumerate(arguments):
             self._write(k, argument)
-        self._call = (function.handle, *self.grid, *self.block, shared)
-        self._where_parameters = ctypes.addressof(self._parameters)
+        # What ctypes would have to convert at each launch is converted once.
+        self._head = (c_void_p(function.handle), *[c_uint(n) for n in (*self.grid, *self.block, shared)])
+        self._place = c_void_p(ctypes.addressof(self._parameters))
+        self._launch = function.module.gpu.driver.function("cuLaunchKernel")
 
     def _check(self) -> None:
         threads = self.block[0] * self.block[1] * self.block[2]
@@ -101,10 +103,9 @@ class Launch:
             struct.pack_into("Q", self._words, 8 * k, addresses[slot.index] + slot.offset)
 
     def enqueue(self, stream: Stream) -> None:
-        driver = self.function.module.gpu.driver
-        code = driver.status("cuLaunchKernel", *self._call, stream.handle, self._where_parameters, None)
+        code = self._launch(*self._head, stream.handle, self._place, None)
         if code:
-            raise driver.error(code, "cuLaunchKernel", f"{self.function.name} with a grid of {self.grid} blocks of "
+            raise self.function.module.gpu.driver.error(code, "cuLaunchKernel", f"{self.function.name} with a grid of {self.grid} blocks of "
                                f"{self.block} threads")
 
 

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import bisect
 import threading
+from contextlib import suppress
 from ctypes import c_size_t, c_uint64
 from typing import Any
 
+from jitgrad.errors import DeviceError
 from jitgrad.runtime.cuda import driver, streams
 from jitgrad.runtime.cuda.driver import OUT_OF_MEMORY, SUCCESS, Gpu
 from jitgrad.runtime.cuda.streams import Event, Stream
@@ -114,7 +116,8 @@ class Pool:
             self.allocated.take(block.size)
             self.allocations.take(1)
             if block.others:
-                self._waiting.append((block, [stream.record_event() for stream in block.others]))
+                with suppress(DeviceError):               # a driver that is gone has taken the memory along
+                    self._waiting.append((block, [stream.record_event() for stream in block.others]))
                 block.others = []
             else:
                 self._release(block)

@@ -7,11 +7,13 @@ notes the streams that use it (`record_stream`) and is lent again only when thei
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from ctypes import c_void_p
 from typing import Any
 
 import numpy as np
 
+from jitgrad.errors import DeviceError
 from jitgrad.runtime.cuda import driver
 from jitgrad.runtime.cuda.driver import Driver
 from jitgrad.runtime.cuda.streams import Event, Stream
@@ -67,7 +69,8 @@ class PinnedPool:
         """What nobody refers to any more."""
         with self._lock:
             if streams:
-                self._waiting.append((address, capacity, [stream.record_event() for stream in streams]))
+                with suppress(DeviceError):               # a driver that is gone has taken the memory along
+                    self._waiting.append((address, capacity, [stream.record_event() for stream in streams]))
             else:
                 self._idle.setdefault(capacity, []).append(address)
 
