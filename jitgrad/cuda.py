@@ -22,9 +22,9 @@ from jitgrad.runtime.cuda.streams import Event, Stream, set_stream
 __all__ = [
     "Event", "OutOfMemoryError", "Stream", "current_device", "current_stream", "default_stream", "device", "device_count",
     "empty_cache", "get_device_capability", "get_device_name", "get_device_properties", "init", "is_available",
-    "is_bf16_supported", "is_initialized", "manual_seed", "manual_seed_all", "max_memory_allocated", "max_memory_reserved", "mem_get_info",
-    "memory_allocated", "memory_reserved", "memory_stats", "memory_summary", "reset_peak_memory_stats", "set_device",
-    "set_stream", "stream", "synchronize",
+    "is_bf16_supported", "is_initialized", "manual_seed", "manual_seed_all", "max_memory_allocated", "max_memory_reserved",
+    "mem_get_info", "memory_allocated", "memory_reserved", "memory_stats", "memory_summary", "reset_peak_memory_stats",
+    "set_device", "set_stream", "stream", "synchronize",
 ]
 
 

@@ -156,6 +156,27 @@ def test_memory_that_another_stream_uses_waits_for_it(standin):
     assert place in [jg.zeros(1000, device="cuda").data_ptr() for _ in range(2)]
 
 
+def test_memory_given_back_while_some_is_being_lent(standin, monkeypatch):
+    """The collector may run anywhere: also between the choice of a block and its removal from the list."""
+    pool, stream = memory.pool(0), streams.current_stream(0)
+    held = [memory.allocate(1000, stream) for _ in range(4)]
+    ask = pool._ask
+
+    def collecting(size):
+        held.clear()
+        return ask(size)
+
+    monkeypatch.setattr(pool, "_ask", collecting)
+    large = memory.allocate(30 * MIB, stream)
+    assert not held and pool.settle().allocated.current == large.nbytes
+    monkeypatch.undo()
+    block = pinned.allocate(100)
+    pinned_pool = pinned.pool()
+    with pinned_pool._lock:
+        del block                                                          # does not wait for the lock
+    assert pinned.allocate(100).capacity == 512 and standin.calls.count("cuMemHostAlloc") == 1
+
+
 def test_memory_given_back_in_another_thread(standin):
     xs = [jg.zeros(10, device="cuda:1") for _ in range(100)]
     threads = [threading.Thread(target=lambda part=xs[k::4]: part.clear()) for k in range(4)]

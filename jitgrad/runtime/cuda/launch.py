@@ -105,8 +105,8 @@ class Launch:
     def enqueue(self, stream: Stream) -> None:
         code = self._launch(*self._head, stream.handle, self._place, None)
         if code:
-            raise self.function.module.gpu.driver.error(code, "cuLaunchKernel", f"{self.function.name} with a grid of {self.grid} blocks of "
-                               f"{self.block} threads")
+            raise self.function.module.gpu.driver.error(
+                code, "cuLaunchKernel", f"{self.function.name} with a grid of {self.grid} blocks of {self.block} threads")
 
 
 @dataclass(slots=True)

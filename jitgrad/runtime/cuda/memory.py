@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import bisect
 import threading
+from collections import deque
 from contextlib import suppress
 from ctypes import c_size_t, c_uint64
 from typing import Any
@@ -94,7 +95,8 @@ class Pool:
         self.retries = self.failures = 0
         self._free: dict[tuple[int, bool], list[tuple[int, int, Block]]] = {}    # (stream, small) -> by size, address
         self._waiting: list[tuple[Block, list[Event]]] = []
-        self._lock = threading.RLock()                    # a Memory may be collected at any point, of `allocate`, too
+        self._returned: deque[Block] = deque()            # given back, but not yet entered
+        self._lock = threading.Lock()
 
     def allocate(self, nbytes: int, stream: Stream) -> Memory:
         """`nbytes` for work in `stream`; OutOfMemoryError when the GPU has no more."""
@@ -102,6 +104,7 @@ class Pool:
             return Memory(self, None, 0)
         size = -(-nbytes // ROUND) * ROUND
         with self._lock:
+            self._settle()
             self._reclaim()
             block = self._best(size, stream.handle) or self._new_segment(size, stream.handle, nbytes)
             self._split(block, size)
@@ -111,31 +114,50 @@ class Pool:
             return Memory(self, block, nbytes)
 
     def take_back(self, block: Block) -> None:
-        """A block that nobody refers to any more."""
-        with self._lock:
-            self.allocated.take(block.size)
-            self.allocations.take(1)
-            if block.others:
-                with suppress(DeviceError):               # a driver that is gone has taken the memory along
-                    self._waiting.append((block, [stream.record_event() for stream in block.others]))
-                block.others = []
-            else:
-                self._release(block)
+        """A block that nobody refers to any more. Python's collector may call this anywhere, in the middle of `allocate`,
+        too: then, and while another thread is at it, the block is only noted."""
+        self._returned.append(block)
+        self.settle()
+
+    def settle(self) -> Pool:
+        """Enter what was given back, if nobody is at work on this pool; the pool itself."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._settle()
+            finally:
+                self._lock.release()
+        return self
 
     def empty_cache(self) -> None:
         """Give idle segments back to the driver."""
         with self._lock:
-            for _, events in self._waiting:
-                for event in events:
-                    event.synchronize()
-            self._reclaim()
-            self.gpu.activate()
-            for blocks in self._free.values():
-                for entry in [entry for entry in blocks if entry[2].is_segment]:
-                    blocks.remove(entry)
-                    self.gpu.driver.call("cuMemFree_v2", entry[2].address)
-                    self.reserved.take(entry[0])
-                    self.segments.take(1)
+            self._settle()
+            self._empty()
+
+    def _empty(self) -> None:
+        for _, events in self._waiting:
+            for event in events:
+                event.synchronize()
+        self._reclaim()
+        self.gpu.activate()
+        for blocks in self._free.values():
+            for entry in [entry for entry in blocks if entry[2].is_segment]:
+                blocks.remove(entry)
+                self.gpu.driver.call("cuMemFree_v2", entry[2].address)
+                self.reserved.take(entry[0])
+                self.segments.take(1)
+
+    def _settle(self) -> None:
+        while self._returned:
+            block = self._returned.popleft()
+            self.allocated.take(block.size)
+            self.allocations.take(1)
+            if not block.others:
+                self._release(block)
+                continue
+            with suppress(DeviceError):                   # a driver that is gone has taken the memory along
+                self._waiting.append((block, [stream.record_event() for stream in block.others]))
+            block.others = []
 
     def reset_peaks(self) -> None:
         """Let all peaks begin again from what is now."""
@@ -164,7 +186,8 @@ class Pool:
         address = self._ask(whole)
         if address is None:
             self.retries += 1
-            self.empty_cache()
+            self._settle()
+            self._empty()
             address = self._ask(whole)
         if address is None:
             self.failures += 1
@@ -256,7 +279,7 @@ def pool(index: int | None = None) -> Pool:
         if gpu.pool is None:
             gpu.pool = Pool(gpu)
         found: Pool = gpu.pool
-        return found
+    return found.settle()
 
 
 def allocate(nbytes: int, stream: Stream | None = None) -> Memory:

@@ -7,6 +7,7 @@ notes the streams that use it (`record_stream`) and is lent again only when thei
 from __future__ import annotations
 
 import threading
+from collections import deque
 from contextlib import suppress
 from ctypes import c_void_p
 from typing import Any
@@ -55,29 +56,31 @@ class PinnedPool:
         self._driver = driver
         self._idle: dict[int, list[int]] = {}
         self._waiting: list[tuple[int, int, list[Event]]] = []
-        self._lock = threading.RLock()
+        self._returned: deque[tuple[int, int, list[Stream]]] = deque()      # given back, but not yet entered
+        self._lock = threading.Lock()
 
     def allocate(self, nbytes: int) -> Pinned:
         """Memory of `nbytes`, whose contents are whatever they are."""
         capacity = max(_SMALLEST, 1 << (max(nbytes, 1) - 1).bit_length())
         with self._lock:
-            self._reclaim()
+            self._settle()
             idle = self._idle.get(capacity)
             return Pinned(self, idle.pop() if idle else self._ask(capacity), capacity, nbytes)
 
     def take_back(self, address: int, capacity: int, streams: list[Stream]) -> None:
-        """What nobody refers to any more."""
-        with self._lock:
-            if streams:
-                with suppress(DeviceError):               # a driver that is gone has taken the memory along
-                    self._waiting.append((address, capacity, [stream.record_event() for stream in streams]))
-            else:
-                self._idle.setdefault(capacity, []).append(address)
+        """What nobody refers to any more. Python's collector may call this anywhere, in the middle of `allocate`, too:
+        then, and while another thread is at it, it is only noted."""
+        self._returned.append((address, capacity, streams))
+        if self._lock.acquire(blocking=False):
+            try:
+                self._settle()
+            finally:
+                self._lock.release()
 
     def empty_cache(self) -> None:
         """Give idle memory back to the system."""
         with self._lock:
-            self._reclaim()
+            self._settle()
             for addresses in self._idle.values():
                 while addresses:
                     self._driver.call("cuMemFreeHost", addresses.pop())
@@ -89,7 +92,12 @@ class PinnedPool:
         assert found.value is not None
         return found.value
 
-    def _reclaim(self) -> None:
+    def _settle(self) -> None:
+        """Enter what was given back, once the work in all streams that use it is done."""
+        while self._returned:
+            address, capacity, streams = self._returned.popleft()
+            with suppress(DeviceError):                   # a driver that is gone has taken the memory along
+                self._waiting.append((address, capacity, [stream.record_event() for stream in streams]))
         waiting, self._waiting = self._waiting, []
         for address, capacity, events in waiting:
             if all(event.query() for event in events):
