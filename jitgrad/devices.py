@@ -24,10 +24,7 @@ class device:
     PyTorch a device is never equal to a text: compare `type`, or ``str(x.device)``. As a context manager it is the
     default device of the block, on this thread. DeviceError for a text that names no device."""
 
-    __slots__ = ("index", "type")
-
-    type: str
-    index: int | None
+    __slots__ = ("_index", "_type")
 
     def __init__(self, type: Any, index: int | None = None):
         if isinstance(type, device):
@@ -40,7 +37,18 @@ class device:
             raise complain(DeviceError, "device", f"expected a text such as 'cuda:1', a number or a device, got {type!r}")
         if index is not None and index < 0:
             raise complain(DeviceError, "device", f"the index of a device is 0 or more, got {index}")
-        self.type, self.index = type, index
+        self._type: str = type
+        self._index: int | None = index
+
+    @property
+    def type(self) -> str:
+        """ "cpu" or "cuda"."""
+        return self._type
+
+    @property
+    def index(self) -> int | None:
+        """The number of the GPU, or None."""
+        return self._index
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, device) and self.type == other.type and self.index == other.index

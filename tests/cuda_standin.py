@@ -5,7 +5,7 @@ reached only by addresses of a range of its own, so that anybody who takes one f
 stream is queued and carried out when someone waits, never before, so that a missing wait shows as stale values; a queue
 waits for the events that it was told to wait for. Kernels are Python functions: ``standin.kernels["add"] = function``,
 called with the driver and the 64-bit words of the arguments. `fail["cuMemAlloc_v2"] = 2` makes a function fail with that
-code, once; `log` lists what was carried out, in order."""
+code, once, a list says what the next calls answer; `log` lists what was carried out, in order."""
 
 import ctypes
 import itertools
@@ -66,8 +66,9 @@ class StandIn:
         def call(*arguments):
             self.calls.append(name)
             try:
-                if name in self.fail:
-                    return self.fail.pop(name)
+                code = self._injected(name)
+                if code:
+                    return code
                 function(*arguments)
             except Failure as failure:
                 return failure.args[0]
@@ -79,6 +80,12 @@ class StandIn:
             return 0
 
         return call
+
+    def _injected(self, name):
+        codes = self.fail.get(name, 0)
+        if type(codes) is list:
+            return codes.pop(0) if codes else 0
+        return self.fail.pop(name, 0)
 
     # --- memory ------------------------------------------------------------------------------------------------------
 

@@ -377,6 +377,13 @@ def test_launches_that_cannot_be(standin, code):
     with pytest.raises(DeviceError, match=r"add with a grid of \(2, 1, 1\) blocks of \(32, 1, 1\) threads: cuLaunchKernel "
                                           r"failed: CUDA_ERROR_LAUNCH_FAILED"):
         plan.run()
+    entries = [Launch(add, (k,), (32,), [0, 0, 0, np.int32(0)], where=("train.py", k)) for k in (30, 31, 32)]
+    standin.fail["cuLaunchKernel"] = [0, 719]                               # the second of three
+    with pytest.raises(DeviceError, match=r"add with a grid of \(31, 1, 1\).*\(train.py:31\)"):
+        LaunchPlan(entries, 0, driver.gpu()).run()
+    standin.fail["cuLaunchKernel"] = 719
+    with pytest.raises(DeviceError, match=r"train.py:32"):
+        entries[2].enqueue(streams.current_stream())
     standin.fail["cuLaunchKernel"] = 719
     with pytest.raises(DeviceError, match="LAUNCH_FAILED"):
         plan.replay()                                                       # the capture is ended all the same

@@ -42,6 +42,8 @@ def test_a_device_has_type_and_index(made, type, index, text):
     device = made()
     assert (device.type, device.index, str(device)) == (type, index, text)
     assert eval(repr(device), {"device": jg.device}) == device
+    with pytest.raises(AttributeError):
+        device.index = 5
     assert pickle.loads(pickle.dumps(device)) == copy.deepcopy(device) == device
 
 
@@ -302,6 +304,27 @@ def test_compiled_functions_refuse_gpus_and_name_the_line(standin):
         moves(x)
     with jg.device("cuda"), pytest.raises(DeviceError, match="cannot be moved"):
         jg.compile(lambda x: x + jg.ones(3))(jg.ones(3, device="cpu"))
+
+
+def test_functions_that_ask_for_devices_are_sealed(standin):
+    where = jg.device("cpu")
+
+    @jg.compile
+    def step(x, given):
+        if x.is_cuda or x.device.type == "cuda":
+            return x
+        y = x.to(where) + jg.ones(3, device=x.device) + jg.zeros(3, device=jg.device("cpu", 0))
+        return y if given is None or given.type == "cpu" else -y
+
+    x = jg.ones(3)
+    for _ in range(5):
+        assert step(x, jg.device("cpu")).tolist() == [2, 2, 2]
+    assert step.statistics.sealed_calls > 0, str(step.explain())
+    assert step(x, jg.device("cuda")).tolist() == [-2, -2, -2] and step(x, None).tolist() == [2, 2, 2]
+    assert step(x, jg.device("cpu")).tolist() == [2, 2, 2]
+    where = jg.device("cuda")
+    with pytest.raises(DeviceError, match="cannot be moved to cuda:0"):
+        step(x, jg.device("cpu"))
 
 
 def test_the_default_device_is_part_of_what_a_sealed_call_takes_for_granted(standin):

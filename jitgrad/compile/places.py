@@ -14,6 +14,7 @@ import numpy as np
 from jitgrad.autograd import no_grad
 from jitgrad.compile.evaluator import Findings
 from jitgrad.compile.values import Impure
+from jitgrad.devices import device
 from jitgrad.dtypes import DType
 from jitgrad.tensor import Tensor
 
@@ -30,7 +31,7 @@ def leaf_signature(leaf: Any) -> Any:
     kind = type(leaf)
     if kind is float or kind is int:
         return kind
-    if kind in (bool, str, type(None), bytes, complex, DType):
+    if kind in (bool, str, type(None), bytes, complex, DType, device):
         return kind, leaf
     return None if isinstance(leaf, np.ndarray) else id(leaf)
 

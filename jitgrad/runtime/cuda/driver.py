@@ -163,9 +163,9 @@ class Driver:
         code: int = self._functions[name](*arguments)
         return code
 
-    def function(self, name: str) -> Any:
-        """The function itself, for callers that have seen to the process and look at the code themselves."""
-        return self._functions[name]
+    def address(self, name: str) -> int:
+        """The address of a function, for native code that calls it."""
+        return ctypes.cast(self._functions[name], c_void_p).value or 0
 
     def call(self, name: str, *arguments: Any) -> None:
         """Call a function; DriverError unless it succeeds."""
@@ -179,12 +179,14 @@ class Driver:
         if self.process == os.getpid():
             self._functions[name](*arguments)
 
-    def error(self, code: int, name: str, problem: str = "", fix: str = "") -> DriverError:
-        """The exception for an error code that the function `name` gave."""
+    def error(self, code: int, name: str, problem: str = "", fix: str = "",
+              where: tuple[str, int] | None = None) -> DriverError:
+        """The exception for an error code that the function `name` gave; `where`: the user's line, by default the one
+        that is executing."""
         words = [self._text(function, code) for function in ("cuGetErrorName", "cuGetErrorString")]
         text = f"{name} failed: {words[0] or f'error {code}'}" + (f" ({words[1]})" if words[1] else "")
         raised = complain(OutOfMemoryError if code == OUT_OF_MEMORY else DriverError, "cuda",
-                          f"{problem}: {text}" if problem else text, fix=fix)
+                          f"{problem}: {text}" if problem else text, fix=fix, where=where)
         assert isinstance(raised, DriverError)
         raised.code, raised.name = code, words[0]
         return raised

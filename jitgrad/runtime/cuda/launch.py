@@ -3,7 +3,7 @@
     add = Launch(function, grid=(64,), block=(256,), arguments=[Slot(0), Slot(1), np.int32(n)])
     plan = LaunchPlan([add, …], slots=2)
     plan.bind([x.address, y.address])
-    plan.run()                      # one call per kernel
+    plan.run()                      # one call for kernels that follow each other
     plan.replay()                   # one call: the graph is captured at the first one, and anew when addresses change
 
 What changes from step to step (step count, learning rate, random offset) is no argument, for a graph freezes those:
@@ -13,18 +13,20 @@ it lies in a `ConstantBlock`, a piece of device memory that one small copy overw
 from __future__ import annotations
 
 import ctypes
+import itertools
 import struct
-from collections.abc import Callable, Sequence
-from ctypes import c_uint, c_void_p
+from collections.abc import Callable, Iterator, Sequence
+from ctypes import c_void_p
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from jitgrad.errors import DeviceError, complain
-from jitgrad.runtime.cuda import memory, pinned, streams
+from jitgrad.runtime.cuda import memory, pinned, streams, walk
 from jitgrad.runtime.cuda.array import DeviceArray
-from jitgrad.runtime.cuda.driver import Gpu
+from jitgrad.runtime.cuda.driver import DriverError, Gpu
 from jitgrad.runtime.cuda.module import Function
 from jitgrad.runtime.cuda.streams import Event, Stream
 
@@ -71,10 +73,7 @@ class Launch:
         self._kept: list[DeviceArray] = []                                   # what arguments lie in
         for k, argument in enumerate(arguments):
             self._write(k, argument)
-        # What ctypes would have to convert at each launch is converted once.
-        self._head = (c_void_p(function.handle), *[c_uint(n) for n in (*self.grid, *self.block, shared)])
-        self._place = c_void_p(ctypes.addressof(self._parameters))
-        self._launch = function.module.gpu.driver.function("cuLaunchKernel")
+        self.row = (function.handle, *self.grid, *self.block, shared, ctypes.addressof(self._parameters))
 
     def _check(self) -> None:
         threads = self.block[0] * self.block[1] * self.block[2]
@@ -103,10 +102,33 @@ class Launch:
             struct.pack_into("Q", self._words, 8 * k, addresses[slot.index] + slot.offset)
 
     def enqueue(self, stream: Stream) -> None:
-        code = self._launch(*self._head, stream.handle, self._place, None)
-        if code:
-            raise self.function.module.gpu.driver.error(
-                code, "cuLaunchKernel", f"{self.function.name} with a grid of {self.grid} blocks of {self.block} threads")
+        self._alone.enqueue(stream)
+
+    @cached_property
+    def _alone(self) -> Batch:
+        return Batch([self])
+
+    def failed(self, code: int) -> DriverError:
+        """The exception for an error code that the driver gave."""
+        return self.function.module.gpu.driver.error(code, "cuLaunchKernel", f"{self.function.name} with a grid of "
+                                                     f"{self.grid} blocks of {self.block} threads", where=self.where)
+
+
+class Batch:
+    """Launches that follow each other, enqueued by one call of native code."""
+
+    def __init__(self, launches: Sequence[Launch]):
+        self.launches = tuple(launches)
+        self._table = np.array([launch.row for launch in launches], np.int64).reshape(-1, walk.COLUMNS)
+        self._address = self._table.ctypes.data
+        self._launch = launches[0].function.module.gpu.driver.address("cuLaunchKernel")
+        self._walk = walk.walker()
+
+    def enqueue(self, stream: Stream) -> None:
+        """Put all of them into `stream`; DriverError for the first that fails, which is the last."""
+        failure = self._walk(self._address, len(self.launches), stream.handle, self._launch)
+        if failure:
+            raise self.launches[failure >> 32].failed(failure & 0xFFFFFFFF)
 
 
 @dataclass(slots=True)
@@ -131,6 +153,7 @@ class LaunchPlan:
 
     def __init__(self, entries: Sequence[Entry], slots: int, gpu: Gpu):
         self.entries, self.slots, self.gpu = tuple(entries), slots, gpu
+        self._steps = list(_batched(self.entries))
         self._addresses: tuple[int, ...] | None = None
         self._graph: Graph | None = None
         if not slots:
@@ -147,10 +170,10 @@ class LaunchPlan:
                 entry.bind(found)
 
     def run(self, stream: Stream | None = None) -> None:
-        """Enqueue all entries in `stream`, by default the current one."""
+        """Enqueue all entries in `stream`, by default the current one: one call per run of launches."""
         stream = self._ready(stream)
-        for entry in self.entries:
-            entry.enqueue(stream)
+        for step in self._steps:
+            step.enqueue(stream)
 
     def replay(self, stream: Stream | None = None) -> None:
         """The same by one launch of a graph, which is captured first if there is none for these addresses."""
@@ -233,6 +256,15 @@ class ConstantBlock:
         ctypes.memmove(piece.address, raw, len(raw))
         self.gpu.activate().driver.call("cuMemcpyHtoDAsync_v2", self.address, piece.address, len(raw), stream.handle)
         done.record(stream)
+
+
+def _batched(entries: Sequence[Entry]) -> Iterator[Any]:
+    """The entries, with launches that follow each other put together."""
+    for is_launch, group in itertools.groupby(entries, lambda entry: type(entry) is Launch):
+        if is_launch:
+            yield Batch(cast("list[Launch]", list(group)))
+        else:
+            yield from group
 
 
 def _three(sizes: Sequence[int]) -> tuple[int, int, int]:
