@@ -2,7 +2,8 @@
 
 A Tensor is a *root*, which owns memory, or a *view*: a chain of movement ops on a root. An in-place change of any of
 them goes through `Tensor._assign`, raises the root's version, and renews the history of the root and of its views.
-The arithmetic and the named methods are in `functional.methods`; here are memory, history and reading values.
+The arithmetic and the named methods are in `functional.methods`, devices in `placement`; here are memory, history and
+reading values.
 """
 
 from __future__ import annotations
@@ -16,15 +17,14 @@ from typing import Any
 import numpy as np
 
 from jitgrad import autograd, changes, devices, dtypes, ops
-from jitgrad.devices import device as Device
 from jitgrad.dtypes import DType
-from jitgrad.errors import AutogradError, DeviceError, DTypeError, ShapeError, complain, user_location
+from jitgrad.errors import AutogradError, DTypeError, ShapeError, complain, user_location
 from jitgrad.functional.methods import TensorMethods
 from jitgrad.hooks import Hook, HookTable, RemovableHandle
 from jitgrad.ir import interpreter
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
-from jitgrad.runtime.cuda import dlpack, pinned, streams
+from jitgrad.placement import HostMemoryError, Placement
 from jitgrad.runtime.cuda.array import DeviceArray, to_host
 from jitgrad.shapes import is_contiguous
 
@@ -34,7 +34,7 @@ _ndarray = np.ndarray
 Chain = tuple[tuple[Op, dict[str, Any]], ...]
 
 
-class Tensor(TensorMethods):
+class Tensor(Placement, TensorMethods):
     """A dense array with PyTorch's methods. Make one with `jitgrad.tensor`, `jitgrad.from_numpy`, or an op."""
 
     # Class attributes are the defaults of instances, so that making one writes a single field.
@@ -84,34 +84,6 @@ class Tensor(TensorMethods):
         if type(array) is _ndarray:
             return _intern(_DTYPES[array.dtype], array.shape)
         return self._type if array is None else _intern(_DTYPES[array.dtype], array.shape, str(array.device))
-
-    @property
-    def device(self) -> Device:
-        """Where it is. As in PyTorch a device equals no text: ask for its `type`, or compare ``str(x.device)``."""
-        array = self._array
-        if type(array) is _ndarray:
-            return devices.CPU
-        return devices.placed(self._type.device) if array is None else array.device
-
-    @property
-    def device_name(self) -> str:
-        """The device as types have it: "cpu", "cuda:0"."""
-        return str(self.device)
-
-    @property
-    def is_cuda(self) -> bool:
-        """Whether it is on a GPU."""
-        return type(self._array) is DeviceArray
-
-    @property
-    def is_cpu(self) -> bool:
-        """Whether it is in the computer's own memory."""
-        return type(self._array) is not DeviceArray
-
-    def get_device(self) -> int:
-        """The number of the GPU that it is on, -1 on the CPU."""
-        index = self.device.index
-        return -1 if index is None else index
 
     @property
     def is_leaf(self) -> bool:
@@ -323,37 +295,6 @@ class Tensor(TensorMethods):
             return array.astype(dtype)
         return array.copy() if copy else array
 
-    def __dlpack__(self, *, stream: Any = None, dl_device: Any = None, copy: bool | None = None, **kwargs: Any) -> Any:
-        if not self.is_cuda:
-            asked = {"stream": stream, "dl_device": dl_device, "copy": copy}
-            return self.numpy().__dlpack__(**kwargs, **{name: v for name, v in asked.items() if v is not None})
-        if self.requires_grad:
-            raise complain(AutogradError, "dlpack", "this tensor requires gradients, which the other library would not see",
-                           fix="Use x.detach()")
-        if dl_device not in (None, self.__dlpack_device__()):
-            raise complain(DeviceError, "dlpack", f"{self.tensor_type} is asked for on device {dl_device}",
-                           fix="Move it first")
-        return dlpack.export(self._array.copy() if copy else self._array, stream)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return (dlpack.CUDA, self.get_device()) if self.is_cuda else (1, 0)
-
-    @property
-    def __array_interface__(self) -> Any:
-        if self.is_cuda:
-            raise AttributeError(f"{self.tensor_type} has no __array_interface__: use x.cpu()")
-        return self.numpy().__array_interface__
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        """Where the array is in the memory of its GPU (version 3 of the interface), for Numba, CuPy and others."""
-        array = self._array
-        if type(array) is not DeviceArray or self.requires_grad:
-            raise AttributeError("only a tensor on a GPU that requires no gradients has a __cuda_array_interface__")
-        stream = streams.current_stream(array.gpu.index)
-        return {"shape": array.shape, "typestr": array.dtype.str, "strides": None if array.flags.c_contiguous
-                else array.strides, "data": (array.address, False), "version": 3, "stream": stream.handle or 1}
-
     def item(self) -> Any:
         """The value of a tensor of one element as a Python number."""
         deferred = interpreter.state.current.defer(self)  # type: ignore[union-attr]
@@ -415,11 +356,6 @@ class Tensor(TensorMethods):
             else interpreter.state.current.strides(self)  # type: ignore[union-attr]
         return strides if dim is None else strides[dim]
 
-    def data_ptr(self) -> int:
-        """The address of the first element, on a GPU in its memory."""
-        array: Any = self._forced()
-        return array.address if type(array) is DeviceArray else int(array.ctypes.data)
-
     def is_contiguous(self) -> bool:
         return is_contiguous(self.shape, self.stride())
 
@@ -439,48 +375,6 @@ class Tensor(TensorMethods):
 
     def is_inference(self) -> bool:
         return self._is_inference
-
-    # --- devices ---------------------------------------------------------------------------------------------------
-
-    def cpu(self) -> Tensor:
-        """It, or a copy of it, in the computer's own memory; Python waits for the values."""
-        return self._moved(devices.CPU)
-
-    def cuda(self, device: Any = None, non_blocking: bool = False) -> Tensor:
-        """It, or a copy of it, on a GPU, by default the current one."""
-        wanted = devices.device("cuda" if device is None else device)
-        if wanted.type != "cuda":
-            raise complain(DeviceError, "cuda", f"{wanted} is no GPU", fix="Did you mean x.to(device)?")
-        return self._moved(wanted, non_blocking)
-
-    def _moved(self, device: Any, non_blocking: bool = False) -> Tensor:
-        """It, or a copy of it that gradients flow through, on `device`."""
-        exact = devices.placed(device)
-        if exact == self.device:
-            return self
-        return interpreter.state.current.move(self, exact, non_blocking)  # type: ignore[union-attr]
-
-    def pin_memory(self, device: Any = None) -> Tensor:
-        """It, or a copy of it, in pinned memory, which GPUs read while Python goes on: ``x.cuda(non_blocking=True)``."""
-        array: Any = self._forced()
-        if type(array) is DeviceArray:
-            raise complain(DeviceError, "pin_memory", f"only memory of the CPU can be pinned, this is {self.tensor_type}")
-        if pinned.owner(array) is not None:
-            return self
-        copied = pinned.allocate(array.nbytes).array(array.shape, array.dtype)
-        np.copyto(copied, array)
-        return _wrap(copied)
-
-    def is_pinned(self, device: Any = None) -> bool:
-        """Whether it is in pinned memory."""
-        array = self._array
-        return type(array) is _ndarray and pinned.owner(array) is not None
-
-    def record_stream(self, stream: streams.Stream) -> None:
-        """`stream` uses it, too: its memory is not used again before that work is done."""
-        if type(self._array) is not DeviceArray:
-            raise complain(DeviceError, "record_stream", f"{self.tensor_type} is on no GPU")
-        self._array.record_stream(stream)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if self._history_node() is not None:
@@ -503,10 +397,6 @@ class Tensor(TensorMethods):
 
 _new = object.__new__
 _ARRAYS = (_ndarray, DeviceArray)
-
-
-class HostMemoryError(DeviceError, TypeError):
-    """Memory of a GPU where memory of the CPU is needed."""
 
 
 @functools.lru_cache(maxsize=4096)

@@ -93,6 +93,14 @@ def test_views_point_into_their_root(standin):
     assert jg.zeros(4, 5, device="cuda").data_ptr() != place and row.tolist() == x[2].tolist()     # a view keeps it alive
 
 
+def test_a_tensor_is_copied_onto_a_part_of_itself(standin):
+    x, y = pair(6)
+    for t in (x, y):
+        t[1:].copy_(t[:-1].clone() if t is x else t[:-1])
+        t.copy_(t)
+    assert y.tolist() == x.tolist() == [0, 0, 1, 2, 3, 4]
+
+
 def test_expanded_tensors_are_not_written(standin):
     y = jg.ones(1, 3, device="cuda").expand(4, 3)
     assert y.stride() == (0, 1) and y.tolist() == [[1] * 3] * 4 and y.contiguous().stride() == (3, 1)

@@ -166,11 +166,16 @@ def copy_into(target: Array, source: Array, non_blocking: bool = False) -> None:
         _upload(target, source, non_blocking)
     elif source.gpu is not target.gpu:
         _copy_between(target, source)
-    elif source._is_contiguous():
+    elif source._is_contiguous() and not _overlap(target, source):
         stream = streams.current_stream(target.gpu.index)
         target.gpu.driver.call("cuMemcpyDtoDAsync_v2", target.address, source.address, source.nbytes, stream.handle)
     else:
         _upload(target, to_host(source), False)
+
+
+def _overlap(one: DeviceArray, other: DeviceArray) -> bool:
+    """Whether two contiguous arrays share bytes, which the driver does not copy in any order that one could rely on."""
+    return one.address < other.address + other.nbytes and other.address < one.address + one.nbytes
 
 
 def to_host(array: DeviceArray, non_blocking: bool = False) -> np.ndarray:
