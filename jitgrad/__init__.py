@@ -13,7 +13,7 @@
 Names and meaning are PyTorch's. A traced function becomes one graph, the graph a few kernels, a step one native call.
 """
 
-from jitgrad import amp, autograd, config, data, dtypes, errors, func, nn, optim, utils
+from jitgrad import amp, autograd, config, cuda, data, dtypes, errors, func, nn, optim, utils
 from jitgrad.amp import (
     autocast,
     get_autocast_dtype,
@@ -33,6 +33,7 @@ from jitgrad.autograd import (
 )
 from jitgrad.compile import compare, compile, verify
 from jitgrad.creation import *
+from jitgrad.devices import device, get_default_device, set_default_device
 from jitgrad.dtypes import (
     DType as dtype,
     bfloat16,

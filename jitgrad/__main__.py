@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Sequence
 from importlib import import_module, metadata
 
-from jitgrad import config
+from jitgrad import config, cuda
 from jitgrad.kernels.cpu import ahead
 from jitgrad.runtime import build, cache, native, threads
+from jitgrad.runtime.cuda import driver
 
 LIBRARIES = ("jitgrad", "numpy", "numba", "llvmlite", "ml_dtypes", "safetensors")
 
@@ -55,10 +56,18 @@ def information() -> dict[str, str]:
         "processor": processor,
         "vector width": f"{vector_width(features.split(','))} bits",
         "features": features.replace(",", " "),
+        "gpus": gpus(),
         "threads": f"{threads.limit()} (available: {threads.available()})",
         "cache": f"{store.folder} ({show_size(store.size())} in {len(store.entries())} entries)",
         "settings": str(config.current()),
     }
+
+
+def gpus() -> str:
+    """The GPUs by name and capability, or why there are none."""
+    found = [f"{cuda.get_device_name(k)} (sm_{''.join(map(str, cuda.get_device_capability(k)))})"
+             for k in range(cuda.device_count())]
+    return ", ".join(found) or driver.why_not()
 
 
 def version(name: str) -> str:

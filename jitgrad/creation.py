@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from jitgrad import dtypes, ops
+from jitgrad.devices import CPU, chosen
 from jitgrad.dtypes import DType
-from jitgrad.errors import DeviceError, DTypeError, ShapeError, complain
+from jitgrad.errors import DTypeError, ShapeError, complain
 from jitgrad.functional import random
 from jitgrad.functional.core import (
     Operand,
@@ -27,8 +28,9 @@ from jitgrad.functional.core import (
     sizes_of,
 )
 from jitgrad.functional.elementwise import add, mul
-from jitgrad.functional.shape import clone
+from jitgrad.functional.methods import filled
 from jitgrad.ops.builders import broadcast
+from jitgrad.runtime.cuda import dlpack, streams
 from jitgrad.tensor import Tensor
 
 __all__ = [
@@ -40,10 +42,11 @@ __all__ = [
 install_tensor(Tensor)
 
 
-def _finish(x: Tensor, requires_grad: bool, device: Any = None, op: str = "tensor") -> Tensor:
+def _finish(x: Tensor, requires_grad: bool, device: Any = None) -> Tensor:
     """A leaf with what was asked for."""
-    if device is not None and str(device) not in ("cpu", "cpu:0"):
-        raise complain(DeviceError, op, f"no device {device!r} can be used by this version; the devices are: cpu")
+    where = chosen(device)
+    if where is not None:
+        x = x._moved(where)
     if requires_grad:
         x.requires_grad = True
     return x
@@ -54,8 +57,8 @@ def _finish(x: Tensor, requires_grad: bool, device: Any = None, op: str = "tenso
 def tensor(data: Any, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A new Tensor with a copy of `data`: a number, nested lists of numbers or Tensors, a NumPy array, a Tensor."""
     if isinstance(data, Tensor):
-        copied = clone(data.detach())
-        return _finish(copied if dtype is None else cast(copied, dtype), requires_grad, device)
+        copied = data.detach().to(data.device if device is None else device, dtype or data.dtype, copy=True)
+        return _finish(copied, requires_grad, copied.device)
     if is_number(data):
         scalar = as_operand(data, dtype or _scalar_dtype(data))
         return _finish(scalar, requires_grad, device)
@@ -80,7 +83,7 @@ def _array_of(data: Any) -> np.ndarray:
 
 def _plain(data: Any) -> Any:
     if isinstance(data, Tensor):
-        return data.detach().numpy()
+        return data.numpy(force=True)
     if isinstance(data, (list, tuple)) and any(isinstance(v, (list, tuple, Tensor)) for v in data):
         return [_plain(v) for v in data]
     if is_number(data) and hasattr(data, "_traced_number"):
@@ -108,7 +111,10 @@ def _inferred(data: Any, array: np.ndarray) -> DType:
 def as_tensor(data: Any, dtype: DType | None = None, device: Any = None) -> Tensor:
     """`data` as a Tensor, sharing memory with a Tensor or array of the right dtype."""
     if isinstance(data, Tensor):
-        return _finish(data if dtype is None else cast(data, dtype), False, device)
+        shared: Tensor = data.to(data.device if device is None else device, dtype or data.dtype)
+        return shared
+    if hasattr(data, "__cuda_array_interface__"):
+        return as_tensor(Tensor(dlpack.from_interface(data)), dtype, device)
     if isinstance(data, np.ndarray) and (dtype is None or dtype is dtypes.from_numpy(data.dtype)):
         return _finish(from_numpy(data), False, device)
     return tensor(data, dtype=dtype, device=device)
@@ -126,16 +132,20 @@ def from_numpy(ndarray: np.ndarray) -> Tensor:
 
 
 def from_dlpack(ext_tensor: Any) -> Tensor:
-    """A Tensor that shares memory with an array in CPU memory that speaks DLPack: PyTorch's, JAX's, NumPy's …"""
+    """A Tensor that shares memory with an array that speaks DLPack, in CPU memory or on a GPU: PyTorch's, JAX's, CuPy's …"""
     if not hasattr(ext_tensor, "__dlpack__"):
         raise complain(DTypeError, "from_dlpack", f"a {type(ext_tensor).__name__} does not speak DLPack",
                        fix="Did you mean jitgrad.tensor(x)?")
+    kind, index = ext_tensor.__dlpack_device__()
+    if kind == dlpack.CUDA:
+        stream = streams.current_stream(index).handle or 1            # 1 is DLPack's number for the default stream
+        return Tensor(dlpack.import_capsule(ext_tensor.__dlpack__(stream=stream)))
     return Tensor(np.from_dlpack(ext_tensor))
 
 
-def scalar_tensor(value: Operand, *, dtype: DType | None = None) -> Tensor:
+def scalar_tensor(value: Operand, *, dtype: DType | None = None, device: Any = None) -> Tensor:
     """A 0-d Tensor."""
-    return tensor(value, dtype=dtype or dtypes.get_default_dtype())
+    return tensor(value, dtype=dtype or dtypes.get_default_dtype(), device=device)
 
 
 # filled
@@ -161,7 +171,10 @@ def _value_dtype(value: Operand) -> DType:
 def _filled(op: str, shape: tuple[int, ...], value: Operand, dtype: DType, device: Any, requires_grad: bool) -> Tensor:
     scalar = cast(as_operand(value, dtype, op), dtype)
     whole = broadcast(scalar, shape)
-    return _finish(clone(whole) if whole is not scalar else scalar, requires_grad, device, op)
+    made: Tensor = scalar if whole is scalar and chosen(device) is None else filled(whole, device)
+    if requires_grad:
+        made.requires_grad = True
+    return made
 
 
 def zeros(*size: Any, dtype: DType | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
@@ -181,8 +194,9 @@ def empty(*size: Any, dtype: DType | None = None, device: Any = None, requires_g
 
 def full_like(input: Tensor, fill_value: Operand, *, dtype: DType | None = None, device: Any = None,
               requires_grad: bool = False) -> Tensor:
-    """`fill_value` everywhere, with the shape and dtype of `input`."""
-    return _filled("full_like", tuple(input.shape), fill_value, dtype or input.dtype, device, requires_grad)
+    """`fill_value` everywhere, with the shape, dtype and device of `input` unless others are given."""
+    where = input.device if device is None else device
+    return _filled("full_like", tuple(input.shape), fill_value, dtype or input.dtype, where, requires_grad)
 
 
 def zeros_like(input: Tensor, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
@@ -212,7 +226,7 @@ def arange(start: Any, end: Any = None, step: Any = 1, *, dtype: DType | None = 
     wide = dtypes.int64 if is_integer else dtypes.float64
     steps = ops.iota(shape=(max(int(count), 0),), axis=0, dtype=wide)
     plain = is_integer and start == 0 and step == 1
-    return _finish(cast(steps if plain else add(mul(steps, step), start), dtype), requires_grad, device, "arange")
+    return _finish(cast(steps if plain else add(mul(steps, step), start), dtype), requires_grad, device)
 
 
 def linspace(start: Any, end: Any, steps: int, *, dtype: DType | None = None, device: Any = None,
@@ -225,15 +239,15 @@ def linspace(start: Any, end: Any, steps: int, *, dtype: DType | None = None, de
     falling = add(mul(add(numbers, -(steps - 1)), gap), end)
     half = broadcast(as_operand(steps / 2, dtypes.float64), numbers.shape)
     values = ops.where(ops.lt(numbers, half), rising, falling) if steps > 1 else rising
-    return _finish(cast(values, dtype or dtypes.get_default_dtype()), requires_grad, device, "linspace")
+    return _finish(cast(values, dtype or dtypes.get_default_dtype()), requires_grad, device)
 
 
-def logspace(start: Any, end: Any, steps: int, base: float = 10.0, *, dtype: DType | None = None,
+def logspace(start: Any, end: Any, steps: int, base: float = 10.0, *, dtype: DType | None = None, device: Any = None,
              requires_grad: bool = False) -> Tensor:
     """`base` to evenly spaced powers from `start` to `end`."""
-    powers = linspace(start, end, steps, dtype=dtypes.float64)
+    powers = linspace(start, end, steps, dtype=dtypes.float64, device=CPU)
     raised = ops.pow(broadcast(as_operand(base, dtypes.float64), powers.shape), powers)
-    return _finish(cast(raised, dtype or dtypes.get_default_dtype()), requires_grad)
+    return _finish(cast(raised, dtype or dtypes.get_default_dtype()), requires_grad, device)
 
 
 def eye(n: int, m: int | None = None, *, dtype: DType | None = None, device: Any = None,
@@ -242,17 +256,17 @@ def eye(n: int, m: int | None = None, *, dtype: DType | None = None, device: Any
     shape = _sizes("eye", (n, n if m is None else m))
     row, column = (ops.iota(shape=shape, axis=axis, dtype=dtypes.int64) for axis in (0, 1))
     diagonal = ops.eq(row, column)
-    return _finish(cast(diagonal, dtype or dtypes.get_default_dtype()), requires_grad, device, "eye")
+    return _finish(cast(diagonal, dtype or dtypes.get_default_dtype()), requires_grad, device)
 
 
-def tril_indices(row: int, col: int, offset: int = 0, *, dtype: DType = dtypes.int64) -> Tensor:
+def tril_indices(row: int, col: int, offset: int = 0, *, dtype: DType = dtypes.int64, device: Any = None) -> Tensor:
     """Rows and columns of the lower triangle up to diagonal `offset`: [2, count]."""
-    return Tensor(np.stack(np.tril_indices(row, offset, col)).astype(dtype.numpy))
+    return _finish(Tensor(np.stack(np.tril_indices(row, offset, col)).astype(dtype.numpy)), False, device)
 
 
-def triu_indices(row: int, col: int, offset: int = 0, *, dtype: DType = dtypes.int64) -> Tensor:
+def triu_indices(row: int, col: int, offset: int = 0, *, dtype: DType = dtypes.int64, device: Any = None) -> Tensor:
     """Rows and columns of the upper triangle from diagonal `offset` on: [2, count]."""
-    return Tensor(np.stack(np.triu_indices(row, offset, col)).astype(dtype.numpy))
+    return _finish(Tensor(np.stack(np.triu_indices(row, offset, col)).astype(dtype.numpy)), False, device)
 
 
 # random
@@ -261,13 +275,13 @@ def rand(*size: Any, generator: random.Generator | None = None, dtype: DType | N
          requires_grad: bool = False) -> Tensor:
     """Uniform numbers in [0, 1)."""
     drawn = random.uniform(_sizes("rand", size), dtype=dtype, generator=generator)
-    return _finish(drawn, requires_grad, device, "rand")
+    return _finish(drawn, requires_grad, device)
 
 
 def randn(*size: Any, generator: random.Generator | None = None, dtype: DType | None = None, device: Any = None,
           requires_grad: bool = False) -> Tensor:
     """Normal numbers of mean 0 and deviation 1."""
-    return _finish(random.standard_normal(_sizes("randn", size), dtype, generator), requires_grad, device, "randn")
+    return _finish(random.standard_normal(_sizes("randn", size), dtype, generator), requires_grad, device)
 
 
 def randint(low: int, high: Any = None, size: Sequence[int] | None = None, *,
@@ -277,26 +291,29 @@ def randint(low: int, high: Any = None, size: Sequence[int] | None = None, *,
         low, high, size = 0, low, high
     elif high is None:
         low, high = 0, low
-    return _finish(random.integers(low, high, _sizes("randint", (size,)), dtype, generator), False, device, "randint")
+    return _finish(random.integers(low, high, _sizes("randint", (size,)), dtype, generator), False, device)
 
 
 def randperm(n: int, *, generator: random.Generator | None = None, dtype: DType = dtypes.int64,
              device: Any = None) -> Tensor:
     """0 … n - 1 in random order."""
-    return _finish(random.permutation(n, dtype, generator), False, device, "randperm")
+    return _finish(random.permutation(n, dtype, generator), False, device)
 
 
-def rand_like(input: Tensor, *, dtype: DType | None = None, requires_grad: bool = False) -> Tensor:
-    """`rand` with the shape and dtype of `input`."""
-    return rand(input.shape, dtype=dtype or input.dtype, requires_grad=requires_grad)
+def rand_like(input: Tensor, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """`rand` with the shape, dtype and device of `input`."""
+    where = input.device if device is None else device
+    return rand(input.shape, dtype=dtype or input.dtype, device=where, requires_grad=requires_grad)
 
 
-def randn_like(input: Tensor, *, dtype: DType | None = None, requires_grad: bool = False) -> Tensor:
-    """`randn` with the shape and dtype of `input`."""
-    return randn(input.shape, dtype=dtype or input.dtype, requires_grad=requires_grad)
+def randn_like(input: Tensor, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """`randn` with the shape, dtype and device of `input`."""
+    where = input.device if device is None else device
+    return randn(input.shape, dtype=dtype or input.dtype, device=where, requires_grad=requires_grad)
 
 
-def randint_like(input: Tensor, low: int, high: int | None = None, *, dtype: DType | None = None) -> Tensor:
-    """`randint` with the shape and dtype of `input`."""
+def randint_like(input: Tensor, low: int, high: int | None = None, *, dtype: DType | None = None,
+                 device: Any = None) -> Tensor:
+    """`randint` with the shape, dtype and device of `input`."""
     low, high = (0, low) if high is None else (low, high)
-    return randint(low, high, input.shape, dtype=dtype or input.dtype)
+    return randint(low, high, input.shape, dtype=dtype or input.dtype, device=input.device if device is None else device)

@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 
 from jitgrad import autograd, native_ops, ops
+from jitgrad.devices import device
 from jitgrad.dtypes import DType
 from jitgrad.errors import AutogradError, ShapeError, complain, user_location
 from jitgrad.ir import interpreter
 from jitgrad.ir.op import Op
 from jitgrad.ops import blocks
 from jitgrad.runtime import threads
+from jitgrad.runtime.cuda import array as device_memory, dispatch
+from jitgrad.runtime.cuda.array import DeviceArray
 from jitgrad.tensor import Tensor, _new, _wrap, assign, undo_movement
 
 _ndarray = np.ndarray
@@ -43,7 +46,9 @@ class EagerInterpreter:
         arrays = []
         for t in inputs:
             array = t._array
-            arrays.append(array if array is not None else t._forced())
+            if type(array) is not _ndarray:
+                return self._run_on_gpu(op, inputs, attrs)
+            arrays.append(array)
         try:
             if op.kind == "elementwise" and arrays[0].size >= blocks.SHARED:
                 result = blocks.elementwise_in_blocks(op.eager, arrays, attrs)
@@ -70,6 +75,21 @@ class EagerInterpreter:
             autograd.record(op, inputs, attrs, outs)
         return outs
 
+    def _run_on_gpu(self, op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any]) -> Any:
+        """`run` where an operand is not in the computer's own memory."""
+        result = dispatch.carry_out(op, [t._forced() for t in inputs], attrs)
+        outs = tuple([_wrap(r) for r in (result if op.outputs > 1 else (result,))])
+        if op.view and outs[0]._array.is_view:
+            self._link_view(outs[0], inputs[0], op, attrs)
+        if autograd.mode.enabled and any(t.requires_grad for t in inputs):
+            autograd.record(op, inputs, attrs, outs)
+        return outs if op.outputs > 1 else outs[0]
+
+    @staticmethod
+    def move(tensor: Tensor, where: device, non_blocking: bool) -> Tensor:
+        """A copy of `tensor` on another device."""
+        return _Move.apply(tensor, where, non_blocking)
+
     def full(self, shape: tuple[int, ...], value: Any, dtype: DType) -> Tensor:
         """A constant in full shape, which nobody may change: the same few are used again and again."""
         return _constant(shape, value, dtype, str(value) if value == 0 else "")
@@ -78,7 +98,7 @@ class EagerInterpreter:
     def _link_view(out: Tensor, source: Tensor, op: Op, attrs: dict[str, Any]) -> None:
         root = source._root
         base = root if root is not None else source
-        if op is ops.reshape and not np.may_share_memory(out._array, base._array):
+        if op is ops.reshape and not _share_memory(out._array, base._array):
             return                                    # a reshape that had to copy
         out._root = base
         out._chain = (*source._chain, (op, attrs))
@@ -88,18 +108,21 @@ class EagerInterpreter:
 
     def store(self, target: Tensor, value: Tensor) -> None:
         """Write the contents of `value` into the memory of `target`."""
-        array = target._forced()
+        array, source = target._forced(), value._forced()
         if not array.flags.writeable:
             if any(s == 0 and n > 1 for s, n in zip(array.strides, array.shape)):
                 undo_movement(ops.broadcast_to, {}, None, None)
             raise complain(ShapeError, "in-place operation", "the memory of this tensor is read-only (a NumPy array "
                            "that is not writeable)", where=user_location(), fix="clone() it before the change")
-        np.copyto(array, value._forced())
+        if type(array) is _ndarray and type(source) is _ndarray:
+            np.copyto(array, source)
+        else:
+            device_memory.copy_into(array, source)
 
     def rewrite(self, op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any], targets: Sequence[Tensor]) -> None:
         """An op with a form that writes `into` memory; its results replace the contents of `targets`."""
         places = [t._array for t in targets]
-        if autograd.mode.enabled or not all([a is not None and a.flags.writeable for a in places]) \
+        if autograd.mode.enabled or not all([type(a) is _ndarray and a.flags.writeable for a in places]) \
                 or [v.dtype for v in attrs["body"].outputs for _ in range(attrs["groups"])] != [t.dtype for t in targets]:
             assign(self.run(op, inputs, attrs), targets)
             return
@@ -157,6 +180,25 @@ class EagerInterpreter:
             raise complain(AutogradError, "reading a value", "this tensor belongs to a compiled call that failed or "
                            "that another thread is running", where=user_location())
         return array
+
+
+class _Move(autograd.Function):
+    """A copy on another device. Its gradient goes back to where the operand is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, where: device, non_blocking: bool) -> Tensor:
+        ctx.origin = x.device
+        return _wrap(device_memory.moved(x._forced(), where, non_blocking))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients[0].to(ctx.origin), None, None
+
+
+def _share_memory(one: Any, other: Any) -> bool:
+    if type(one) is DeviceArray:
+        return one.owner is other.owner
+    return np.may_share_memory(one, other)
 
 
 class _InPrimitives(EagerInterpreter):

@@ -19,10 +19,10 @@ import numpy as np
 
 from jitgrad import dtypes, safetensors
 from jitgrad.dtypes import DType
-from jitgrad.errors import DTypeError, complain
+from jitgrad.errors import DeviceError, DTypeError, complain
 from jitgrad.nn.parameter import Parameter
 from jitgrad.safetensors import FileFormatError
-from jitgrad.tensor import Tensor
+from jitgrad.tensor import Tensor, tensor_on
 
 _FORMAT = "jitgrad"
 _VERSION = "1"
@@ -44,20 +44,24 @@ def save(obj: Any, f: File) -> None:
 def load(f: File, map_location: Any = None, *, weights_only: bool = True) -> Any:
     """What `save` wrote; from any other safetensors file, the dict of its Tensors.
 
-    `map_location` and `weights_only` stand for PyTorch's: there is one device, and there is nothing but data.
+    Tensors go to the devices that they were saved from, or where `map_location` says: one device for all of them, or a
+    dict from a device's text to another one (``{"cuda:0": "cpu"}``). `weights_only` stands for PyTorch's: there is nothing
+    but data.
     Raises FileFormatError for a file that is damaged or of another kind."""
     if isinstance(f, (str, os.PathLike)):
         arrays, metadata = safetensors.read(f)
     else:
         arrays, metadata = safetensors.read_from(f)
     if _FORMAT not in metadata:
-        return {name: Tensor(array) for name, array in arrays.items()}
+        return {name: tensor_on(array, _location(map_location, "cpu")) for name, array in arrays.items()}
     if metadata[_FORMAT] != _VERSION:
         raise complain(FileFormatError, "load", f"the file has format {metadata[_FORMAT]}, this jitgrad reads "
                        f"{_VERSION}", fix="Update jitgrad")
     try:
         shared = json.loads(metadata["shared"])
-        return _Decoder(arrays, shared).decode(json.loads(metadata["structure"]))
+        return _Decoder(arrays, shared, map_location).decode(json.loads(metadata["structure"]))
+    except DeviceError:
+        raise
     except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
         raise complain(FileFormatError, "load", f"the structure in the file is malformed: {error!r}") from error
 
@@ -107,13 +111,15 @@ class _Encoder:
         if name is None:
             name = self._unused(path or "value")
             self._names[id(value)] = name
-            self.arrays[name] = value.detach().numpy() if isinstance(value, Tensor) else np.asarray(value)
+            self.arrays[name] = value.numpy(force=True) if isinstance(value, Tensor) else np.asarray(value)
         kind = "tensor" if isinstance(value, Tensor) else "array" if isinstance(value, np.ndarray) else "scalar"
         entry: dict[str, Any] = {kind: name}
         if isinstance(value, Parameter):
             entry["parameter"] = True
         if isinstance(value, Tensor) and value.requires_grad:
             entry["requires_grad"] = True
+        if isinstance(value, Tensor) and value.is_cuda:
+            entry["device"] = str(value.device)
         return entry
 
     def _unused(self, name: str) -> str:
@@ -137,8 +143,8 @@ class _Encoder:
 class _Decoder:
     """The inverse of `_Encoder`; one object per name, so that what was one object is one again."""
 
-    def __init__(self, arrays: dict[str, np.ndarray], shared: dict[str, Any]):
-        self.arrays = dict(arrays)
+    def __init__(self, arrays: dict[str, np.ndarray], shared: dict[str, Any], location: Any = None):
+        self.arrays, self.location = dict(arrays), location
         for name, view in shared.items():
             self.arrays[name] = _view(arrays[view["in"]], view["offset"], tuple(view["shape"]), tuple(view["stride"]))
         self._made: dict[tuple[str, str], Any] = {}
@@ -169,15 +175,24 @@ class _Decoder:
             return complex(*content)
         raise ValueError(f"unknown kind of value {kind!r}")
 
-    @staticmethod
-    def _make(node: dict[str, Any], array: np.ndarray) -> Any:
+    def _make(self, node: dict[str, Any], array: np.ndarray) -> Any:
         if "array" in node:
             return array
         if "scalar" in node:
             return array[()]
+        tensor = tensor_on(array, _location(self.location, node.get("device", "cpu")))
         if node.get("parameter"):
-            return Parameter(array, bool(node.get("requires_grad")))
-        return Tensor(array, requires_grad=bool(node.get("requires_grad")))
+            return Parameter(tensor, bool(node.get("requires_grad")))
+        return tensor.requires_grad_(bool(node.get("requires_grad")))
+
+
+def _location(given: Any, saved: str) -> Any:
+    """Where a Tensor goes that was saved from the device `saved`."""
+    if callable(given):
+        raise complain(DeviceError, "load", "map_location is a device, its text, or a dict of them, not a function")
+    if isinstance(given, Mapping):
+        return given.get(saved, saved)
+    return saved if given is None else given
 
 
 def _plain(value: Any) -> Any:

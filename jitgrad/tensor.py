@@ -2,7 +2,8 @@
 
 A Tensor is a *root*, which owns memory, or a *view*: a chain of movement ops on a root. An in-place change of any of
 them goes through `Tensor._assign`, raises the root's version, and renews the history of the root and of its views.
-The arithmetic and the named methods are in `functional.methods`; here are memory, history and reading values.
+The arithmetic and the named methods are in `functional.methods`, devices in `placement`; here are memory, history and
+reading values.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from jitgrad import autograd, changes, dtypes, ops
+from jitgrad import autograd, changes, devices, dtypes, ops
 from jitgrad.dtypes import DType
-from jitgrad.errors import AutogradError, DeviceError, DTypeError, ShapeError, complain, user_location
+from jitgrad.errors import AutogradError, DTypeError, ShapeError, complain, user_location
 from jitgrad.functional.methods import TensorMethods
 from jitgrad.hooks import Hook, HookTable, RemovableHandle
 from jitgrad.ir import interpreter
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
+from jitgrad.placement import HostMemoryError, Placement
+from jitgrad.runtime.cuda.array import DeviceArray, to_host
 from jitgrad.shapes import is_contiguous
 
 _DTYPES = dtypes._BY_NUMPY
@@ -31,11 +34,11 @@ _ndarray = np.ndarray
 Chain = tuple[tuple[Op, dict[str, Any]], ...]
 
 
-class Tensor(TensorMethods):
+class Tensor(Placement, TensorMethods):
     """A dense array with PyTorch's methods. Make one with `jitgrad.tensor`, `jitgrad.from_numpy`, or an op."""
 
     # Class attributes are the defaults of instances, so that making one writes a single field.
-    _array: Any = None                      # np.ndarray, or None while it is still to be computed
+    _array: Any = None                      # np.ndarray or DeviceArray, or None while it is still to be computed
     _type: Any = None                       # a TensorType, when there is no _array yet
     _pending: Any = None                    # the recorder's state of a root that is still to be computed
     _root: Tensor | None = None             # None: this tensor is a root
@@ -57,7 +60,7 @@ class Tensor(TensorMethods):
     __hash__ = object.__hash__
 
     def __init__(self, array: Any, requires_grad: bool = False):
-        self._array = array if type(array) is _ndarray else np.asarray(array)
+        self._array = array if type(array) in _ARRAYS else np.asarray(array)
         dtypes.from_numpy(self._array.dtype)
         if requires_grad:
             self.requires_grad = True
@@ -78,11 +81,9 @@ class Tensor(TensorMethods):
     def tensor_type(self) -> TensorType:
         """dtype, shape and device in one, as graphs have it."""
         array = self._array
-        return _intern(_DTYPES[array.dtype], array.shape) if array is not None else self._type
-
-    @property
-    def device(self) -> str:
-        return "cpu"
+        if type(array) is _ndarray:
+            return _intern(_DTYPES[array.dtype], array.shape)
+        return self._type if array is None else _intern(_DTYPES[array.dtype], array.shape, str(array.device))
 
     @property
     def is_leaf(self) -> bool:
@@ -271,27 +272,28 @@ class Tensor(TensorMethods):
         return interpreter.state.current.force(self)  # type: ignore[union-attr]
 
     def numpy(self, *, force: bool = False) -> np.ndarray:
-        """The values as a NumPy array that shares memory with this tensor."""
+        """The values as a NumPy array that shares memory with this tensor. With `force` the history is left aside, and
+        values on a GPU are copied."""
         if self.requires_grad and not force:
             raise complain(AutogradError, "numpy", "this tensor requires gradients, which NumPy would not see",
                            fix="Use x.detach().numpy()")
-        return self._forced()
+        if force:
+            return self._on_host()
+        array: Any = self._forced()
+        if type(array) is DeviceArray:
+            raise complain(HostMemoryError, "numpy", f"NumPy cannot read {self.tensor_type}", fix="Use x.cpu().numpy()")
+        return array
+
+    def _on_host(self) -> np.ndarray:
+        """The values in the computer's own memory; on a GPU its work comes first."""
+        array: Any = self._forced()
+        return to_host(array) if type(array) is DeviceArray else array
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         array = self.numpy()
         if dtype is not None and array.dtype != dtype:
             return array.astype(dtype)
         return array.copy() if copy else array
-
-    def __dlpack__(self, **kwargs: Any) -> Any:
-        return self.numpy().__dlpack__(**kwargs)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return 1, 0
-
-    @property
-    def __array_interface__(self) -> Any:
-        return self.numpy().__array_interface__
 
     def item(self) -> Any:
         """The value of a tensor of one element as a Python number."""
@@ -307,10 +309,12 @@ class Tensor(TensorMethods):
         if array.size != 1:
             raise complain(ShapeError, "item", f"only a tensor of one element is a number, this is {self.tensor_type}",
                            fix="Use tolist() for all of them")
+        if type(array) is DeviceArray:
+            array = to_host(array)
         return array.item() if self.dtype is not dtypes.bfloat16 else float(array.reshape(()))
 
     def tolist(self) -> Any:
-        array = self._forced()
+        array = self._on_host()
         return (array.astype(np.float32) if self.dtype is dtypes.bfloat16 else array).tolist()
 
     def __bool__(self) -> bool:
@@ -352,9 +356,6 @@ class Tensor(TensorMethods):
             else interpreter.state.current.strides(self)  # type: ignore[union-attr]
         return strides if dim is None else strides[dim]
 
-    def data_ptr(self) -> int:
-        return int(self._forced().ctypes.data)
-
     def is_contiguous(self) -> bool:
         return is_contiguous(self.shape, self.stride())
 
@@ -375,12 +376,6 @@ class Tensor(TensorMethods):
     def is_inference(self) -> bool:
         return self._is_inference
 
-    def cpu(self) -> Tensor:
-        return self
-
-    def cuda(self, *_: Any, **__: Any) -> Tensor:
-        raise complain(DeviceError, "cuda", "no GPU can be used by this version of jitgrad; the devices are: cpu")
-
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if self._history_node() is not None:
             raise complain(AutogradError, "deepcopy", "only leaf tensors can be copied deeply",
@@ -397,28 +392,35 @@ class Tensor(TensorMethods):
         return fresh
 
     def __reduce__(self) -> Any:
-        return _restore, (type(self), self._forced().copy(), self._requires_grad)
+        return _restore, (type(self), self._on_host().copy(), self._requires_grad, self.device_name)
 
 
 _new = object.__new__
+_ARRAYS = (_ndarray, DeviceArray)
 
 
 @functools.lru_cache(maxsize=4096)
-def _intern(dtype: DType, shape: tuple[int, ...]) -> TensorType:
-    return TensorType(dtype, shape)
+def _intern(dtype: DType, shape: tuple[int, ...], device: str = "cpu") -> TensorType:
+    return TensorType(dtype, shape, device)
 
 
-def _restore(cls: type[Tensor], array: np.ndarray, requires_grad: bool) -> Tensor:
+def _restore(cls: type[Tensor], array: np.ndarray, requires_grad: bool, device: str = "cpu") -> Tensor:
     fresh = _new(cls)
-    fresh._array, fresh._requires_grad = array, requires_grad
+    fresh._array, fresh._requires_grad = tensor_on(array, device)._array, requires_grad
     return fresh
 
 
 def _wrap(array: Any) -> Tensor:
-    """A root around a NumPy array, unchecked."""
+    """A root around an array, unchecked."""
     t = _new(Tensor)
-    t._array = array if type(array) is _ndarray else np.asarray(array)
+    t._array = array if type(array) in _ARRAYS else np.asarray(array)
     return t
+
+
+def tensor_on(array: np.ndarray, device: Any = None) -> Tensor:
+    """A Tensor around a NumPy array on the CPU, or of a copy of it on `device`; None: on the default one."""
+    tensor, where = Tensor(array), devices.chosen(device)
+    return tensor if where is None else tensor._moved(where)
 
 
 def _write_through(root: Tensor, chain: Chain, value: Tensor) -> Tensor:
@@ -452,13 +454,15 @@ def assign(values: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
 
 
 def _describe(tensor: Tensor) -> str:
-    array = tensor._forced()
+    array = tensor._on_host()
     if tensor.dtype is dtypes.bfloat16:
         array = array.astype(np.float32)
     text = np.array2string(array, separator=", ", prefix="tensor(", precision=4, suppress_small=False,
                            threshold=1000, floatmode="maxprec_equal" if array.dtype.kind == "f" else "maxprec")
     implied = tensor.dtype in (dtypes.get_default_dtype(), dtypes.int64, dtypes.bool_)
     extra = "" if implied and array.size else f", dtype={tensor.dtype!r}"
+    if tensor.is_cuda:
+        extra = f", device='{tensor.device}'" + extra
     if 0 in array.shape and array.ndim > 1:
         extra = f", size={array.shape}" + extra
     node = tensor._history_node()

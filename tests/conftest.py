@@ -1,4 +1,12 @@
-"""Options of the test command."""
+"""Options of the test command, the stand-in for a GPU, and the tests that need a real one (``pytest -m gpu``)."""
+
+import gc
+
+import pytest
+from cuda_standin import StandIn
+
+from jitgrad import devices
+from jitgrad.runtime.cuda import driver
 
 
 def pytest_addoption(parser):
@@ -6,3 +14,33 @@ def pytest_addoption(parser):
     group.addoption("--programs", type=int, default=2160, metavar="N",
                     help="how many random programs test_programs.py draws (default: 2160)")
     group.addoption("--update-golden", action="store_true", help="write the files of tests/golden anew")
+
+
+def pytest_collection_modifyitems(items):
+    real = [item for item in items if item.get_closest_marker("gpu")]
+    if real and not driver.available():
+        for item in real:
+            item.add_marker(pytest.mark.skip(reason=f"needs a GPU: {driver.why_not()}"))
+
+
+@pytest.fixture
+def connect():
+    """``connect(gpus=2)`` puts a stand-in in the place of the CUDA driver until the test ends."""
+    made = []
+
+    def connected(**options):
+        made.append(StandIn(**options))
+        driver.connect(made[-1])
+        return made[-1]
+
+    yield connected
+    gc.collect()
+    driver.disconnect()
+    devices.set_default_device(None)
+    assert [problem for standin in made for problem in standin.problems] == []
+
+
+@pytest.fixture
+def standin(connect):
+    """Two GPUs of the stand-in."""
+    return connect(gpus=2)

@@ -49,7 +49,7 @@ MISUSE = {
         "b.neg()", "x.long() @ x", "F.conv2d(x[None, None], x[None, None].double())", "F.avg_pool1d(i[None], 2)",
     ],
     "DivisionByZeroError": ["i // 0", "i % (i - i)", "i // (i - i)", "i.fmod(i - i)"],
-    "DeviceError": ["x.to('cuda')", "jg.zeros(2, device='cuda')", "x.cuda()"],
+    "DeviceError": ["x.to('cuda:99')", "jg.zeros(2, device='gpu')", "x.cuda('cpu')", "x.to('meta')"],
     "AutogradError": ["x.sum().backward()", "(w * 2).backward()", "w.add_(1)", "w[0].mul_(2)", "jg.autograd.grad(s, w)"],
 }
 ROWS = [(kind, text) for kind, texts in MISUSE.items() for text in texts]

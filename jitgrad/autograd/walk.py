@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from jitgrad import ops
 from jitgrad.autograd.modes import enable_grad, mode, no_grad
 from jitgrad.autograd.tape import Edge, TapeNode, edge_of
-from jitgrad.errors import AutogradError, complain, source_line, user_location
+from jitgrad.errors import AutogradError, DeviceError, complain, source_line, user_location
 
 if TYPE_CHECKING:
     from jitgrad.tensor import Tensor
@@ -116,9 +116,14 @@ def _starts(name: str, tensors: Sequence[Tensor], gradients: Sequence[Tensor | N
                 raise complain(AutogradError, name, f"gradients start by themselves only from a single element, not "
                                f"from {t.tensor_type}", where=user_location(), fix="Pass gradient=, or reduce it first")
             g = ops.ones_like(t)
+            if t.device != g.device:
+                g = g._moved(t.device)
         elif tuple(g.shape) != tuple(t.shape):
             raise complain(AutogradError, name, f"the gradient given is {g.tensor_type} for an output {t.tensor_type}",
                            where=user_location())
+        if g.device != t.device:
+            raise complain(DeviceError, name, f"the gradient given is {g.tensor_type} for an output {t.tensor_type}",
+                           where=user_location(), fix="Move it to the device of the output")
         roots.append((edge, g if g.dtype is t.dtype else ops.cast(g, dtype=t.dtype)))
     return roots
 

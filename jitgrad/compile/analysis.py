@@ -41,6 +41,8 @@ PURE_BUILTINS = frozenset((abs, all, any, bool, complex, dict, divmod, enumerate
                            isinstance, issubclass, len, list, max, min, pow, range, reversed, round, set, slice, sorted,
                            str, sum, tuple, type, zip, callable))
 
+PURE_MODULES = ("math", "operator", "_operator", "jitgrad.devices")
+
 
 def analyze(function: Any, arguments: dict[Any, Any], trusted: bool = False) -> Findings:
     """Findings about a call of `function` with `arguments` (by position or name); `Impure` when it must be replayed.
@@ -88,7 +90,7 @@ class _Analysis(Statements, Expressions):
             return self._call_function(value, callee, args, kwargs)
         if _hashable(value) and value in PURE_BUILTINS:
             return self._call_builtin(value, args, kwargs)
-        if getattr(value, "__module__", None) in ("math", "operator", "_operator") and value is not operator.setitem:
+        if getattr(value, "__module__", None) in PURE_MODULES and value is not operator.setitem:
             return FRESH
         if isinstance(value, type) and issubclass(value, BaseException):
             return OPAQUE

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jitgrad import autograd, config, dtypes, plans
+from jitgrad import autograd, config, devices, dtypes, plans
 from jitgrad.compile.analysis import analyze
 from jitgrad.compile.edge import Edge, EdgeNode
 from jitgrad.compile.evaluator import Findings
@@ -151,7 +151,8 @@ class CompiledFunction:
         key = None
         if signature is not None:
             mode = autograd.mode
-            key = structure, signature, mode.enabled, mode.inference, dtypes.get_default_dtype(), autocast.key()
+            key = (structure, signature, mode.enabled, mode.inference, dtypes.get_default_dtype(), devices.default(),
+                   autocast.key())
             for sealed in self._sealed.get(key, ()):
                 if sealed.matches(call):
                     result = sealed.run(call)

@@ -14,6 +14,7 @@ import numpy as np
 from jitgrad.autograd import no_grad
 from jitgrad.compile.evaluator import Findings
 from jitgrad.compile.values import Impure
+from jitgrad.devices import device
 from jitgrad.dtypes import DType
 from jitgrad.tensor import Tensor
 
@@ -24,13 +25,13 @@ def leaf_signature(leaf: Any) -> Any:
     """What a sealed call takes for granted about one leaf of its arguments; None: such a call cannot be sealed."""
     if isinstance(leaf, Tensor):
         array = leaf._array
-        if array is None or leaf._history_node() is not None or leaf._hooks:
+        if type(array) is not np.ndarray or leaf._history_node() is not None or leaf._hooks:
             return None
         return array.dtype, array.shape, array.strides, leaf._requires_grad and (1 if leaf._grad is None else 2)
     kind = type(leaf)
     if kind is float or kind is int:
         return kind
-    if kind in (bool, str, type(None), bytes, complex, DType):
+    if kind in (bool, str, type(None), bytes, complex, DType, device):
         return kind, leaf
     return None if isinstance(leaf, np.ndarray) else id(leaf)
 

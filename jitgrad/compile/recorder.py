@@ -27,7 +27,7 @@ from jitgrad.compile.number import Deferred, Number, trace_number
 from jitgrad.compile.overlap import movement_between
 from jitgrad.compile.trace import Given, Made, Outcome, Pending, Segment, Unit
 from jitgrad.eager import EagerInterpreter
-from jitgrad.errors import AutogradError, CompileError, complain, user_location
+from jitgrad.errors import AutogradError, CompileError, DeviceError, complain, user_location
 from jitgrad.ir import interpreter
 from jitgrad.ir.graph import GraphBuilder, Value
 from jitgrad.ir.op import Op
@@ -186,6 +186,10 @@ class Recorder:
                 shape, strides = moved.shape, moved.strides
         return strides
 
+    def move(self, tensor: Tensor, where: Any, non_blocking: bool) -> Tensor:
+        raise complain(DeviceError, self.name, f"a compiled function runs on the CPU only so far: {tensor.tensor_type} "
+                       f"cannot be moved to {where} in it", fix="Move it before the call, or do not compile this function")
+
     # --- memory ----------------------------------------------------------------------------------------------------
 
     def read(self, tensor: Tensor) -> Value:
@@ -243,6 +247,9 @@ class Recorder:
         """The place of a real Tensor: an input of the graph, shared by all Tensors over the same memory."""
         place = self.known.get(id(tensor))
         if place is None:
+            if type(tensor._array) is not np.ndarray:
+                raise complain(DeviceError, self.name, f"{tensor.tensor_type} is used in a compiled function, which runs on "
+                               "the CPU only so far", fix="Move it with .cpu() first, or do not compile this function")
             tensor._history_node()                    # of a view it may have to be made again, which captures the root
             array = tensor._array
             place = self._place(tensor, array) if id(tensor) not in self.origins \

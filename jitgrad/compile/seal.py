@@ -39,7 +39,7 @@ def signature_of(leaves: Sequence[Any]) -> tuple[Any, ...] | None:
     found = []
     for leaf in leaves:
         if type(leaf) is Tensor and leaf._node is None and leaf._root is None and not leaf._requires_grad \
-                and leaf._array is not None:
+                and type(leaf._array) is np.ndarray:
             array = leaf._array                       # `leaf_signature` of the usual argument, spelled out for speed
             found.append((array.dtype, array.shape, array.strides, False))
         elif type(leaf) in _CONTAINERS:
@@ -63,7 +63,8 @@ def fingerprint(findings: Findings, arguments: Any) -> tuple[Any, ...]:
 
 
 def _gradient_state(t: Tensor) -> tuple[Any, ...]:
-    return t._requires_grad, t._node is None, t._grad is None, None if t._hooks is None else tuple(t._hooks.entries)
+    return t._requires_grad, t._node is None, t._grad is None, t.is_cuda, \
+        None if t._hooks is None else tuple(t._hooks.entries)
 
 
 def _module_state(module: Module) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ import types
 from dataclasses import dataclass
 from typing import Any
 
+from jitgrad.devices import device
 from jitgrad.dtypes import DType
 from jitgrad.errors import describe_location
 from jitgrad.ir.types import TensorType
@@ -98,7 +99,7 @@ class _Kind:
 
 FRESH, OPAQUE = _Kind("FRESH"), _Kind("OPAQUE")
 
-SIMPLE = (bool, int, float, complex, str, bytes, type(None), DType, TensorType, type(Ellipsis), slice, range)
+SIMPLE = (bool, int, float, complex, str, bytes, type(None), DType, TensorType, device, type(Ellipsis), slice, range)
 
 
 class Scope:

@@ -18,11 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from jitgrad import cuda
 from jitgrad.data.collate import default_collate, default_convert
 from jitgrad.data.dataset import IterableDataset, Subset, TensorDataset
 from jitgrad.data.random import draw_seed
 from jitgrad.data.sampler import BatchSampler, RandomSampler, SequentialSampler
 from jitgrad.tensor import Tensor
+from jitgrad.tree import map_tree
 
 _END = object()                                 # what a worker answers when its iterable is used up
 
@@ -61,8 +63,9 @@ class DataLoader:
     timeout           seconds to wait for a batch of a worker; 0: for ever
     worker_init_fn    called with the worker's number in each worker before its first batch
     persistent_workers  keep the threads between epochs
+    pin_memory        give Tensors in pinned memory, for ``x.cuda(non_blocking=True)``; without a GPU it changes nothing
 
-    `pin_memory` and `multiprocessing_context` are accepted and mean nothing here."""
+    `multiprocessing_context` is accepted and means nothing here."""
 
     def __init__(self, dataset: Any, batch_size: int | None = 1, shuffle: bool | None = None,
                  sampler: Iterable[Any] | None = None, batch_sampler: Iterable[Sequence[Any]] | None = None,
@@ -83,6 +86,7 @@ class DataLoader:
         self.dataset, self.drop_last, self.generator = dataset, drop_last, generator
         self.num_workers, self.timeout, self.worker_init_fn = num_workers, timeout, worker_init_fn
         self.prefetch_factor, self.persistent_workers = prefetch_factor or 2, persistent_workers
+        self.pin_memory = pin_memory
         self.batch_size = None if batch_sampler is not None else batch_size
         self._iterable = isinstance(dataset, IterableDataset)
         self.sampler, self.batch_sampler = self._order(batch_size, shuffle, sampler, batch_sampler)
@@ -115,10 +119,12 @@ class DataLoader:
 
     def __iter__(self) -> Iterator[Any]:
         if self.num_workers == 0:
-            return self._batches()
-        if self._workers is None or not self.persistent_workers:
-            self._workers = _Workers(self)
-        return self._workers.batches(self)
+            batches = self._batches()
+        else:
+            if self._workers is None or not self.persistent_workers:
+                self._workers = _Workers(self)
+            batches = self._workers.batches(self)
+        return map(_pinned, batches) if self.pin_memory and cuda.is_available() else batches
 
     def _batches(self) -> Iterator[Any]:
         if self._iterable:
@@ -165,6 +171,11 @@ class DataLoader:
         while batch := list(itertools.islice(samples, self.batch_size)):
             if len(batch) == self.batch_size or not self.drop_last:
                 yield self.collate_fn(batch)
+
+
+def _pinned(batch: Any) -> Any:
+    """`batch` with its Tensors in pinned memory."""
+    return map_tree(lambda leaf: leaf.pin_memory() if isinstance(leaf, Tensor) and leaf.is_cpu else leaf, batch)
 
 
 def _who() -> str:

@@ -17,7 +17,7 @@ import numpy as np
 
 from jitgrad import dtypes, ops
 from jitgrad.dtypes import DType
-from jitgrad.errors import DTypeError, JitgradError, ShapeError, complain
+from jitgrad.errors import DeviceError, DTypeError, JitgradError, ShapeError, complain
 from jitgrad.ops.builders import broadcast, full
 
 Operand = Any                    # a Tensor or another Typed value, or a number
@@ -330,4 +330,7 @@ def from_array(array: np.ndarray) -> Tensor:
 
 def read(x: Tensor) -> np.ndarray:
     """The values of a Tensor now. While compiling this makes a cut."""
+    if x.device.type != "cpu":
+        raise complain(DeviceError, "reading values", f"an operation whose result depends on values does not run on cuda "
+                       f"yet: {describe(x)}", fix="Move it with .cpu() and the result back with .to(device)")
     return x.numpy(force=True)

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 from jitgrad import dtypes, ops, shapes
+from jitgrad.devices import chosen, placed
 from jitgrad.dtypes import DType
-from jitgrad.errors import DeviceError, DTypeError, ShapeError, complain
+from jitgrad.errors import DTypeError, ShapeError, complain
 from jitgrad.functional import activation, elementwise, index, linalg, logic, random, reduce, shape, sorting
 from jitgrad.functional.core import (
     Operand,
@@ -274,21 +275,25 @@ class TensorMethods:
         return self._assign(_filled(self, 0))
 
     def copy_(self: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
-        """The elements of `src`, converted and broadcast, copied in."""
+        """The elements of `src`, which may be on another device, converted and broadcast, copied in."""
+        if src.device != self.device:
+            src = src.to(self.device, self.dtype, non_blocking=non_blocking)
         return store(self, cast(src, self.dtype))
 
-    def new_full(self: Tensor, size: Any, fill_value: Operand, *, dtype: DType | None = None) -> Tensor:
-        """A tensor of that shape filled with `fill_value`, with the dtype of `self`."""
+    def new_full(self: Tensor, size: Any, fill_value: Operand, *, dtype: DType | None = None,
+                 device: Any = None) -> Tensor:
+        """A tensor of that shape filled with `fill_value`, with the dtype and on the device of `self`."""
         wanted = self.dtype if dtype is None else dtype
-        return shape.clone(broadcast(cast(as_operand(fill_value, wanted), wanted), sizes_of((size,))))
+        return filled(broadcast(cast(as_operand(fill_value, wanted), wanted), sizes_of((size,))),
+                      self.device if device is None else device)
 
-    def new_zeros(self: Tensor, *size: Any, dtype: DType | None = None) -> Tensor:
-        """Zeros of that shape, with the dtype of `self`."""
-        return self.new_full(sizes_of(size), 0, dtype=dtype)
+    def new_zeros(self: Tensor, *size: Any, dtype: DType | None = None, device: Any = None) -> Tensor:
+        """Zeros of that shape, with the dtype and on the device of `self`."""
+        return self.new_full(sizes_of(size), 0, dtype=dtype, device=device)
 
-    def new_ones(self: Tensor, *size: Any, dtype: DType | None = None) -> Tensor:
-        """Ones of that shape, with the dtype of `self`."""
-        return self.new_full(sizes_of(size), 1, dtype=dtype)
+    def new_ones(self: Tensor, *size: Any, dtype: DType | None = None, device: Any = None) -> Tensor:
+        """Ones of that shape, with the dtype and on the device of `self`."""
+        return self.new_full(sizes_of(size), 1, dtype=dtype, device=device)
 
     new_empty = new_zeros
 
@@ -380,18 +385,25 @@ class TensorMethods:
 
     def to(self: Tensor, *args: Any, dtype: DType | None = None, device: Any = None, copy: Any = False,
            non_blocking: Any = False) -> Tensor:
-        """As another dtype (given by itself, by keyword, or as that of another tensor); the only device is the CPU."""
+        """As another dtype, on another device, each given by itself or by keyword, or both as those of another tensor. It
+        is the tensor itself if it is so already and no `copy` is asked for. With `non_blocking` Python does not wait for a
+        copy between pinned memory and a GPU. Positional flags are `non_blocking` and `copy`, as in PyTorch."""
+        flags = [arg for arg in args if isinstance(arg, builtins.bool)]
+        non_blocking, copy = (flags + [non_blocking, copy][len(flags):])[:2]
         for arg in args:
             if isinstance(arg, DType):
                 dtype = arg
             elif hasattr(arg, "dtype"):
-                dtype = arg.dtype
-            elif not isinstance(arg, builtins.bool):
+                dtype, device = arg.dtype, arg.device
+            elif arg is not None and not isinstance(arg, builtins.bool):
                 device = arg
-        if device is not None and str(device) not in ("cpu", "cpu:0"):
-            raise complain(DeviceError, "to", f"no device {device!r} can be used by this version; the devices are: cpu")
         target = self.dtype if dtype is None else dtype
-        return ops.cast(self, dtype=target) if copy else cast(self, target)
+        where = self.device if device is None else placed(device)
+        if where == self.device:
+            return ops.cast(self, dtype=target) if copy else cast(self, target)
+        if where.type == "cpu":                          # convert where every conversion can be done
+            return cast(self._moved(where, non_blocking and target is self.dtype), target)
+        return cast(self, target)._moved(where, non_blocking)
 
     def type(self: Tensor, dtype: DType | None = None) -> Any:
         """The dtype, or the tensor as another one."""
@@ -400,6 +412,12 @@ class TensorMethods:
     def type_as(self: Tensor, other: Tensor) -> Tensor:
         """As the dtype of `other`."""
         return cast(self, other.dtype)
+
+
+def filled(expanded: Tensor, device: Any = None) -> Tensor:
+    """A number that was expanded, with memory of its own, on `device` (by default the CPU)."""
+    where = chosen(device)
+    return shape.clone(expanded) if where is None else expanded._moved(where)
 
 
 def _comparable(other: Any) -> bool:

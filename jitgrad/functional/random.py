@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Sequence
+from typing import Any
 
 from jitgrad import dtypes, ops
+from jitgrad.devices import placed
 from jitgrad.dtypes import DType
 from jitgrad.errors import ShapeError, complain
 from jitgrad.functional.core import Operand, Tensor, as_operand, cast, constant, describe, require_shape
@@ -33,8 +35,8 @@ _SEED_MASK = (1 << 63) - 1
 class Generator:
     """A stream of random draws: its seed, and how many draws it has given (`offset`)."""
 
-    def __init__(self, device: str = "cpu"):
-        self.device = device
+    def __init__(self, device: Any = "cpu"):
+        self.device = placed(device)
         self.seed_value = 0
         self.offset = 0
 

@@ -41,19 +41,19 @@ class MultiheadAttention(Module):
         self.kdim, self.vdim = kdim or embed_dim, vdim or embed_dim
         self.dropout, self.batch_first = dropout, batch_first
         self._packed = self.kdim == self.vdim == embed_dim
-        self._make_projections(dtype)
-        self.in_proj_bias = new_parameter((3 * embed_dim,), dtype) if bias else None
-        self.out_proj = Linear(embed_dim, embed_dim, bias, dtype=dtype)
+        self._make_projections(dtype, device)
+        self.in_proj_bias = new_parameter((3 * embed_dim,), dtype, device) if bias else None
+        self.out_proj = Linear(embed_dim, embed_dim, bias, device=device, dtype=dtype)
         self._reset_parameters()
 
-    def _make_projections(self, dtype: DType | None) -> None:
+    def _make_projections(self, dtype: DType | None, device: Any) -> None:
         width = self.embed_dim
         shapes = {"in_proj_weight": (3 * width, width) if self._packed else None,
                   "q_proj_weight": None if self._packed else (width, width),
                   "k_proj_weight": None if self._packed else (width, self.kdim),
                   "v_proj_weight": None if self._packed else (width, self.vdim)}
         for name, shape in shapes.items():
-            self.register_parameter(name, None if shape is None else new_parameter(shape, dtype))
+            self.register_parameter(name, None if shape is None else new_parameter(shape, dtype, device))
 
     def _reset_parameters(self) -> None:
         for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
@@ -149,13 +149,14 @@ class TransformerEncoderLayer(Module):
         if isinstance(activation, str) and activation not in _ACTIVATIONS:
             raise ValueError(f"TransformerEncoderLayer: activation must be relu, gelu or a function, "
                              f"got {activation!r}")
-        self.self_attn = MultiheadAttention(d_model, nhead, dropout, bias, batch_first=batch_first, dtype=dtype)
-        self.linear1 = Linear(d_model, dim_feedforward, bias, dtype=dtype)
+        self.self_attn = MultiheadAttention(d_model, nhead, dropout, bias, batch_first=batch_first, device=device,
+                                            dtype=dtype)
+        self.linear1 = Linear(d_model, dim_feedforward, bias, device=device, dtype=dtype)
         self.dropout = Dropout(dropout)
-        self.linear2 = Linear(dim_feedforward, d_model, bias, dtype=dtype)
+        self.linear2 = Linear(dim_feedforward, d_model, bias, device=device, dtype=dtype)
         self.norm_first = norm_first
-        self.norm1 = LayerNorm(d_model, layer_norm_eps, bias=bias, dtype=dtype)
-        self.norm2 = LayerNorm(d_model, layer_norm_eps, bias=bias, dtype=dtype)
+        self.norm1 = LayerNorm(d_model, layer_norm_eps, bias=bias, device=device, dtype=dtype)
+        self.norm2 = LayerNorm(d_model, layer_norm_eps, bias=bias, device=device, dtype=dtype)
         self.dropout1, self.dropout2 = Dropout(dropout), Dropout(dropout)
         self.activation = _ACTIVATIONS[activation] if isinstance(activation, str) else activation
 

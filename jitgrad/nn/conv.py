@@ -29,7 +29,8 @@ class _Convolution(Module):
     bias: Parameter | None
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: Sizes, stride: Sizes, padding: Sizes | str,
-                 dilation: Sizes, groups: int, bias: bool, padding_mode: str, dtype: DType | None):
+                 dilation: Sizes, groups: int, bias: bool, padding_mode: str, dtype: DType | None,
+                 device: Any):
         super().__init__()
         if groups <= 0 or in_channels % groups or out_channels % groups:
             raise ValueError(f"{type(self).__name__}: {in_channels} input and {out_channels} output channels must be "
@@ -42,8 +43,8 @@ class _Convolution(Module):
         self.kernel_size, self.stride = _tuple_of(kernel_size, self.rank), _tuple_of(stride, self.rank)
         self.dilation = _tuple_of(dilation, self.rank)
         self.padding = self._check_padding(padding)
-        self.weight = new_parameter(self._weight_shape(), dtype)
-        self.bias = new_parameter((out_channels,), dtype) if bias else None
+        self.weight = new_parameter(self._weight_shape(), dtype, device)
+        self.bias = new_parameter((out_channels,), dtype, device) if bias else None
         self.reset_parameters()
 
     def _weight_shape(self) -> tuple[int, ...]:
@@ -104,7 +105,7 @@ class _PlainConvolution(_Convolution):
                  padding: Sizes | str = 0, dilation: Sizes = 1, groups: int = 1, bias: bool = True,
                  padding_mode: str = "zeros", device: Any = None, dtype: DType | None = None):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
-                         dtype)
+                         dtype, device)
 
 
 class Conv1d(_PlainConvolution):
@@ -150,7 +151,7 @@ class _TransposedConvolution(_Convolution):
         if isinstance(padding, str):
             raise ValueError(f"{type(self).__name__}: padding must be numbers, got {padding!r}")
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
-                         dtype)
+                         dtype, device)
         self.output_padding = _tuple_of(output_padding, self.rank)
 
     def _output_padding(self, input: Tensor, output_size: Any) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from jitgrad.nn import conv, normalization
 from jitgrad.nn.linear import Linear
 from jitgrad.nn.module import Module
 from jitgrad.nn.parameter import UninitializedParameter
-from jitgrad.tensor import Tensor
+from jitgrad.tensor import Tensor, tensor_on
 
 Sizes = int | tuple[int, ...]
 
@@ -79,10 +79,10 @@ class LazyLinear(_Lazy, Linear):
     becomes = Linear
 
     def __init__(self, out_features: int, bias: bool = True, device: Any = None, dtype: DType | None = None):
-        Linear.__init__(self, 0, 0, False, dtype=dtype)
+        Linear.__init__(self, 0, 0, False, device=device, dtype=dtype)
         self.out_features = out_features
-        self.weight = UninitializedParameter(dtype=dtype)
-        self.bias = UninitializedParameter(dtype=dtype) if bias else None
+        self.weight = UninitializedParameter(device=device, dtype=dtype)
+        self.bias = UninitializedParameter(device=device, dtype=dtype) if bias else None
         self.register_load_state_dict_pre_hook(_settle_from_state)
 
     def _features_of(self, input: Tensor) -> int:
@@ -98,10 +98,10 @@ class LazyLinear(_Lazy, Linear):
 
 
 class _LazyConvolution(_Lazy, conv._Convolution):
-    def _make_lazy(self, out_channels: int, bias: bool, dtype: DType | None) -> None:
+    def _make_lazy(self, out_channels: int, bias: bool, dtype: DType | None, device: Any) -> None:
         self.out_channels = out_channels
-        self.weight = UninitializedParameter(dtype=dtype)
-        self.bias = UninitializedParameter(dtype=dtype) if bias else None
+        self.weight = UninitializedParameter(device=device, dtype=dtype)
+        self.bias = UninitializedParameter(device=device, dtype=dtype) if bias else None
         self.register_load_state_dict_pre_hook(_settle_from_state)
 
     def _features_of(self, input: Tensor) -> int:
@@ -130,8 +130,8 @@ class _LazyPlainConvolution(_LazyConvolution, conv._PlainConvolution):
                  dilation: Sizes = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros",
                  device: Any = None, dtype: DType | None = None):
         conv._PlainConvolution.__init__(self, 0, 0, kernel_size, stride, padding, dilation, groups, False, padding_mode,
-                                        dtype=dtype)
-        self._make_lazy(out_channels, bias, dtype)
+                                        device=device, dtype=dtype)
+        self._make_lazy(out_channels, bias, dtype, device)
 
 
 class LazyConv1d(_LazyPlainConvolution, conv.Conv1d):
@@ -157,8 +157,8 @@ class _LazyTransposedConvolution(_LazyConvolution, conv._TransposedConvolution):
                  output_padding: Sizes = 0, groups: int = 1, bias: bool = True, dilation: Sizes = 1,
                  padding_mode: str = "zeros", device: Any = None, dtype: DType | None = None):
         conv._TransposedConvolution.__init__(self, 0, 0, kernel_size, stride, padding, output_padding, groups, False,
-                                             dilation, padding_mode, dtype=dtype)
-        self._make_lazy(out_channels, bias, dtype)
+                                             dilation, padding_mode, device=device, dtype=dtype)
+        self._make_lazy(out_channels, bias, dtype, device)
 
 
 class LazyConvTranspose1d(_LazyTransposedConvolution, conv.ConvTranspose1d):
@@ -183,10 +183,10 @@ class _LazyNorm(_Lazy, normalization._ChannelNorm):
     def __init__(self, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True,
                  track_running_stats: bool = True, device: Any = None, dtype: DType | None = None, *,
                  bias: bool = True):
-        normalization._ChannelNorm.__init__(self, 0, eps, momentum, False, track_running_stats, bias, dtype)
+        normalization._ChannelNorm.__init__(self, 0, eps, momentum, False, track_running_stats, bias, dtype, device)
         self.affine = affine
-        self.weight = UninitializedParameter(dtype=dtype) if affine else None
-        self.bias = UninitializedParameter(dtype=dtype) if affine and bias else None
+        self.weight = UninitializedParameter(device=device, dtype=dtype) if affine else None
+        self.bias = UninitializedParameter(device=device, dtype=dtype) if affine and bias else None
         self.register_load_state_dict_pre_hook(_settle_from_state)
 
     def has_uninitialized_params(self) -> bool:
@@ -205,7 +205,9 @@ class _LazyNorm(_Lazy, normalization._ChannelNorm):
         self.num_features = features
         if self.track_running_stats:
             kind = self.get_buffer("running_mean").dtype.numpy
-            self.running_mean, self.running_var = Tensor(np.zeros(features, kind)), Tensor(np.ones(features, kind))
+            where = self.get_buffer("running_mean").device
+            self.running_mean, self.running_var = (tensor_on(np.zeros(features, kind), where),
+                                                   tensor_on(np.ones(features, kind), where))
         return {"weight": (features,), "bias": (features,)}
 
 

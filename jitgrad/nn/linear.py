@@ -33,8 +33,8 @@ class Linear(Module):
                  dtype: DType | None = None):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        self.weight = new_parameter((out_features, in_features), dtype)
-        self.bias = new_parameter((out_features,), dtype) if bias else None
+        self.weight = new_parameter((out_features, in_features), dtype, device)
+        self.bias = new_parameter((out_features,), dtype, device) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -59,8 +59,8 @@ class Bilinear(Module):
                  dtype: DType | None = None):
         super().__init__()
         self.in1_features, self.in2_features, self.out_features = in1_features, in2_features, out_features
-        self.weight = new_parameter((out_features, in1_features, in2_features), dtype)
-        self.bias = new_parameter((out_features,), dtype) if bias else None
+        self.weight = new_parameter((out_features, in1_features, in2_features), dtype, device)
+        self.bias = new_parameter((out_features,), dtype, device) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -318,13 +318,13 @@ class Module:
 
     def to(self: Self, *args: Any, **kwargs: Any) -> Self:
         """``to(dtype)``, ``to(device)``, ``to(device, dtype)`` or ``to(tensor)``; a dtype converts only floats."""
-        device, dtype = _read_destination(args, kwargs)
+        device, dtype, non_blocking = _read_destination(args, kwargs)
         if dtype is not None and not (dtype.is_floating_point or dtype.is_complex):
             raise TypeError(f"to: a Module converts to floating-point or complex types only, got {dtype}")
 
         def convert(x: Tensor) -> Tensor:
-            moved = x if device is None else x.to(device)
-            return moved.to(dtype) if dtype is not None and x.dtype.is_floating_point else moved
+            converted = dtype is not None and x.dtype.is_floating_point
+            return x.to(x.device if device is None else device, dtype if converted else x.dtype, non_blocking=non_blocking)
 
         return self._apply(convert)
 
@@ -345,7 +345,12 @@ class Module:
         return self.to(dtypes.bfloat16)
 
     def cpu(self: Self) -> Self:
+        """Everything into the computer's own memory."""
         return self.to("cpu")
+
+    def cuda(self: Self, device: Any = None) -> Self:
+        """Everything onto a GPU, by default the current one."""
+        return self._apply(lambda x: x.cuda(device))
 
     # --- saving ---------------------------------------------------------------------------------------------------
 
@@ -429,14 +434,16 @@ def _indent(text: str) -> str:
     return text.replace("\n", "\n  ")
 
 
-def _read_destination(args: Iterable[Any], kwargs: dict[str, Any]) -> tuple[Any, DType | None]:
-    """Device and dtype from any of the forms of ``to``."""
-    device, dtype = kwargs.get("device"), kwargs.get("dtype")
+def _read_destination(args: Iterable[Any], kwargs: dict[str, Any]) -> tuple[Any, DType | None, bool]:
+    """Device, dtype and `non_blocking` from any of the forms of ``to``."""
+    device, dtype, non_blocking = kwargs.get("device"), kwargs.get("dtype"), bool(kwargs.get("non_blocking", False))
     for argument in args:
         if isinstance(argument, DType):
             dtype = argument
         elif isinstance(argument, Tensor):
             device, dtype = argument.device, argument.dtype
-        elif argument is not None and not isinstance(argument, bool):     # a bool is PyTorch's non_blocking
+        elif isinstance(argument, bool):
+            non_blocking = argument
+        elif argument is not None:
             device = argument
-    return device, dtype
+    return device, dtype, non_blocking

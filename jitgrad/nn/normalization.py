@@ -15,7 +15,7 @@ from jitgrad.functional import nn as F
 from jitgrad.nn import init
 from jitgrad.nn.module import Module
 from jitgrad.nn.parameter import Parameter, new_parameter
-from jitgrad.tensor import Tensor
+from jitgrad.tensor import Tensor, tensor_on
 
 
 class _Affine(Module):
@@ -24,9 +24,10 @@ class _Affine(Module):
     weight: Parameter | None
     bias: Parameter | None
 
-    def _make_affine(self, shape: tuple[int, ...], weight: bool, bias: bool, dtype: DType | None) -> None:
-        self.weight = new_parameter(shape, dtype) if weight else None
-        self.bias = new_parameter(shape, dtype) if bias else None
+    def _make_affine(self, shape: tuple[int, ...], weight: bool, bias: bool, dtype: DType | None,
+                     device: Any) -> None:
+        self.weight = new_parameter(shape, dtype, device) if weight else None
+        self.bias = new_parameter(shape, dtype, device) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -44,16 +45,16 @@ class _ChannelNorm(_Affine):
     ranks: tuple[int, ...]
 
     def __init__(self, num_features: int, eps: float, momentum: float | None, affine: bool, track_running_stats: bool,
-                 bias: bool, dtype: DType | None):
+                 bias: bool, dtype: DType | None, device: Any):
         super().__init__()
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
-        self._make_affine((num_features,), affine, affine and bias, dtype)
+        self._make_affine((num_features,), affine, affine and bias, dtype, device)
         kind = (dtype or dtypes.get_default_dtype()).numpy
         tracked = track_running_stats
-        self.register_buffer("running_mean", Tensor(np.zeros(num_features, kind)) if tracked else None)
-        self.register_buffer("running_var", Tensor(np.ones(num_features, kind)) if tracked else None)
-        self.register_buffer("num_batches_tracked", Tensor(np.array(0)) if tracked else None)
+        self.register_buffer("running_mean", tensor_on(np.zeros(num_features, kind), device) if tracked else None)
+        self.register_buffer("running_var", tensor_on(np.ones(num_features, kind), device) if tracked else None)
+        self.register_buffer("num_batches_tracked", tensor_on(np.array(0), device) if tracked else None)
 
     def reset_running_stats(self) -> None:
         """Forget what was averaged."""
@@ -79,7 +80,7 @@ class _BatchNorm(_ChannelNorm):
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True,
                  track_running_stats: bool = True, device: Any = None, dtype: DType | None = None, *,
                  bias: bool = True):
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, bias, dtype)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, bias, dtype, device)
 
     def forward(self, input: Tensor) -> Tensor:
         self._check_rank(input)
@@ -122,7 +123,7 @@ class _InstanceNorm(_ChannelNorm):
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = False,
                  track_running_stats: bool = False, device: Any = None, dtype: DType | None = None, *,
                  bias: bool = True):
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, bias, dtype)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, bias, dtype, device)
 
     def forward(self, input: Tensor) -> Tensor:
         self._check_rank(input)
@@ -163,7 +164,7 @@ class GroupNorm(_Affine):
         if num_channels % num_groups:
             raise ValueError(f"GroupNorm: {num_channels} channels cannot be divided into {num_groups} groups")
         self.num_groups, self.num_channels, self.eps, self.affine = num_groups, num_channels, eps, affine
-        self._make_affine((num_channels,), affine, affine, dtype)
+        self._make_affine((num_channels,), affine, affine, dtype, device)
 
     def forward(self, input: Tensor) -> Tensor:
         return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
@@ -184,7 +185,7 @@ class LayerNorm(_Affine):
         super().__init__()
         self.normalized_shape, self.eps = _trailing(normalized_shape), eps
         self.elementwise_affine = elementwise_affine
-        self._make_affine(self.normalized_shape, elementwise_affine, elementwise_affine and bias, dtype)
+        self._make_affine(self.normalized_shape, elementwise_affine, elementwise_affine and bias, dtype, device)
 
     def forward(self, input: Tensor) -> Tensor:
         return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
@@ -201,7 +202,7 @@ class RMSNorm(_Affine):
         super().__init__()
         self.normalized_shape, self.eps = _trailing(normalized_shape), eps
         self.elementwise_affine = elementwise_affine
-        self._make_affine(self.normalized_shape, elementwise_affine, False, dtype)
+        self._make_affine(self.normalized_shape, elementwise_affine, False, dtype, device)
 
     def forward(self, input: Tensor) -> Tensor:
         return F.rms_norm(input, self.normalized_shape, self.weight, self.eps)

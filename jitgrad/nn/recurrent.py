@@ -20,7 +20,7 @@ from jitgrad.nn import init
 from jitgrad.nn.module import Module
 from jitgrad.nn.parameter import Parameter, new_parameter
 from jitgrad.nn.utils.rnn import PackedSequence, packed_like, padded_steps
-from jitgrad.tensor import Tensor
+from jitgrad.tensor import Tensor, tensor_on
 
 _GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "LSTM": 4, "GRU": 3}
 
@@ -51,13 +51,13 @@ class RNNBase(Module):
         for layer in range(num_layers):
             inputs = input_size if layer == 0 else state * self.num_directions
             for suffix in self._suffixes(layer):
-                self.register_parameter(f"weight_ih{suffix}", new_parameter((wide, inputs), dtype))
-                self.register_parameter(f"weight_hh{suffix}", new_parameter((wide, state), dtype))
+                self.register_parameter(f"weight_ih{suffix}", new_parameter((wide, inputs), dtype, device))
+                self.register_parameter(f"weight_hh{suffix}", new_parameter((wide, state), dtype, device))
                 if bias:
-                    self.register_parameter(f"bias_ih{suffix}", new_parameter((wide,), dtype))
-                    self.register_parameter(f"bias_hh{suffix}", new_parameter((wide,), dtype))
+                    self.register_parameter(f"bias_ih{suffix}", new_parameter((wide,), dtype, device))
+                    self.register_parameter(f"bias_hh{suffix}", new_parameter((wide,), dtype, device))
                 if proj_size:
-                    self.register_parameter(f"weight_hr{suffix}", new_parameter((proj_size, hidden_size), dtype))
+                    self.register_parameter(f"weight_hr{suffix}", new_parameter((proj_size, hidden_size), dtype, device))
         self.reset_parameters()
 
     def _suffixes(self, layer: int) -> list[str]:
@@ -110,7 +110,7 @@ class RNNBase(Module):
         count, batch = self.num_layers * self.num_directions, x.shape[1]
         widths = [self.proj_size or self.hidden_size] + [self.hidden_size] * (self.mode == "LSTM")
         if hx is None:
-            return [Tensor(np.zeros((count, batch, width), x.dtype.numpy)) for width in widths]
+            return [tensor_on(np.zeros((count, batch, width), x.dtype.numpy), x.device) for width in widths]
         given = list(hx) if self.mode == "LSTM" else [hx]
         if not batched:
             given = [s.unsqueeze(1) if s.dim() == 2 else s for s in given]
@@ -223,10 +223,10 @@ class RNNCellBase(Module):
         super().__init__()
         self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
         wide = num_chunks * hidden_size
-        self.weight_ih = new_parameter((wide, input_size), dtype)
-        self.weight_hh = new_parameter((wide, hidden_size), dtype)
-        self.bias_ih = new_parameter((wide,), dtype) if bias else None
-        self.bias_hh = new_parameter((wide,), dtype) if bias else None
+        self.weight_ih = new_parameter((wide, input_size), dtype, device)
+        self.weight_hh = new_parameter((wide, hidden_size), dtype, device)
+        self.bias_ih = new_parameter((wide,), dtype, device) if bias else None
+        self.bias_hh = new_parameter((wide,), dtype, device) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -238,7 +238,7 @@ class RNNCellBase(Module):
         if input.dim() not in (1, 2) or input.shape[-1] != self.input_size:
             raise complain(ShapeError, type(self).__name__, f"the input is [batch, {self.input_size}] or "
                                                             f"[{self.input_size}], got {input.tensor_type}")
-        return Tensor(np.zeros((*input.shape[:-1], self.hidden_size), input.dtype.numpy))
+        return tensor_on(np.zeros((*input.shape[:-1], self.hidden_size), input.dtype.numpy), input.device)
 
     def extra_repr(self) -> str:
         return f"{self.input_size}, {self.hidden_size}" + ("" if self.bias else ", bias=False")

@@ -26,7 +26,7 @@ class Embedding(Module):
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.padding_idx = None if padding_idx is None else padding_idx % num_embeddings
         if _weight is None:
-            self.weight = new_parameter((num_embeddings, embedding_dim), dtype)
+            self.weight = new_parameter((num_embeddings, embedding_dim), dtype, device)
             self.reset_parameters()
         else:
             self.weight = Parameter(_weight)

@@ -66,8 +66,8 @@ def _infer_broadcast_to(x: TensorType, *, shape: Ints) -> TensorType:
 
 
 def _broadcast_to(x: np.ndarray, *, shape: Ints) -> np.ndarray:
-    if not x.flags.c_contiguous:
-        return np.broadcast_to(x, shape)
+    if type(x) is not np.ndarray or not x.flags.c_contiguous:
+        return np.broadcast_to(x, shape)               # an array on another device makes this view itself
     # The constructor is several times faster than np.broadcast_to, which builds an iterator.
     strides = tuple([0 if s == 1 != n else t for s, n, t in zip(x.shape, shape, x.strides, strict=True)])
     view = np.ndarray(shape, x.dtype, np.asarray(x), 0, strides) if x.size else np.empty(shape, x.dtype)

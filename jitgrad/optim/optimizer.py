@@ -19,10 +19,11 @@ import numpy as np
 
 from jitgrad import changes, dtypes
 from jitgrad.autograd import eager_state, enable_grad, no_grad, number
+from jitgrad.devices import CPU
 from jitgrad.functional.foreach import foreach_
 from jitgrad.hooks import Hook, HookTable, RemovableHandle
 from jitgrad.optim.groups import ParamGroup, WatchedList
-from jitgrad.tensor import Tensor
+from jitgrad.tensor import Tensor, tensor_on
 
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
@@ -188,12 +189,12 @@ REQUIRED: Any = _Required()
 
 def scalar_state(value: float = 0.0) -> Callable[[Tensor], Tensor]:
     """Maker of a 0-d float32 state, such as the number of steps."""
-    return lambda _: Tensor(np.array(value, dtypes.float32.numpy))
+    return lambda _: tensor_on(np.array(value, dtypes.float32.numpy), CPU)
 
 
 def filled_state(value: float = 0.0) -> Callable[[Tensor], Tensor]:
     """Maker of a state of the parameter's shape and dtype."""
-    return lambda param: Tensor(np.full(param.shape, value, param.dtype.numpy))
+    return lambda param: tensor_on(np.full(param.shape, value, param.dtype.numpy), param.device)
 
 
 def option(group: ParamGroup, *keys: Any) -> Any:

@@ -35,6 +35,14 @@ def load(data: bytes, name: str) -> int:
         return _link(data)
 
 
+def assemble(text: str, symbol: str) -> int:
+    """The address of the function `symbol` in LLVM text, which must need nothing from outside."""
+    import llvmlite.binding as llvm
+    with _lock:
+        builder = llvm.JITLibraryBuilder().add_ir(text).export_symbol(symbol)
+        return int(_immortal(builder.link(_linker(), f"jitgrad_{next(_numbers)}"))[symbol])
+
+
 def function(address: int) -> Any:
     """A kernel's address as something that Python can call with (args, begin, end, thread); the GIL is released."""
     return Kernel(address)

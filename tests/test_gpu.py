@@ -1,0 +1,113 @@
+"""What the stand-in is tested with elsewhere, on a real GPU: ``pytest -m gpu``. Skipped where there is none."""
+
+import numpy as np
+import pytest
+
+import jitgrad as jg
+from jitgrad.runtime.cuda import driver, memory
+from jitgrad.runtime.cuda.launch import ConstantBlock, Launch, LaunchPlan, Slot
+from jitgrad.runtime.cuda.module import Module
+
+pytestmark = pytest.mark.gpu
+
+ADD = b"""
+.version 7.0
+.target sm_52
+.address_size 64
+.visible .entry add_f32(.param .u64 x, .param .u64 y, .param .u64 out, .param .u32 n)
+{
+    .reg .pred %p; .reg .b32 %r<5>; .reg .f32 %f<4>; .reg .b64 %a<8>;
+    ld.param.u64 %a1, [x]; ld.param.u64 %a2, [y]; ld.param.u64 %a3, [out]; ld.param.u32 %r1, [n];
+    mov.u32 %r2, %ctaid.x; mov.u32 %r3, %ntid.x; mov.u32 %r4, %tid.x;
+    mad.lo.s32 %r2, %r2, %r3, %r4;
+    setp.ge.u32 %p, %r2, %r1;
+    @%p bra done;
+    mul.wide.u32 %a4, %r2, 4;
+    cvta.to.global.u64 %a1, %a1; cvta.to.global.u64 %a2, %a2; cvta.to.global.u64 %a3, %a3;
+    add.u64 %a5, %a1, %a4; add.u64 %a6, %a2, %a4; add.u64 %a7, %a3, %a4;
+    ld.global.f32 %f1, [%a5]; ld.global.f32 %f2, [%a6];
+    add.f32 %f3, %f1, %f2;
+    st.global.f32 [%a7], %f3;
+done:
+    ret;
+}
+"""
+
+
+@pytest.fixture
+def add():
+    return Module(ADD).function("add_f32")
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0, 3), (1 << 20,), (64, 33)])
+def test_values_go_there_and_back(shape):
+    x = jg.randn(*shape) if shape else jg.tensor(1.5)
+    for y in (x.cuda(), x.pin_memory().cuda(non_blocking=True), x.cuda().clone()):
+        assert y.is_cuda
+        np.testing.assert_array_equal(y.cpu().numpy(), x.numpy())
+
+
+def test_views_fills_and_streams():
+    x = jg.arange(60.0).reshape(3, 4, 5)
+    y = x.cuda()
+    np.testing.assert_array_equal(y.permute(2, 0, 1)[::2].cpu().numpy(), x.permute(2, 0, 1)[::2].numpy())
+    side = jg.cuda.Stream()
+    side.wait_stream(jg.cuda.current_stream())
+    with jg.cuda.stream(side):
+        y[1].fill_(7)
+    jg.cuda.current_stream().wait_stream(side)
+    assert y[1].tolist() == [[7] * 5] * 4 and y[0].tolist() == x[0].tolist()
+
+
+def test_memory_is_counted_and_given_back():
+    jg.cuda.empty_cache()
+    before = jg.cuda.memory_allocated()
+    x = jg.zeros(1 << 20, device="cuda")
+    assert jg.cuda.memory_allocated() - before == 4 << 20 and jg.cuda.max_memory_allocated() >= jg.cuda.memory_allocated()
+    free, total = jg.cuda.mem_get_info()
+    assert 0 < free < total and jg.cuda.memory_reserved() <= total
+    del x
+    assert jg.cuda.memory_allocated() == before
+    with pytest.raises(jg.cuda.OutOfMemoryError, match="has no memory for"):
+        memory.allocate(2 * jg.cuda.mem_get_info()[1])
+
+
+def test_launching_capturing_and_replaying(add):
+    n = 1000
+    x, y = jg.ones(n, device="cuda"), jg.full((n,), 2.0, device="cuda")
+    out = jg.zeros(n, device="cuda")
+    plan = LaunchPlan([Launch(add, (8,), (128,), [Slot(0), Slot(1), Slot(2), np.uint32(n)]),
+                       Launch(add, (8,), (128,), [Slot(2), Slot(1), Slot(1), np.uint32(n)])], 3, driver.gpu())
+    plan.bind([t.data_ptr() for t in (x, y, out)])
+    start, end = jg.cuda.Event(enable_timing=True), jg.cuda.Event(enable_timing=True)
+    start.record()
+    plan.run()                                               # out = 3, y = 5
+    plan.replay()                                            # out = 6, y = 11
+    end.record()
+    assert out.tolist() == [6] * n and y.tolist() == [11] * n
+    assert start.elapsed_time(end) > 0 and add.registers > 0 and add.blocks_per_multiprocessor(128) > 0
+
+
+def test_constants_change_between_replays(add):
+    total = jg.zeros(1, device="cuda")
+    constants = ConstantBlock(4, driver.gpu(), depth=2)
+    plan = LaunchPlan([Launch(add, (1,), (32,), [Slot(0), constants.address, Slot(0), np.uint32(1)])], 1, driver.gpu())
+    plan.bind([total.data_ptr()])
+    for k in range(100):
+        constants.write(np.float32(k).tobytes())
+        plan.replay()
+    assert total.item() == sum(range(100))
+
+
+def test_exchange_with_pytorch():
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this PyTorch cannot use the GPU")
+    x = jg.arange(12.0, device="cuda").reshape(3, 4)
+    theirs = torch.from_dlpack(x)
+    assert theirs.data_ptr() == x.data_ptr()
+    theirs.mul_(2)
+    torch.cuda.synchronize()
+    assert x.tolist() == (2 * jg.arange(12.0)).reshape(3, 4).tolist()
+    ours = jg.from_dlpack(torch.ones(3, 2, device="cuda").T)
+    assert ours.shape == (2, 3) and ours.stride() == (1, 2) and ours.tolist() == [[1] * 3] * 2
