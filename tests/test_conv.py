@@ -82,6 +82,18 @@ BY_TAPS = {
 }
 """Those that are done tap by tap, with channels last."""
 
+DEPTHWISE = {
+    "row of several vectors": case(channels=5, height=6, width=41, out=5, groups=5, padding=SAME),
+    "two results per channel": case(channels=6, out=12, groups=6, padding=SAME, kernel=(2, 3)),
+    "stride of two": case(images=3, channels=8, height=9, width=38, out=8, groups=8, padding=SAME, stride=(2, 2)),
+    "stride and dilation": case(channels=4, height=11, width=40, out=8, groups=4, kernel=(3, 2), stride=(3, 2),
+                                padding=((2, 0), (1, 3)), dilation=(2, 3)),
+    "stride beyond the kernel": case(channels=4, height=9, width=9, out=4, groups=4, kernel=(1, 2), stride=(3, 4)),
+    "sequence": case(channels=4, height=1, width=70, out=4, groups=4, kernel=(1, 4), padding=((0, 0), (3, 0))),
+    "nearly only padding": case(channels=4, height=2, width=2, out=4, groups=4, kernel=(5, 5), padding=((3, 3), (3, 3))),
+}
+"""Those of one channel in each group."""
+
 
 def type_of(array):
     return TensorType(from_numpy(array.dtype), array.shape)
@@ -119,10 +131,11 @@ def kernels(op, inputs, attrs):
 
 
 @pytest.mark.parametrize(("name", "how"), [*[(name, "winograd") for name in MAPPED],
-                                           *[(name, "taps") for name in (*BY_TAPS, *VOLUMES)]])
+                                           *[(name, "taps") for name in (*BY_TAPS, *VOLUMES)],
+                                           *[(name, "depthwise") for name in DEPTHWISE]])
 @pytest.mark.parametrize("dtype", (np.float32, np.float64))
 def test_channels_last_and_both_gradients(name, how, dtype):
-    shape_x, shape_w, attrs = {**MAPPED, **BY_TAPS, **VOLUMES}[name]
+    shape_x, shape_w, attrs = {"winograd": MAPPED, "taps": {**BY_TAPS, **VOLUMES}, "depthwise": DEPTHWISE}[how][name]
     x, w, g = operands(shape_x, shape_w, attrs, dtype)
     for op, inputs, more in ((ops.convolution, (x, w), {}), (ops.convolution_input_grad, (g, w), {"input_shape": shape_x}),
                              (ops.convolution_weight_grad, (x, g), {"weight_shape": shape_w})):
@@ -132,6 +145,7 @@ def test_channels_last_and_both_gradients(name, how, dtype):
 
 
 @pytest.mark.parametrize("shapes", (
+    case(images=1, channels=4, height=3, width=4, out=8, groups=4, padding=SAME, stride=(2, 1)),
     case(images=1, channels=32, height=2, width=3, out=32, padding=SAME),
     case(images=1, channels=32, height=2, width=3, out=32, padding=SAME, stride=(2, 2)),
     volume(images=1, channels=2, size=(3, 2, 4), out=3, stride=(2, 1, 2))))
@@ -167,10 +181,11 @@ def followed(builder, value, *, gradient):
     return [before, ops.add(ops.mul(ops.relu(before), wide), rest)]
 
 
-@pytest.mark.parametrize("name", (*CASES, *MAPPED, *BY_TAPS, *VOLUMES))
+@pytest.mark.parametrize(("cases", "name"), [(cases, name) for cases in (CASES, MAPPED, BY_TAPS, VOLUMES, DEPTHWISE)
+                                             for name in cases])
 @pytest.mark.parametrize("gradient", (False, True))
-def test_what_follows_is_part_of_the_kernel(name, gradient):
-    shape_x, shape_w, attrs = {**CASES, **MAPPED, **BY_TAPS, **VOLUMES}[name]
+def test_what_follows_is_part_of_the_kernel(cases, name, gradient):
+    shape_x, shape_w, attrs = cases[name]
     x, w, g = operands(shape_x, shape_w, attrs, np.float32)
     first, op, more = ((g, ops.convolution_input_grad, {"input_shape": shape_x}) if gradient else (x, ops.convolution, {}))
     builder = GraphBuilder("block")

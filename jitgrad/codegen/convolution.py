@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from jitgrad import dtypes
-from jitgrad.codegen import taps, winograd
+from jitgrad.codegen import depthwise, taps, winograd
 from jitgrad.codegen.call import BLOCK, LIBRARY, Call, launch, lowers, product_core
 from jitgrad.codegen.epilogue import Shared, WithEpilogue
 from jitgrad.codegen.kernel import Argument, Blocks, Buffer, Launch, Lowered, Private
@@ -312,6 +312,8 @@ def lower_forward(call: Call) -> Lowered | None:
     if begun is None:
         return None
     image, weights = call.inputs
+    if depthwise.suits(call, image, weights):
+        return depthwise.lower(call, "depthwise", image, weights, call.outputs[0])
     if winograd.suits(call, weights.shape[2:], image.shape[1], weights.shape[0]):
         return winograd.forward(call, 0, sizes(call, image, call.outputs[0]), turned=False)
     lowering, steps = begun
@@ -325,6 +327,8 @@ def lower_input_gradient(call: Call) -> Lowered | None:
     if begun is None:
         return None
     gradient, weights = call.inputs
+    if depthwise.suits(call, call.outputs[0], weights):
+        return depthwise.lower(call, "depthwise_input_gradient", call.outputs[0], weights, gradient)
     if winograd.suits(call, weights.shape[2:], *weights.shape[:2]):
         return winograd.forward(call, 0, sizes(call, gradient, call.outputs[0], turned=True), turned=True)
     lowering, steps = begun
@@ -338,6 +342,8 @@ def lower_weight_gradient(call: Call) -> Lowered | None:
     if begun is None:
         return None
     image, gradient = call.inputs
+    if depthwise.suits(call, image, call.outputs[0]):
+        return depthwise.lower(call, "depthwise_weight_gradient", image, call.outputs[0], gradient)
     if winograd.suits(call, call.outputs[0].shape[2:], image.shape[1], gradient.shape[1]):
         return winograd.weight_gradient(call, sizes(call, image, gradient))
     lowering, steps = begun

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from jitgrad.kernels.cpu import (
     attention,
     conv,
+    depthwise,
     gemm,
     index,
     movement,
@@ -35,7 +36,7 @@ def _texts(element: str) -> Iterator[str]:
         yield gemm.pack_source(element, kind)
     for source in (conv.convolve_source, conv.weight_source, conv.add_parts_source, conv.interleave_source):
         yield source(element)
-    for family in (pooling, index, sort, scan, movement, recurrence, attention, winograd, taps):
+    for family in (pooling, index, sort, scan, movement, recurrence, attention, winograd, taps, depthwise):
         for name in family.KERNELS:
             yield family.source(name, element)
     halved = (1, 2, 2)

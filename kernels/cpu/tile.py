@@ -145,6 +145,32 @@ def largest_run(count: int, across: int, deep: int, deep_step: int, tall: int, t
         index[index_offset + r] = at
 
 
+def weighted_run(count: int, across: int, deep: int, deep_step: int, tall: int, tall_step: int, wide: int, wide_step: int,
+                 low: int, high: int, x: Pointer, x_offset: int, w: Pointer, w_offset: int, w_deep: int, w_tall: int,
+                 w_wide: int, o: Pointer, o_offset: int) -> None:
+    """The sums over `count` windows side by side, as `largest_run` has them, of their elements times
+    ``w[w_offset + i * w_deep + j * w_tall + k * w_wide]``, to ``o[o_offset + r]``."""
+    for r in range(count):
+        total = o.memory.dtype.type(0)
+        for i, j, k in itertools.product(range(deep), range(tall), range(wide)):
+            column = r * across + k * wide_step
+            if low <= column < high:
+                total += (x[x_offset + column + i * deep_step + j * tall_step]
+                          * w[w_offset + i * w_deep + j * w_tall + k * w_wide])
+        o[o_offset + r] = total
+
+
+def dot_rows(rows: int, count: int, across: int, low: int, high: int, x: Pointer, x_offset: int, x_row: int, g: Pointer,
+             g_offset: int, g_row: int) -> Any:
+    """The sum of x[x_offset + y * x_row + r * across] * g[g_offset + y * g_row + r] for y < rows and those r < count with
+    low <= r * across < high, in any order."""
+    total = x.memory.dtype.type(0)
+    for y, r in itertools.product(range(rows), range(count)):
+        if low <= r * across < high:
+            total += x[x_offset + y * x_row + r * across] * g[g_offset + y * g_row + r]
+    return total
+
+
 def invoke(args: Any, place: int, begin: int, end: int, thread: int) -> None:
     """Run items begin … end of the kernel whose address is ``args[place]`` (in the plain form: the function itself);
     its own arguments are those that follow."""
@@ -178,4 +204,5 @@ def core_block(rows: Any, columns: Any, depth: Any, depth_block: Any, panel_rows
 
 
 NAMES: dict[str, Callable[..., Any]] = {**tile_transform.NAMES, **{f.__name__: f for f in (
-    multiply_tile, transpose_tile, transpose_block, gather_run, largest_run, invoke, make_panel, multiply_block)}}
+    multiply_tile, transpose_tile, transpose_block, gather_run, largest_run, weighted_run, dot_rows, invoke, make_panel,
+    multiply_block)}}
