@@ -1,5 +1,5 @@
 """Convolutions of float32: every distinct layer of ResNet-18 and of the small CNN as in the training steps, ViT's
-patches, and sizes that are multiples of nothing; forward and the gradients of input and weight, each on its own.
+patches, depthwise ones, and sizes that are multiples of nothing; forward and the gradients of input and weight, each on its own.
 
 PyTorch's gradients are calls of the function that its autograd calls; jitgrad and JAX compile the gradient of a
 convolution, of which nothing but the gradient is asked for.
@@ -32,19 +32,21 @@ class Layer:
     kernel: int = 3
     stride: int = 1
     padding: int = 1
+    groups: int = 1
 
     @property
     def name(self) -> str:
         stride = f" / {self.stride}" if self.stride > 1 else ""
+        groups = f", {self.groups} groups" if self.groups > 1 else ""
         return (f"{self.batch} of {self.inputs}x{self.height}x{self.width} to {self.outputs}, "
-                f"{self.kernel}x{self.kernel}{stride}")
+                f"{self.kernel}x{self.kernel}{stride}{groups}")
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Of the input, the weight and the result."""
         size = [(n + 2 * self.padding - self.kernel) // self.stride + 1 for n in (self.height, self.width)]
         return ((self.batch, self.inputs, self.height, self.width),
-                (self.outputs, self.inputs, self.kernel, self.kernel), (self.batch, self.outputs, *size))
+                (self.outputs, self.inputs // self.groups, self.kernel, self.kernel), (self.batch, self.outputs, *size))
 
     def cases(self) -> list[Case]:
         """Forward, gradient of the input, gradient of the weight: each as many operations."""
@@ -62,10 +64,11 @@ class Layer:
         return [random.standard_normal(shape, dtype=np.float32) for shape in self.shapes[:count]]
 
     def forward(self, lib: Any, x: Any, weight: Any) -> Any:
-        return lib.nn.functional.conv2d(x, weight, stride=self.stride, padding=self.padding)
+        return lib.nn.functional.conv2d(x, weight, stride=self.stride, padding=self.padding, groups=self.groups)
 
     def jax(self, jax: Any, x: Any, weight: Any) -> Any:
-        return jax.lax.conv_general_dilated(x, weight, (self.stride,) * 2, [(self.padding,) * 2] * 2)
+        return jax.lax.conv_general_dilated(x, weight, (self.stride,) * 2, [(self.padding,) * 2] * 2,
+                                            feature_group_count=self.groups)
 
     def gradient(self, wanted: int) -> dict[str, Maker]:
         """Of the input (0) or the weight (1)."""
@@ -77,7 +80,7 @@ class Layer:
         x, weight, g = [torch.from_numpy(array) for array in arrays]
         mask = [wanted == 0, wanted == 1, False]
         return lambda: torch.ops.aten.convolution_backward(
-            g, x, weight, None, [self.stride] * 2, [self.padding] * 2, [1, 1], False, [0, 0], 1, mask)[wanted]
+            g, x, weight, None, [self.stride] * 2, [self.padding] * 2, [1, 1], False, [0, 0], self.groups, mask)[wanted]
 
 
 def resnet_layers() -> list[Layer]:
@@ -97,5 +100,7 @@ def cases() -> list[Case]:
     """In the order of the table."""
     small = [Layer(64, 1, 32, 28, 28), Layer(64, 32, 64, 14, 14)]
     patches = Layer(vit.BATCH, 3, vit.WIDTH, vit.SIZE, vit.SIZE, vit.PATCH, vit.PATCH, 0)
+    depthwise = [Layer(8, 128, 128, 56, 56, groups=128), Layer(8, 256, 256, 28, 28, groups=256),
+                 Layer(8, 128, 128, 56, 56, stride=2, groups=128)]
     odd = [Layer(7, 13, 29, 31, 37), Layer(5, 19, 23, 27, 25, kernel=5, stride=2, padding=2)]
-    return [case for layer in (*resnet_layers(), *small, patches, *odd) for case in layer.cases()]
+    return [case for layer in (*resnet_layers(), *small, patches, *depthwise, *odd) for case in layer.cases()]
