@@ -1,5 +1,6 @@
 """Convolutions of float32: every distinct layer of ResNet-18 and of the small CNN as in the training steps, ViT's
-patches, depthwise ones, and sizes that are multiples of nothing; forward and the gradients of input and weight, each on its own.
+patches, depthwise ones, and sizes that are multiples of nothing; forward and the gradients of input and weight, each on its
+own.
 
 PyTorch's gradients are calls of the function that its autograd calls; jitgrad and JAX compile the gradient of a
 convolution, of which nothing but the gradient is asked for.
