@@ -41,7 +41,7 @@ def first_call(name: str) -> dict[str, Any]:
     watch = fresh.Stopwatch()
     jitgrad = importlib.import_module("jitgrad")
     record = {"import": watch.lap(), "numba_after_import": "numba" in sys.modules}
-    training_step = _training_step(jitgrad, step)
+    training_step = compiled_step(jitgrad, step)
     arguments = [jitgrad.from_numpy(array) for array in batch]
     record["model"] = watch.lap()
     training_step(*arguments).item()
@@ -50,7 +50,8 @@ def first_call(name: str) -> dict[str, Any]:
     return record
 
 
-def _training_step(jitgrad: Any, step: Any) -> Any:
+def compiled_step(jitgrad: Any, step: Any) -> Any:
+    """The training step as a compiled function of a batch, with a new model."""
     model, optimizer = step.build(jitgrad)
 
     @jitgrad.compile

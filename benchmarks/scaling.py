@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import fresh, steps
+from benchmarks import first_call, fresh, steps
 from benchmarks.report import Table, target
 
 DEPTHS, PARAMETERS, BATCH_SIZES = (2, 24), (10, 1000), range(1, 65)
@@ -100,17 +100,8 @@ def batch_sizes() -> dict[str, Any]:
 def gpt_batch_sizes() -> dict[str, Any]:
     """GPT's training step for every number of sequences in `GPT_ROWS`: the first call and the fifth."""
     jitgrad, step = importlib.import_module("jitgrad"), steps.STEPS["gpt"]
-    model, optimizer = step.build(jitgrad)
+    training_step = first_call.compiled_step(jitgrad, step)
     batch = [jitgrad.from_numpy(array) for array in step.batch(np.random.default_rng(0))]
-
-    @jitgrad.compile
-    def training_step(*batch: Any) -> Any:
-        optimizer.zero_grad()
-        loss = step.loss(jitgrad, model, *batch)
-        loss.backward()
-        optimizer.step()
-        return loss
-
     return {str(rows): _first_calls(training_step, *[array[:rows] for array in batch]) for rows in GPT_ROWS}
 
 
