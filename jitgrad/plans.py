@@ -91,7 +91,8 @@ def _uncollected() -> Iterator[None]:
 @_uncollected()
 def _compile(graph: Graph, key: str, memory_budget: float) -> Plan:
     spec: PlanSpec = import_module("jitgrad.pipeline").build(graph, memory_budget).spec
-    sources = [(text, spec.kernels[kernel]) for kernel, text in spec.sources.items()]
+    names = spec.kernels
+    sources = [(text, names[kernel]) for kernel, text in spec.sources.items()]
     addresses = kernels.kernels([*sources, *threads.sources()])
     cache.current().put("plans", key, spec.to_json().encode())
     return Plan(spec, addresses)

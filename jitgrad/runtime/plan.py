@@ -221,13 +221,14 @@ def resolve(spec: PlanSpec, ref: Ref) -> Ref:
 
 def load_plan(spec: PlanSpec) -> Plan | None:
     """The plan of `spec`, if all of its kernels can be had without compiling or their text is with it."""
-    found = {key: build.find_kernel(key, name) for key, name in spec.kernels.items()}
+    names = spec.kernels
+    found = {key: build.find_kernel(key, name) for key, name in names.items()}
     missing = {key: spec.sources.get(key) for key, address in found.items() if address is None}
     if any(text is None for text in missing.values()):
         return None
-    rebuilt = build.kernels([(text, spec.kernels[key]) for key, text in missing.items() if text is not None])
+    rebuilt = build.kernels([(text, names[key]) for key, text in missing.items() if text is not None])
     addresses = {key: address for key, address in {**found, **rebuilt}.items() if address is not None}
-    return Plan(spec, addresses) if set(spec.kernels) <= set(addresses) else None
+    return Plan(spec, addresses) if set(names) <= set(addresses) else None
 
 
 def _known_argument(argument: Argument, kernels: Mapping[str, int]) -> int:

@@ -7,16 +7,22 @@ be read, checked and run as it stands. `text` spells it for real types.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable
 from typing import Any
 
 
+@functools.cache
+def _source(kernel: Callable[..., Any]) -> str:
+    return inspect.getsource(kernel)
+
+
 def text(kernel: Callable[..., Any], **replacements: str) -> str:
     """The text of `kernel` with every placeholder replaced, under a name that says for which types it is. Types go by
     their short names; bool is spelled ``boolean`` in kernel text."""
-    source = inspect.getsource(kernel)
+    source = _source(kernel)
     suffix = ""
     for placeholder, name in replacements.items():
         source, count = re.subn(rf"\b{placeholder}\b", "boolean" if name == "bool" else name, source)
