@@ -66,6 +66,10 @@ def activation_before_pooling(x, g, z=None):
     return ops.where(ops.le(x if z is None else z, constant(x, 0.0)), constant(x, 0.0), scattered)
 
 
+def padded(x, low, high):
+    return ops.pad(x, low=(0, low), high=(0, high))
+
+
 def sliced(x, *bounds):
     return ops.slice(x, start=tuple(b[0] for b in bounds), stop=tuple(b[1] for b in bounds),
                      step=tuple(b[2] for b in bounds))
@@ -148,6 +152,13 @@ SIMPLER = {
     "sum of ones": (lambda x: ops.sum(x, axes=(0,)), [ROW], ["add", "reshape"]),
     "op of broadcast": (lambda x: ops.mul(ops.broadcast_to(x, shape=(4, 8)), ops.full((4, 8), 3.0, F32)), [ROW],
                         ["mul", "broadcast_to"]),
+    "gradient of halves": (lambda x, y: ops.add(ops.pad(y, low=(0, 8), high=(0, 0)), ops.pad(x, low=(0, 0), high=(0, 8))),
+                           [X, Y], ["add", "add", "concat"]),
+    "gradient of thirds": (lambda x, y: ops.add(ops.add(padded(x, 0, 16), padded(y, 8, 8)), padded(x, 16, 0)),
+                           [X, Y], ["add", "add", "add", "concat"]),
+    "gradient of the last thirds": (lambda x, y: ops.add(padded(x, 16, 0), padded(y, 8, 8)), [X, Y],
+                                    ["add", "add", "concat", "pad"]),
+    "gradient of integer halves": (lambda x: ops.add(padded(x, 0, 8), padded(x, 8, 0)), [N], ["concat"]),
     "activation before pooling": (activation_before_pooling, [IMAGE, POOLED],
                                   ["max_pool", "le", "where", "max_pool_grad"]),
     "constants": (lambda x: ops.mul(ops.mul(constant(x, 0.1), constant(x, 3.0)), x), [X], ["mul"]),
@@ -168,6 +179,10 @@ NOT_IDENTITIES = {
     "f32 i32 f32": (lambda x: ops.cast(ops.cast(x, dtype=I32), dtype=F32), [X]),
     "f32 bf16 f32": (lambda x: ops.cast(ops.cast(x, dtype=dtypes.bfloat16), dtype=F32), [X]),
     "i32 f32 i32": (lambda x: ops.cast(ops.cast(x, dtype=F32), dtype=I32), [N]),
+    "padded apart": (lambda x, y: ops.add(padded(x, 0, 9), padded(y, 9, 0)), [X, Y]),
+    "padded over each other": (lambda x, y: ops.add(padded(x, 0, 7), padded(y, 7, 0)), [X, Y]),
+    "padded both ways": (lambda x, y: ops.add(ops.pad(x, low=(0, 0), high=(1, 8)), ops.pad(y, low=(0, 8), high=(1, 0))),
+                         [X, Y]),
     "activation of something else": (lambda x, z, g: activation_before_pooling(x, g, z), [IMAGE, IMAGE, POOLED]),
     "maximum(x, 0)": (lambda x: ops.maximum(x, constant(x, 0.0)), [X]),
     "transpose": (lambda x: ops.permute(x, axes=(1, 0)), [X]),

@@ -81,6 +81,33 @@ def add_negated(x: Value, y: Value) -> Result:
     return None
 
 
+@rule("add")
+def join_padded(x: Value, y: Value) -> Result:
+    """pad(x) + pad(y), neighbours along an axis -> pad(concat(x + 0.0, y + 0.0)): the gradient of what was split. Adding 0.0
+    is what padding did to a -0.0."""
+    nodes = [node for v in (x, y) if (node := made_by(v, "pad"))]
+    if len(nodes) < 2 or x.dtype.is_complex:
+        return None
+    first, second = sorted(nodes, key=lambda node: tuple(node.attrs["low"]))
+    axes = {k for node in nodes for side in ("low", "high") for k, n in enumerate(node.attrs[side]) if n}
+    if len(axes) != 1:
+        return None
+    (axis,) = axes
+    if first.attrs["low"][axis] + first.inputs[0].shape[axis] != second.attrs["low"][axis]:
+        return None
+    joined = ops.concat(*[v for node in (first, second) for v in _with_zero_added(node.inputs[0], axis)], axis=axis)
+    return ops.pad(joined, low=first.attrs["low"], high=second.attrs["high"])
+
+
+def _with_zero_added(x: Value, axis: int) -> list[Value]:
+    """The pieces that x + 0.0 is the concatenation of."""
+    pieces, sums = made_by(x, "concat"), made_by(x, "add")
+    if pieces is not None and pieces.attrs["axis"] == axis:
+        return [v for piece in pieces.inputs for v in _with_zero_added(piece, axis)]
+    done = sums is not None and any(is_constant(v, 0.0) for v in sums.inputs)
+    return [x if done else ops.add(x, full_like(x, 0.0))]
+
+
 @rule("sub")
 def drop_subtract_of_zero(x: Value, y: Value) -> Result:
     "x - 0 -> x"
