@@ -61,7 +61,7 @@ class WithEpilogue(ABC):
             self.launches += [made, *lower_map(region)]
         else:
             sums = self.column_sums(region, made)
-            self.launches.append(Epilogue(self.node.op.name, region, product, target, self.dtype, made, sums).launch())
+            self.launches.append(Epilogue(self.node.op.epilogue, region, product, target, self.dtype, made, sums).launch())
             self.launches += [combine_sums(one, buffer) for one, buffer in self.sums]
         return Lowered(tuple(self.launches), tuple(self.scratch), self.private)
 
@@ -149,7 +149,7 @@ def split_epilogue(body: Graph, node: Node) -> Graph:
 class Epilogue:
     """The generated kernel: per item one call of the compiled one, then the loops over the block that it made."""
 
-    op: str
+    template: str
     region: Region
     product: Value
     target: Buffer
@@ -178,7 +178,7 @@ class Epilogue:
             if value not in totals and (buffer != self.target or value is not self.product):
                 writer.store(buffer, value.type, index, writer.evaluate(value, index))
         writer.flush()
-        name = f"{self.op}_{kernel_name(self.region.body).removeprefix('fused_')}"
+        name = f"{self.template}_{kernel_name(self.region.body).removeprefix('fused_')}"
         kernel, arguments = writer.kernel(name)
         (items,) = [s for s in kernel.body if isinstance(s, Loop)]
         place = len(arguments) + 1

@@ -143,7 +143,9 @@ def is_constant(v: Value, value: float) -> bool:
     found = constant_value(v)
     if found is None or not bool(found == value):
         return False
-    return v.dtype.category not in "fc" or bool(np.signbit(found) == np.signbit(value))
+    if v.dtype.is_complex:
+        return bool(np.signbit(found.real) == np.signbit(value)) and not np.signbit(found.imag)
+    return v.dtype.category != "f" or bool(np.signbit(found) == np.signbit(value))
 
 
 def full_like(v: Value, value: float) -> Value:
