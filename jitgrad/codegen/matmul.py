@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from jitgrad import dtypes
+from jitgrad.codegen.blocking import choose_blocking
 from jitgrad.codegen.call import Call, launch, lowers
+from jitgrad.codegen.choice import Choice
 from jitgrad.codegen.emit_cpu import emit
 from jitgrad.codegen.kernel import Buffer, Function, Launch, Let, Loop, Lowered
 from jitgrad.codegen.region import Place, Region, accesses, analyse, collapse
@@ -151,14 +153,24 @@ class _Lowering:
             a, b = self.compute(self.node.inputs[0]), self.compute(self.node.inputs[1])
             batch, first, second = merge_batch(self.product.shape[:-2], a.matrices, b.matrices)
         form = gemm.form_for(self.node.inputs[0].dtype.short, self.dtype.short)
-        made = gemm.arrange(form, batch, m, n, k, first, second)
+        blocking = choose_blocking(form, batch, (m, n, k), first, second)
+        made = gemm.arrange(form, batch, m, n, k, first, second, blocking)
+        apart = not is_bare(region, product, target) and self.stands_apart(product)
+        if apart:
+            target = region.buffers[product] = self.new_scratch(product.type.nbytes)
         pointers = (self.pack(made.pack_a, a.buffer, form), self.pack(made.pack_b, b.buffer, form), target)
         core = gemm.core_source(form)
-        if is_bare(region, product, target):
+        if apart or is_bare(region, product, target):
             self.launches.append(launch(core, made.items, *pointers, *made.integers))
+            self.launches += lower_map(region) if apart else []
         else:
             block = (Function(form.name, core), *pointers, *made.integers)
             self.launches.append(Epilogue(region, product, target, self.dtype, made).launch(block))
+
+    def stands_apart(self, product: Value) -> bool:
+        if product.dtype is not self.dtype:
+            return False
+        return Choice("what follows", {"in the kernel of the product": False, "in a kernel of its own": True}).take()
 
     def pack(self, packing: Packing | None, operand: Buffer, form: Form) -> Buffer:
         """The memory that the core reads: packed panels, or the operand itself."""

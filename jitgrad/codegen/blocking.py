@@ -1,0 +1,69 @@
+"""What can be chosen about a matrix product: the blocks of an item, packing of either operand, and depth summed at once.
+
+In go what `gemm.arrange` is told of a product, out comes its `Blocking`: the usual one, or what was measured to be better
+(`choice`). Questions are asked of products only that take long enough to be measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from jitgrad.codegen.choice import Choice
+from jitgrad.kernels.cpu import gemm
+from jitgrad.kernels.cpu.gemm import Blocking, Form, Matrices
+from jitgrad.kernels.cpu.tile import DEPTH_BLOCK
+
+WORTH_ASKING = 1 << 21                          # multiply-adds, some ten microseconds
+FEW_ITEMS = 4
+DEPTHS = (2 * DEPTH_BLOCK // 3, 4 * DEPTH_BLOCK // 3)
+
+Sizes = tuple[int, int, int]                    # rows, columns, depth
+
+
+def choose_blocking(form: Form, batch: tuple[int, ...], sizes: Sizes, a: Matrices, b: Matrices) -> Blocking:
+    """The blocking of C[*batch, m, n] = A[*batch, m, k] @ B[*batch, k, n] for `sizes` (m, n, k)."""
+    usual = gemm.usual_blocking(form, batch, *sizes, a, b)
+    work = sizes[0] * sizes[1] * sizes[2]
+    for size in batch:
+        work *= size
+    if work < WORTH_ASKING:
+        return usual
+    made = _choose_item(usual, form, batch, sizes)
+    if form != Form(form.total, form.total, form.total) or not form.piece:
+        return made
+    return _choose_depth(_choose_b(_choose_a(made, form, sizes, a), form, sizes), sizes)
+
+
+def _choose_item(usual: Blocking, form: Form, batch: tuple[int, ...], sizes: Sizes) -> Blocking:
+    """Items of half or twice the rows or columns, and as large ones as leave some for every thread."""
+    (m, n, k), tile = sizes, form.tile
+    panel_rows = gemm.panel_height(m, tile)
+    rows, columns, high, wide = -(-m // panel_rows), -(-n // tile.columns), usual.high, usual.wide
+    shapes = [(high, wide), gemm.cut(batch, m, n, k, panel_rows, tile, FEW_ITEMS), (-(-high // 2), wide),
+              (min(2 * high, rows), wide), (high, -(-wide // 2)), (high, min(2 * wide, columns))]
+    named = {f"{x * panel_rows} x {y * tile.columns}": (x, y) for x, y in shapes}
+    high, wide = Choice("block of an item", named).take()
+    return replace(usual, high=high, wide=wide)
+
+
+def _choose_a(made: Blocking, form: Form, sizes: Sizes, a: Matrices) -> Blocking:
+    """Only whether to read in place what is usually packed: the other way around has never been faster."""
+    if not made.pack_a or sizes[0] <= form.tile.rows or (a.row != 1 and a.column != 1):
+        return made
+    return replace(made, pack_a=Choice("left operand", {"packed": True, "in place": False}).take())
+
+
+def _choose_b(made: Blocking, form: Form, sizes: Sizes) -> Blocking:
+    """Only whether to pack what every item usually copies: here, too, the other way around is slower."""
+    if made.read_b != "copied" or not gemm.may_pack_b(form, sizes[1]):
+        return made
+    return replace(made, read_b=Choice("right operand", {"copied": "copied", "packed": "packed"}).take())
+
+
+def _choose_depth(made: Blocking, sizes: Sizes) -> Blocking:
+    """Depths that cut the sums into other numbers of blocks; the copy of a panel of B has room for `DEPTH_BLOCK`."""
+    blocks: dict[int, int] = {}
+    for deepest in (made.deepest, *DEPTHS):
+        if deepest <= DEPTH_BLOCK or made.read_b != "copied":
+            blocks.setdefault(-(-sizes[2] // deepest), deepest)
+    return replace(made, deepest=Choice("steps summed at once", {str(d): d for d in blocks.values()}).take())
