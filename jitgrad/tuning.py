@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,8 +37,8 @@ MOST = 2 / 3                    # of the rounds, in which it must
 SECONDS = 0.25                  # for one question; but `ROUNDS[0]` rounds are made
 ROUNDS = 5, 25
 TURN = 300e-6                   # seconds that a turn of one candidate lasts at least
-HOPELESS = 1.25                 # times the best median, after `TRIAL` rounds: such a candidate leaves
-TRIAL = 2
+HOPELESS = 1.25                 # times the shortest turn of all, after `TRIAL` rounds: such a candidate leaves
+TRIAL = 3
 ALL_SECONDS = 60.0              # for one plan, compiling of candidates included; what is left is as usual, until a next time
 
 
@@ -51,9 +50,14 @@ class Contender:
     plan: Plan
     turns: list[float] = field(default_factory=list)
 
-    def over(self, other: Contender) -> list[float]:
-        """Its time as a fraction of the other's, round by round."""
-        return [a / b for a, b in zip(self.turns, other.turns, strict=False)]
+    def over(self, other: Contender) -> float:
+        """Its time as a fraction of the other's: the shortest turns, which were disturbed least."""
+        return min(self.turns) / min(other.turns)
+
+    def beats(self, other: Contender) -> bool:
+        """True when it is faster by more than the margin, and was so in most rounds."""
+        rounds = [a < MARGIN * b for a, b in zip(self.turns, other.turns, strict=True)]
+        return self.over(other) < MARGIN and sum(rounds) >= MOST * len(rounds)
 
 
 def stopwatch(contender: Contender, calls: int) -> float:
@@ -77,7 +81,7 @@ class Tuner:
         if not _questions(step, {}):
             return {}
         key = decision_key(step)
-        found = self.decisions.get(key) or _load(key)
+        found = self.decisions.get(key) or load(key)
         if found is None and time.perf_counter() > self.end:
             self.complete = False
             return {}
@@ -92,21 +96,27 @@ def chooser(decisions: Sequence[Decision]) -> Choose:
 
 
 def decision_key(step: Step) -> str:
-    """The key of what is decided about a step: the step, our own code, the processor, and the number of threads."""
-    text = f"{step_key(step)!r}\0{plans.fingerprint()}\0{native.host_name()}\0{threads.limit()}"
-    return hashlib.sha256(text.encode()).hexdigest()
+    """The key of what is decided about a step; equal for steps that are lowered alike."""
+    return hashlib.sha256(repr(step_key(step)).encode()).hexdigest()
 
 
 # ---- the cache ---------------------------------------------------------------------------------------------------
 
 
-def _load(key: str) -> Decision | None:
-    """The decision stored under `key`; None when there is none, or when it is damaged."""
-    data = cache.current().get("choices", key)
+def load(key: str) -> Decision | None:
+    """The decision about steps of this key that was made on such a machine; None when there is none, or a damaged one."""
+    data = cache.current().get("choices", machine_key(key))
     try:
         return None if data is None else Decision.from_data(json.loads(data))
     except ValueError:
         return None
+
+
+def machine_key(key: str) -> str:
+    """The key in the cache of a decision about steps of this key: with it our own code and its compilers, the processor,
+    and the number of threads."""
+    text = f"{key}\0{plans.fingerprint()}\0{native.host_name()}\0{threads.limit()} threads"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 # ---- deciding ----------------------------------------------------------------------------------------------------
@@ -124,10 +134,10 @@ def _decide(step: Step, key: str) -> Decision:
         best = _race(best, [bench.contender({**best.answers, question: name}) for name in names])
     if best is not usual:
         best = _race(usual, [best])                         # all answers together, so that luck does not add up
-    gain = statistics.median(best.over(usual)) if best is not usual else 1.0
-    decision = Decision(key, bench.title, tuple(sorted(best.answers.items())), 1 / gain, len(bench.contenders),
+    gain = usual.over(best) if best is not usual else 1.0
+    decision = Decision(key, bench.title, tuple(sorted(best.answers.items())), gain, len(bench.contenders),
                         time.perf_counter() - begin)
-    cache.current().put("choices", key, json.dumps(decision.to_data()).encode())
+    cache.current().put("choices", machine_key(key), json.dumps(decision.to_data()).encode())
     return decision
 
 
@@ -198,14 +208,11 @@ def _race(current: Contender, others: Sequence[Contender]) -> Contender:
     for number in range(ROUNDS[1]):
         if number >= ROUNDS[0] and time.perf_counter() > end:
             break
-        for contender in racing[number % len(racing):] + racing[:number % len(racing)]:
+        racing = [*racing[1:], racing[0]]                   # nobody always runs behind the same one
+        for contender in racing:
             contender.turns.append(stopwatch(contender, calls))
         if number + 1 == TRIAL:
-            least = min(statistics.median(c.turns) for c in racing)
-            racing = [c for c in racing if c is current or statistics.median(c.turns) < HOPELESS * least]
-    winners = [c for c in racing if c is not current and _wins(c.over(current))]
-    return min(winners, key=lambda c: statistics.median(c.over(current)), default=current)
-
-
-def _wins(ratios: Sequence[float]) -> bool:
-    return statistics.median(ratios) < MARGIN and sum(r < MARGIN for r in ratios) >= MOST * len(ratios)
+            least = min(min(c.turns) for c in racing)
+            racing = [c for c in racing if c is current or min(c.turns) < HOPELESS * least]
+    winners = [c for c in racing if c is not current and c.beats(current)]
+    return min(winners, key=lambda c: min(c.turns), default=current)

@@ -63,8 +63,8 @@ class Cache:
         self.stores = True
         self.folder = self._choose(folder)
 
-    def get(self, kind: str, key: str) -> bytes | None:
-        """The content stored under `key`, or None."""
+    def get(self, kind: str, key: str, *, touch: bool = True) -> bytes | None:
+        """The content stored under `key`, or None. `touch`: this counts as a use."""
         path = self._path(kind, key)
         try:
             data = path.read_bytes()
@@ -73,7 +73,8 @@ class Cache:
         if data[:_HEADER] != _header(key, data[_HEADER:]):
             _remove(path)
             return None
-        _touch(path)
+        if touch:
+            _touch(path)
         return data[_HEADER:]
 
     def put(self, kind: str, key: str, content: bytes) -> None:

@@ -64,8 +64,8 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What was chosen for a step after measuring (`jitgrad.tuning`). `key` says for which step, processor and threads,
-    `title` names it, `answers` are (question, candidate) as far as they are not the usual ones, `gain` is how
+    """What was chosen for a step after measuring (`jitgrad.tuning`). `key` says for which steps, `title` names
+    them, `answers` are (question, candidate) as far as they are not the usual ones, `gain` is how
     many times as fast the step became, `candidates` and `seconds` what measuring took."""
 
     key: str
@@ -74,6 +74,11 @@ class Decision:
     gain: float
     candidates: int
     seconds: float
+
+    def __str__(self) -> str:
+        """``matmul(f32[64, 10], f32[10, 64]): right operand: packed; 1.08 times as fast``"""
+        answers = ", ".join(f"{question}: {answer}" for question, answer in self.answers)
+        return f"{self.title}: {answers or 'as usual'}; {self.gain:.2f} times as fast"
 
     def to_data(self) -> dict[str, Any]:
         """As data for JSON, from which `from_data` makes an equal one."""
