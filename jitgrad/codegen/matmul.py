@@ -4,7 +4,7 @@ What goes in: the body of a region with one `matmul`. Movement ops between the b
 strides; what is no stride (or no movement op) is computed first, by a kernel of its own. What comes out: launches that
 pack operands where `gemm.arrange` says so, then one launch whose items are blocks of the product. With an epilogue
 that launch is a generated kernel: it calls the compiled core for a block, then runs the elementwise part over the block
-while it is in cache.
+while it is in cache; or what follows is a kernel of its own behind it, where that was measured to be faster.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from jitgrad import dtypes
-from jitgrad.codegen.blocking import choose_blocking
+from jitgrad.codegen.blocking import choose_blocking, stands_apart
 from jitgrad.codegen.call import Call, launch, lowers
-from jitgrad.codegen.choice import Choice
 from jitgrad.codegen.emit_cpu import emit
 from jitgrad.codegen.kernel import Buffer, Function, Launch, Let, Loop, Lowered
 from jitgrad.codegen.region import Place, Region, accesses, analyse, collapse
@@ -155,22 +154,18 @@ class _Lowering:
         form = gemm.form_for(self.node.inputs[0].dtype.short, self.dtype.short)
         blocking = choose_blocking(form, batch, (m, n, k), first, second)
         made = gemm.arrange(form, batch, m, n, k, first, second, blocking)
-        apart = not is_bare(region, product, target) and self.stands_apart(product)
-        if apart:
+        followed = not is_bare(region, product, target)
+        apart = followed and product.dtype is self.dtype and stands_apart(batch, (m, n, k))
+        if apart:                                               # whose operands are no results, so in memory of its own
             target = region.buffers[product] = self.new_scratch(product.type.nbytes)
         pointers = (self.pack(made.pack_a, a.buffer, form), self.pack(made.pack_b, b.buffer, form), target)
         core = gemm.core_source(form)
-        if apart or is_bare(region, product, target):
+        if apart or not followed:
             self.launches.append(launch(core, made.items, *pointers, *made.integers))
             self.launches += lower_map(region) if apart else []
         else:
             block = (Function(form.name, core), *pointers, *made.integers)
             self.launches.append(Epilogue(region, product, target, self.dtype, made).launch(block))
-
-    def stands_apart(self, product: Value) -> bool:
-        if product.dtype is not self.dtype:
-            return False
-        return Choice("what follows", {"in the kernel of the product": False, "in a kernel of its own": True}).take()
 
     def pack(self, packing: Packing | None, operand: Buffer, form: Form) -> Buffer:
         """The memory that the core reads: packed panels, or the operand itself."""
