@@ -24,6 +24,7 @@ import numpy as np
 from jitgrad import plans
 from jitgrad.codegen.choice import answering
 from jitgrad.codegen.kernel import Lowered
+from jitgrad.errors import JitgradError
 from jitgrad.ir.graph import Graph
 from jitgrad.ir.types import TensorType
 from jitgrad.linking import Choose, link, lower_once, lower_step, plan_spec, step_key
@@ -89,10 +90,10 @@ class Tuner:
         return dict(found.answers)
 
 
-def chooser(decisions: Sequence[Decision]) -> Choose:
-    """The answers that were decided on before; nothing is measured."""
-    known = {decision.key: dict(decision.answers) for decision in decisions}
-    return lambda step: known.get(decision_key(step), {})
+def chooser(decisions: Sequence[Decision]) -> Choose | None:
+    """The answers that were decided on before, if there are any; nothing is measured."""
+    known = {decision.key: dict(decision.answers) for decision in decisions if decision.answers}
+    return (lambda step: known.get(decision_key(step), {})) if known else None
 
 
 def decision_key(step: Step) -> str:
@@ -123,9 +124,22 @@ def machine_key(key: str) -> str:
 
 
 def _decide(step: Step, key: str) -> Decision:
-    """Measure what there is to choose, question by question, and keep the outcome."""
+    """Measure what there is to choose, and keep the outcome."""
     begin = time.perf_counter()
     bench = _Bench(step)
+    try:
+        best, gain = _best(bench)
+    except JitgradError:                                    # on operands that are made up, some steps report an error
+        best, gain = bench.contender({}), 1.0
+    decision = Decision(key, bench.title, tuple(sorted(best.answers.items())), gain, len(bench.contenders),
+                        time.perf_counter() - begin)
+    cache.current().put("choices", machine_key(key), json.dumps(decision.to_data()).encode())
+    return decision
+
+
+def _best(bench: _Bench) -> tuple[Contender, float]:
+    """The way of carrying out a step that is best question by question, and how many times as fast it is as the usual
+    one."""
     usual = best = bench.contender({})
     done: set[str] = set()
     while question := next((q for q in bench.questions(best.answers) if q not in done), None):
@@ -134,11 +148,7 @@ def _decide(step: Step, key: str) -> Decision:
         best = _race(best, [bench.contender({**best.answers, question: name}) for name in names])
     if best is not usual:
         best = _race(usual, [best])                         # all answers together, so that luck does not add up
-    gain = usual.over(best) if best is not usual else 1.0
-    decision = Decision(key, bench.title, tuple(sorted(best.answers.items())), gain, len(bench.contenders),
-                        time.perf_counter() - begin)
-    cache.current().put("choices", machine_key(key), json.dumps(decision.to_data()).encode())
-    return decision
+    return best, usual.over(best) if best is not usual else 1.0
 
 
 class _Bench:

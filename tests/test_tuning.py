@@ -407,6 +407,19 @@ def test_what_is_updated_in_place_is_measured_in_place(clock):
     np.testing.assert_allclose(arrays[2], wanted, rtol=2e-4, atol=2e-4)
 
 
+def test_a_step_that_fails_on_made_up_operands_stays_as_it_is(clock):
+    """Integers are divided by what is zero in the memory that is measured, but not in the user's."""
+    builder = GraphBuilder()
+    x, w, c = [builder.input(TensorType(jg.int32, shape)) for shape in ((140, 130), (130, 150), (140, 150))]
+    with builder:
+        one = ops.full((140, 150), 1, jg.int32)
+        graph = builder.build([ops.floor_divide(ops.matmul(x, w), ops.sub(c, one))])
+    plan = compiled(graph)
+    assert [d.answers for d in plan.spec.choices] == [()]
+    arrays = [np.full(v.shape, 3, np.int32) for v in graph.inputs]
+    np.testing.assert_array_equal(plan.run(arrays)[0], 9 * 130 // 2)
+
+
 def test_the_clock_measures_time():
     """The real one: a step that does more takes longer."""
     def contender(n):
