@@ -9,8 +9,9 @@ from launching import run
 from jitgrad import config, ops
 from jitgrad.codegen import library
 from jitgrad.dtypes import from_numpy
-from jitgrad.ir import GraphBuilder, TensorType
+from jitgrad.ir import GraphBuilder, TensorType, evaluate
 from jitgrad.plans import compile_graph
+from jitgrad.transforms.fuse import fuse
 
 RANDOM = np.random.default_rng(0)
 
@@ -153,6 +154,37 @@ def test_mapped_convolution_is_as_accurate_as_a_direct_one(channels):
         ours = np.abs(check(op, inputs, attributes) - exact)
         direct = np.abs(op.eager(*inputs, **attributes) - exact)
         assert ours.mean() < 1.5 * direct.mean() and ours.max() < 4 * direct.max(), op.name
+
+
+def followed(builder, value, *, gradient):
+    """Bias, activation, scale and residual behind a convolution; behind its gradient in the image, the gradient of an
+    activation. The inputs that these take are appended to those of `builder`."""
+    rest, scale = builder.input(value.type), builder.input(value.type.with_shape((value.shape[1],)))
+    wide = ops.broadcast_to(ops.reshape(scale, shape=(1, value.shape[1], *(1,) * (len(value.shape) - 2))), shape=value.shape)
+    if gradient:
+        return [ops.where(ops.le(rest, ops.full_like(rest, 0.0)), ops.full_like(rest, 0.0), ops.add(value, rest))]
+    before = ops.add(value, wide)
+    return [before, ops.add(ops.mul(ops.relu(before), wide), rest)]
+
+
+@pytest.mark.parametrize("name", (*CASES, *MAPPED, *BY_TAPS, *VOLUMES))
+@pytest.mark.parametrize("gradient", (False, True))
+def test_what_follows_is_part_of_the_kernel(name, gradient):
+    shape_x, shape_w, attrs = {**CASES, **MAPPED, **BY_TAPS, **VOLUMES}[name]
+    x, w, g = operands(shape_x, shape_w, attrs, np.float32)
+    first, op, more = ((g, ops.convolution_input_grad, {"input_shape": shape_x}) if gradient else (x, ops.convolution, {}))
+    builder = GraphBuilder("block")
+    inputs = [builder.input(type_of(a)) for a in (first, w)]
+    with builder:
+        graph = builder.build(followed(builder, op(*inputs, **more, **attrs), gradient=gradient))
+    assert [n.attrs.get("template") for n in fuse(graph).nodes if n.op.name != "constant"] == ["convolution"]
+    arrays = [first, w, *[RANDOM.standard_normal(v.shape).astype("f") for v in graph.inputs[2:]]]
+    for wanted, got in zip(evaluate(graph, arrays), compile_graph(graph).run(arrays), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-3)
+    if name in ("plain", "groups", "one piece", "nearly only padding"):
+        with config.scope(plain=True):
+            for wanted, got in zip(evaluate(graph, arrays), compile_graph(graph).run(arrays), strict=True):
+                np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_each_thread_has_memory_of_its_own():

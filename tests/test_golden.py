@@ -25,7 +25,7 @@ KERNELS = {
     "gelu": "map",
     "adam_update": "foreach foreach foreach",
     "attention": "map attention",
-    "conv_relu_pool": "convolution map max_pool",
+    "conv_relu_pool": "convolution max_pool",
     "mlp_step": "matmul matmul row full row column matmul matmul column matmul foreach",
 }
 """What each program becomes at the sizes that stand in it, a step each: the templates of its regions, and ops with

@@ -65,6 +65,9 @@ MORE = [
                               "ceil_mode": False}),
     ("max_pool", (np.array([[[[1, np.nan], [3, 4]]]], "f"),),
      {"kernel": (2, 2), "stride": (2, 2), "padding": ((0, 0), (0, 0)), "dilation": (1, 1), "ceil_mode": False}),
+    *[("max_pool", (floats(2, 2, 7, 41) * [1, -np.inf][k == 2],), {"kernel": (3, 3), "stride": (1, k), "dilation": (2, 1),
+                                                                  "padding": ((1, 0), (1, 1)), "ceil_mode": False})
+      for k in (1, 2, 3)],
     ("max_pool_grad", (floats(2, 3, 2, 2), places(12, 2, 3, 2, 2)), {"input_shape": (2, 3, 3, 4)}),
     ("max_pool_gather", (floats(2, 3, 3, 4), places(12, 2, 3, 2, 2)), {}),
     ("avg_pool", (IMAGE,), window()),

@@ -59,6 +59,13 @@ def constant(x, value):
     return ops.full_like(x, value)
 
 
+def activation_before_pooling(x, g, z=None):
+    """The gradient of ReLU below overlapping windows; `z`: whose sign decides, x if not given."""
+    _, index = ops.max_pool(x, kernel=(3, 2), stride=(2, 2), padding=((1, 0), (1, 1)), dilation=(1, 1), ceil_mode=False)
+    scattered = ops.max_pool_grad(g, index, input_shape=x.shape)
+    return ops.where(ops.le(x if z is None else z, constant(x, 0.0)), constant(x, 0.0), scattered)
+
+
 def sliced(x, *bounds):
     return ops.slice(x, start=tuple(b[0] for b in bounds), stop=tuple(b[1] for b in bounds),
                      step=tuple(b[2] for b in bounds))
@@ -68,6 +75,7 @@ X, Y, C = TensorType(F32, (4, 8)), TensorType(F32, (4, 8)), TensorType(BOOL, (4,
 N, M = TensorType(I32, (4, 8)), TensorType(I32, (4, 8))
 B = TensorType(dtypes.bfloat16, (4, 8))
 ROW = TensorType(F32, (1, 8))
+IMAGE, POOLED = TensorType(F32, (2, 3, 5, 6)), TensorType(F32, (2, 3, 2, 4))
 
 # What is simplified, its operands, and the ops that remain.
 SIMPLER = {
@@ -140,6 +148,8 @@ SIMPLER = {
     "sum of ones": (lambda x: ops.sum(x, axes=(0,)), [ROW], ["add", "reshape"]),
     "op of broadcast": (lambda x: ops.mul(ops.broadcast_to(x, shape=(4, 8)), ops.full((4, 8), 3.0, F32)), [ROW],
                         ["mul", "broadcast_to"]),
+    "activation before pooling": (activation_before_pooling, [IMAGE, POOLED],
+                                  ["max_pool", "le", "where", "max_pool_grad"]),
     "constants": (lambda x: ops.mul(ops.mul(constant(x, 0.1), constant(x, 3.0)), x), [X], ["mul"]),
     "permute of constant": (lambda x: ops.permute(constant(x, 2.0), axes=(1, 0)), [X], []),
     "slice of constant": (lambda x: sliced(constant(x, 2.0), (1, 3, 1), (0, 8, 2)), [X], []),
@@ -158,6 +168,7 @@ NOT_IDENTITIES = {
     "f32 i32 f32": (lambda x: ops.cast(ops.cast(x, dtype=I32), dtype=F32), [X]),
     "f32 bf16 f32": (lambda x: ops.cast(ops.cast(x, dtype=dtypes.bfloat16), dtype=F32), [X]),
     "i32 f32 i32": (lambda x: ops.cast(ops.cast(x, dtype=F32), dtype=I32), [N]),
+    "activation of something else": (lambda x, z, g: activation_before_pooling(x, g, z), [IMAGE, IMAGE, POOLED]),
     "maximum(x, 0)": (lambda x: ops.maximum(x, constant(x, 0.0)), [X]),
     "transpose": (lambda x: ops.permute(x, axes=(1, 0)), [X]),
     "slice into padding": (lambda x: sliced(ops.pad(x, low=(1, 0), high=(0, 0)), (0, 4, 1), (0, 8, 1)), [X]),

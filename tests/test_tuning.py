@@ -14,8 +14,9 @@ from test_gemm import region, transposed
 
 import jitgrad as jg
 from jitgrad import __main__ as command, config, nn, ops, plans, tuning
-from jitgrad.codegen import blocking, library
+from jitgrad.codegen import blocking, epilogue, library
 from jitgrad.codegen.choice import Choice, answering, usual_first
+from jitgrad.codegen.convolution import lower_convolution
 from jitgrad.codegen.matmul import lower_matmul
 from jitgrad.errors import CompileError
 from jitgrad.ir import GraphBuilder, TensorType, evaluate
@@ -92,6 +93,7 @@ def check_region(function, *arrays, shared=(), limit=None):
 def all_products(monkeypatch):
     """Questions are asked of small products, too."""
     monkeypatch.setattr(blocking, "WORTH_ASKING", 1)
+    monkeypatch.setattr(epilogue, "WORTH_ASKING", 1)
 
 
 SIZES = [(1, 7, 40), (13, 17, 31), (29, 400, 63), (97, 53, 101), (200, 385, 129), (260, 1030, 34), (64, 300, 513)]
@@ -144,7 +146,7 @@ def followed(y, b):
 def test_every_way_of_what_follows(all_products):
     operands = random(150, 60), random(60, 200), random(200)
     questions = check_region(gelu_like, *operands)
-    assert questions["what follows"] == ["in the kernel of the product", "in a kernel of its own"]
+    assert questions["what follows"] == ["in the same kernel", "in a kernel of its own"]
     check_region(lambda x, w, b: (y := ops.matmul(x, w), followed(y, b)), *operands)
     check_region(lambda x, w, b: ops.reshape(ops.permute(gelu_like(x, w, b), axes=(1, 0)), shape=(50, 600)), *operands)
 
@@ -204,6 +206,32 @@ def test_every_way_of_a_convolution_and_its_gradients(name, dtype):
     assert [count for count, _ in found] == [expected] * 3
     if expected == 3:
         assert all(set(questions["algorithm"]) == ALGORITHMS for _, questions in found)
+
+
+@pytest.mark.parametrize("name", ("sixteen channels", "strided", "few channels", "one by one"))
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+def test_every_way_of_what_follows_a_convolution(monkeypatch, name, dtype):
+    monkeypatch.setattr(epilogue, "WORTH_ASKING", 1)
+    shape_x, shape_w, attrs = CONVOLUTIONS[name]
+    x, w, g = operands(shape_x, shape_w, attrs, dtype)
+
+    def forward(x, w, b):
+        y = ops.convolution(x, w, **attrs)
+        return y, ops.tanh(ops.add(y, ops.broadcast_to(ops.reshape(b, shape=(1, *b.shape, 1, 1)), shape=y.shape)))
+
+    def backward(g, w, x):
+        return ops.mul(x, ops.convolution_input_grad(g, w, input_shape=x.shape, **attrs))
+
+    for function, arrays in ((forward, (x, w, random(shape_w[0], dtype=dtype))), (backward, (g, w, x))):
+        body = region(function, *arrays)
+        wide = [a.astype("d") for a in arrays]
+        wanted = evaluate(region(function, *wide), wide)
+        ways, questions = every_way(lambda body=body: lower_convolution(body))
+        for lowered in ways:
+            for got, expected in zip(run(lowered, list(arrays), [v.type for v in body.outputs]), wanted, strict=True):
+                limit = 1e-11 if got.dtype == np.float64 else 5e-4
+                np.testing.assert_allclose(got.astype("d"), expected, rtol=limit, atol=limit)
+        assert "what follows" in questions or (function is backward and name == "strided")
 
 
 # ---- deciding, by a clock of the tests --------------------------------------------------------------------------

@@ -24,23 +24,12 @@ Sizes = tuple[int, int, int]                    # rows, columns, depth
 def choose_blocking(form: Form, batch: tuple[int, ...], sizes: Sizes, a: Matrices, b: Matrices) -> Blocking:
     """The blocking of C[*batch, m, n] = A[*batch, m, k] @ B[*batch, k, n] for `sizes` (m, n, k)."""
     usual = gemm.usual_blocking(form, batch, *sizes, a, b)
-    if not is_worth_asking(batch, sizes):
+    if math.prod((*batch, *sizes)) < WORTH_ASKING:
         return usual
     made = _choose_item(usual, form, batch, sizes)
     if form != Form(form.total, form.total, form.total) or not form.piece:
         return made
     return _choose_depth(_choose_b(_choose_a(made, form, sizes, a), form, sizes), sizes)
-
-
-def stands_apart(batch: tuple[int, ...], sizes: Sizes) -> bool:
-    """Whether what follows a product is a kernel of its own, with the product in memory between them: for a machine whose
-    caches hold it."""
-    ways = {"in the kernel of the product": False, "in a kernel of its own": True}
-    return is_worth_asking(batch, sizes) and Choice("what follows", ways).take()
-
-
-def is_worth_asking(batch: tuple[int, ...], sizes: Sizes) -> bool:
-    return math.prod((*batch, *sizes)) >= WORTH_ASKING
 
 
 def _choose_item(usual: Blocking, form: Form, batch: tuple[int, ...], sizes: Sizes) -> Blocking:

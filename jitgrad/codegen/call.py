@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jitgrad.codegen.kernel import Argument, Buffer, Function, Launch, Lowered
+from jitgrad.codegen.kernel import Argument, Blocks, Buffer, Function, Launch, Lowered
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu import gemm
 
@@ -60,9 +60,9 @@ def lowers(name: str, *, in_place: bool = False) -> Callable[[Lowering], Lowerin
     return enter
 
 
-def launch(source: str, items: int, *arguments: Argument) -> Launch:
+def launch(source: str, items: int, *arguments: Argument, blocks: Blocks | None = None) -> Launch:
     """A launch of the one function in `source`."""
-    return Launch(source[4:source.index("(")], source, items, arguments)
+    return Launch(source[4:source.index("(")], source, items, arguments, blocks)
 
 
 def product_core(short: str) -> Function:

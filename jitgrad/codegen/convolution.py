@@ -12,16 +12,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from jitgrad import dtypes
 from jitgrad.codegen import taps, winograd
-from jitgrad.codegen.call import BLOCK, Call, launch, lowers, product_core
+from jitgrad.codegen.call import BLOCK, LIBRARY, Call, launch, lowers, product_core
 from jitgrad.codegen.choice import Choice, usual_first
-from jitgrad.codegen.kernel import Argument, Buffer, Launch, Lowered, Private
+from jitgrad.codegen.epilogue import Shared, WithEpilogue
+from jitgrad.codegen.kernel import Argument, Blocks, Buffer, Launch, Lowered, Private
 from jitgrad.codegen.region import analyse
 from jitgrad.codegen.templates import lower_map
-from jitgrad.ir.graph import GraphBuilder
+from jitgrad.ir.graph import Graph, GraphBuilder
 from jitgrad.ir.op import REGISTRY
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu import conv, gemm, taps as conv_taps
@@ -58,15 +59,16 @@ class _Lowering:
     def lowered(self) -> Lowered:
         return Lowered(tuple(self.launches), tuple(self.scratch), tuple(self.private))
 
-    def add(self, source: str, items: int, *arguments: Argument) -> None:
-        self.launches.append(launch(source, items, *arguments))
+    def add(self, source: str, items: int, *arguments: Argument, blocks: Blocks | None = None) -> None:
+        self.launches.append(launch(source, items, *arguments, blocks=blocks))
 
     def add_work(self, source: str, work: taps.Work, *operands: Argument) -> None:
         """A launch whose threads have memory of their own. Launches follow each other, so they can have the same."""
         for k, elements in enumerate(work.private):
             nbytes = elements * self.type.dtype.itemsize
             self.private[k:k + 1] = [max(nbytes, *self.private[k:k + 1], 8)]
-        self.add(source, work.items, *operands, *[Private(k) for k in range(len(work.private))], self.core, *work.integers)
+        self.add(source, work.items, *operands, *[Private(k) for k in range(len(work.private))], self.core, *work.integers,
+                 blocks=work.blocks)
 
     def by_taps(self, usual: bool) -> bool:
         """Whether it is done tap by tap, or by an implicit product; `usual`: which is the usual way."""
@@ -110,7 +112,7 @@ class _Lowering:
                    "blocks": blocks, "columns_per_item": per_item, "channels_per_step": DEPTH_BLOCK // kernel,
                    "images": out[0], "images_per_item": images}
         self.add(conv.convolve_source(self.short), -(-out[0] // images) * self.groups * blocks, packed, source, result,
-                 self.core, *[numbers[name] for name in conv.ARGUMENTS])
+                 self.core, *[numbers[name] for name in conv.ARGUMENTS], blocks=result_blocks(numbers))
 
     def weight_gradient(self, steps: dict[str, int]) -> None:
         image, gradient = [volume(t.shape) for t in self.call.inputs]
@@ -121,15 +123,16 @@ class _Lowering:
             return
         rows, channels = gradient[1] // self.groups, image[1] // self.groups
         columns = channels * taps_of(steps)
-        packed, high, panels = self.pack(self.call.input(1), (image[0], self.groups), rows, gradient[3] * gradient[4])
         blocks = -(-columns // self.tile.columns)
         per_item = -(-image[0] // min(image[0], -(-ITEMS // (blocks * self.groups))))
         runs = -(-image[0] // per_item)
         numbers = {**steps, "channels": channels, "height": image[3], "width": image[4], "out_height": gradient[3],
-                   "out_width": gradient[4], "groups": self.groups, "rows": rows, "panel_rows": high, "panels": panels,
-                   "blocks": blocks, "images": image[0], "images_per_item": per_item}
+                   "out_width": gradient[4], "groups": self.groups, "rows": rows,
+                   "panel_rows": gemm.panel_height(rows, self.tile), "blocks": blocks, "images": image[0],
+                   "images_per_item": per_item}
         self.sum_up(runs, lambda partial: self.add(
-            conv.weight_source(self.short), runs * self.groups * blocks, packed, self.call.input(0), partial, self.core,
+            conv.weight_source(self.short), runs * self.groups * blocks, self.call.input(1), self.call.input(0), partial,
+            self.core,
             *[numbers[name] for name in conv.WEIGHT_ARGUMENTS]))
 
     def sum_up(self, runs: int, make: Callable[[Buffer], None]) -> None:
@@ -181,6 +184,18 @@ class _Lowering:
         region.outputs = [(v, index, place) for v, index, _ in region.outputs]
         self.launches += lower_map(region)
         return place
+
+
+def result_blocks(numbers: dict[str, int]) -> Blocks:
+    """What an item of `conv.convolve` makes of the result, [images, groups * rows, out_height, out_width]."""
+    names = ("rows", "groups", "blocks", "columns_per_item", "images", "images_per_item", "out_height", "out_width")
+    return Blocks({name: numbers[name] for name in names}, (
+        ("first_batch", "item // (blocks * groups) * images_per_item"),
+        ("last_batch", "min(first_batch + images_per_item, images)"),
+        ("first_row", "item // blocks % groups * rows"),
+        ("last_row", "first_row + rows"),
+        ("first_column", "item % blocks * columns_per_item"),
+        ("last_column", "min(first_column + columns_per_item, out_height * out_width)")), (1, 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +287,32 @@ def by_maps(call: Call, kernel: tuple[int, ...], channels: int, rows: int) -> bo
     if not winograd.suits(channels, rows):
         ways = dict(sorted(ways.items(), key=lambda way: way[1]))
     return Choice(ALGORITHM, ways).take()
+
+
+def lower_convolution(body: Graph, shared: Shared = ()) -> Lowered | None:
+    """The launches of a region around a convolution, or its gradient in the image; None when that has no kernel. No output
+    may share the memory of an operand of it."""
+    if any(v.type.size == 0 for v in body.outputs):
+        return Lowered(())
+    (node,) = [n for n in body.nodes if n.op.epilogue]
+    lowered = LIBRARY[node.op.name](Call(tuple([v.type for v in node.inputs]), (node.output.type,), node.attrs, {}))
+    return _Region(body, dict(shared), alone=lowered).lower() if lowered else None
+
+
+@dataclass
+class _Region(WithEpilogue):
+    """A convolution with what follows it. `alone`: the convolution's own launches."""
+
+    alone: Lowered = field(default_factory=lambda: Lowered(()))
+
+    def make(self, target: Buffer) -> Launch:
+        self.private = self.alone.private
+        memory = [Buffer(self.body.inputs.index(v)) for v in self.node.inputs]
+        memory += [target, *[self.new_scratch(nbytes) for nbytes in self.alone.scratch]]
+        moved = [replace(made, arguments=tuple([memory[a.index] if isinstance(a, Buffer) else a for a in made.arguments]))
+                 for made in self.alone.launches]
+        self.launches += moved[:-1]
+        return moved[-1]
 
 
 @lowers("convolution")

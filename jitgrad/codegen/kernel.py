@@ -16,6 +16,7 @@ kernel knows. Then what lowering hands to the pipeline: `Launch`es (text and arg
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Union
 
@@ -116,14 +117,27 @@ class Function:
 Argument = Buffer | Private | Function | int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Blocks:
+    """Which block of its result an item of a launch makes. The dimensions of the result fall into those of batch, rows and
+    columns: they end at `cuts`. `locate` are assignments over `item` and the names of `sizes`; the last ones give
+    ``first_row, last_row, first_column, last_column`` and either ``batch`` or ``first_batch, last_batch``."""
+
+    sizes: Mapping[str, int]
+    locate: tuple[tuple[str, str], ...]
+    cuts: tuple[int, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One entry of the tape: `items` work items of the kernel with this text. `arguments` become ``args[1:]``."""
+    """One entry of the tape: `items` work items of the kernel with this text. `arguments` become ``args[1:]``. `blocks`, if
+    known: what the items of the launch that makes a node's result are, for what follows it in the same kernel."""
 
     name: str
     source: str
     items: int
     arguments: tuple[Argument, ...]
+    blocks: Blocks | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

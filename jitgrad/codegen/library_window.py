@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from jitgrad.codegen.call import Call, launch, lowers
 from jitgrad.codegen.kernel import Lowered
+from jitgrad.dtypes import float32, float64
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu import pooling
 
@@ -45,9 +46,8 @@ def sides(call: Call) -> tuple[Triple, Triple]:
 def lower_max_pool(call: Call) -> Lowered:
     (x,), (out, _) = call.inputs, call.outputs
     kernel, stride, dilation = (triple(call.attrs[name], 1) for name in ("kernel", "stride", "dilation"))
-    source = pooling.source("max_pool", x.dtype.short)
-    if math.prod(kernel) <= pooling.WRITTEN_OUT:
-        source = pooling.windows_source(x.dtype.short, kernel, stride, dilation)
+    vectors = x.dtype in (float32, float64) and math.prod(x.shape[2:]) < 1 << 31
+    source = pooling.source("max_pool_rows" if vectors else "max_pool", x.dtype.short)
     return Lowered((launch(source, rows(out), call.input(0), call.output(0), call.output(1), *volume(x), *volume(out),
                            *kernel, *stride, *sides(call)[0], *dilation),))
 

@@ -7,7 +7,7 @@
     column   reductions along the outer loops: partial sums per block of rows, then their sum
     foreach  one body over the elements of many tensors (the op of that name)
     full     one result, or few: partial results per block, then their combination
-    matmul   one matrix product with what follows it, in a module of its own
+    matmul, convolution   a contraction with what follows it, in modules of their own
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jitgrad.codegen.convolution import lower_convolution
 from jitgrad.codegen.foreach import lower_foreach
 from jitgrad.codegen.kernel import Launch, Lowered
 from jitgrad.codegen.matmul import lower_matmul
@@ -27,21 +28,23 @@ from jitgrad.ir.types import TensorType
 
 
 def lower(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any], shared: tuple[tuple[int, int], ...],
-          where: Where) -> Lowered:
+          where: Where) -> Lowered | None:
     """The kernels of a region or foreach node. `shared` holds pairs (output, input) that are one memory."""
     if op.kind == "foreach":
         return lower_foreach(inputs, attrs, shared)
     return lower_body(attrs["body"], attrs["template"], shared)
 
 
-def lower_body(body: Graph, template: str, shared: tuple[tuple[int, int], ...] = ()) -> Lowered:
+def lower_body(body: Graph, template: str, shared: tuple[tuple[int, int], ...] = ()) -> Lowered | None:
     """The kernels of a region with this body."""
-    if template == "matmul":
-        return lower_matmul(body, shared)
+    if template in CONTRACTIONS:
+        return CONTRACTIONS[template](body, shared)
     region = analyse(body, shared)
     launches = TEMPLATES[template](region)
     return Lowered(tuple(launches), tuple(region.scratch))
 
 
+CONTRACTIONS: dict[str, Callable[[Graph, tuple[tuple[int, int], ...]], Lowered | None]] = {
+    "matmul": lower_matmul, "convolution": lower_convolution}
 TEMPLATES: dict[str, Callable[[Region], list[Launch]]] = {
     "map": lower_map, "row": lower_row, "column": lower_column, "full": lower_full}

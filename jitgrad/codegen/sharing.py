@@ -23,7 +23,7 @@ def shareable(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any]) 
     if op.kind != "region":
         return ()
     region = analyse(attrs["body"], ())
-    readers = _matmul_operands(region)
+    readers = _factors(region)
     return tuple([(k, i) for k in range(len(region.outputs)) for i, v in enumerate(region.body.inputs)
                   if v not in readers and _same_place(region, k, v)])
 
@@ -40,8 +40,8 @@ def _same_place(region: Region, output: int, value: Value) -> bool:
     return made.type == value.type and read is not None and region.axes.same(read, index)
 
 
-def _matmul_operands(region: Region) -> set[Value]:
-    """Inputs that a matmul reads: whole rows and columns, not one place."""
+def _factors(region: Region) -> set[Value]:
+    """Inputs that a contraction reads: whole rows and columns, not one place."""
     found: set[Value] = set()
     for node in reversed(region.body.nodes):
         if node.op.kind == "contraction" or (node.op.kind == "movement" and node.output in found):

@@ -57,16 +57,16 @@ def transposed(x: Any) -> Any:
 
 
 matmul: Op = register(Op(
-    "matmul", ("x", "y"), _infer_matmul, in_float32(np.matmul), "contraction",
+    "matmul", ("x", "y"), _infer_matmul, in_float32(np.matmul), "contraction", epilogue="matmul",
     vjp=(lambda g, y: ops.matmul(g, conjugate(transposed(y))), lambda g, x: ops.matmul(conjugate(transposed(x)), g)),
     doc="Matrix product of the last two dimensions; leading (batch) dimensions are equal."))
 
 int_matmul: Op = register(Op(
-    "int_matmul", ("x", "y"), _infer_int_matmul, _int_matmul, "contraction",
+    "int_matmul", ("x", "y"), _infer_int_matmul, _int_matmul, "contraction", epilogue="matmul",
     doc="Matrix product of the last two dimensions of int8, summed up in int32, which wraps around."))
 
 PRODUCTS = (matmul, int_matmul)
-"""The matrix products: what kernels with an epilogue are made of."""
+"""The matrix products."""
 
 # ---- convolution: x[N, C, *sizes], w[O, C / groups, *kernel] -> [N, O, *out] ------------------------------------
 
@@ -196,6 +196,7 @@ convolution: Op = register(Op(
          _input_grad(g, w, x_type.shape, stride, padding, dilation, groups),
          lambda g, x, w_type, stride, padding, dilation, groups:
          _weight_grad(x, g, w_type.shape, stride, padding, dilation, groups)),
+    epilogue="convolution",
     doc="Cross-correlation of x[N, C, *sizes] with w[O, C / groups, *kernel] over one, two or three dimensions, "
         "zero-padded: [N, O, *out]."))
 convolution_input_grad: Op = register(Op(
@@ -204,6 +205,7 @@ convolution_input_grad: Op = register(Op(
     vjp=(lambda g, w, stride, padding, dilation, groups: _forward(g, w, stride, padding, dilation, groups),
          lambda g, gradient, w_type, stride, padding, dilation, groups:
          _weight_grad(g, gradient, w_type.shape, stride, padding, dilation, groups)),
+    epilogue="convolution",
     doc="Gradient of convolution in x; also the transposed convolution of `gradient`."))
 convolution_weight_grad: Op = register(Op(
     "convolution_weight_grad", ("x", "gradient"), _infer_weight_grad, in_float32(_convolution_weight_grad),

@@ -289,10 +289,11 @@ def _share_of_extreme(g: Any, chosen: Any, other: Any, compare: Any) -> Any:
     return ops.where(compare(chosen, other), zeros_like(g), tie)
 
 
-maximum: Op = binary("maximum", np.maximum, categories="buif", commutative=True, doc="The larger one; nan if one is.",
+# Not commutative to the last bit: of 0.0 and -0.0, which are equal, one of the two operands is taken.
+maximum: Op = binary("maximum", np.maximum, categories="buif", doc="The larger one; nan if one is.",
                      vjp=(lambda g, x, y: _share_of_extreme(g, x, y, ops.lt),
                           lambda g, x, y: _share_of_extreme(g, y, x, ops.lt)))
-minimum: Op = binary("minimum", np.minimum, categories="buif", commutative=True, doc="The smaller one; nan if one is.",
+minimum: Op = binary("minimum", np.minimum, categories="buif", doc="The smaller one; nan if one is.",
                      vjp=(lambda g, x, y: _share_of_extreme(g, x, y, ops.gt),
                           lambda g, x, y: _share_of_extreme(g, y, x, ops.gt)))
 

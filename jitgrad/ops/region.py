@@ -26,4 +26,4 @@ def _evaluate(*xs: np.ndarray, body: Graph, template: str) -> tuple[np.ndarray, 
 
 region = register(Op(
     "region", ("xs",), _infer_region, _evaluate, "region", variadic=True, outputs=-1,
-    doc="The outputs of `body`, as one kernel of the form `template`: map, row, column, full or matmul."))
+    doc="The outputs of `body`, as one kernel of the form `template`, see `jitgrad.codegen.lower`."))

@@ -102,7 +102,7 @@ def _max_pool(x: np.ndarray, *, kernel: Ints, stride: Ints, padding: Padding, di
             inside = inside & (start + shift >= 0) & (start + shift < size)
             position = position * size + start + shift
         value = padded[place]
-        better = inside & ((index < 0) | (value > best) | ((value != value) & (best == best)))
+        better = inside & ((index < 0) | (value > best) | (value != value))
         np.copyto(best, value, where=better)
         np.copyto(index, position, where=better)
     return best, index

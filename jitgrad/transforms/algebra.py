@@ -231,6 +231,27 @@ def choose_by_negation(condition: Value, x: Value, y: Value) -> Result:
     return None if positive is None else ops.where(positive, y, x)
 
 
+@rule("where")
+def choose_before_pooling(condition: Value, x: Value, y: Value) -> Result:
+    """where(y > c, max_pool_grad(g, index), 0) -> max_pool_grad(where(o > c, g, 0), index), with o, index = max_pool(y), any
+    comparison, and its branches either way around: at the position that a window took its maximum from, y is that maximum.
+
+    This is the gradient of an activation before a pooling layer, done on what was pooled."""
+    kept, zero = (x, y) if is_constant(y, 0.0) else (y, x)
+    gradient, test = made_by(kept, "max_pool_grad"), made_by(condition, "gt", "ge", "lt", "le", "eq", "ne")
+    if gradient is None or test is None or not is_constant(zero, 0.0):
+        return None
+    pooled = made_by(gradient.inputs[1], "max_pool")
+    bound = constant_value(test.inputs[1])
+    if pooled is None or bound is None or pooled.inputs[0] is not test.inputs[0]:
+        return None
+    largest, incoming = pooled.outputs[0], gradient.inputs[0]
+    chosen = test.op(largest, rewriter().full(largest.type, bound))
+    nothing = full_like(incoming, 0.0)
+    few = ops.where(chosen, incoming, nothing) if kept is x else ops.where(chosen, nothing, incoming)
+    return ops.max_pool_grad(few, gradient.inputs[1], **gradient.attrs)
+
+
 # ---- casts ------------------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,8 @@
-"""Which elementwise nodes follow a matmul closely enough to be computed while its result is still in registers.
+"""Which elementwise nodes follow a contraction closely enough to be computed while its result is still in cache.
 
-A forward walk over the graph: a node is *claimed* by a matmul when it reads the matmul's result (through claimed nodes
-and reshapes) at the result's own shape, and nothing else that it reads depends on that matmul. Then a backward walk
+A contraction is a matrix product, a convolution or a convolution's gradient in its image. A forward walk over the graph: a
+node is *claimed* by a contraction when it reads the contraction's result (through claimed nodes and reshapes) at the
+result's own shape, and nothing else that it reads depends on that contraction. Then a backward walk
 gives up claims whose results no claimed node and nothing outside of elementwise arithmetic needs: what a backward pass
 recomputes from an activation belongs to the backward pass.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from jitgrad.dtypes import float32, float64
 from jitgrad.ir.graph import Graph, Node, Value
 from jitgrad.ops.contraction import PRODUCTS
 
@@ -23,25 +25,26 @@ def has_complex(node: Node) -> bool:
     return any(v.dtype.is_complex for v in (*node.inputs, *node.outputs))
 
 
-def is_fusable_matmul(node: Node) -> bool:
-    """True for matmuls that have a kernel with an epilogue."""
-    return node.op in PRODUCTS and not node.output.dtype.is_complex and all(
-        n > 0 for v in (*node.inputs, node.output) for n in v.shape)
+def is_contraction(node: Node) -> bool:
+    """True for contractions that have a kernel with an epilogue."""
+    if not node.op.epilogue or not all(n > 0 for v in (*node.inputs, node.output) for n in v.shape):
+        return False
+    return not node.output.dtype.is_complex if node.op in PRODUCTS else node.output.dtype in (float32, float64)
 
 
 @dataclass
 class Claims:
-    """`of`: the matmul's number for claimed nodes and for matmuls. `taint`: matmuls (as bits) that a value depends on
-    by a way that leaves their epilogues."""
+    """`of`: the contraction's number for claimed nodes and for contractions. `taint`: contractions (as bits) that a value
+    depends on by a way that leaves their epilogues."""
 
     of: dict[Node, int] = field(default_factory=dict)
     taint: dict[Value, int] = field(default_factory=dict)
 
 
 def claim_epilogues(graph: Graph) -> Claims:
-    """The claims of all matmuls of `graph`."""
+    """The claims of all contractions of `graph`."""
     claims = Claims()
-    holder: dict[Value, int] = {}                   # values in an epilogue, and the number of their matmul
+    holder: dict[Value, int] = {}                   # values in an epilogue, and the number of their contraction
     shapes: list[int] = []
     for node in graph.nodes:
         taint = 0
@@ -62,7 +65,7 @@ def claim_epilogues(graph: Graph) -> Claims:
 
 
 def _claim(node: Node, held: set[int], taint: int, sizes: list[int]) -> int | None:
-    if is_fusable_matmul(node):
+    if is_contraction(node):
         sizes.append(node.output.type.size)
         return len(sizes) - 1
     if node.op.name == "reshape" and held:

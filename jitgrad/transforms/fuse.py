@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from jitgrad.ir.axes import Index, is_plain, reduction_index, source_index
 from jitgrad.ir.graph import Graph, Node, Value
 from jitgrad.ops.region import region
-from jitgrad.transforms.epilogue import claim_epilogues, has_complex, is_elementwise, is_fusable_matmul
+from jitgrad.transforms.epilogue import claim_epilogues, has_complex, is_contraction, is_elementwise
 from jitgrad.transforms.foreach import lift_constants
 from jitgrad.transforms.groups import Group, Groups, Place
 from jitgrad.transforms.product import turn_products
@@ -69,8 +69,8 @@ class Fusion:
             self.visit_elementwise(node)
         elif node.op.kind == "reduction" and not has_complex(node):
             self.visit_reduction(node)
-        elif is_fusable_matmul(node):
-            self.visit_matmul(node)
+        elif is_contraction(node):
+            self.visit_contraction(node)
         else:
             self.stand_alone(node)
 
@@ -143,7 +143,7 @@ class Fusion:
         self.link(group, value)
 
     def may_hold(self, group: Group, node: Node, claim: int | None) -> bool:
-        """Epilogues of matmuls hold what they have claimed, and what does not depend on their matmul."""
+        """Epilogues hold what they have claimed, and what does not depend on their contraction."""
         if group.template == "single":
             return False
         if group.claim is None or group.claim == claim:
@@ -151,7 +151,7 @@ class Fusion:
         return claim is None and not self.claims.taint[node.output] >> group.claim & 1
 
     def may_repeat(self, group: Group, node: Node) -> bool:
-        """True when `group` may compute for itself what belongs to the epilogue of another matmul."""
+        """True when `group` may compute for itself what belongs to the epilogue of another contraction."""
         if group.template == "single":
             return False
         return group.claim is None or not self.claims.taint[node.output] >> group.claim & 1
@@ -160,12 +160,12 @@ class Fusion:
         """True when `group` can compute `node` in its loops."""
         indices = group.demands.of.get(node.output, [])
         if not indices:
-            return False                            # a factor of a matmul is read from memory
+            return False                            # a factor of a contraction is read from memory
         if (is_read_outside or node.op.kind == "source") and not all(map(is_plain, indices)):
             return False                            # elements are stored, and counted, in order
         if len(indices) > 1:
             return is_cheap(node) and not is_read_outside
-        if is_read_outside and group.template in ("column", "full", "matmul"):
+        if is_read_outside and group.template in ("column", "full", "matmul", "convolution"):
             return False                            # it may belong to the kernel that makes its operands
         place = group.place(indices[0])
         if place == group.space or (group.template == "row" and place == group.kept):
@@ -281,9 +281,9 @@ class Fusion:
         flat = axes.flat(index)
         return not flat or not new or flat[-1] in axes.resolve(new)
 
-    # ---- matmul
+    # ---- contractions
 
-    def visit_matmul(self, node: Node) -> None:
+    def visit_contraction(self, node: Node) -> None:
         value, claim = node.output, self.claims.of[node]
         readers = self.merge_readers(value)
         for group in readers:
@@ -293,19 +293,19 @@ class Fusion:
         else:
             group = self.seed("map", node, claim)
         self.link(group, value)
-        group.template = "matmul"
+        group.template = node.op.epilogue
         self.groups.place(node, group)
         for v in node.inputs:
-            self.read_matrix(group, v)
+            self.read_factor(group, v)
 
     def is_epilogue(self, group: Group, value: Value, claim: int) -> bool:
-        """True when `group` computes element by element from the product `value`."""
+        """True when `group` computes element by element from the contraction's result `value`."""
         index = group.demands.only(value) if group.claim == claim and group.template == "map" else None
         return index is not None and is_plain(index) and group.place(index) == group.space
 
-    def read_matrix(self, group: Group, value: Value) -> None:
-        """An operand of a matmul: permuted and broadcast by the kernel itself."""
-        node = self.producers.get(value)
+    def read_factor(self, group: Group, value: Value) -> None:
+        """An operand of a contraction. Those of a matmul are permuted and broadcast by the kernel itself."""
+        node = self.producers.get(value) if group.template == "matmul" else None
         while node is not None and node.op.name in ("permute", "broadcast_to"):
             group.nodes[node] = None
             value = node.inputs[0]
@@ -372,7 +372,7 @@ def _in_order(groups: Groups, position: dict[Node, int]) -> list[Group]:
 
 def _region_node(group: Group, groups: Groups, position: dict[Node, int], results: set[Value]) -> Node:
     members = sorted(group.nodes, key=position.__getitem__)
-    if group.template == "single":
+    if group.template == "single" or (group.template == "convolution" and len(members) == 1):
         return members[0]
     inside = {v for node in members for v in node.outputs}
     inputs = dict.fromkeys([v for node in members for v in node.inputs if v not in inside])

@@ -29,7 +29,7 @@ class Group:
     """`template` is that of the region, or "single" for a primitive that stays alone. `reduced`: its reduced loops.
     `made`: the values that this group is the place of; movement ops in between are copied into every group.
     `opaque`: moved values that this group has to read from memory.
-    `claim`: the number of the matmul whose epilogue this is. `taint`: matmuls that it depends on from outside."""
+    `claim`: the number of the contraction whose epilogue this is. `taint`: those that it depends on from outside."""
 
     number: int
     template: str

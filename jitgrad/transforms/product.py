@@ -11,7 +11,7 @@ from typing import Any
 from jitgrad import ops
 from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value, rebuild
 from jitgrad.ops.contraction import PRODUCTS
-from jitgrad.transforms.epilogue import is_fusable_matmul
+from jitgrad.transforms.epilogue import is_contraction
 
 
 def turn_products(graph: Graph) -> Graph:
@@ -42,7 +42,8 @@ def _turned_product(node: Node, producers: dict[Value, Node]) -> Value | None:
         return None
     n, maker = len(node.attrs["axes"]), producers.get(node.inputs[0])
     swap = (*range(n - 2), n - 1, n - 2)
-    return node.inputs[0] if maker and is_fusable_matmul(maker) and node.attrs["axes"] == swap else None
+    is_product = maker is not None and maker.op in PRODUCTS and is_contraction(maker)
+    return node.inputs[0] if is_product and node.attrs["axes"] == swap else None
 
 
 def _without_unread_products(graph: Graph) -> Graph:

@@ -39,8 +39,6 @@ def _texts(element: str) -> Iterator[str]:
         for name in family.KERNELS:
             yield family.source(name, element)
     halved = (1, 2, 2)
-    for kernel in (halved, (1, 3, 3)):
-        yield pooling.windows_source(element, kernel, halved, pooling.ONES)
     yield pooling.mean_windows_source(element, halved, halved)
     yield pooling.mean_gradient_source(element, halved, halved)
     yield random.source("random_bits")

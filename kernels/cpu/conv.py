@@ -27,8 +27,8 @@ ARGUMENTS = (*GEOMETRY, "groups", "rows", "panel_rows", "panels", "blocks", "col
              "images", "images_per_item")
 """The integers of `convolve`; before them: packed weights, image, result, the core."""
 
-WEIGHT_ARGUMENTS = (*GEOMETRY, "groups", "rows", "panel_rows", "panels", "blocks", "images", "images_per_item")
-"""The integers of `convolve_weight`; before them: packed gradient, image, partial results, the core."""
+WEIGHT_ARGUMENTS = (*GEOMETRY, "groups", "rows", "panel_rows", "blocks", "images", "images_per_item")
+"""The integers of `convolve_weight`; before them: gradient, image, partial results, the core."""
 
 # Which of a run of positions, in one row of the result, meet the image at the tap's column: those from `low` to `high`,
 # the first of them in column `source` of the image. Then the tap's row: nothing there ends the run at `low`.
@@ -122,8 +122,8 @@ def convolve_weight_{short}(args, begin, end, thread):
                         transpose_tile({lanes}, lines, k * {depth} + d, {depth}, panel, d * {columns} + k, {columns},
                                        {lanes})
                 multiply_block(args, 4, rows, end_column - column, last - first, last - first, panel_rows,
-                               a, ((image * groups + group) * panels * positions + first) * {packed},
-                               {packed} * positions, 1, {packed}, panel, 0, 0, {columns},
+                               a, (image * groups + group) * rows * positions + first, panel_rows * positions,
+                               positions, 1, panel, 0, 0, {columns},
                                o, part * rows * columns + column, columns, image - first_image + first)
 """
 

@@ -15,11 +15,11 @@ from jitgrad.kernels.cpu.math import maximum, minimum, select
 from jitgrad.kernels.cpu.scalar import f32 as T
 from jitgrad.kernels.cpu.standins import fail, i64, load, pointer, store
 from jitgrad.kernels.cpu.template import text
+from jitgrad.kernels.cpu.tile import largest_run
 
 WRITTEN_OUT = 27                                # taps of a window up to which it has a kernel of its own
 
 Triple = tuple[int, int, int]
-ONES: Triple = (1, 1, 1)
 
 
 def source(kernel: str, element: str) -> str:
@@ -32,9 +32,8 @@ def source(kernel: str, element: str) -> str:
 _ROWS = """\
 def {name}(args, begin, end, thread):
     {pointers}
-    depth, height, width = args[{sizes}], args[{sizes} + 1], args[{sizes} + 2]
-    layers, rows, columns = args[{sizes} + 3], args[{sizes} + 4], args[{sizes} + 5]
-    front, top, left = args[{sizes} + 12], args[{sizes} + 13], args[{sizes} + 14]
+    depth, height, width, layers, rows, columns = args[3], args[4], args[5], args[6], args[7], args[8]
+    front, top, left = args[15], args[16], args[17]
 {before}
     opening, closing = begin * {per_item}, end * {per_item}
     line = opening // rows
@@ -68,29 +67,6 @@ def {name}(args, begin, end, thread):
 _INSIDE = """\
             for c in range(first, after):
                 place = corner + c * {across}
-"""
-_LARGEST = """\
-                best = {T}(0)
-                at = i64(-1)
-                for tap in range({count}):
-                    w = layer + tap // {area} * {behind}
-                    y = row + tap // {wide} % {tall} * {apart}
-                    z = c * {across} - left + tap % {wide} * {beside}
-                    if w >= 0 and w < depth and y >= 0 and y < height and z >= 0 and z < width:
-                        place = (w * height + y) * width + z
-                        value = load(x, plane + place, 0, 3)
-                        better = (at < 0) | (value > best) | (value != value)
-                        best = select(better, value, best)
-                        at = select(better, i64(place), at)
-                store(o, out + c, best, 1, 3)
-                store(index, out + c, at, 2, 3)
-"""
-_LARGEST_TAP = """\
-                place_{k} = place + {distance}
-                value_{k} = load(x, place_{k}, 0, 3)
-                better_{k} = (value_{k} > best) | (value_{k} != value_{k})
-                best = select(better_{k}, value_{k}, best)
-                at = select(better_{k}, i64(place_{k}), at)
 """
 _BOUNDS = """\
                 column = c * {across} - left
@@ -130,58 +106,75 @@ _ZEROS = """\
 """
 
 
-def windows_source(element: str, kernel: Triple, stride: Triple, dilation: Triple) -> str:
-    """`max_pool`, with the same arguments, for windows of this form and of at most `WRITTEN_OUT` taps."""
-    inside = _INSIDE + "                at = i64(place)\n                best = load(x, place, 0, 3)\n"
-    inside += "".join(_LARGEST_TAP.format(k=k, distance=d) for k, d in enumerate(_distances(kernel, dilation)) if k)
-    inside += "                store(o, out + c, best, 1, 3)\n                store(index, out + c, at - plane, 2, 3)\n"
-    pointers = "x, o, index = pointer(args, 1, {T}), pointer(args, 2, {T}), pointer(args, 3, i64)"
-    return _rows_source("max_pool", element, (kernel, stride, dilation), inside, _LARGEST, pointers=pointers, sizes=4)
-
-
 def mean_windows_source(element: str, kernel: Triple, stride: Triple) -> str:
     """`avg_pool`, with the same arguments, for windows of this form and of at most `WRITTEN_OUT` taps."""
     inside = _INSIDE + "                total = load(x, place, 0, 2)\n"
-    for k, distance in enumerate(_distances(kernel, ONES)):
+    for k, distance in enumerate(_distances(kernel)):
         if k:
             inside += (f"                value_{k} = load(x, place + {distance}, 0, 2)\n"
                        f"                total = {{T}}(total + value_{k})\n")
     inside += "                store(o, out + c, {T}(total / {T}(whole)), 1, 2)\n"
     pointers = "x, o = pointer(args, 1, {T}), pointer(args, 2, {T})"
-    return _rows_source("avg_pool", element, (kernel, stride, ONES), inside, _MEAN, pointers=pointers, before=_WHOLE)
+    return _rows_source("avg_pool", element, kernel, stride, inside, _MEAN, pointers=pointers, before=_WHOLE)
 
 
 def mean_gradient_source(element: str, kernel: Triple, stride: Triple) -> str:
     """`avg_pool_grad`, with the same arguments, for windows of this form and of at most `WRITTEN_OUT` taps."""
     inside = _INSIDE + "                share = {T}(load(g, out + c, 0, 2) / {T}(whole))\n"
-    for distance in _distances(kernel, ONES):
+    for distance in _distances(kernel):
         inside += (f"                store(o, place + {distance}, {{T}}(load(o, place + {distance}, 1, 2) + share), 1, 2)\n")
     pointers = "g, o = pointer(args, 1, {T}), pointer(args, 2, {T})"
-    return _rows_source("avg_pool_grad", element, (kernel, stride, ONES), inside, _SHARES, pointers=pointers,
+    return _rows_source("avg_pool_grad", element, kernel, stride, inside, _SHARES, pointers=pointers,
                         before=_WHOLE + "\n" + _ZEROS, per_item="layers * rows")
 
 
-def _rows_source(name: str, element: str, form: tuple[Triple, Triple, Triple], inside: str, outside: str, *,
-                 pointers: str, before: str = "", sizes: int = 3, per_item: str = "1") -> str:
-    """`sizes` is the first argument after the pointers; `before` what comes before the rows, of which an item has
-    `per_item`."""
-    kernel, stride, dilation = form
-    last = [(k - 1) * d for k, d in zip(kernel, dilation)]
-    numbers: dict[str, Any] = dict(zip(
-        ("deep", "tall", "wide", "onward", "down", "across", "behind", "apart", "beside", "last_layer", "last_row",
-         "last_column"), (*kernel, *stride, *dilation, *last)))
-    numbers.update(T=element, count=math.prod(kernel), area=kernel[1] * kernel[2], sizes=sizes, per_item=per_item)
+def _rows_source(name: str, element: str, kernel: Triple, stride: Triple, inside: str, outside: str, *,
+                 pointers: str, before: str, per_item: str = "1") -> str:
+    """`before` is what comes before the rows, of which an item has `per_item`."""
+    numbers: dict[str, Any] = dict(zip(("deep", "tall", "wide", "onward", "down", "across"), (*kernel, *stride)))
+    numbers.update(T=element, count=math.prod(kernel), per_item=per_item)
+    numbers.update({f"last_{part}": k - 1 for part, k in zip(("layer", "row", "column"), kernel)})
     parts = {"pointers": pointers, "inside": inside, "outside": outside, "before": before}
     numbers.update({part: spelling.format(**numbers).rstrip() for part, spelling in parts.items()})
-    spelled = "_".join("x".join(map(str, triple)) for triple in form)
+    spelled = "_".join("x".join(map(str, triple)) for triple in (kernel, stride))
     return _ROWS.format(name=f"{name}_{spelled}_{element}", **numbers)
 
 
-def _distances(kernel: Triple, dilation: Triple) -> list[str]:
+def _distances(kernel: Triple) -> list[str]:
     """How far each element of a window is from its corner, as text."""
-    offsets = [[i * d for i, d in zip(tap, dilation)] for tap in itertools.product(*map(range, kernel))]
-    return [" + ".join(f"{number}{unit}" for number, unit in zip(offset, (" * height * width", " * width", "")) if number)
-            or "0" for offset in offsets]
+    return [" + ".join(f"{number}{unit}" for number, unit in zip(tap, (" * height * width", " * width", "")) if number)
+            or "0" for tap in itertools.product(*map(range, kernel))]
+
+
+def max_pool_rows(args, begin, end, thread):
+    """`max_pool`, with the same arguments, for float32 and float64 and planes of less than 2**31 elements."""
+    x, o, index = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, i64)
+    depth, height, width, layers, rows, columns = args[4], args[5], args[6], args[7], args[8], args[9]
+    deep, tall, wide, onward, down, across = args[10], args[11], args[12], args[13], args[14], args[15]
+    front, top, left, behind, apart, beside = args[16], args[17], args[18], args[19], args[20], args[21]
+    line = begin // rows
+    number, at_layer, at_row = line // layers, line % layers, begin - line * rows
+    for item in range(begin, end):
+        plane = number * depth * height * width
+        layer, row = at_layer * onward - front, at_row * down - top
+        first_layer, last_layer, first_row, last_row = i64(0), i64(deep), i64(0), i64(tall)
+        if layer < 0 or layer + (deep - 1) * behind >= depth:                   # divisions take time
+            first_layer = maximum(i64(-(layer // behind)), i64(0))
+            last_layer = minimum(i64((depth - 1 - layer) // behind + 1), deep)
+        if row < 0 or row + (tall - 1) * apart >= height:
+            first_row = maximum(i64(-(row // apart)), i64(0))
+            last_row = minimum(i64((height - 1 - row) // apart + 1), tall)
+        corner = (layer + first_layer * behind) * height + row + first_row * apart
+        largest_run(columns, across, last_layer - first_layer, behind * height * width, last_row - first_row, apart * width,
+                    wide, beside, left, left + width, x, plane + corner * width - left, plane, o, item * columns,
+                    index, item * columns)
+        at_row += 1
+        if at_row == rows:
+            at_row = i64(0)
+            at_layer += 1
+            if at_layer == layers:
+                at_layer = i64(0)
+                number += 1
 
 
 def max_pool(args, begin, end, thread):
@@ -322,4 +315,4 @@ def avg_pool_grad(args, begin, end, thread):
                 at_layer += 1
 
 
-KERNELS = {k.__name__: k for k in (max_pool, max_pool_grad, max_pool_gather, avg_pool, avg_pool_grad)}
+KERNELS = {k.__name__: k for k in (max_pool, max_pool_rows, max_pool_grad, max_pool_gather, avg_pool, avg_pool_grad)}

@@ -9,6 +9,7 @@ in elements. Goto and van de Geijn, "Anatomy of High-Performance Matrix Multipli
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -124,6 +125,26 @@ def gather_run(count: int, low: int, high: int, x: Pointer, x_offset: int, x_ste
         o[o_offset + r] = x[x_offset + (r - low) * x_step] if inside else o.memory.dtype.type(0)
 
 
+def largest_run(count: int, across: int, deep: int, deep_step: int, tall: int, tall_step: int, wide: int, wide_step: int,
+                low: int, high: int, x: Pointer, x_offset: int, origin: int, o: Pointer, o_offset: int, index: Pointer,
+                index_offset: int) -> None:
+    """The maxima of `count` windows side by side to ``o[o_offset + r]``, and their places less `origin` to
+    ``index[index_offset + r]``.
+
+    Window r has the elements ``x[x_offset + r * across + i * deep_step + j * tall_step + k * wide_step]`` for i < deep,
+    j < tall, k < wide, of those with low <= r * across + k * wide_step < high: of equal ones the first is taken, and of NaNs
+    the last. The place is -1 where a window has none. `high` is below 2**31, and so are places."""
+    for r in range(count):
+        best, at = o.memory.dtype.type(-np.inf), -1
+        for i, j, k in itertools.product(range(deep), range(tall), range(wide)):
+            column = r * across + k * wide_step
+            place = x_offset + column + i * deep_step + j * tall_step
+            if low <= column < high and (at < 0 or x[place] > best or x[place] != x[place]):
+                best, at = x[place], place - origin
+        o[o_offset + r] = best
+        index[index_offset + r] = at
+
+
 def invoke(args: Any, place: int, begin: int, end: int, thread: int) -> None:
     """Run items begin … end of the kernel whose address is ``args[place]`` (in the plain form: the function itself);
     its own arguments are those that follow."""
@@ -157,4 +178,4 @@ def core_block(rows: Any, columns: Any, depth: Any, depth_block: Any, panel_rows
 
 
 NAMES: dict[str, Callable[..., Any]] = {**tile_transform.NAMES, **{f.__name__: f for f in (
-    multiply_tile, transpose_tile, transpose_block, gather_run, invoke, make_panel, multiply_block)}}
+    multiply_tile, transpose_tile, transpose_block, gather_run, largest_run, invoke, make_panel, multiply_block)}}

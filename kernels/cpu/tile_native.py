@@ -262,6 +262,93 @@ def _emit_gather_run(context: Any, builder: ir.IRBuilder, signature: Any, values
     return context.get_dummy_value()
 
 
+# --- the largest elements of windows ----------------------------------------------------------------------------------
+
+
+def _emit_largest_run(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    element = context.get_value_type(signature.args[10].dtype)
+    lanes, size = tile.tile_for(element_bytes(element)).lanes, _constant(element_bytes(element))
+    vector, places = ir.VectorType(element, lanes), ir.VectorType(I32, lanes)
+    (count, across, deep, deep_step, tall, tall_step, wide, wide_step, low, high, x, x_offset, origin, o, o_offset, index,
+     index_offset) = _integers(context, builder, signature, values)
+    numbered = ir.Constant(places, list(range(lanes)))
+    across_32 = builder.trunc(across, I32)
+    load, store = _masked_load(builder.module, vector), _masked_store(builder.module, vector)
+    store_places = _declare(builder.module, f"llvm.masked.store.v{lanes}i64.p0", ir.VoidType(),
+                            [ir.VectorType(I64, lanes), POINTER, I32, ir.VectorType(I1, lanes)])
+    gather = _declare(builder.module, f"llvm.masked.gather.{_suffix(element, lanes)}.v{lanes}p0", vector,
+                      [ir.VectorType(POINTER, lanes), I32, ir.VectorType(I1, lanes), vector])
+    alignment, nothing = ir.Constant(I32, size.constant), ir.Constant(vector, None)
+    close, pairs = builder.icmp_signed("==", across, _constant(1)), builder.icmp_signed("==", across, _constant(2))
+    with builder.goto_entry_block():
+        best, at = builder.alloca(vector), builder.alloca(places)
+    spaced = builder.mul(numbered, splat(builder, across_32, lanes))
+
+    def within(first: ir.Value, steps: ir.Value, stop: ir.Value) -> ir.Value:
+        """Which of the columns first + steps are from `low` on and before `stop`."""
+        beyond = builder.add(splat(builder, builder.trunc(builder.sub(first, low), I32), lanes), steps)
+        return builder.icmp_unsigned("<", beyond, splat(builder, builder.trunc(builder.sub(stop, low), I32), lanes))
+
+    def address(base: ir.Value, offset: ir.Value) -> ir.Value:
+        return builder.bitcast(builder.gep(base, [offset]), POINTER)
+
+    with cgutils.for_range_slice(builder, _constant(0), count, _constant(lanes), intp=I64) as (start, _):
+        builder.store(ir.Constant(vector, [float("-inf")] * lanes), best)
+        builder.store(ir.Constant(places, [-1] * lanes), at)
+        with (cgutils.for_range(builder, deep, intp=I64) as i, cgutils.for_range(builder, tall, intp=I64) as j,
+              cgutils.for_range(builder, wide, intp=I64) as k):
+            shift = builder.mul(k.index, wide_step)
+            column = builder.add(builder.mul(start, across), shift)
+            end = builder.add(builder.add(builder.mul(builder.sub(count, _constant(1)), across), shift), _constant(1))
+            stop = builder.select(builder.icmp_signed("<", end, high), end, high)
+            stop = builder.select(builder.icmp_signed("<", stop, low), low, stop)
+            line = builder.add(builder.mul(i.index, deep_step), builder.mul(j.index, tall_step))
+            place = builder.add(builder.add(x_offset, line), column)
+            inside = within(column, spaced, stop)
+            with builder.if_else(close) as (then, otherwise):
+                with then:
+                    beside = builder.call(load, [address(x, place), alignment, inside, nothing])
+                    from_close = builder.block
+                with otherwise:
+                    with builder.if_else(pairs) as (two, more):
+                        with two:
+                            halves = []
+                            for half in (0, lanes):
+                                first = builder.add(column, _constant(half))
+                                halves.append(builder.call(load, [address(x, builder.add(place, _constant(half))), alignment,
+                                                                  within(first, numbered, stop), nothing]))
+                            even = ir.Constant(places, list(range(0, 2 * lanes, 2)))
+                            every_second = builder.shuffle_vector(*halves, even)
+                            from_two = builder.block
+                        with more:
+                            steps = builder.mul(builder.zext(spaced, ir.VectorType(I64, lanes)), splat(builder, size, lanes))
+                            base = splat(builder, builder.ptrtoint(address(x, place), I64), lanes)
+                            lines = builder.inttoptr(builder.add(base, steps), ir.VectorType(POINTER, lanes))
+                            far = builder.call(gather, [lines, alignment, inside, nothing])
+                            from_more = builder.block
+                    apart = builder.phi(vector)
+                    apart.add_incoming(every_second, from_two)
+                    apart.add_incoming(far, from_more)
+                    from_apart = builder.block
+            value = builder.phi(vector)
+            value.add_incoming(beside, from_close)
+            value.add_incoming(apart, from_apart)
+            old, older = builder.load(best), builder.load(at)
+            better = builder.or_(builder.fcmp_ordered(">", value, old), builder.fcmp_unordered("uno", value, value))
+            better = builder.or_(better, builder.icmp_signed("<", older, ir.Constant(places, [0] * lanes)))
+            better = builder.and_(better, inside)
+            here = builder.add(splat(builder, builder.trunc(builder.sub(place, origin), I32), lanes), spaced)
+            builder.store(builder.select(better, value, old), best)
+            builder.store(builder.select(better, here, older), at)
+        left = splat(builder, builder.trunc(builder.sub(count, start), I32), lanes)
+        wanted = builder.icmp_signed("<", numbered, left)
+        builder.call(store, [builder.load(best), address(o, builder.add(o_offset, start)), alignment, wanted])
+        wide_places = builder.sext(builder.load(at), ir.VectorType(I64, lanes))
+        builder.call(store_places, [wide_places, address(index, builder.add(index_offset, start)), ir.Constant(I32, 8),
+                                    wanted])
+    return context.get_dummy_value()
+
+
 # --- products of narrow numbers ---------------------------------------------------------------------------------------
 
 
@@ -339,6 +426,7 @@ _teach(tile.multiply_tile, _emit_multiply)
 _teach(tile.transpose_tile, _emit_transpose)
 _teach(tile.transpose_block, _emit_transpose_block)
 _teach(tile.gather_run, _emit_gather_run)
+_teach(tile.largest_run, _emit_largest_run)
 for _name, _function in tile_transform.NAMES.items():
     _teach(_function, _transform(_name))
 _teach(tile.invoke, _emit_invoke)

@@ -1,0 +1,178 @@
+"""Elementwise ops that follow a product or a convolution, computed over each block of the result while it is in cache.
+
+A region with such a contraction in it is lowered around a launch that makes the contraction's result and says what its
+items make of it (`kernel.Blocks`). With something behind the contraction that launch becomes a generated kernel: it calls
+the compiled one for an item, then runs the elementwise part over the block that it made. Or what follows is a kernel of its
+own behind it: where blocks are not known, or where that was measured to be faster.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from jitgrad.codegen.choice import Choice
+from jitgrad.codegen.emit_cpu import emit
+from jitgrad.codegen.kernel import Blocks, Buffer, Function, Launch, Let, Loop, Lowered
+from jitgrad.codegen.region import Place, Region, accesses, analyse, collapse
+from jitgrad.codegen.templates import kernel_name, lower_map
+from jitgrad.codegen.writer import Axis, Writer, compute_dtype
+from jitgrad.dtypes import DType
+from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value, run_node
+
+Shared = Sequence[tuple[int, int]]
+WORTH_ASKING = 1 << 13                          # elements of a result from which a kernel of its own can be measured
+
+
+@dataclass
+class WithEpilogue(ABC):
+    """One region on its way: what has been launched so far, and the memory that it needs."""
+
+    body: Graph
+    shared: dict[int, int]
+    launches: list[Launch] = field(default_factory=list)
+    scratch: list[int] = field(default_factory=list)
+    private: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.producers = self.body.producers()
+        (self.node,) = [n for n in self.body.nodes if n.op.epilogue]
+        self.product = self.node.output
+        self.dtype = compute_dtype(self.product.dtype)
+
+    @abstractmethod
+    def make(self, target: Buffer) -> Launch:
+        """What makes the contraction's result in `target`; whatever has to come before it goes into `launches`."""
+
+    def lower(self) -> Lowered:
+        epilogue = split_epilogue(self.body, self.node)
+        product = epilogue.inputs[0]
+        region = analyse(epilogue, [])
+        region.buffers = {v: Buffer(k) for k, v in enumerate(epilogue.inputs[1:])}
+        region.outputs = [(v, index, self.output_buffer(k)) for k, (v, index, _) in enumerate(region.outputs)]
+        region.buffers[product] = target = self.target(region, product)
+        made = self.make(target)
+        if is_bare(region, product, target):
+            self.launches.append(made)
+        elif made.blocks is None or self.stands_apart():
+            self.launches += [made, *lower_map(region)]
+        else:
+            self.launches.append(Epilogue(self.node.op.name, region, product, target, self.dtype, made).launch())
+        return Lowered(tuple(self.launches), tuple(self.scratch), self.private)
+
+    def stands_apart(self) -> bool:
+        """Whether what follows is a kernel of its own, for a machine whose caches hold the result between the two."""
+        if self.product.dtype is not self.dtype or self.product.type.size < WORTH_ASKING:
+            return False
+        return Choice("what follows", {"in the same kernel": False, "in a kernel of its own": True}).take()
+
+    def output_buffer(self, k: int) -> Buffer:
+        return Buffer(self.shared.get(k, len(self.body.inputs) + k))
+
+    def new_scratch(self, nbytes: int) -> Buffer:
+        self.scratch.append(max(nbytes, 8))
+        return Buffer(len(self.body.inputs) + len(self.body.outputs) + len(self.scratch) - 1)
+
+    def target(self, region: Region, product: Value) -> Buffer:
+        """Where blocks of the result are made: an output that holds the same elements in the same places and type, if
+        there is one, so that no memory is needed beside it."""
+        place = region.axes.flat(region.index_of(product))
+        for k, (v, index, buffer) in enumerate(region.outputs):
+            if k not in self.shared and v.dtype is self.dtype and v.type.size == product.type.size and (
+                    region.axes.flat(index) == place):
+                return buffer
+        return self.new_scratch(product.type.size * self.dtype.itemsize)
+
+
+def is_bare(region: Region, product: Value, target: Buffer) -> bool:
+    """True when the contraction itself is all that is wanted."""
+    return [(v, buffer) for v, _, buffer in region.outputs] == [(product, target)]
+
+
+# --- the graph around the contraction -------------------------------------------------------------------------------
+
+
+def restrict(body: Graph, outputs: Sequence[Value]) -> Graph:
+    """The nodes that `outputs` need, over the same inputs."""
+    wanted, producers, stack = set[Node](), body.producers(), list(outputs)
+    while stack:
+        node = producers.get(stack.pop())
+        if node is not None and node not in wanted:
+            wanted.add(node)
+            stack.extend(node.inputs)
+    return body.replace(nodes=tuple(n for n in body.nodes if n in wanted), outputs=tuple(outputs))
+
+
+def split_epilogue(body: Graph, node: Node) -> Graph:
+    """What follows the contraction: a graph whose first input is its result, then the inputs of the body."""
+    builder = GraphBuilder(body.name)
+    environment = {v: builder.input(v.type) for v in (node.output, *body.inputs)}
+    with builder:
+        for n in restrict(body.replace(nodes=tuple(k for k in body.nodes if k is not node)), body.outputs).nodes:
+            builder.where = n.where
+            run_node(n, environment)
+    return builder.build([environment[v] for v in body.outputs])
+
+
+# --- the kernel around the compiled one ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Epilogue:
+    """The generated kernel: per item one call of the compiled one, then the loops over the block that it made."""
+
+    op: str
+    region: Region
+    product: Value
+    target: Buffer
+    dtype: DType
+    made: Launch
+
+    def launch(self) -> Launch:
+        """The compiled kernel's address and its arguments stand behind the generated kernel's own."""
+        writer, blocks = self.region.writer(), self.made.blocks
+        assert blocks is not None
+        writer.operand(self.target, self.dtype, str(self.product.type.with_dtype(self.dtype)))
+        for name, size in blocks.sizes.items():
+            writer.size(name, size)
+        writer.open("item", "begin", "end")
+        writer.filled_at[self.target] = len(writer.levels) - 1
+        call = len(writer.levels[-1].body)
+        writer.let("_", "")
+        for name, expression in blocks.locate:
+            writer.let(name, expression)
+        self.open_loops(writer, blocks)
+        for value, index, buffer in self.region.outputs:
+            if buffer != self.target or value is not self.product:
+                writer.store(buffer, value.type, index, writer.evaluate(value, index))
+        writer.flush()
+        name = f"{self.op}_{kernel_name(self.region.body).removeprefix('fused_')}"
+        kernel, arguments = writer.kernel(name)
+        (items,) = [s for s in kernel.body if isinstance(s, Loop)]
+        place = len(arguments) + 1
+        items.body[call] = Let("_", None, f"invoke(args, {place}, item, item + 1, thread)")
+        block = (Function(self.made.name, self.made.source), *self.made.arguments)
+        return Launch(name, emit(kernel), self.made.items, (*arguments, *block))
+
+    def open_loops(self, writer: Writer, blocks: Blocks) -> None:
+        """Batch, row and column give the variables of all loops of the region."""
+        axes, index, (rows, columns) = self.region.axes, self.region.index_of(self.product), blocks.cuts
+        located = {name for name, _ in blocks.locate}
+        for name, part in (("batch", index[:rows]), ("row", index[rows:columns]), ("column", index[columns:])):
+            if name not in located:
+                writer.open(name, f"first_{name}", f"last_{name}")
+            self.spread(writer, name, axes.flat(part))
+
+    def spread(self, writer: Writer, name: str, atoms: Place) -> None:
+        """The variables of the loops `atoms`, from their common number `name`."""
+        groups = collapse(atoms, accesses(self.region))
+        if len(groups) == 1:
+            writer.know(writer.axis(groups[0], name))
+            return
+        rest = name
+        for k, group in reversed(list(enumerate(groups))):
+            axis: Axis = writer.axis(group, f"{name}_{k}")
+            writer.let(axis.name, f"{rest} % {axis.size}" if k else rest)
+            writer.know(axis)
+            rest = f"{rest} // {axis.size}"
