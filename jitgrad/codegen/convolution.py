@@ -81,11 +81,10 @@ class _Lowering:
         self.scratch.append(max(elements, 1) * self.type.dtype.itemsize)
         return self.call.scratch(len(self.scratch) - 1)
 
-    def pack(self, operand: Buffer, batch: tuple[int, ...], rows: int, depth: int, high: int = 0,
-             wide: int = 0) -> tuple[Buffer, int, int]:
-        """Panels of the contiguous [*batch, rows, depth], `high` rows each, `wide` elements from step to step, or as the
-        left operand has them; the height of a panel and the number of them."""
-        high, wide = high or gemm.panel_height(rows, self.tile), wide or self.tile.packed_rows
+    def pack(self, operand: Buffer, batch: tuple[int, ...], rows: int, depth: int) -> tuple[Buffer, int, int]:
+        """Panels of the contiguous [*batch, rows, depth], as the left operand has them; the height of a panel and the number
+        of them."""
+        high, wide = gemm.panel_height(rows, self.tile), self.tile.packed_rows
         strides = [math.prod(batch[k + 1:]) * rows * depth for k in range(len(batch))]
         packing, _, _ = gemm.pack(Matrices(tuple(strides), depth, 1), batch, rows, depth, high, wide, depth, 1)
         panels = self.memory(packing.elements)
@@ -98,10 +97,8 @@ class _Lowering:
         rows, channels = out[1] // self.groups, image[1] // self.groups
         kernel, positions = taps_of(steps), out[3] * out[4]
         if self.by_taps(taps.suits(self.short, channels, rows, self.groups) and (kernel > 1 or positions < LARGE)):
-            columns = self.tile.columns
-            panels_of_weights, _, _ = self.pack(weights, (1,), rows, channels * kernel, columns, columns)
-            self.add_work(conv_taps.source("add_taps", self.short), taps.convolve(self.short, image, out, steps), source,
-                          panels_of_weights, result)
+            self.add_taps("tap_weights", weights, source, result, kernel, taps.convolve(self.short, image, out, steps),
+                          rows, channels)
             return
         packed, high, panels = self.pack(weights, (self.groups,), rows, channels * kernel)
         per_item = columns_per_item(out[0] * self.groups, positions, self.tile.columns)
@@ -113,6 +110,14 @@ class _Lowering:
                    "images": out[0], "images_per_item": images}
         self.add(conv.convolve_source(self.short), -(-out[0] // images) * self.groups * blocks, packed, source, result,
                  self.core, *[numbers[name] for name in conv.ARGUMENTS], blocks=result_blocks(numbers))
+
+    def add_taps(self, kernel: str, weights: Buffer, source: Buffer, result: Buffer, count: int, work: taps.Work, rows: int,
+                 channels: int) -> None:
+        """Panels of the weights, made by `kernel`, times what their taps meet."""
+        panels = -(-rows // self.tile.columns)
+        packed = self.memory(count * panels * channels * self.tile.columns)
+        self.add(conv_taps.source(kernel, self.short), panels, weights, packed, rows, channels, count, panels)
+        self.add_work(conv_taps.source("add_taps", self.short), work, source, packed, result)
 
     def weight_gradient(self, steps: dict[str, int]) -> None:
         image, gradient = [volume(t.shape) for t in self.call.inputs]
@@ -144,36 +149,42 @@ class _Lowering:
                      self.type.size, runs, BLOCK)
 
     def input_gradient(self, steps: dict[str, int]) -> None:
-        """Phase by phase. The only phase of stride 1 is the result itself."""
-        shape = volume(self.type.shape)
-        along = [phases(size, steps, axis) for size, axis in zip(shape[2:], AXES, strict=True)]
-        all_phases = list(itertools.product(*along))
-        for places in all_phases:
-            size, exists = (*shape[:2], *[p.size for p in places]), all(p.taps for p in places)
+        """All at once where channels fill vectors, else phase by phase. The only phase of stride 1 is the result itself."""
+        shape, gradient, kernel = volume(self.type.shape), volume(self.call.inputs[0].shape), taps_of(steps)
+        strides = steps["stride_z"], steps["stride_y"], steps["stride_x"]
+        if self.by_taps(taps.suits(self.short, gradient[1], shape[1], self.groups)
+                        and (max(kernel, *strides) > 1 or shape[3] * shape[4] < LARGE)):
+            back = {**steps, **{f"{name}_{axis}": value for axis in AXES for name, value in (
+                ("stride", 1), ("shift", -steps[f"shift_{axis}"]), ("tap", -steps[f"tap_{axis}"]))}}
+            self.add_taps("tap_turned_weights", self.call.input(1), self.call.input(0), self.call.output(), kernel,
+                          taps.convolve(self.short, gradient, shape, back, strides), shape[1], gradient[1])
+            return
+        all_phases = list(itertools.product(phases(shape[3], steps, "y"), phases(shape[4], steps, "x")))
+        for y, x in all_phases:
+            size, exists = (*shape[:3], y.size, x.size), bool(y.taps and x.taps)
             if len(all_phases) == 1 and exists:
-                self.phase(places, self.call.output(), size)
+                self.phase(y, x, self.call.output(), size)
                 continue
             part = self.memory(math.prod(size)) if exists else self.call.input(0)
             if exists:
-                self.phase(places, part, size)
-            z, y, x = places
-            self.add(conv.interleave_source(self.short), size[0] * size[1] * z.size, part, self.call.output(), y.size,
-                     x.size, *shape[3:], y.number, x.number, steps["stride_y"], steps["stride_x"], z.size, shape[2],
-                     z.number, steps["stride_z"], int(exists))
+                self.phase(y, x, part, size)
+            self.add(conv.interleave_source(self.short), size[0] * size[1], part, self.call.output(), y.size, x.size,
+                     *shape[3:], y.number, x.number, *strides[1:], int(exists))
 
-    def phase(self, places: tuple[Phase, ...], result: Buffer, shape: tuple[int, ...]) -> None:
-        steps = {f"{name}_{axis}": value for axis, p in zip(AXES, places, strict=True)
+    def phase(self, y: Phase, x: Phase, result: Buffer, shape: tuple[int, ...]) -> None:
+        places = {"y": y, "x": x}
+        steps = {f"{name}_{axis}": value for axis, p in places.items()
                  for name, value in (("stride", 1), ("shift", p.shift), ("tap", p.tap))}
-        kernel = {KERNEL[axis]: p.taps for axis, p in zip(AXES, places, strict=True)}
-        self.convolve(self.swapped_weights(places), self.call.input(0), volume(self.call.inputs[0].shape), result, shape,
+        kernel = {"kernel_depth": 1, **{KERNEL[axis]: p.taps for axis, p in places.items()}}
+        self.convolve(self.swapped_weights(y, x), self.call.input(0), volume(self.call.inputs[0].shape), result, shape,
                       {**steps, **kernel})
 
-    def swapped_weights(self, places: tuple[Phase, ...]) -> Buffer:
+    def swapped_weights(self, *places: Phase) -> Buffer:
         """The weights of the taps of a phase as [groups, channels, rows, taps]: the left operand of its product."""
         w = self.call.inputs[1]
         builder = GraphBuilder("swap_weights")
         with builder:
-            axes = places[5 - w.ndim:]
+            axes = places[4 - len(w.shape):]
             taps = REGISTRY["slice"](builder.input(w), start=(0, 0, *[p.first for p in axes]), stop=w.shape,
                                      step=(1, 1, *[p.every for p in axes]))
             shape = (self.groups, w.shape[0] // self.groups, *volume(taps.shape)[1:])

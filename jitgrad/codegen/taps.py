@@ -42,19 +42,25 @@ def suits(short: str, channels: int, rows: int, groups: int) -> bool:
     return groups == 1 and channels % lanes == 0 and rows % lanes == 0 and min(channels, rows) >= LEAST
 
 
-def convolve(short: str, image: tuple[int, ...], out: tuple[int, ...], steps: Steps) -> Work:
+def convolve(short: str, image: tuple[int, ...], out: tuple[int, ...], steps: Steps,
+             spread: tuple[int, int, int] = (1, 1, 1)) -> Work:
     """The convolution of an image [N, C, D, H, W] to `out`, by `taps.add_taps`."""
     tile, itemsize = gemm.element_tile(short), 8 if short == "f64" else 4
     n, (_, channels, _, height, width), rows = out[0] * out[2], image, out[1]
     area = steps["stride_y"] * steps["stride_x"]
-    per_item, (images, out_rows, parts) = cut_result(
-        n, rows, out[3:], tile.columns, lambda block: CACHE // itemsize // ((area + 1) * channels + block))
-    blocks, positions = -(-rows // per_item), images * out_rows * out[4]
-    private = {"image_size": images * rows_met(steps, out_rows, height) * width * channels,
-               "lined_size": positions * channels, "result_size": positions * per_item}
+    _, down, across = spread
+    phase = -(-out[3] // down), -(-out[4] // across)            # positions of one phase
+    fitting = CACHE // itemsize
+    per_item, (images, phase_rows, parts) = cut_result(
+        n, rows, phase, tile.columns, lambda block: fitting // ((area + 1) * channels + 2 * block))
+    blocks, positions = -(-rows // per_item), images * phase_rows * phase[1]
+    out_rows = phase_rows * down
+    private = {"image_size": images * rows_met(steps, out_rows, height, down) * width * channels,
+               "lined_size": positions * max(channels, per_item), "result_size": positions * per_item}
     numbers = {**steps, **sizes(image, out), "images_per_part": images, "out_rows_per_part": out_rows, "parts": parts,
                "channels_per_item": channels, "channel_blocks": 1, "rows_per_item": per_item, "row_blocks": blocks,
-               "panel_rows": gemm.panel_height(positions, tile), "depth_block": even_depth(channels, DEPTH_BLOCK), **private}
+               "panel_rows": gemm.panel_height(positions, tile), "depth_block": even_depth(channels, DEPTH_BLOCK),
+               "spread_z": spread[0], "spread_y": down, "spread_x": across, **private}
     return Work(-(-n // images) * parts * blocks, tuple([numbers[name] for name in taps.ARGUMENTS]),
                 tuple(private.values()), result_blocks(numbers) if out[2] == 1 else None)
 
@@ -93,6 +99,7 @@ def sizes(image: tuple[int, ...], out: tuple[int, ...]) -> Steps:
             "rows": out[1], "out_depth": out[2], "out_height": out[3], "out_width": out[4]}
 
 
-def rows_met(steps: Steps, out_rows: int, height: int) -> int:
+def rows_met(steps: Steps, out_rows: int, height: int, spread: int = 1) -> int:
     """At most so many rows of an image meet so many rows of the result."""
-    return min((out_rows - 1) * steps["stride_y"] + (steps["kernel_height"] - 1) * abs(steps["tap_y"]) + 1, height)
+    reach = (out_rows - 1) * steps["stride_y"] + (steps["kernel_height"] - 1) * abs(steps["tap_y"])
+    return min(-(-reach // spread) + 1, height)

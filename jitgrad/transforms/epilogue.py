@@ -76,17 +76,26 @@ def _claim(node: Node, held: set[int], taint: int, sizes: list[int]) -> int | No
 
 
 def _give_up_side_branches(graph: Graph, claims: Claims) -> None:
+    """What is claimed by a convolution must be wanted in memory as it is. A row program that reads it computes it as well,
+    without a pass over memory: the gradients of activation and batch norm are one kernel."""
     needed = set(graph.results)
+    whole = set(graph.results)                      # values that are wanted in memory
     within: dict[Value, int] = {}                   # values that a claimed node reads, and its claim (as a bit)
+    convolutions = {claims.of[node] for node in claims.of if node.op.epilogue == "convolution"}
     for node in reversed(graph.nodes):
         claim = claims.of.get(node)
         plain = is_elementwise(node)
-        if claim is not None and plain and node.output not in needed and not within.get(node.output, 0) >> claim & 1:
-            del claims.of[node]
-            claim = None
+        if claim is not None and plain:
+            wanted = whole if claim in convolutions else needed
+            if node.output not in wanted and not within.get(node.output, 0) >> claim & 1:
+                del claims.of[node]
+                claim = None
+        in_loops = plain or node.op.kind == "reduction" or (node.op.view and whole.isdisjoint(node.outputs))
         for v in node.inputs:
             # An unclaimed elementwise reader computes from v elsewhere: that alone does not keep v's node claimed.
             if not plain:
                 needed.add(v)
             elif claim is not None:
                 within[v] = within.get(v, 0) | 1 << claim
+            if not in_loops:
+                whole.add(v)

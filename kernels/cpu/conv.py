@@ -155,15 +155,10 @@ def interleave_{short}(args, begin, end, thread):
     phase_x = args[8]
     stride_y = args[9]
     stride_x = args[10]
-    phase_depth = args[11]
-    depth = args[12]
-    phase_z = args[13]
-    stride_z = args[14]
-    exists = args[15]
+    exists = args[11]
     for item in range(begin, end):
-        plane = item // phase_depth * depth + phase_z + item % phase_depth * stride_z
         for y in range(phase_height):
-            place = (plane * height + phase_y + y * stride_y) * width + phase_x
+            place = (item * height + phase_y + y * stride_y) * width + phase_x
             source = (item * phase_height + y) * phase_width
             for i in range(phase_width):
                 value = {short}(0)
@@ -190,8 +185,8 @@ def add_parts_source(short: str) -> str:
 
 
 def interleave_source(short: str) -> str:
-    """The text that copies a phase, [volumes, phase_depth, phase_height, phase_width], to every so many-th plane, row and
-    column of [volumes, depth, height, width]; zeros where it does not exist. Items: planes."""
+    """The text that copies a phase, [planes, phase_height, phase_width], to every so many-th row and column of
+    [planes, height, width]; zeros where it does not exist. Items: planes."""
     return _INTERLEAVE.format(short=short)
 
 

@@ -6,6 +6,10 @@ product with the tap's weights, [channels, outputs], to the result. Positions of
 A volume is one image for each of its planes; a tap meets one plane of it. `kernels.cpu.conv` says where positions and taps
 meet; its `convolve` makes the same results out of planes as they are, for channels that do not fill vectors.
 
+The gradient in the image is the same with weights that are swapped and taps that go the other way. That of a strided
+convolution is spread out: position p and tap t meet at (p + shift + t * tap) / spread, where that is a whole number. The
+positions that are equal modulo the spread meet the same taps, so they are done together, phase by phase.
+
 The gradient in the weights adds up products [outputs, positions] @ [positions, channels] for each tap; each run of images
 has a partial result.
 """
@@ -14,11 +18,12 @@ from __future__ import annotations
 
 from jitgrad.kernels.cpu.gemm import element_tile
 from jitgrad.kernels.cpu.scalar import f32 as T
-from jitgrad.kernels.cpu.standins import pointer
+from jitgrad.kernels.cpu.standins import i64, load, pointer, store
 from jitgrad.kernels.cpu.template import text
-from jitgrad.kernels.cpu.tile import gather_run, multiply_block, transpose_block
+from jitgrad.kernels.cpu.tile import DEPTH_BLOCK, gather_run, make_panel, multiply_block, transpose_block
 
 COLUMNS, TILE = 32, 14                          # of the register tile; `source` puts the machine's in their places
+DEPTH = DEPTH_BLOCK                             # steps that a panel on the stack has room for
 
 GEOMETRY = ("depth", "out_depth", "kernel_depth", "stride_z", "shift_z", "tap_z", "channels", "height", "width",
             "rows", "out_height", "out_width", "kernel_height", "kernel_width", "stride_y", "stride_x", "shift_y", "shift_x",
@@ -28,9 +33,10 @@ GEOMETRY = ("depth", "out_depth", "kernel_depth", "stride_z", "shift_z", "tap_z"
 result has, volumes plane by plane; what a part of them is (some images, or some rows of one), and into how many one image is
 cut; blocks of channels."""
 
-ARGUMENTS = (*GEOMETRY, "panel_rows", "depth_block", "image_size", "lined_size", "result_size")
-"""Those of `add_taps`, behind image, panels of weights, result, three of the thread's own: image, what a tap meets, result;
-and the core. The sizes are these in elements."""
+ARGUMENTS = (*GEOMETRY, "panel_rows", "depth_block", "spread_z", "spread_y", "spread_x", "image_size", "lined_size",
+             "result_size")
+"""Those of `add_taps`, behind image, weights, result, three of the thread's own: image, what a tap meets, result; and the
+core. The sizes are these in elements; the spreads are 1, or the stride of the convolution whose gradient this is."""
 
 WEIGHT_ARGUMENTS = (*GEOMETRY, "images_per_item", "image_size", "gradient_size", "lined_size", "sums_size")
 """Those of `taps_weight_gradient`, behind image, gradient, partial results, four of the thread's own: image, gradient,
@@ -40,7 +46,38 @@ what a tap meets, sums; and the core."""
 def source(kernel: str, element: str) -> str:
     """The text of one of `KERNELS` for ``f32`` or ``f64``."""
     tile = element_tile(element)
-    return text(KERNELS[kernel], T=element, COLUMNS=str(tile.columns), TILE=str(tile.rows))
+    return text(KERNELS[kernel], T=element, COLUMNS=str(tile.columns), TILE=str(tile.rows), DEPTH=str(DEPTH))
+
+
+def tap_weights(args, begin, end, thread):
+    """w[rows, channels, taps] to panels of [taps, channels, rows]. Arguments: w, panels; rows, channels, taps, panels.
+    Items: panels."""
+    w, u = pointer(args, 1, T), pointer(args, 2, T)
+    rows, channels, taps, panels = args[3], args[4], args[5], args[6]
+    lines = make_panel(w)
+    block = DEPTH // taps
+    for panel in range(begin, end):
+        count = min(COLUMNS, rows - panel * COLUMNS)
+        for first in range(0, channels, block):
+            some = min(block, channels - first)
+            transpose_block(count, some * taps, w, (panel * COLUMNS * channels + first) * taps, channels * taps,
+                            lines, 0, COLUMNS)
+            for c in range(some):
+                for tap in range(taps):
+                    gather_run(COLUMNS, 0, count, lines, (c * taps + tap) * COLUMNS, 1,
+                               u, ((tap * panels + panel) * channels + first + c) * COLUMNS)
+
+
+def tap_turned_weights(args, begin, end, thread):
+    """w[channels, rows, taps] to panels of [taps, channels, rows]. Arguments and items: as above."""
+    w, u = pointer(args, 1, T), pointer(args, 2, T)
+    rows, channels, taps, panels = args[3], args[4], args[5], args[6]
+    for panel in range(begin, end):
+        count = min(COLUMNS, rows - panel * COLUMNS)
+        for channel in range(channels):
+            for tap in range(taps):
+                gather_run(COLUMNS, 0, count, w, (channel * rows + panel * COLUMNS) * taps + tap, taps,
+                           u, ((tap * panels + panel) * channels + channel) * COLUMNS)
 
 
 def add_taps(args, begin, end, thread):
@@ -53,8 +90,10 @@ def add_taps(args, begin, end, thread):
     shift_y, shift_x, tap_y, tap_x = args[24], args[25], args[26], args[27]
     images, images_per_part, out_rows_per_part, parts = args[28], args[29], args[30], args[31]
     rows_per_item, row_blocks, panel_rows, depth_block = args[34], args[35], args[36], args[37]
-    image_base, lined_base, result_base = thread * args[38], thread * args[39], thread * args[40]
+    spread_z, spread_y, spread_x = args[38], args[39], args[40]
+    image_base, lined_base, result_base = thread * args[41], thread * args[42], thread * args[43]
     plane, out_plane, taps = height * width, out_height * out_width, kernel_height * kernel_width
+    panels = (rows + COLUMNS - 1) // COLUMNS
     for item in range(begin, end):
         first_row = item % row_blocks * rows_per_item
         block = min(rows_per_item, rows - first_row)
@@ -62,44 +101,71 @@ def add_taps(args, begin, end, thread):
         last_y = min(first_y + out_rows_per_part, out_height)
         first_image = item // (row_blocks * parts) * images_per_part
         last_image = min(first_image + images_per_part, images)
-        per_image = (last_y - first_y) * out_width
-        positions = (last_image - first_image) * per_image
         reach = (kernel_height - 1) * tap_y
-        low = max(first_y * stride_y + shift_y + min(reach, 0), 0)
-        inside = max(min((last_y - 1) * stride_y + shift_y + max(reach, 0) + 1, height) - low, 0) * width
-        for tap in range(kernel_depth * taps):
-            ahead = tap // taps * tap_z + shift_z
-            if tap % taps == 0:
+        low = max((first_y * stride_y + shift_y + min(reach, 0)) // spread_y, 0)
+        inside = max(min(((last_y - 1) * stride_y + shift_y + max(reach, 0)) // spread_y + 1, height) - low, 0) * width
+        at_hand = i64(-1)
+        for phase in range(spread_y * spread_x):
+            phase_y, phase_x = first_y + phase // spread_x, phase % spread_x
+            high, wide = (last_y - phase_y + spread_y - 1) // spread_y, (out_width - phase_x + spread_x - 1) // spread_x
+            per_image = max(high, 0) * max(wide, 0)
+            positions = (last_image - first_image) * per_image
+            more = 0
+            for tap in range(kernel_depth * taps * (positions > 0)):
+                ahead = tap // taps * tap_z + shift_z
+                line_0 = phase_y * stride_y + tap % taps // kernel_width * tap_y + shift_y
+                column_0 = phase_x * stride_x + tap % kernel_width * tap_x + shift_x
+                meets = 0
                 for image in range(first_image, last_image):
                     z = image % out_depth * stride_z + ahead
-                    if z >= 0 and z < depth:
-                        transpose_block(channels, inside,
-                                        x, (image // out_depth * channels * depth + z) * plane + low * width, depth * plane,
-                                        lasts, image_base + (image - first_image) * inside * channels, channels)
-            below = tap % taps // kernel_width * tap_y + shift_y
-            beside = tap % kernel_width * tap_x + shift_x
+                    if z >= 0 and z < depth * spread_z and z % spread_z == 0:
+                        meets = 1
+                if meets == 0 or line_0 % spread_y != 0 or column_0 % spread_x != 0:
+                    continue
+                if at_hand != tap // taps:
+                    at_hand = i64(tap // taps)
+                    for image in range(first_image, last_image):
+                        z = image % out_depth * stride_z + ahead
+                        if z >= 0 and z < depth * spread_z and z % spread_z == 0:
+                            transpose_block(channels, inside, x, (image // out_depth * channels * depth + z // spread_z)
+                                            * plane + low * width, depth * plane,
+                                            lasts, image_base + (image - first_image) * inside * channels, channels)
+                for image in range(first_image, last_image):
+                    place = lined_base + (image - first_image) * per_image * channels
+                    corner = image_base + ((image - first_image) * inside - low * width) * channels
+                    z = image % out_depth * stride_z + ahead
+                    there = z >= 0 and z < depth * spread_z and z % spread_z == 0
+                    for y in range(high):
+                        line = line_0 // spread_y + y * stride_y
+                        for column in range(wide):
+                            across = column_0 // spread_x + column * stride_x
+                            met = 0
+                            if there and line >= 0 and line < height and across >= 0 and across < width:
+                                met = channels
+                            gather_run(channels, 0, met, lasts, corner + (line * width + across) * channels, 1, lined, place)
+                            place += channels
+                multiply_block(args, 7, positions, block, channels, depth_block, panel_rows,
+                               lined, lined_base, panel_rows * channels, channels, 1,
+                               u, (tap * panels + first_row // COLUMNS) * channels * COLUMNS, channels * COLUMNS, COLUMNS,
+                               result, result_base, rows_per_item, more)
+                more = 1
             for image in range(first_image, last_image):
-                place = lined_base + (image - first_image) * per_image * channels
-                corner = image_base + ((image - first_image) * inside - low * width) * channels
-                z = image % out_depth * stride_z + ahead
-                for y in range(first_y, last_y):
-                    line = y * stride_y + below
-                    for column in range(out_width):
-                        across = column * stride_x + beside
-                        met = 0
-                        if z >= 0 and z < depth and line >= 0 and line < height and across >= 0 and across < width:
-                            met = channels
-                        gather_run(channels, 0, met, lasts, corner + (line * width + across) * channels, 1, lined, place)
-                        place += channels
-            multiply_block(args, 7, positions, block, channels, depth_block, panel_rows,
-                           lined, lined_base, panel_rows * channels, channels, 1,
-                           u, (first_row // COLUMNS * channels * kernel_depth * taps + tap) * COLUMNS,
-                           channels * kernel_depth * taps * COLUMNS, kernel_depth * taps * COLUMNS,
-                           result, result_base, rows_per_item, tap)
-        for image in range(first_image, last_image):
-            transpose_block(per_image, block, result, result_base + (image - first_image) * per_image * rows_per_item,
-                            rows_per_item, o, ((image // out_depth * rows + first_row) * out_depth + image % out_depth)
-                            * out_plane + first_y * out_width, out_depth * out_plane)
+                place = ((image // out_depth * rows + first_row) * out_depth + image % out_depth) * out_plane
+                source = result_base + (image - first_image) * per_image * rows_per_item
+                if spread_x == 1 and spread_y == 1 and more == 1:
+                    transpose_block(per_image, block, result, source, rows_per_item,
+                                    o, place + first_y * out_width, out_depth * out_plane)
+                else:
+                    if more == 1:
+                        transpose_block(per_image, block, result, source, rows_per_item, lined, lined_base, per_image)
+                    for r in range(block):
+                        for y in range(high):
+                            target = place + r * out_depth * out_plane + (phase_y + y * spread_y) * out_width + phase_x
+                            for column in range(wide):
+                                value = T(0)
+                                if more == 1:
+                                    value = load(lined, lined_base + (r * high + y) * wide + column, 4, 6)
+                                store(o, target + column * spread_x, value, 2, 6)
 
 
 def taps_weight_gradient(args, begin, end, thread):
@@ -175,5 +241,5 @@ def taps_weight_gradient(args, begin, end, thread):
                             o, place, kernel_depth * taps)
 
 
-KERNELS = {kernel.__name__: kernel for kernel in (add_taps, taps_weight_gradient)}
+KERNELS = {kernel.__name__: kernel for kernel in (tap_weights, tap_turned_weights, add_taps, taps_weight_gradient)}
 """Each by its name."""
