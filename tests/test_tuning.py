@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -586,3 +587,6 @@ def test_a_second_process_neither_measures_nor_compiles(tmp_path):
     assert [p.communicate(timeout=120)[0].split()[-1] for p in both] == ["2", "2"]
     assert [p.returncode for p in both] == [0, 0]
     assert process(tmp_path / "cache").communicate(timeout=120)[0].split() == ["False", "False", "False", "2"]
+    shutil.rmtree(tmp_path / "cache" / "plans")
+    again = process(tmp_path / "cache").communicate(timeout=120)[0].split()
+    assert again[:2] == ["False", "False"] and again[-1] == "2"         # a plan made anew, of what was decided
