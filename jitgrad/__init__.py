@@ -13,7 +13,16 @@
 Names and meaning are PyTorch's. A traced function becomes one graph, the graph a few kernels, a step one native call.
 """
 
-from jitgrad import autograd, config, data, dtypes, errors, func, nn, optim, utils
+from jitgrad import amp, autograd, config, data, dtypes, errors, func, nn, optim, utils
+from jitgrad.amp import (
+    autocast,
+    get_autocast_dtype,
+    is_autocast_cache_enabled,
+    is_autocast_enabled,
+    set_autocast_cache_enabled,
+    set_autocast_dtype,
+    set_autocast_enabled,
+)
 from jitgrad.autograd import (
     enable_grad,
     inference_mode,

@@ -96,4 +96,23 @@ def mlp_step():
     return step, (randn(128, 64), jg.zeros(128, dtype=jg.int64))
 
 
-PROGRAMS = [softmax, log_softmax_nll, layer_norm, batch_norm, gelu, adam_update, attention, conv_relu_pool, mlp_step]
+def mixed_precision_step():
+    model = jg.nn.Linear(64, 16)
+    optimizer = jg.optim.SGD(model.parameters(), lr=0.1)
+    scaler = jg.amp.GradScaler("cpu")
+
+    def step(x):
+        optimizer.zero_grad()
+        with jg.autocast("cpu", dtype=jg.float16):
+            out = model(x)
+        loss = out.float().square().sum()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        return loss
+
+    return step, (randn(128, 64),)
+
+
+PROGRAMS = [softmax, log_softmax_nll, layer_norm, batch_norm, gelu, adam_update, attention, conv_relu_pool, mlp_step,
+            mixed_precision_step]

@@ -27,7 +27,7 @@ BELOW = {
 }
 """What each layer may import, itself apart. Layers above are free but for `TOP`."""
 
-TOP = {"nn", "optim", "data", "compile"}
+TOP = {"nn", "optim", "amp", "data", "compile"}
 """What only these, and what users import, may import."""
 
 OPTIONAL = {"numba", "llvmlite", "pygments", "IPython", "rich", "torch", "tqdm", "jitgrad"}

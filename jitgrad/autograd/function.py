@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class FunctionNode(TapeNode):
     """The application of a custom `Function`; doubles as its context (`ctx`)."""
 
-    __slots__ = ("__dict__", "_materialize", "_non_differentiable", "_saved", "_versions", "function",
+    __slots__ = ("__dict__", "_materialize", "_non_differentiable", "_saved", "_versions", "_wanted", "function",
                  "needs_input_grad", "types")
 
     def __init__(self, function: type[Function], edges: tuple[Edge, ...]):
@@ -30,6 +30,7 @@ class FunctionNode(TapeNode):
         self._non_differentiable: tuple[Any, ...] = ()
         self.needs_input_grad = tuple([e is not None for e in edges])
         self.types: tuple[TensorType, ...] = ()
+        self._wanted: tuple[Any, ...] = ()            # the dtype of each input that wants a gradient
 
     @property
     def name(self) -> str:
@@ -85,7 +86,8 @@ class FunctionNode(TapeNode):
         if len(results) < len(self.edges):
             raise complain(AutogradError, self.name, f"backward returned {len(results)} gradients for "
                            f"{len(self.edges)} inputs", fix="Return one per input of forward, None where there is none")
-        return results
+        return [g if g is None or dtype is None or g.dtype is dtype else ops.cast(g, dtype=dtype)
+                for g, dtype in zip(results, self._wanted)]
 
     def free(self) -> None:
         self.freed = True
@@ -123,6 +125,7 @@ class Function:
         """Run `forward` without recording; gradients flow through `backward`."""
         edges = tuple([edge_of(a) if hasattr(a, "_history_node") else None for a in args])
         node = FunctionNode(cls, edges)
+        node._wanted = tuple([None if e is None else a.dtype for a, e in zip(args, edges)])
         with no_grad():
             if cls.setup_context is not None:
                 result = cls.forward(*args)

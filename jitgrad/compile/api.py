@@ -31,6 +31,7 @@ from jitgrad.compile.stage import run_on_memory
 from jitgrad.compile.trace import Outcome
 from jitgrad.compile.values import Impure
 from jitgrad.errors import CompileError, complain, describe_location
+from jitgrad.functional import autocast
 from jitgrad.ir.graph import Graph
 from jitgrad.ir.interpreter import interpret, state
 from jitgrad.ir.types import TensorType
@@ -151,7 +152,7 @@ class CompiledFunction:
         key = None
         if signature is not None:
             mode = autograd.mode
-            key = structure, signature, mode.enabled, mode.inference, dtypes.get_default_dtype()
+            key = structure, signature, mode.enabled, mode.inference, dtypes.get_default_dtype(), autocast.key()
             for sealed in self._sealed.get(key, ()):
                 if sealed.matches(call):
                     result = sealed.run(call)

@@ -7,6 +7,7 @@ import types
 from dataclasses import dataclass, field
 from typing import Any
 
+from jitgrad.amp.scaler import GradScaler
 from jitgrad.compile.values import SIMPLE, Impure, Known, Path, Scope, Several
 from jitgrad.nn.module import Module
 from jitgrad.optim.optimizer import Optimizer
@@ -24,11 +25,13 @@ class Findings:
     guards: dict[tuple[Any, ...], tuple[Path, Any]] = field(default_factory=dict)
     modules: dict[int, Module] = field(default_factory=dict)
     optimizers: dict[int, Optimizer] = field(default_factory=dict)
+    scalers: dict[int, GradScaler] = field(default_factory=dict)
     tensors: dict[int, Path] = field(default_factory=dict)      # known Tensors outside of modules: where they are found
 
     def same_as(self, other: Findings) -> bool:
         """True when another look at the function gave the same."""
         return self.modules.keys() == other.modules.keys() and self.optimizers.keys() == other.optimizers.keys() \
+            and self.scalers.keys() == other.scalers.keys() \
             and {k: p.identity for k, p in self.tensors.items()} == {k: p.identity for k, p in other.tensors.items()} \
             and self.guards.keys() == other.guards.keys() \
             and all(_same_guard(g, other.guards[k]) for k, g in self.guards.items())
@@ -64,6 +67,8 @@ class Evaluator:
             self._reach_module(value)
         elif isinstance(value, Optimizer):
             self.findings.optimizers.setdefault(id(value), value)
+        elif isinstance(value, GradScaler):
+            self.findings.scalers.setdefault(id(value), value)
         elif isinstance(value, Tensor) and path is not None:
             if not self._protected(path) and not path.is_leaf:
                 self.findings.tensors.setdefault(id(value), path)
@@ -157,7 +162,8 @@ class Evaluator:
 def is_trusted_code(value: Any) -> bool:
     """True for functions and classes of ours that have no effects beyond Tensors, Modules and optimizers."""
     module = getattr(value, "__module__", None) or ""
-    if getattr(value, "__name__", "") in ("print", "save", "load", "compare", "verify", "manual_seed", "seed"):
+    if getattr(value, "__name__", "") in ("print", "save", "load", "compare", "verify", "manual_seed", "seed") or \
+            getattr(value, "__name__", "").startswith(("set_autocast", "set_float32_matmul")):
         return False
     if isinstance(value, types.FunctionType | type) or hasattr(value, "vjp"):
         return module.startswith(TRUSTED_MODULES) or type(value).__module__ == "jitgrad.ir.op"

@@ -56,6 +56,9 @@ class Places:
                     self._add(value, (table, name))
         for optimizer in findings.optimizers.values():
             self._add_optimizer(optimizer)
+        for scaler in findings.scalers.values():
+            for name in ("_scale", "_growth_tracker"):
+                self._add(getattr(scaler, name), (scaler.__dict__, name))
         for path in findings.tensors.values():
             if not path.is_leaf:
                 self._add(path.fetch(call[0]), lambda call, path=path: path.fetch(call[0]))

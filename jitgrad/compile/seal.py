@@ -58,7 +58,8 @@ def fingerprint(findings: Findings, arguments: Any) -> tuple[Any, ...]:
     groups = tuple([_group_state(g) for o in findings.optimizers.values() for g in o.param_groups])
     entries = tuple([id(entry) for o in findings.optimizers.values() for entry in o.state.values()])
     tensors = tuple([_gradient_state(t) for t in (p.fetch(arguments) for p in findings.tensors.values())])
-    return modules, groups, entries, tensors
+    scalers = tuple([s.guarded() for s in findings.scalers.values()])
+    return modules, groups, entries, tensors, scalers
 
 
 def _gradient_state(t: Tensor) -> tuple[Any, ...]:
@@ -169,6 +170,8 @@ class Sealed:
         after = fingerprint(self.findings, call[0])
         if after[2] != start.state[2]:
             raise Impure("an optimizer makes its state", None)
+        if after[4] != start.state[4]:
+            raise Impure("a GradScaler is between scale() and update()", None)
         ending = Ending(self.findings, recorder, places, call[1], structure, returned, after != start.state)
         if after != start.state:
             self.count = -1

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jitgrad.amp.scaler import GradScaler
 from jitgrad.functional.random import Generator, default_generator
 from jitgrad.nn.module import Module
 from jitgrad.optim.optimizer import Optimizer
@@ -55,6 +56,8 @@ class State:
         if isinstance(x, Optimizer):
             self.optimizers[id(x)] = x
             return [g["params"] for g in x.param_groups] + list(x.state.values())
+        if isinstance(x, GradScaler):
+            return [x._scale, x._growth_tracker]
         if isinstance(x, Generator):
             self.generators[id(x)] = x
             return []

@@ -67,8 +67,8 @@ class Verification:
 def verify(function: Any, *args: Any, tolerance: float = 64.0, **kwargs: Any) -> Verification:
     """Record one call of `function`, and compute every value of its graphs three times: by the eager reference, by
     compiled kernels, and in float64. A value may differ from float64 by `tolerance` units in the last place of the
-    largest value, times the square root of the number of terms behind it. State is restored; what Python does besides
-    happens once."""
+    largest value, in the coarsest dtype on the way to it, times the square root of the number of terms behind it. State
+    is restored; what Python does besides happens once."""
     plain = function.function if isinstance(function, CompiledFunction) else function
     name = getattr(plain, "__name__", type(plain).__name__)
     state = State(plain, (args, kwargs))
@@ -84,7 +84,7 @@ def verify(function: Any, *args: Any, tolerance: float = 64.0, **kwargs: Any) ->
     recorder = Recorder(execute, name)
     try:
         with interpret(recorder):
-            plain(*args, **kwargs)
+            _ = plain(*args, **kwargs)                # held: what nobody holds is not computed
             recorder.flush()
     finally:
         state.restore()
@@ -101,14 +101,17 @@ def _compare(graph: Graph, arrays: list[np.ndarray], tolerance: float) -> list[D
     inputs = [np.ascontiguousarray(a).reshape(a.shape) for a in arrays]
     compiled = plans.compile_graph(graph.replace(outputs=tuple(everything), writes=())).run(inputs)
     terms: dict[Value, float] = {}
+    coarse: dict[Value, float] = {}                   # the widest spacing of a dtype on the way to a value
     found = []
     k = 0
     for node in graph.nodes:
         behind = max([terms.get(v, 1.0) for v in node.inputs], default=1.0)
         reduced = max([v.type.size for v in node.inputs], default=1) / max(1, node.outputs[0].type.size)
+        coarsest = max([coarse.get(v, 0.0) for v in node.inputs], default=0.0)
         for v in node.outputs:
             terms[v] = behind + max(1.0, reduced) ** 0.5
-            allowed = tolerance * _precision(v.type) * terms[v]
+            coarse[v] = max(coarsest, _precision(v.type))
+            allowed = tolerance * coarse[v] * terms[v]
             for side, values in (("eager", eager[k]), ("compiled", compiled[k])):
                 error = _error(values, exact[v])
                 if error > allowed:

@@ -17,6 +17,7 @@ from jitgrad import dtypes, ops
 from jitgrad.dtypes import DType
 from jitgrad.errors import DTypeError, complain
 from jitgrad.functional import random
+from jitgrad.functional.autocast import casts
 from jitgrad.functional.core import (
     Operand,
     Tensor,
@@ -124,6 +125,7 @@ def mish(input: Tensor) -> Tensor:
     return ops.mul(input, ops.tanh(softplus(input)))
 
 
+@casts(cuda="full")
 @widened
 def softplus(input: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
     """``log(1 + exp(beta * x)) / beta``, and x itself where ``beta * x > threshold``."""
@@ -158,6 +160,7 @@ def leaky_relu(input: Tensor, negative_slope: Operand = 0.01) -> Tensor:
     return where(ops.gt(input, zeros_like(input)), input, mul(input, negative_slope))
 
 
+@casts(cpu="lower", cuda="lower")
 def prelu(input: Tensor, weight: Tensor) -> Tensor:
     """`leaky_relu` with a learned slope: one, or one per channel (dimension 1)."""
     if len(weight.shape) == 1 and weight.shape[0] != 1:
@@ -238,12 +241,14 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
 
 # over a dimension
 
+@casts(cuda="total")
 def softmax(input: Tensor, dim: int, dtype: DType | None = None) -> Tensor:
     """``exp(x) / sum(exp(x))`` along `dim`, without overflow."""
     x = require_floating("softmax", input if dtype is None else cast(input, dtype))
     return _over_dim(_softmax, x, one_dim("softmax", dim, len(x.shape)))
 
 
+@casts(cuda="total")
 def log_softmax(input: Tensor, dim: int, dtype: DType | None = None) -> Tensor:
     """``log(softmax(x))`` along `dim`, without underflow."""
     x = require_floating("log_softmax", input if dtype is None else cast(input, dtype))

@@ -14,6 +14,7 @@ from jitgrad import dtypes, ops
 from jitgrad.errors import DTypeError, complain
 from jitgrad.functional import random
 from jitgrad.functional.activation import check_probability, dropout, softmax
+from jitgrad.functional.autocast import casts
 from jitgrad.functional.core import Operand, Tensor, as_operand, cast, describe, read, require_shape, widened
 from jitgrad.functional.elementwise import add, mul
 from jitgrad.functional.index import _index_like
@@ -59,6 +60,7 @@ def _one_hot_positions(indices: Tensor, count: int) -> Tensor:
     return ops.eq(numbers, broadcast(expand_dims(cast(indices, dtypes.int64), (len(indices.shape),)), shape))
 
 
+@casts(cpu="lower", cuda="lower")
 def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
                                  dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
                                  enable_gqa: bool = False) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jitgrad import ops
+from jitgrad.functional.autocast import casts
 from jitgrad.functional.core import Tensor, describe, from_array, require_shape, size, unknown_choice
 from jitgrad.functional.padding import pad
 from jitgrad.functional.shape import section
@@ -23,6 +24,7 @@ __all__ = [
 
 # convolution
 
+@casts(cpu="lower", cuda="lower")
 def conv1d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sizes = 1, padding: Any = 0,
            dilation: Sizes = 1, groups: int = 1) -> Tensor:
     """Cross-correlation of [N, C, L] with `weight` [O, C / groups, k], plus `bias` [O]. `padding` is a number, "same"
@@ -30,6 +32,7 @@ def conv1d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Si
     return _convolution("conv1d", 1, input, weight, bias, stride, padding, dilation, groups)
 
 
+@casts(cpu="lower", cuda="lower")
 def conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sizes = 1, padding: Any = 0,
            dilation: Sizes = 1, groups: int = 1) -> Tensor:
     """Cross-correlation of [N, C, H, W] with `weight` [O, C / groups, kh, kw], plus `bias` [O]. `padding` is a
@@ -37,6 +40,7 @@ def conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Si
     return _convolution("conv2d", 2, input, weight, bias, stride, padding, dilation, groups)
 
 
+@casts(cpu="lower", cuda="lower")
 def conv3d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sizes = 1, padding: Any = 0,
            dilation: Sizes = 1, groups: int = 1) -> Tensor:
     """Cross-correlation of [N, C, D, H, W] with `weight` [O, C / groups, kd, kh, kw], plus `bias` [O]. `padding` is a
@@ -89,18 +93,21 @@ def _padding(op: str, padding: Any, kernel: Sequence[int], dilation: Ints, strid
 
 # its transpose
 
+@casts(cpu="lower", cuda="lower")
 def conv_transpose1d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sizes = 1, padding: Sizes = 0,
                      output_padding: Sizes = 0, groups: int = 1, dilation: Sizes = 1) -> Tensor:
     """The transpose (gradient) of `conv1d`: [N, C, L] with `weight` [C, O / groups, k]."""
     return _transposed("conv_transpose1d", 1, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
+@casts(cpu="lower", cuda="lower")
 def conv_transpose2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sizes = 1, padding: Sizes = 0,
                      output_padding: Sizes = 0, groups: int = 1, dilation: Sizes = 1) -> Tensor:
     """The transpose (gradient) of `conv2d`: [N, C, H, W] with `weight` [C, O / groups, kh, kw]."""
     return _transposed("conv_transpose2d", 2, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
+@casts(cpu="lower", cuda="lower")
 def conv_transpose3d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sizes = 1, padding: Sizes = 0,
                      output_padding: Sizes = 0, groups: int = 1, dilation: Sizes = 1) -> Tensor:
     """The transpose (gradient) of `conv3d`: [N, C, D, H, W] with `weight` [C, O / groups, kd, kh, kw]."""

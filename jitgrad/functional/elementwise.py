@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from jitgrad import dtypes, ops
 from jitgrad.errors import DTypeError, complain
+from jitgrad.functional.autocast import casts
 from jitgrad.functional.core import (
     Operand,
     Tensor,
@@ -116,42 +117,43 @@ __all__ = [
 
 # unary
 
-def _float_function(name: str, op: Op, doc: str) -> Callable[[Tensor], Tensor]:
-    """An elementwise function of floats that first converts integers and bools to the default float."""
+def _float_function(name: str, op: Op, doc: str, on_gpu: str | None = None) -> Callable[[Tensor], Tensor]:
+    """An elementwise function of floats that first converts integers and bools to the default float. `on_gpu`: its rule
+    of autocast there."""
 
     def function(input: Tensor) -> Tensor:
         return op(as_float(input))
 
     function.__name__ = function.__qualname__ = name
     function.__doc__ = doc
-    return function
+    return function if on_gpu is None else casts(cuda=on_gpu)(function)
 
 
-exp = _float_function("exp", ops.exp, "e to the power `input`.")
+exp = _float_function("exp", ops.exp, "e to the power `input`.", on_gpu="full")
 exp2 = _float_function("exp2", ops.exp2, "2 to the power `input`.")
-expm1 = _float_function("expm1", ops.expm1, "``exp(input) - 1``, accurate near 0.")
-log = _float_function("log", ops.log, "Natural logarithm.")
-log2 = _float_function("log2", ops.log2, "Logarithm to base 2.")
-log10 = _float_function("log10", ops.log10, "Logarithm to base 10.")
-log1p = _float_function("log1p", ops.log1p, "``log(1 + input)``, accurate near 0.")
+expm1 = _float_function("expm1", ops.expm1, "``exp(input) - 1``, accurate near 0.", on_gpu="full")
+log = _float_function("log", ops.log, "Natural logarithm.", on_gpu="full")
+log2 = _float_function("log2", ops.log2, "Logarithm to base 2.", on_gpu="full")
+log10 = _float_function("log10", ops.log10, "Logarithm to base 10.", on_gpu="full")
+log1p = _float_function("log1p", ops.log1p, "``log(1 + input)``, accurate near 0.", on_gpu="full")
 sqrt = _float_function("sqrt", ops.sqrt, "Square root.")
-rsqrt = _float_function("rsqrt", ops.rsqrt, "``1 / sqrt(input)``.")
-reciprocal = _float_function("reciprocal", ops.reciprocal, "``1 / input``.")
+rsqrt = _float_function("rsqrt", ops.rsqrt, "``1 / sqrt(input)``.", on_gpu="full")
+reciprocal = _float_function("reciprocal", ops.reciprocal, "``1 / input``.", on_gpu="full")
 sin = _float_function("sin", ops.sin, "Sine of radians.")
 cos = _float_function("cos", ops.cos, "Cosine of radians.")
-tan = _float_function("tan", ops.tan, "Tangent of radians.")
-asin = arcsin = _float_function("asin", ops.asin, "Inverse sine, in radians.")
-acos = arccos = _float_function("acos", ops.acos, "Inverse cosine, in radians.")
+tan = _float_function("tan", ops.tan, "Tangent of radians.", on_gpu="full")
+asin = arcsin = _float_function("asin", ops.asin, "Inverse sine, in radians.", on_gpu="full")
+acos = arccos = _float_function("acos", ops.acos, "Inverse cosine, in radians.", on_gpu="full")
 atan = arctan = _float_function("atan", ops.atan, "Inverse tangent, in radians.")
-sinh = _float_function("sinh", ops.sinh, "Hyperbolic sine.")
-cosh = _float_function("cosh", ops.cosh, "Hyperbolic cosine.")
+sinh = _float_function("sinh", ops.sinh, "Hyperbolic sine.", on_gpu="full")
+cosh = _float_function("cosh", ops.cosh, "Hyperbolic cosine.", on_gpu="full")
 tanh = _float_function("tanh", ops.tanh, "Hyperbolic tangent.")
 asinh = arcsinh = _float_function("asinh", ops.asinh, "Inverse hyperbolic sine.")
 acosh = arccosh = _float_function("acosh", ops.acosh, "Inverse hyperbolic cosine.")
 atanh = arctanh = _float_function("atanh", ops.atanh, "Inverse hyperbolic tangent.")
 erf = _float_function("erf", ops.erf, "The error function.")
 erfc = _float_function("erfc", ops.erfc, "``1 - erf(input)``, accurate for large `input`.")
-erfinv = _float_function("erfinv", ops.erfinv, "The inverse of `erf`.")
+erfinv = _float_function("erfinv", ops.erfinv, "The inverse of `erf`.", on_gpu="full")
 lgamma = _float_function("lgamma", ops.lgamma, "Logarithm of the absolute value of the gamma function.")
 digamma = _float_function("digamma", ops.digamma, "Derivative of `lgamma`.")
 sigmoid = expit = _float_function("sigmoid", ops.sigmoid, "``1 / (1 + exp(-input))``.")
@@ -336,6 +338,7 @@ def fmod(input: Operand, other: Operand) -> Tensor:
     return ops.fmod(*_integers_at_least(matched("fmod", input, other)))
 
 
+@casts(cuda="full")
 def pow(input: Operand, exponent: Operand) -> Tensor:
     """``input ** exponent``. Small constant powers become products and roots. An integer tensor has no negative
     power."""
@@ -393,6 +396,7 @@ def _ignoring_nan(op: Op, x: Tensor, y: Tensor) -> Tensor:
     return ops.where(ops.isnan(x), y, ops.where(ops.isnan(y), x, op(x, y)))
 
 
+@casts(cuda="widest")
 def atan2(input: Operand, other: Operand) -> Tensor:
     """The angle of the point (other, input), in radians."""
     return ops.atan2(*matched("atan2", input, other, to_float=True))
@@ -436,11 +440,13 @@ def lerp(input: Operand, end: Operand, weight: Operand) -> Tensor:
     return add(input, mul(weight, sub(end, input)))
 
 
+@casts(cuda="widest")
 def addcmul(input: Operand, tensor1: Operand, tensor2: Operand, *, value: Operand = 1) -> Tensor:
     """``input + value * tensor1 * tensor2``."""
     return add(input, mul(tensor1, tensor2), alpha=value)
 
 
+@casts(cuda="widest")
 def addcdiv(input: Operand, tensor1: Operand, tensor2: Operand, *, value: Operand = 1) -> Tensor:
     """``input + value * tensor1 / tensor2``."""
     return add(input, div(tensor1, tensor2), alpha=value)

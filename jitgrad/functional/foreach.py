@@ -13,7 +13,7 @@ from typing import Any
 from jitgrad import dtypes, ops
 from jitgrad.dtypes import DType
 from jitgrad.errors import ShapeError, complain
-from jitgrad.functional import elementwise, logic
+from jitgrad.functional import autocast, elementwise, logic
 from jitgrad.functional.core import HALF, Operand, Tensor, as_operand, cast
 from jitgrad.functional.methods import TensorMethods
 from jitgrad.ir.graph import Graph, GraphBuilder, Value
@@ -93,7 +93,7 @@ def _trace(body: Callable[..., Any], shared: int, types: tuple[DType, ...]) -> G
     builder = GraphBuilder(body.__name__)
     numbers = [Scalar(builder.input(TensorType(dtypes.float64, ())), weak=True) for _ in range(shared)]
     elements = [Scalar(builder.input(TensorType(t, ()))) for t in types]
-    with interpret(_BodyTracer(builder)):
+    with interpret(_BodyTracer(builder)), autocast.region(autocast.USUAL):
         if rounded:
             elements = [cast(x, dtypes.float32) if x.dtype in HALF else x for x in elements]
         result = body(*numbers, *elements)

@@ -16,6 +16,7 @@ import numpy as np
 
 from jitgrad import dtypes, ops
 from jitgrad.errors import DTypeError, OutOfRangeError, ShapeError, complain
+from jitgrad.functional.autocast import casts
 from jitgrad.functional.core import (
     Operand,
     Tensor,
@@ -271,6 +272,7 @@ def _combined(parts: list[tuple[int, Tensor, bool]]) -> Tensor:
 
 # writing
 
+@casts(cuda="widest")
 def index_put(input: Tensor, indices: Sequence[Tensor | None], values: Operand, accumulate: bool = False) -> Tensor:
     """`input` with ``input[indices]`` replaced by `values` (broadcast), or with `values` added there."""
     view, advanced = split_key(input, tuple([slice(None) if i is None else i for i in indices]))
@@ -383,6 +385,7 @@ def scatter(input: Tensor, dim: int, index: Tensor, src: Operand, *, reduce: str
     return ops.scatter(input, index, _source(input, index, src), axis=axis)
 
 
+@casts(cuda="widest")
 def scatter_add(input: Tensor, dim: int, index: Tensor, src: Operand) -> Tensor:
     """`input` with ``out[i][index[i][j][k]][k] += src[i][j][k]`` for dim 1, and so on."""
     axis = one_dim("scatter_add", dim, len(input.shape))
@@ -399,6 +402,7 @@ def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: 
     return ops.index_add(input, index, cast(source, input.dtype), axis=axis)
 
 
+@casts(cpu="widest")
 def index_copy(input: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
     """`input` with the slices along `dim` that `index` names replaced by those of `source`."""
     axis = one_dim("index_copy", dim, len(input.shape))

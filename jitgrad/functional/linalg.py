@@ -10,6 +10,7 @@ from typing import Any
 
 from jitgrad import dtypes, ops
 from jitgrad.errors import DTypeError, ShapeError, complain
+from jitgrad.functional.autocast import casts
 from jitgrad.functional.core import (
     Operand,
     Tensor,
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 
+@casts(cpu="lower", cuda="lower")
 def matmul(input: Tensor, other: Tensor) -> Tensor:
     """The matrix product ``input @ other``. 1-d operands count as a row on the left, a column on the right; dimensions
     before the last two are batch dimensions, which broadcast."""
@@ -82,6 +84,7 @@ def _ranks(op: str, x: Tensor, y: Tensor, x_rank: int, y_rank: int) -> None:
                   f"expected {x_rank}-d and {y_rank}-d operands, got {_both(x, y)}", fix="Did you mean matmul?")
 
 
+@casts(cpu="lower", cuda="lower")
 def mm(input: Tensor, mat2: Tensor) -> Tensor:
     """The product of two matrices."""
     _ranks("mm", input, mat2, 2, 2)
@@ -98,6 +101,7 @@ def _int_mm(input: Tensor, mat2: Tensor) -> Tensor:
     return ops.int_matmul(input, mat2)
 
 
+@casts(cpu="lower", cuda="lower")
 def bmm(input: Tensor, mat2: Tensor) -> Tensor:
     """The products of two equally long batches of matrices."""
     _ranks("bmm", input, mat2, 3, 3)
@@ -105,12 +109,14 @@ def bmm(input: Tensor, mat2: Tensor) -> Tensor:
     return matmul(input, mat2)
 
 
+@casts(cpu="plain", cuda="lower")
 def mv(input: Tensor, vec: Tensor) -> Tensor:
     """A matrix times a vector."""
     _ranks("mv", input, vec, 2, 1)
     return matmul(input, vec)
 
 
+@casts(cuda="widest")
 def dot(input: Tensor, tensor: Tensor) -> Tensor:
     """The inner product of two vectors."""
     _ranks("dot", input, tensor, 1, 1)
@@ -125,6 +131,8 @@ def inner(input: Tensor, other: Tensor) -> Tensor:
     """Products summed over the last dimension of both."""
     if not input.shape or not other.shape:
         return mul(input, other)
+    if len(input.shape) == len(other.shape) == 1:
+        return dot(input, other)
     return tensordot(input, other, ((-1,), (-1,)))
 
 
@@ -134,16 +142,19 @@ def outer(input: Tensor, vec2: Tensor) -> Tensor:
     return mul(expand_dims(input, (1,)), expand_dims(vec2, (0,)))
 
 
+@casts(cpu="lower", cuda="lower")
 def addmm(input: Operand, mat1: Tensor, mat2: Tensor, *, beta: Operand = 1, alpha: Operand = 1) -> Tensor:
     """``beta * input + alpha * (mat1 @ mat2)``."""
     return _scaled_sum(input, mm(mat1, mat2), beta, alpha)
 
 
+@casts(cpu="plain", cuda="lower")
 def addmv(input: Operand, mat: Tensor, vec: Tensor, *, beta: Operand = 1, alpha: Operand = 1) -> Tensor:
     """``beta * input + alpha * (mat @ vec)``."""
     return _scaled_sum(input, mv(mat, vec), beta, alpha)
 
 
+@casts(cpu="lower", cuda="lower")
 def baddbmm(input: Operand, batch1: Tensor, batch2: Tensor, *, beta: Operand = 1, alpha: Operand = 1) -> Tensor:
     """``beta * input + alpha * (batch1 @ batch2)``, for batches of matrices."""
     return _scaled_sum(input, bmm(batch1, batch2), beta, alpha)
@@ -159,6 +170,7 @@ def _scaled_sum(x: Operand, product: Tensor, beta: Operand, alpha: Operand) -> T
     return add(x, product)
 
 
+@casts(cpu="lower", cuda="lower")
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``input @ weight.T + bias``: `input` [*, in], `weight` [out, in] (or [in]), `bias` [out]."""
     if len(weight.shape) == 2 and input.shape and input.shape[-1] != weight.shape[1]:
@@ -188,12 +200,14 @@ def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return ops.add(product, broadcast(bias, product.shape))
 
 
+@casts(cpu="plain", cuda="widest")
 def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``input1 @ weight[k] @ input2 + bias[k]`` for each output feature k."""
     product = einsum("...i,kij,...j->...k", input1, weight, input2)
     return product if bias is None else add(product, bias)
 
 
+@casts(cuda="widest")
 def tensordot(a: Tensor, b: Tensor, dims: int | Sequence[Sequence[int]] = 2) -> Tensor:
     """Products summed over the last `dims` dimensions of `a` and the first of `b`, or over the listed pairs."""
     if isinstance(dims, int):
@@ -224,6 +238,7 @@ def kron(input: Tensor, other: Tensor) -> Tensor:
 
 # einsum
 
+@casts(cuda="lower")
 def einsum(equation: str, *operands: Any) -> Tensor:
     """Einstein's summation: ``einsum("bij,bjk->bik", x, y)``. Repeated letters within an operand take its diagonal,
     letters that the result lacks are summed over, ``...`` stands for broadcast dimensions. Operands are contracted from
@@ -287,9 +302,16 @@ def _contract(a: str, x: Tensor, b: str, y: Tensor, later: set[str]) -> tuple[st
         left, right = _aligned(a, x, batch + rows + columns), _aligned(b, y, batch + rows + columns)
         return "".join(batch + rows + columns), mul(left, right)
     left, right = _as_matrices(a, x, batch, rows, summed, sizes), _as_matrices(b, y, batch, summed, columns, sizes)
-    product = ops.matmul(left, right)
+    product = _batched_product(left, right)
     order = batch + rows + columns
     return "".join(order), ops.reshape(product, shape=tuple([sizes[c] for c in order]))
+
+
+@casts(cpu="lower")
+def _batched_product(x: Tensor, y: Tensor) -> Tensor:
+    if x.dtype is not y.dtype:
+        raise complain(DTypeError, "einsum", f"operands differ in dtype: {describe(x)} and {describe(y)}")
+    return ops.matmul(x, y)
 
 
 def _sum_out(letters: str, x: Tensor, needed: set[str]) -> tuple[str, Tensor]:
@@ -300,9 +322,7 @@ def _sum_out(letters: str, x: Tensor, needed: set[str]) -> tuple[str, Tensor]:
 
 
 def _common_sizes(a: str, x: Tensor, b: str, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Dimensions of size 1 grown to the size that the other operand has under the same letter; one dtype for both."""
-    if x.dtype is not y.dtype:
-        raise complain(DTypeError, "einsum", f"operands differ in dtype: {describe(x)} and {describe(y)}")
+    """Dimensions of size 1 grown to the size that the other operand has under the same letter."""
     of_x, of_y = dict(zip(a, x.shape)), dict(zip(b, y.shape))
     for c in set(a) & set(b):
         if 1 not in (of_x[c], of_y[c]) and of_x[c] != of_y[c]:
@@ -333,6 +353,7 @@ def _arrange(letters: str, x: Tensor, output: str) -> Tensor:
 
 # other
 
+@casts(cuda="widest")
 def cross(input: Tensor, other: Tensor, dim: int = -1) -> Tensor:
     """The cross product of 3-vectors along `dim`."""
     x, y = matched("cross", input, other)
@@ -351,6 +372,7 @@ def _rotated(x: Tensor, by: int) -> Tensor:
     return ops.concat(ops.slice(x, start=(by, *low[1:]), stop=tuple(x.shape), step=one), head, axis=0)
 
 
+@casts(cpu="full", cuda="full")
 def cdist(x1: Tensor, x2: Tensor) -> Tensor:
     """The Euclidean distances between all rows of `x1` and of `x2` (of each batch)."""
     x, y = expand_dims(x1, (len(x1.shape) - 1,)), expand_dims(x2, (len(x2.shape) - 2,))

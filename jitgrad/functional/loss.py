@@ -14,6 +14,7 @@ import numpy as np
 from jitgrad import dtypes, ops
 from jitgrad.errors import DTypeError, complain
 from jitgrad.functional.activation import log_softmax, logsigmoid
+from jitgrad.functional.autocast import casts
 from jitgrad.functional.core import (
     Operand,
     Tensor,
@@ -59,6 +60,7 @@ def _pair(op: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 # regression
 
+@casts(cpu="full", cuda="full")
 def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean", *, weight: Tensor | None = None) -> Tensor:
     """``(input - target) ** 2``."""
     difference = ops.sub(*_pair("mse_loss", input, target))
@@ -66,11 +68,13 @@ def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean", *, weight: 
     return _reduced("mse_loss", loss if weight is None else mul(loss, weight), reduction)
 
 
+@casts(cpu="full", cuda="full")
 def l1_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     """``|input - target|``."""
     return _reduced("l1_loss", ops.abs(ops.sub(*_pair("l1_loss", input, target))), reduction)
 
 
+@casts(cpu="full", cuda="full")
 def smooth_l1_loss(input: Tensor, target: Tensor, reduction: str = "mean", beta: float = 1.0) -> Tensor:
     """``0.5 * d ** 2 / beta`` where the distance d is below `beta`, ``d - 0.5 * beta`` elsewhere."""
     if beta == 0:
@@ -80,6 +84,7 @@ def smooth_l1_loss(input: Tensor, target: Tensor, reduction: str = "mean", beta:
     return _reduced("smooth_l1_loss", where(lt(distance, beta), near, sub(distance, 0.5 * beta)), reduction)
 
 
+@casts(cpu="full", cuda="full")
 def huber_loss(input: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0) -> Tensor:
     """``0.5 * d ** 2`` where the distance d is at most `delta`, ``delta * (d - 0.5 * delta)`` elsewhere."""
     distance = ops.abs(ops.sub(*_pair("huber_loss", input, target)))
@@ -87,6 +92,7 @@ def huber_loss(input: Tensor, target: Tensor, reduction: str = "mean", delta: fl
     return _reduced("huber_loss", where(gt(distance, delta), far, near), reduction)
 
 
+@casts(cpu="full", cuda="full")
 def poisson_nll_loss(input: Tensor, target: Tensor, log_input: bool = True, full: bool = False, eps: float = 1e-8,
                      reduction: str = "mean") -> Tensor:
     """Negative log likelihood of counts under Poisson rates ``exp(input)`` (or `input`)."""
@@ -111,6 +117,7 @@ def gaussian_nll_loss(input: Tensor, target: Tensor, var: Tensor, full: bool = F
 
 # classes
 
+@casts(cpu="full")
 def cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None = None, ignore_index: int = -100,
                   reduction: str = "mean", label_smoothing: float = 0.0) -> Tensor:
     """Negative log probability of the target class under ``softmax(input)``. `input` [N, C, ...]; `target` class
@@ -156,6 +163,7 @@ def _along(weight: Tensor, x: Tensor, axis: int) -> Tensor:
     return broadcast(ops.reshape(weight, shape=shape), x.shape)
 
 
+@casts(cpu="full", cuda="full")
 def nll_loss(input: Tensor, target: Tensor, weight: Tensor | None = None, ignore_index: int = -100,
              reduction: str = "mean") -> Tensor:
     """``-input[n, target[n]]`` for log probabilities `input` [N, C, ...] and class indices `target` [N, ...]; the
@@ -241,6 +249,7 @@ def _valid_classes(target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     return valid, ops.where(valid, target, zeros_like(target))
 
 
+@casts(cpu="full", cuda="refused")
 def binary_cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None = None,
                          reduction: str = "mean") -> Tensor:
     """``-(t * log(p) + (1 - t) * log(1 - p))`` with logarithms not below -100."""
@@ -252,6 +261,7 @@ def binary_cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None = 
     return _reduced("binary_cross_entropy", loss if weight is None else mul(loss, weight), reduction)
 
 
+@casts(cpu="full", cuda="full")
 def binary_cross_entropy_with_logits(input: Tensor, target: Tensor, weight: Tensor | None = None,
                                      reduction: str = "mean", pos_weight: Tensor | None = None) -> Tensor:
     """`binary_cross_entropy` of ``sigmoid(input)``, without overflow; positives count `pos_weight` times."""
@@ -264,6 +274,7 @@ def binary_cross_entropy_with_logits(input: Tensor, target: Tensor, weight: Tens
     return _reduced("binary_cross_entropy_with_logits", loss if weight is None else mul(loss, weight), reduction)
 
 
+@casts(cpu="full", cuda="full")
 def kl_div(input: Tensor, target: Tensor, reduction: str = "mean", log_target: bool = False) -> Tensor:
     """``target * (log(target) - input)`` for log probabilities `input`; "batchmean" divides by the batch size."""
     x, t = _pair("kl_div", input, target)
@@ -275,12 +286,14 @@ def kl_div(input: Tensor, target: Tensor, reduction: str = "mean", log_target: b
 
 # margins and similarities
 
+@casts(cpu="full", cuda="full")
 def hinge_embedding_loss(input: Tensor, target: Tensor, margin: float = 1.0, reduction: str = "mean") -> Tensor:
     """`input` where `target` is 1, ``max(0, margin - input)`` where it is -1."""
     apart = clamp_min(sub(margin, input), 0)
     return _reduced("hinge_embedding_loss", where(ops.eq(target, ones_like(target)), input, apart), reduction)
 
 
+@casts(cpu="full", cuda="full")
 def margin_ranking_loss(input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0.0,
                         reduction: str = "mean") -> Tensor:
     """``max(0, -target * (input1 - input2) + margin)``."""
@@ -288,11 +301,13 @@ def margin_ranking_loss(input1: Tensor, input2: Tensor, target: Tensor, margin: 
     return _reduced("margin_ranking_loss", loss, reduction)
 
 
+@casts(cpu="full", cuda="full")
 def soft_margin_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     """``log(1 + exp(-target * input))``."""
     return _reduced("soft_margin_loss", ops.neg(logsigmoid(mul(input, target))), reduction)
 
 
+@casts(cuda="full")
 @widened
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     """The cosine of the angle between vectors along `dim`; each length is taken as at least `eps`."""
@@ -302,6 +317,7 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     return ops.div(product, ops.mul(*lengths))
 
 
+@casts(cpu="full", cuda="full")
 def cosine_embedding_loss(input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0.0,
                           reduction: str = "mean") -> Tensor:
     """``1 - cos`` where `target` is 1, ``max(0, cos - margin)`` where it is -1."""
@@ -315,6 +331,7 @@ def pairwise_distance(x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6,
     return norm(add(sub(x1, x2), eps), p, -1, keepdim)
 
 
+@casts(cpu="full", cuda="full")
 def triplet_margin_loss(anchor: Tensor, positive: Tensor, negative: Tensor, margin: Operand = 1.0, p: float = 2.0,
                         eps: float = 1e-6, swap: bool = False, reduction: str = "mean") -> Tensor:
     """``max(0, d(anchor, positive) - d(anchor, negative) + margin)``."""

@@ -50,7 +50,8 @@ def store(x: Tensor, value: Tensor) -> Tensor:
 
 
 def in_place(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The in-place form of a function: its result becomes the contents of its first operand."""
+    """The in-place form of a function: its result becomes the contents of its first operand. Autocast leaves it alone."""
+    function = getattr(function, "uncast", function)
 
     @functools.wraps(function)
     def method(self: Tensor, *args: Any, **options: Any) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jitgrad import dtypes, ops
+from jitgrad.functional.autocast import casts
 from jitgrad.functional.core import (
     HALF,
     Tensor,
@@ -115,6 +116,7 @@ def _inner_axes(op: str, x: Tensor, shape: Sequence[int] | int, *parameters: Ten
     return tuple(range(len(x.shape) - len(inner), len(x.shape)))
 
 
+@casts(cuda="full")
 def layer_norm(input: Tensor, normalized_shape: Sequence[int] | int, weight: Tensor | None = None,
                bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """The last dimensions (of `normalized_shape`) brought to mean 0 and variance 1, then ``* weight + bias``."""
@@ -123,6 +125,7 @@ def layer_norm(input: Tensor, normalized_shape: Sequence[int] | int, weight: Ten
     return cast(_affine(standard, _wide(weight), _wide(bias)), input.dtype)
 
 
+@casts(cuda="full")
 def rms_norm(input: Tensor, normalized_shape: Sequence[int] | int, weight: Tensor | None = None,
              eps: float | None = None) -> Tensor:
     """The last dimensions (of `normalized_shape`) divided by their root mean square, then ``* weight``. `eps`
@@ -138,6 +141,7 @@ def spacing(dtype: Any) -> float:
     return {"f16": 2.0 ** -10, "bf16": 2.0 ** -7, "f32": 2.0 ** -23, "f64": 2.0 ** -52}[dtype.short]
 
 
+@casts(cuda="full")
 def group_norm(input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None,
                eps: float = 1e-5) -> Tensor:
     """Channels (dimension 1) in `num_groups` groups, each brought to mean 0 and variance 1 with all that follows; then

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jitgrad import dtypes, ops
+from jitgrad.functional.autocast import casts
 from jitgrad.functional.core import Tensor, cast, constant, describe, require_shape, sizes_of
 from jitgrad.functional.elementwise import where
 from jitgrad.functional.shape import section
@@ -27,9 +28,17 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
     pairs = {len(input.shape) - 1 - k: (widths[2 * k], widths[2 * k + 1]) for k in range(len(widths) // 2)}
     if mode == "constant":
         return _pad_constant(input, pairs, 0 if value is None else value)
+    by_elements = _pad_all if mode == "circular" or (mode == "reflect" and len(pairs) > 2) else _pad_from_the_edge
+    return by_elements(input, pairs, mode)
+
+
+def _pad_all(x: Tensor, pairs: dict[int, tuple[int, int]], mode: str) -> Tensor:
     for axis, (low, high) in pairs.items():
-        input = _pad_by_elements(input, axis, low, high, mode)
-    return input
+        x = _pad_by_elements(x, axis, low, high, mode)
+    return x
+
+
+_pad_from_the_edge = casts(cpu="full")(_pad_all)
 
 
 def _pad_constant(x: Tensor, pairs: dict[int, tuple[int, int]], value: Any) -> Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 
 from jitgrad import ops
 from jitgrad.errors import OutOfRangeError, complain
+from jitgrad.functional.autocast import casts
 from jitgrad.functional.core import (
     Tensor,
     describe,
@@ -45,6 +46,7 @@ def max_pool2d(input: Tensor, kernel_size: Sizes, stride: Sizes | None = None, p
     return _max_pool("max_pool2d", 2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
+@casts(cpu="full")
 def max_pool3d(input: Tensor, kernel_size: Sizes, stride: Sizes | None = None, padding: Sizes = 0, dilation: Sizes = 1,
                ceil_mode: bool = False, return_indices: bool = False) -> Any:
     """The largest of each window of [N, C, D, H, W]; with `return_indices` also where it stands in its volume."""
@@ -68,18 +70,21 @@ def _windows(op: str, dims: int, kernel: Sizes, stride: Sizes | None, padding: S
     return window, steps, per_dimension(op, "padding", padding, dims)
 
 
+@casts(cpu="full")
 def max_unpool1d(input: Tensor, indices: Tensor, kernel_size: Sizes, stride: Sizes | None = None, padding: Sizes = 0,
                  output_size: Sequence[int] | None = None) -> Tensor:
     """Zeros [N, C, L'] in which the elements of `input` [N, C, L] stand at their `indices` of `max_pool1d`."""
     return _max_unpool("max_unpool1d", 1, input, indices, kernel_size, stride, padding, output_size)
 
 
+@casts(cpu="full")
 def max_unpool2d(input: Tensor, indices: Tensor, kernel_size: Sizes, stride: Sizes | None = None, padding: Sizes = 0,
                  output_size: Sequence[int] | None = None) -> Tensor:
     """Zeros [N, C, H', W'] in which the elements of `input` [N, C, H, W] stand at their `indices` of `max_pool2d`."""
     return _max_unpool("max_unpool2d", 2, input, indices, kernel_size, stride, padding, output_size)
 
 
+@casts(cpu="full")
 def max_unpool3d(input: Tensor, indices: Tensor, kernel_size: Sizes, stride: Sizes | None = None, padding: Sizes = 0,
                  output_size: Sequence[int] | None = None) -> Tensor:
     """Zeros [N, C, D', H', W'] in which the elements of `input` [N, C, D, H, W] stand at their `indices` of
@@ -127,6 +132,7 @@ def avg_pool2d(input: Tensor, kernel_size: Sizes, stride: Sizes | None = None, p
                      divisor_override)
 
 
+@casts(cpu="full")
 def avg_pool3d(input: Tensor, kernel_size: Sizes, stride: Sizes | None = None, padding: Sizes = 0,
                ceil_mode: bool = False, count_include_pad: bool = True, divisor_override: int | None = None) -> Tensor:
     """The mean of each window of [N, C, D, H, W], or its sum divided by `divisor_override`."""
@@ -186,6 +192,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
     return _adaptive_avg_pool("adaptive_avg_pool2d", 2, input, output_size)
 
 
+@casts(cpu="full")
 def adaptive_avg_pool3d(input: Tensor, output_size: Any) -> Tensor:
     """Means of windows chosen so that there are `output_size` of them; None keeps a size."""
     return _adaptive_avg_pool("adaptive_avg_pool3d", 3, input, output_size)
@@ -252,6 +259,7 @@ def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = 
     return _adaptive_max_pool("adaptive_max_pool2d", 2, input, output_size, return_indices)
 
 
+@casts(cpu="full")
 def adaptive_max_pool3d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
     """Maxima of windows chosen so that there are `output_size` of them (None keeps a size); with `return_indices` also
     where they stand in their volume."""

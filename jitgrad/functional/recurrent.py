@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from jitgrad import ops
 from jitgrad.functional.activation import relu
-from jitgrad.functional.core import Tensor
+from jitgrad.functional.autocast import casts
+from jitgrad.functional.core import Tensor, cast
 from jitgrad.functional.linalg import linear, matmul
 from jitgrad.functional.shape import chunk, stack, unbind
 
@@ -20,6 +21,7 @@ def _input_gates(x: Tensor, w_ih: Tensor, *biases: Tensor | None) -> Tensor:
     return linear(x, w_ih, sum(known[1:], known[0]) if known else None)
 
 
+@casts(cpu="lower", cuda="lower")
 def rnn_layer(nonlinearity: str, x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None,
               b_hh: Tensor | None) -> Tensor:
     """Elman's network: h of all steps, [steps, batch, hidden]."""
@@ -27,6 +29,7 @@ def rnn_layer(nonlinearity: str, x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tenso
     return ops.rnn(gates, w_hh, h, relu=nonlinearity == "relu")
 
 
+@casts(cpu="lower", cuda="lower")
 def lstm_layer(x: Tensor, h: Tensor, c: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None,
                b_hh: Tensor | None) -> tuple[Tensor, Tensor]:
     """Long short-term memory (Hochreiter and Schmidhuber 1997, with forget gates): h and c of all steps."""
@@ -34,13 +37,15 @@ def lstm_layer(x: Tensor, h: Tensor, c: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih
     return hs, cs
 
 
+@casts(cuda="lower")
 def gru_layer(x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None) -> Tensor:
     """Gated recurrent unit (Cho et al. 2014, the reset gate behind the product): h of all steps."""
     bias = b_hh if b_hh is not None else ops.zeros_like(ops.sum(w_hh, axes=(1,)))
-    hs, _ = ops.gru(_input_gates(x, w_ih, b_ih), w_hh, bias, h)
+    hs, _ = ops.gru(cast(_input_gates(x, w_ih, b_ih), h.dtype), w_hh, bias, h)
     return hs
 
 
+@casts(cpu="lower", cuda="lower")
 def projected_lstm_layer(x: Tensor, h: Tensor, c: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None,
                          b_hh: Tensor | None, w_hr: Tensor) -> tuple[Tensor, Tensor]:
     """An LSTM whose output is ``w_hr @ h`` (Sak et al. 2014): h [batch, projected], w_hr [projected, hidden]."""
@@ -59,12 +64,14 @@ def _lstm_step(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     return ops.sigmoid(o) * ops.tanh(c), c
 
 
+@casts(cuda="lower")
 def lstm_cell(x: Tensor, h: Tensor, c: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None,
               b_hh: Tensor | None) -> tuple[Tensor, Tensor]:
     """One step of an LSTM: the next h and c."""
     return _lstm_step(linear(x, w_ih, b_ih) + linear(h, w_hh, b_hh), c)
 
 
+@casts(cuda="lower")
 def gru_cell(x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None) -> Tensor:
     """One step of a GRU: the next h."""
     x_r, x_z, x_n = chunk(linear(x, w_ih, b_ih), 3, -1)
@@ -73,6 +80,7 @@ def gru_cell(x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | No
     return new + ops.sigmoid(x_z + h_z) * (h - new)
 
 
+@casts(cuda="lower")
 def rnn_cell(x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None,
              nonlinearity: str = "tanh") -> Tensor:
     """One step of Elman's network: the next h."""

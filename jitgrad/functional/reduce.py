@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from jitgrad import dtypes, ops
 from jitgrad.dtypes import DType
 from jitgrad.errors import DTypeError, complain
+from jitgrad.functional.autocast import casts
 from jitgrad.functional.core import (
     Dims,
     Operand,
@@ -53,6 +54,7 @@ def _finish(result: Tensor, axes: tuple[int, ...], keepdim: bool) -> Tensor:
 
 # sums and moments
 
+@casts(cuda="total")
 def sum(input: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: DType | None = None) -> Tensor:
     """The sum over `dim`. Integers and bools are added in int64."""
     axes = many_dims("sum", dim, len(input.shape))
@@ -72,6 +74,7 @@ def nansum(input: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: DTy
     return sum(input, dim, keepdim, dtype=dtype)
 
 
+@casts(cpu="full", cuda="total")
 def prod(input: Tensor, dim: int | None = None, keepdim: bool = False, *, dtype: DType | None = None) -> Tensor:
     """The product over `dim`. Integers and bools are multiplied in int64."""
     axes = many_dims("prod", dim, len(input.shape))
@@ -279,6 +282,7 @@ def count_nonzero(input: Tensor, dim: Dims = None) -> Tensor:
 
 # norms
 
+@casts(cuda="total")
 def norm(input: Tensor, p: float | str | None = 2, dim: Dims = None, keepdim: bool = False, *,
          dtype: DType | None = None) -> Tensor:
     """The `p`-norm over `dim`: any real p, inf, -inf or 0 (the number of nonzeros); "fro" is 2. Its gradient is 0 at
@@ -318,6 +322,7 @@ def _general_norm(magnitude: Tensor, p: float, dim: Dims, keepdim: bool) -> Tens
 vector_norm = norm
 
 
+@casts(cuda="full")
 def logsumexp(input: Tensor, dim: Dims, keepdim: bool = False) -> Tensor:
     """``log(sum(exp(input)))`` over `dim`, without overflow."""
     axes = many_dims("logsumexp", dim, len(input.shape))
@@ -343,11 +348,13 @@ def detached(x: Tensor) -> Tensor:
 
 # scans
 
+@casts(cuda="total")
 def cumsum(input: Tensor, dim: int, *, dtype: DType | None = None) -> Tensor:
     """Running sums along `dim`. Integers and bools are added in int64."""
     return _scan("cumsum", ops.cumsum, input, dim, dtype)
 
 
+@casts(cuda="total")
 def cumprod(input: Tensor, dim: int, *, dtype: DType | None = None) -> Tensor:
     """Running products along `dim`. Integers and bools are multiplied in int64."""
     return _scan("cumprod", ops.cumprod, input, dim, dtype)
@@ -376,6 +383,7 @@ def _part(x: Tensor, axis: int, begin: int, end: int) -> Tensor:
     return ops.slice(x, start=start, stop=stop, step=(1,) * len(start))
 
 
+@casts(cpu="full")
 def trace(input: Tensor) -> Tensor:
     """The sum of the diagonal of a matrix."""
     require_shape("trace", len(input.shape) == 2, f"expected a matrix, got {describe(input)}")
@@ -385,6 +393,7 @@ def trace(input: Tensor) -> Tensor:
     return sum(ops.where(diagonal, input, zeros_like(input)))
 
 
+@casts(cuda="full")
 def dist(input: Operand, other: Operand, p: float = 2) -> Tensor:
     """The `p`-norm of ``input - other``."""
     return norm(ops.sub(*matched("dist", input, other, to_float=True)), p)

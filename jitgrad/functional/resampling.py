@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from jitgrad import dtypes, ops
+from jitgrad.functional.autocast import casts
 from jitgrad.functional.core import (
     Tensor,
     cast,
@@ -45,6 +46,7 @@ _SMOOTH = {"linear": 1, "bilinear": 2, "bicubic": 2, "trilinear": 3}
 _MODES = ("nearest", "nearest-exact", "linear", "bilinear", "bicubic", "trilinear", "area")
 
 
+@casts(cuda="full")
 def interpolate(input: Tensor, size: Sizes | None = None, scale_factor: Any = None, mode: str = "nearest",
                 align_corners: bool | None = None, recompute_scale_factor: bool | None = None,
                 antialias: bool = False) -> Tensor:
@@ -208,6 +210,7 @@ def _base_grid(sizes: Sequence[int], align_corners: bool) -> np.ndarray:
     return np.stack([*[g.reshape(-1) for g in reversed(grids)], np.ones(math.prod(sizes))], 1)
 
 
+@casts(cpu="full", cuda="widest")
 def grid_sample(input: Tensor, grid: Tensor, mode: str = "bilinear", padding_mode: str = "zeros",
                 align_corners: bool | None = None) -> Tensor:
     """`input` [N, C, H, W] (or [N, C, D, H, W]) at the places `grid` [N, H', W', 2] (or [N, D', H', W', 3]): the last

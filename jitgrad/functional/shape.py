@@ -11,6 +11,7 @@ from typing import Any
 
 from jitgrad import dtypes, ops
 from jitgrad.errors import OutOfRangeError, ShapeError, complain
+from jitgrad.functional.autocast import casts
 from jitgrad.functional.core import (
     Tensor,
     broadcast_all,
@@ -338,6 +339,7 @@ def unfold(input: Tensor, dimension: int, size: int, step: int) -> Tensor:
 
 # joining
 
+@casts(cpu="widest")
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Tensors joined along an existing dimension; dtypes are promoted. Empty 1-d tensors are skipped, as in PyTorch."""
     require_shape("cat", len(tensors) > 0, "expected a non-empty list of tensors")
@@ -360,6 +362,7 @@ def _join(parts: Sequence[Tensor], axis: int) -> bool:
                         and len(x.shape) == len(first) for x in parts)
 
 
+@casts(cpu="widest")
 def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Tensors of one shape joined along a new dimension."""
     require_shape("stack", len(tensors) > 0, "expected a non-empty list of tensors")

@@ -7,10 +7,12 @@ PyTorch's format: state by the position of the parameter, groups with positions 
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -100,6 +102,13 @@ class Optimizer:
     def _update(self, group: ParamGroup, params: list[Tensor]) -> None:
         """One update of `params`, which all have a gradient."""
         raise NotImplementedError(f"{type(self).__name__}: define _update(group, params)")
+
+    @property
+    def can_be_skipped(self) -> bool:
+        """Whether a step consists of nothing but `update`, so that it may be carried out under `kept_if`. A subclass from
+        elsewhere may do other things."""
+        ours = type(self)._update.__module__.startswith("jitgrad.optim") and type(self).step is Optimizer.step
+        return ours and not len(self._pre_hooks) and not len(self._post_hooks)
 
     def _states(self, params: list[Tensor], name: str, make: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """The state `name` of each parameter, made by ``make(param)`` where there is none. It is made eagerly also
@@ -209,7 +218,42 @@ def gradients(params: list[Tensor]) -> list[Tensor]:
 def update(formula: Callable[..., Any], shared: Sequence[Any], written: list[list[Tensor]],
            read: Sequence[list[Tensor]] = ()) -> None:
     """``formula(*shared, *written, *read)`` of every parameter gives the new values of `written`, stored in place."""
-    foreach_(formula, shared, written, read)
+    if _skipping.condition is None:
+        foreach_(formula, shared, written, read)
+    else:
+        foreach_(_keeping(formula, len(shared)), [_skipping.condition, *shared], written, read)
+
+
+class _Skipping(threading.local):
+    """What decides whether updates happen; None: they do."""
+
+    condition: Tensor | None = None
+
+
+_skipping = _Skipping()
+
+
+@contextmanager
+def kept_if(condition: Tensor) -> Iterator[None]:
+    """Inside, `update` keeps the old values if `condition` (0-d) is above 0, without anybody reading it."""
+    outer, _skipping.condition = _skipping.condition, condition
+    try:
+        yield
+    finally:
+        _skipping.condition = outer
+
+
+@lru_cache(maxsize=256)
+def _keeping(formula: Callable[..., Any], shared: int) -> Callable[..., tuple[Any, ...]]:
+    """`formula` with one more number in front: if it is above 0, old values are the new ones."""
+
+    def update(condition: Any, *operands: Any) -> tuple[Any, ...]:
+        new = formula(*operands)
+        results = new if isinstance(new, tuple) else (new,)
+        return tuple([(condition > 0).where(old, value) for old, value in zip(operands[shared:], results)])
+
+    update.__name__ = formula.__name__
+    return update
 
 
 def advance(step: Any) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 
 from jitgrad import autograd
 from jitgrad.errors import CheckpointError, complain
+from jitgrad.functional import autocast
 from jitgrad.functional.random import default_generator
 from jitgrad.ir import interpreter
 from jitgrad.tensor import Tensor
@@ -80,6 +81,7 @@ def checkpoint(function: Callable[..., Any], *args: Any, use_reentrant: bool | N
     structure = flatten((args, kwargs), leaves)
     places = [k for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     state = default_generator.get_state() if preserve_rng_state else None
+    precision = autocast.state.setting
 
     def run(tensors: Sequence[Any]) -> None:
         given = list(rest)
@@ -88,7 +90,7 @@ def checkpoint(function: Callable[..., Any], *args: Any, use_reentrant: bool | N
         positional, named = unflatten(structure, given)
         function(*positional, **named)
 
-    frame = autograd.Frame(run, tuple([leaves[k] for k in places]), lambda: _second_context(second, state),
+    frame = autograd.Frame(run, tuple([leaves[k] for k in places]), lambda: _second_context(second, state, precision),
                            determinism_check == "default", debug, _setting.early_stop)
     rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     repeatable = preserve_rng_state and context_fn is noop_context_fn
@@ -97,13 +99,13 @@ def checkpoint(function: Callable[..., Any], *args: Any, use_reentrant: bool | N
 
 
 @contextmanager
-def _second_context(context: AbstractContextManager[Any], state: Any) -> Iterator[None]:
-    """The user's context, and the random numbers of the first run."""
+def _second_context(context: AbstractContextManager[Any], state: Any, precision: autocast.Setting) -> Iterator[None]:
+    """The user's context, the random numbers and the mixed precision of the first run."""
     now = default_generator.get_state()
     try:
         if state is not None:
             default_generator.set_state(state)
-        with context:
+        with autocast.region(precision), context:
             yield
     finally:
         if state is not None:

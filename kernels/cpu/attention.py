@@ -101,16 +101,21 @@ def attention(args, begin, end, thread):
                 best = top
                 if seen < KEYS:
                     for j in range(KEYS):
-                        store(scores, line + j, T(select(j < seen, load(scores, line + j, 5, 12), T(-1e999))), 5, 12)
-                for j in range(KEYS):
-                    best = reassociate_max(best, load(scores, line + j, 5, 12))
+                        score_j = T(select(j < seen, load(scores, line + j, 5, 12), T(-1e999)))
+                        store(scores, line + j, score_j, 5, 12)
+                        best = reassociate_max(best, score_j)
+                else:
+                    for j in range(KEYS):
+                        best = reassociate_max(best, load(scores, line + j, 5, 12))
                 shift = T(select(best > T(-1e999), best, T(0)))
                 total = T(0)
                 for j in range(KEYS):
                     weight = T(exp(T(load(scores, line + j, 5, 12) - shift)))
                     store(scores, line + j, weight, 5, 12)
                     total = reassociate_add(total, weight)
-                less = T(exp(T(top - shift)))
+                less = T(0)
+                if start > 0:
+                    less = T(exp(T(top - shift)))
                 store(stats, i, best, 6, 12)
                 store(stats, QUERIES + i, T(load(stats, QUERIES + i, 6, 12) * less + total), 6, 12)
                 if dropped != 0:
@@ -133,11 +138,11 @@ def attention(args, begin, end, thread):
         for i in range(rows):
             place = (n * queries + first + i) * values
             total = load(stats, QUERIES + i, 6, 12)
-            divisor = total
+            factor = T(T(1) / total)
             if zero != 0 and total == T(0):
-                divisor = T(1)
+                factor = T(1)
             for j in range(values):
-                store(o, place + j, T(load(o, place + j, 3, 12) / divisor), 3, 12)
+                store(o, place + j, T(load(o, place + j, 3, 12) * factor), 3, 12)
             store(lse, n * queries + first + i, T(log(total) + load(stats, i, 6, 12)), 4, 12)
 
 
@@ -185,13 +190,18 @@ def attention_grad(args, begin, end, thread):
                 begin_query = 0
                 if causal != 0:
                     begin_query = start // QUERIES * QUERIES
-                for first in range(begin_query, queries, QUERIES):
+                blocks = (queries - begin_query + QUERIES - 1) // QUERIES
+                for block in range(blocks):
+                    first = begin_query + (blocks - 1 - block) * QUERIES            # first those that see most keys
                     rows = min(QUERIES, queries - first)
+                    near = count
+                    if causal != 0 and started != 0:
+                        near = max(min(count, first + rows - start), 1)
                     query = n * queries + first
                     panel = group * panels + start // COLUMNS
-                    multiply_block(args, 32, rows, count, width, width, TILE, q, query * width, TILE * width, width, 1,
+                    multiply_block(args, 32, rows, near, width, width, TILE, q, query * width, TILE * width, width, 1,
                                    k_panels, panel * width * COLUMNS, width * COLUMNS, COLUMNS, weights, 0, KEYS, 0)
-                    multiply_block(args, 32, rows, count, values, values, TILE, g, query * values, TILE * values, values, 1,
+                    multiply_block(args, 32, rows, near, values, values, TILE, g, query * values, TILE * values, values, 1,
                                    v_panels, panel * values * COLUMNS, values * COLUMNS, COLUMNS, slopes, 0, KEYS, 0)
                     for i in range(rows):
                         line = i * KEYS
@@ -235,11 +245,11 @@ def attention_grad(args, begin, end, thread):
                                 store(weights, line + j, T(load(weights, line + j, 9, 16) * load(kept, skip + j, 11, 16)),
                                       9, 16)
                     own = group * keys + start
-                    multiply_block(args, 32, count, values, rows, rows, TILE, weights, 0, TILE, 1, KEYS,
+                    multiply_block(args, 32, near, values, rows, rows, TILE, weights, 0, TILE, 1, KEYS,
                                    g, query * values, COLUMNS, values, dv, own * values, values, started)
-                    multiply_block(args, 32, count, width, rows, rows, TILE, slopes, 0, TILE, 1, KEYS,
+                    multiply_block(args, 32, near, width, rows, rows, TILE, slopes, 0, TILE, 1, KEYS,
                                    q, query * width, COLUMNS, width, dk, own * width, width, started)
-                    multiply_block(args, 32, rows, width, count, count, TILE, slopes, 0, TILE * KEYS, KEYS, 1,
+                    multiply_block(args, 32, rows, width, near, near, TILE, slopes, 0, TILE * KEYS, KEYS, 1,
                                    k, own * width, COLUMNS, width,
                                    dq, (part * heads * queries + query) * width, width, 1)
                     started = 1
