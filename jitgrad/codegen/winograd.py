@@ -44,13 +44,17 @@ class Sizes:
         return 8 if self.short == "f64" else 4
 
 
-def suits(call: Call, kernel: tuple[int, ...], channels: int, rows: int) -> bool:
-    """Whether a convolution of so many channels into so many is done this way."""
+def fits(call: Call, kernel: tuple[int, ...], channels: int, rows: int) -> bool:
+    """Whether a convolution of so many channels into so many can be done this way."""
     lanes = gemm.element_tile(call.outputs[0].dtype.short).lanes
-    whole = channels % lanes == 0 and rows % lanes == 0
     attrs = call.attrs
-    return (kernel == (3, 3) and attrs["stride"] == attrs["dilation"] == (1, 1) and attrs["groups"] == 1 and whole
-            and min(channels, rows) >= LEAST)
+    return (kernel == (3, 3) and attrs["stride"] == attrs["dilation"] == (1, 1) and attrs["groups"] == 1
+            and channels % lanes == 0 and rows % lanes == 0)
+
+
+def suits(channels: int, rows: int) -> bool:
+    """Whether this is usually the fastest way, where it `fits`."""
+    return min(channels, rows) >= LEAST
 
 
 def forward(call: Call, image: int, sizes: Sizes, *, turned: bool) -> Lowered:
