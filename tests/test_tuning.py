@@ -279,7 +279,7 @@ class Clock:
 
 
 FASTER = ("what follows", "in a kernel of its own")
-ALGORITHM = ("algorithm", "Winograd's maps")
+ALGORITHM = ("algorithm", "tap by tap")
 
 
 @pytest.fixture

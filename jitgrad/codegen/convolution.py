@@ -295,7 +295,7 @@ def by_maps(call: Call, kernel: tuple[int, ...], channels: int, rows: int) -> bo
     if not winograd.fits(call, kernel, channels, rows):
         return False
     ways = {"Winograd's maps": True, "tap by tap": False, "implicit product": False}
-    if not winograd.suits(channels, rows):
+    if not winograd.suits(call.outputs[0].dtype.short, channels, rows):
         ways = dict(sorted(ways.items(), key=lambda way: way[1]))
     return Choice(ALGORITHM, ways).take()
 

@@ -18,7 +18,7 @@ CACHE = 1280 * 1024                             # bytes that an item may make
 CHANNELS = 128                                  # of an image and of a gradient, in an item that sums up products
 DEPTH = 48                                      # steps of one sum; then it is added to the others: what mapping back takes
                                                 # differences of must be as exact as sums can be
-LEAST = 32                                      # channels on either side from which mapping costs less than it saves
+LEAST = {"f32": 16, "f64": 32}                  # channels on either side from which mapping costs less than it saves
 
 Geometry = dict[str, int]
 Cut = tuple[int, int, int]                      # images of a part, rows of pieces of a part, parts of an image
@@ -52,9 +52,9 @@ def fits(call: Call, kernel: tuple[int, ...], channels: int, rows: int) -> bool:
             and channels % lanes == 0 and rows % lanes == 0)
 
 
-def suits(channels: int, rows: int) -> bool:
+def suits(short: str, channels: int, rows: int) -> bool:
     """Whether this is usually the fastest way, where it `fits`."""
-    return min(channels, rows) >= LEAST
+    return min(channels, rows) >= LEAST[short]
 
 
 def forward(call: Call, image: int, sizes: Sizes, *, turned: bool) -> Lowered:
