@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from jitgrad import dtypes
+from jitgrad.codegen.blocking import choose_blocking
 from jitgrad.codegen.call import Call, launch, lowers
 from jitgrad.codegen.epilogue import Shared, WithEpilogue, restrict
 from jitgrad.codegen.kernel import Blocks, Buffer, Launch, Lowered
@@ -122,7 +123,8 @@ class _Lowering(WithEpilogue):
             a, b = self.compute(self.node.inputs[0]), self.compute(self.node.inputs[1])
             batch, first, second = merge_batch(self.product.shape[:-2], a.matrices, b.matrices)
         form = gemm.form_for(self.node.inputs[0].dtype.short, self.dtype.short)
-        made = gemm.arrange(form, batch, m, n, k, first, second, self.whole_rows)
+        blocking = choose_blocking(form, batch, (m, n, k), first, second, self.whole_rows)
+        made = gemm.arrange(form, batch, m, n, k, first, second, blocking)
         pointers = (self.pack(made.pack_a, a.buffer, form), self.pack(made.pack_b, b.buffer, form), target)
         integers = dict(zip(gemm.ARGUMENTS, made.integers, strict=True))
         sizes = {name: integers[name] for name in ("m", "n", "rows_per_item", "row_blocks", "columns_per_item",
