@@ -424,7 +424,8 @@ MACHINE_CODE = {
 def toolchain():
     from jitgrad.codegen import cuda_toolchain
 
-    pytest.importorskip("cuda.core", reason="NVIDIA's linker is not installed")
+    if not cuda_toolchain.is_available() or cuda_toolchain._disassembler() is None:
+        pytest.skip("nvJitLink or nvdisasm is not installed")
     return cuda_toolchain
 
 
