@@ -57,11 +57,11 @@ def argument_of(argument, buffers, word, memory):
 
 def carry_out(graph, arrays, aligned=True, schedule="together"):
     """The results of a fused graph, its regions by their GPU kernels; operands do not begin at round addresses unless they
-    are `aligned`. What has no GPU kernel runs as it does eagerly."""
+    are `aligned`. Library ops run as they do eagerly."""
     environment = dict(zip(graph.inputs, arrays, strict=True))
     for node in graph.nodes:
         inputs = [np.asarray(environment[v], v.dtype.numpy).reshape(v.shape) for v in node.inputs]
-        if node.op.kind == "foreach" or (node.op.kind == "region" and node.attrs["template"] != "matmul"):
+        if node.op.kind in ("foreach", "region") or node.op.name == "matmul":
             results = run(lower_node(node, (), aligned), inputs, [v.type for v in node.outputs], schedule=schedule,
                           skew=0 if aligned else 1)
         else:

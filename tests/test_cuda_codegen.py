@@ -21,7 +21,7 @@ from jitgrad.errors import CompileError
 from jitgrad.ir import REGISTRY, TensorType, evaluate
 from jitgrad.transforms.fuse import fuse
 
-FUSED = [(name, graph) for name, graph, templates in PROGRAMS if templates is None or set(templates) != {"matmul"}]
+FUSED = [(name, graph) for name, graph, _ in PROGRAMS]
 
 
 def regions(graph):
@@ -384,12 +384,6 @@ def test_an_empty_result_is_no_launch():
     assert launches(build([(0, 5)], lambda x: ops.exp(x))) == []
 
 
-def test_what_has_no_kernel_is_said():
-    (node,) = [n for n in fuse(build([(6, 8), (8, 3)], lambda x, w: ops.relu(ops.matmul(x, w)))).nodes]
-    with pytest.raises(CompileError, match="there is no GPU kernel for the template 'matmul'"):
-        lower_node(node)
-
-
 @pytest.mark.parametrize(("text", "problem"), [
     ("def k(p: pointer[f32]):\n    pass\n", "is no GPU kernel"), ("def k(p: pointer[f33]) -> block[32]:\n    pass\n", "f33"),
     ("def k(n: i32) -> block[32]:\n    nothing(n)\n", "nothing"), ("def k(", "is no GPU kernel")])
@@ -424,7 +418,8 @@ MACHINE_CODE = {
 def toolchain():
     from jitgrad.codegen import cuda_toolchain
 
-    pytest.importorskip("cuda.core", reason="NVIDIA's linker is not installed")
+    if not cuda_toolchain.is_available() or cuda_toolchain._disassembler() is None:
+        pytest.skip("nvJitLink or nvdisasm is not installed")
     return cuda_toolchain
 
 

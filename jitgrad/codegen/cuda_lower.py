@@ -1,6 +1,6 @@
 """A region node -> the launches of its GPU kernels: `lower` of `codegen.lower`, for a GPU.
 
-Templates are those that fusion chose, each spelled for blocks of threads; a matrix product is no part of it.
+Templates are those that fusion chose, each spelled for blocks of threads.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jitgrad.codegen.cuda_foreach import lower_foreach
+from jitgrad.codegen.cuda_matmul import lower_matmul
 from jitgrad.codegen.cuda_reduce import lower_column, lower_full, lower_row
 from jitgrad.codegen.cuda_templates import lower_map
 from jitgrad.codegen.kernel import CudaLaunch, CudaLowered
 from jitgrad.codegen.region import Region, analyse
 from jitgrad.errors import CompileError, complain
+from jitgrad.ir.graph import GraphBuilder
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
 
@@ -23,11 +25,17 @@ TEMPLATES: dict[str, Callable[[Region, bool], list[CudaLaunch]]] = {
 
 def lower_cuda(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any],
                shared: tuple[tuple[int, int], ...] = (), aligned: bool = True) -> CudaLowered:
-    """The kernels of a region or foreach node. `shared` holds pairs (output, input) that are one memory. `aligned`: the
-    address of every operand is a multiple of 16 bytes, which accesses of several elements need. CompileError for what has
-    no GPU kernel."""
+    """The kernels of a region or foreach node, or of a matrix product by itself. `shared` holds pairs (output, input) that
+    are one memory. `aligned`: the address of every operand is a multiple of 16 bytes, which accesses of several elements
+    need. CompileError for what has no GPU kernel."""
     if op.kind == "foreach":
         return lower_foreach(inputs, attrs, shared, aligned)
+    if op.name == "matmul":
+        builder = GraphBuilder(op.name)
+        product = builder.run(op, tuple([builder.input(t) for t in inputs]), dict(attrs))
+        return lower_matmul(builder.build([product]), (), aligned)
+    if attrs["template"] in ("matmul", "update"):
+        return lower_matmul(attrs["body"], shared, aligned)
     if attrs["template"] not in TEMPLATES:
         raise complain(CompileError, op.name, f"there is no GPU kernel for the template {attrs['template']!r}",
                        fix="keep this part on the CPU")

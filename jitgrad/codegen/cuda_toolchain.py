@@ -1,45 +1,36 @@
-"""GPU kernel text -> PTX -> machine code. The only file that imports NVIDIA's packages, and it does so when it is used.
+"""PTX -> machine code, and a look at it. The only file that uses NVIDIA's packages, and it does so when it is used.
 
-In goes the text of one Python function with plain parameters, pointers and numbers, and their types as short names
-(``("f32*", "f32*", "i32")``); `compile_ptx` gives the PTX of a kernel of that name. `link` makes one cubin for one
-architecture from any number of PTX texts and says what each kernel needs: registers, spilled bytes, shared memory.
-`disassemble` lists the instructions of a cubin. None of this needs a GPU or its driver.
+`link` makes one cubin for one architecture from any number of PTX texts, as `codegen.cuda_native` writes them, and says
+what each kernel needs: registers, spilled bytes, shared memory. `disassemble` lists the instructions of a cubin. None of
+this needs a GPU or its driver; where there is one, its driver assembles PTX as well.
 
-The text may use ``cuda`` (``cuda.threadIdx.x``, ``cuda.shared.array`` …), the element types as casts (``f32(0.5)``), and
-the names of `kernels.cuda.intrinsics`, besides those that the caller gives. Literals have to be cast: a bare ``0.5`` is a
-float64 in Numba's eyes. Multiplications and additions are contracted only where the text says ``multiply_add``, so that
-results are those of the CPU.
-
-Numba's CUDA target is a package of its own, numba-cuda, and changes between versions: what is not its public interface
-is touched in `_stand_ins` alone, and only where it is there.
+The linker is one shared library, nvJitLink, called as its header says.
 """
 
 from __future__ import annotations
 
+import ctypes
 import re
 import shutil
 import struct
 import subprocess
 import sys
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any, cast
-
-import numpy as np
+from typing import Any
 
 from jitgrad.errors import CompileError, complain
-from jitgrad.kernels.cuda import intrinsics, matrix
 
 INSTALL = "pip install 'jitgrad[cuda]'"
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100", "sm_100a", "sm_120", "sm_120a")
 """What can be asked for. A cubin runs on its own generation; one with an ``a`` on exactly that processor."""
+
+PTX = 2
+"""What the linker calls a text of PTX."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,119 +55,13 @@ class Cubin:
     kernels: Mapping[str, Resources]
 
 
-# --- text -> PTX -------------------------------------------------------------------------------------------------------
-
-def compile_ptx(source: str, name: str, signature: Sequence[str], *, architecture: str = "sm_80",
-                names: Mapping[str, Any] | None = None, threads: int | None = None, blocks: int | None = None,
-                contract: bool = False, fast: bool = False) -> str:
-    """PTX of the one function in `source`, as a kernel called `name`.
-
-    `signature` has one short name per parameter, with ``*`` for a pointer. `names` are more names that the text may use;
-    plain Python functions among them are compiled with it. `threads` is the largest number of threads of a block that it
-    will be launched with, `blocks` how many blocks a multiprocessor should hold. `contract` lets the compiler contract
-    ``a * b + c``; `fast` allows approximations and flushes subnormal numbers as well. CompileError names the kernel."""
-    cuda = _numba_cuda()
-    capability = _capability(architecture)
-    function = _define(source, name, {**vocabulary(), **_device_functions(names or {})})
-    types = tuple(_parameter_type(spelled, name) for spelled in signature)
-    bounds = threads if threads is None or blocks is None else (threads, blocks)
-    try:
-        with _stand_ins(capability, contract or fast):
-            text, _ = cuda.compile_ptx(function, types, cc=capability, fastmath=fast, launch_bounds=bounds)
-    except Exception as error:
-        raise _explain(error, name, source) from None
-    return _rename(text, name, architecture)
-
-
-@cache
-def vocabulary() -> dict[str, Any]:
-    """Every name that the text of a GPU kernel may use, but for those that its caller gives."""
-    definitions = {**intrinsics.NAMES, **matrix.NAMES}
-    casts = {short: kind for short, kind in intrinsics.ELEMENTS.items() if short not in ("bool", "bf16", "f16")}
-    taught = {name: intrinsic(definition) for name, definition in definitions.items()}
-    return {"cuda": _numba_cuda(), **casts, "boolean": intrinsics.ELEMENTS["bool"], **taught}
-
-
-def intrinsic(definition: Callable[..., Any]) -> Any:
-    """A name for kernel text from a definition as in `kernels.cuda.intrinsics`."""
-    return _extending().intrinsic(definition)
-
-
-def _device_functions(names: Mapping[str, Any]) -> dict[str, Any]:
-    """`names`, with plain Python functions known to the compiler."""
-    for value in names.values():
-        if isinstance(value, type(_device_functions)):
-            _register(value)
-    return dict(names)
-
-
-@cache
-def _register(function: Callable[..., Any]) -> None:
-    found = _extending()
-    register = getattr(found, "register_jitable", None)          # older versions leave it to Numba
-    (register or import_module("numba.extending").register_jitable)(function)
-
-
-def _define(source: str, name: str, names: dict[str, Any]) -> Callable[..., None]:
-    """The function that `source` defines; its text is only known to the compiler."""
-    known = set(names)
-    try:
-        exec(compile(source, f"<kernel {name}>", "exec"), names)
-    except SyntaxError as error:
-        raise complain(CompileError, name, f"kernel text is not Python: {error}") from None
-    defined = [value for key, value in names.items() if key not in known and key != "__builtins__"]
-    if len(defined) != 1:
-        raise complain(CompileError, name, f"kernel text must define one function, it defines {len(defined)}")
-    return cast("Callable[..., None]", defined[0])
-
-
-def _parameter_type(spelled: str, name: str) -> Any:
-    """The compiler's type for ``f32`` (a number) or ``f32*`` (a pointer)."""
-    elements = intrinsics.ELEMENTS
-    element = elements.get(spelled.removesuffix("*"))
-    if element is None or (spelled in ("bf16", "f16")):
-        raise complain(CompileError, name, f"{spelled!r} is no type of a parameter",
-                       fix=f"Use one of {', '.join(elements)}, with * for a pointer; 16-bit floats only as pointers")
-    return intrinsics.types.CPointer(element) if spelled.endswith("*") else element
-
-
-def _rename(text: str, name: str, architecture: str) -> str:
-    """The kernel and what belongs to it called `name` in place of the compiler's own mangled names, which count
-    compilations; so it can be found in a cubin, shares no memory with others, and equal kernels have equal texts."""
-    mangled = re.findall(r"\.visible \.entry (\S+?)\(", text)
-    if len(mangled) != 1:
-        raise complain(CompileError, name, f"one kernel was to be compiled, there are {len(mangled)}")
-    text = text.replace(mangled[0], name)
-    text = re.sub(r"(?m)^\.common \.global [^\n]*NumbaEnv[^\n]*\n", "", text)
-    text = re.sub(r"(?m)^\.visible (\.shared )", r"\1", text)
-    for k, shared in enumerate(dict.fromkeys(re.findall(r"\w*_cudapy_smem_\d+", text))):
-        text = re.sub(rf"\b{shared}\b", f"{name}_shared{k}", text)
-    return re.sub(r"\.target sm_\w+", f".target {architecture}", text)
-
-
-def _capability(architecture: str) -> tuple[int, int]:
-    if architecture not in ARCHITECTURES:
-        raise complain(CompileError, "cuda", f"no architecture {architecture!r}", fix=f"Use one of {ARCHITECTURES}")
-    number = int(re.sub(r"\D", "", architecture))
-    return number // 10, number % 10
-
-
-def _explain(error: Exception, name: str, source: str) -> CompileError:
-    """A CompileError with the gist of the compiler's message; the whole of it and the text go into notes."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith(("Failed in", "File ", "def ", "-", "^"))]
-    problem = complain(CompileError, name, f"the kernel cannot be compiled: {telling[0] if telling else error!r}")
-    problem.add_note("\n".join(lines))
-    problem.add_note(source)
-    return cast(CompileError, problem)
-
-
 # --- PTX -> machine code -----------------------------------------------------------------------------------------------
 
 def link(texts: Sequence[str], architecture: str) -> Cubin:
     """One cubin for `architecture` with the kernels of all `texts`, whose names have to differ. CompileError with what the
     assembler says, where it refuses one."""
-    _capability(architecture)
+    if architecture not in ARCHITECTURES:
+        raise complain(CompileError, "cuda", f"no architecture {architecture!r}", fix=f"Use one of {ARCHITECTURES}")
     try:
         code, log = _run_linker(texts, [f"-arch={architecture}", "-Xptxas=-v"])
     except _Refused as refused:
@@ -188,31 +73,50 @@ class _Refused(Exception):
     """What the linker says of texts that it does not take."""
 
 
-def _run_linker(texts: Sequence[str], options: list[str]) -> tuple[bytes, str]:
-    """The cubin and the report of one run. The library is asked directly: layers above it look for a driver first."""
-    linker = _linker()
+class _Session:
+    """One run of the linker, from the first text to the cubin. `_Refused` where a call fails."""
 
-    def read(size: Callable[[int], int], get: Callable[[int, bytearray], None]) -> bytes:
-        buffer = bytearray(size(handle))
-        get(handle, buffer)
-        return bytes(buffer)
+    def __init__(self, options: Sequence[str]):
+        self.library, self.handle = _linker(), ctypes.c_void_p()
+        given = (ctypes.c_char_p * len(options))(*[option.encode() for option in options])
+        self.check(self.library.nvJitLinkCreate(ctypes.byref(self.handle), len(options), given))
 
-    try:
-        handle = linker.create(len(options), options)
-    except linker.nvJitLinkError as error:                   # an architecture that this version does not know
-        raise _Refused(str(error)) from None
-    try:
+    def __enter__(self) -> _Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.library.nvJitLinkDestroy(ctypes.byref(self.handle))
+
+    def add(self, text: str) -> None:
+        data, kernels = text.encode(), re.findall(r"\.entry (\S+?)\(", text)
+        self.check(self.library.nvJitLinkAddData(self.handle, PTX, data, ctypes.c_size_t(len(data)),
+                                                 ", ".join(kernels).encode()))
+
+    def complete(self) -> None:
+        self.check(self.library.nvJitLinkComplete(self.handle))
+
+    def read(self, what: str) -> bytes:
+        """What the session has to say: ``InfoLog``, ``ErrorLog``, ``LinkedCubin``."""
+        size = ctypes.c_size_t()
+        if getattr(self.library, f"nvJitLinkGet{what}Size")(self.handle, ctypes.byref(size)):
+            return b""
+        buffer = ctypes.create_string_buffer(size.value)
+        getattr(self.library, f"nvJitLinkGet{what}")(self.handle, buffer)
+        return buffer.raw
+
+    def check(self, status: int) -> None:
+        if status:
+            said = self.read("ErrorLog").decode().replace("\0", "") if self.handle else ""
+            raise _Refused(" ".join(said.split()) or f"nvJitLink gives the error {status}")
+
+
+def _run_linker(texts: Sequence[str], options: Sequence[str]) -> tuple[bytes, str]:
+    """The cubin and the report of one run."""
+    with _Session(options) as session:
         for text in texts:
-            data, kernels = text.encode(), re.findall(r"\.entry (\S+?)\(", text)
-            linker.add_data(handle, linker.InputType.PTX, data, len(data), ", ".join(kernels))
-        linker.complete(handle)
-        log = read(linker.get_info_log_size, linker.get_info_log).decode()
-        return read(linker.get_linked_cubin_size, linker.get_linked_cubin), log
-    except linker.nvJitLinkError as error:
-        said = read(linker.get_error_log_size, linker.get_error_log).decode().replace("\0", "").strip()
-        raise _Refused(" ".join(said.split()) or str(error)) from None
-    finally:
-        linker.destroy(handle)
+            session.add(text)
+        session.complete()
+        return session.read("LinkedCubin"), session.read("InfoLog").decode()
 
 
 def _section_sizes(elf: bytes) -> dict[str, int]:
@@ -274,9 +178,8 @@ def _disassembler() -> str | None:
 # --- NVIDIA's packages -------------------------------------------------------------------------------------------------
 
 def is_available() -> bool:
-    """True where the packages that compile for GPUs are installed; a GPU is not needed."""
+    """True where the package that links for GPUs is installed; a GPU is not needed."""
     try:
-        _numba_cuda()
         _linker()
     except CompileError:
         return False
@@ -285,98 +188,22 @@ def is_available() -> bool:
 
 def versions() -> dict[str, str]:
     """The packages whose versions decide what text compiles to; part of the key of what is stored."""
-    wanted = ("numba", "numba-cuda", "cuda-bindings", "nvidia-nvvm", "nvidia-nvjitlink",
-              "nvidia-cuda-nvcc-cu12", "nvidia-nvjitlink-cu12")
-    return {name: metadata.version(name) for name in wanted if _installed(name)}
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-@cache
-def _numba_cuda() -> ModuleType:
-    """numba-cuda, which takes the place of Numba's own, deprecated target."""
-    if not _installed("numba-cuda"):
-        raise complain(CompileError, "cuda", "the package numba-cuda is not installed", fix=INSTALL)
-    with warnings.catch_warnings(), _numpy_names():
-        warnings.simplefilter("ignore")
+    found = {}
+    for name in ("numba", "llvmlite", "nvidia-nvjitlink", "nvidia-nvjitlink-cu12"):
         try:
-            from numba import cuda
-        except Exception as error:
-            raise complain(CompileError, "cuda", f"numba-cuda cannot be imported: {error}", fix=INSTALL) from error
-    _register_models()
-    return cuda
-
-
-def _extending() -> ModuleType:
-    _numba_cuda()
-    from numba.cuda import extending
-
-    return extending
-
-
-def _register_models() -> None:
-    """In memory, 16-bit floats are integers of 16 bits."""
-    found: Any = import_module("numba.cuda.extending")
-    base: Any = found.models.PrimitiveModel
-
-    def initialize(self: Any, manager: Any, frontend_type: Any) -> None:
-        base.__init__(self, manager, frontend_type, intrinsics.I16)
-
-    model = type("StorageFloatModel", (base,), {"__init__": initialize})
-    found.register_model(intrinsics.StorageFloat)(model)
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 @cache
 def _linker() -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from cuda.bindings import nvjitlink
-            nvjitlink.version()                              # finds the library
-    except (ImportError, RuntimeError) as error:
-        raise complain(CompileError, "cuda", f"nvJitLink cannot be loaded: {error}", fix=INSTALL) from None
-    return nvjitlink
-
-
-@contextmanager
-def _numpy_names() -> Iterator[None]:
-    """numba-cuda uses a name that NumPy 2.5 has removed."""
-    missing = not hasattr(np, "row_stack")
-    if missing:
-        setattr(np, "row_stack", np.vstack)  # noqa: B010
-    try:
-        yield
-    finally:
-        if missing:
-            delattr(np, "row_stack")
-
-
-@contextmanager
-def _stand_ins(capability: tuple[int, int], contract: bool) -> Iterator[None]:
-    """For the time of one compilation: device functions ask for a device, and are told the one compiled for; NVVM is told
-    whether it may contract, for which numba-cuda has no option."""
-    dispatcher: Any = import_module("numba.cuda.dispatcher")
-    nvvm: Any = import_module("numba.cuda.cudadrv.nvvm")
-    with _compiler_lock(), _numpy_names(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        device, compile_ir = dispatcher.get_current_device, nvvm.compile_ir
-        dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
-        nvvm.compile_ir = lambda text, **options: compile_ir(text, **{"fma": contract, **options})
+    """The library of NVIDIA's package, or the one that the system finds."""
+    found = [str(file) for folder in sys.path for file in sorted(Path(folder or ".").glob("nvidia/*/lib/libnvJitLink.so*"))]
+    for name in (*found, "libnvJitLink.so.13", "libnvJitLink.so.12"):
         try:
-            yield
-        finally:
-            dispatcher.get_current_device, nvvm.compile_ir = device, compile_ir
-
-
-def _compiler_lock() -> Any:
-    """numba-cuda has a lock of its own; versions before it use Numba's."""
-    try:
-        return import_module("numba.cuda.core.compiler_lock").global_compiler_lock
-    except ImportError:
-        return import_module("numba.core.compiler_lock").global_compiler_lock
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    raise complain(CompileError, "cuda", "the library nvJitLink is not installed", fix=INSTALL)

@@ -91,8 +91,8 @@ class _Typed(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
         assert isinstance(node.func, ast.Name)
-        if node.func.id == "min":
-            return self.cast(_call("min", *[self.visit(a) for a in node.args]))
+        if node.func.id in ("min", "max"):
+            return self.cast(_call(node.func.id, *[self.visit(a) for a in node.args]))
         return self.cast(node) if node.func.id in ("thread", "block") else node
 
 

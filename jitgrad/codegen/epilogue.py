@@ -228,17 +228,18 @@ class Epilogue:
         for name, part in (("batch", index[:rows]), ("row", index[rows:columns]), ("column", index[columns:])):
             if name not in located:
                 writer.open(name, f"first_{name}", f"last_{name}")
-            self.spread(writer, name, axes.flat(part))
+            locate(writer, self.region, name, axes.flat(part))
 
-    def spread(self, writer: Writer, name: str, atoms: Place) -> None:
-        """The variables of the loops `atoms`, from their common number `name`."""
-        groups = collapse(atoms, accesses(self.region))
-        if len(groups) == 1:
-            writer.know(writer.axis(groups[0], name))
-            return
-        rest = name
-        for k, group in reversed(list(enumerate(groups))):
-            axis: Axis = writer.axis(group, f"{name}_{k}")
-            writer.let(axis.name, f"{rest} % {axis.size}" if k else rest)
-            writer.know(axis)
-            rest = f"{rest} // {axis.size}"
+
+def locate(writer: Writer, region: Region, name: str, atoms: Place) -> None:
+    """The variables of the loops `atoms`, from their common number `name`."""
+    groups = collapse(atoms, accesses(region))
+    if len(groups) == 1:
+        writer.know(writer.axis(groups[0], name))
+        return
+    rest = name
+    for k, group in reversed(list(enumerate(groups))):
+        axis: Axis = writer.axis(group, f"{name}_{k}")
+        writer.let(axis.name, f"{rest} % {axis.size}" if k else rest)
+        writer.know(axis)
+        rest = f"{rest} // {axis.size}"

@@ -66,7 +66,7 @@ def _lower_region(body: Graph, shared: Shared, *, whole_rows: bool) -> Lowered:
 
 
 @dataclass(frozen=True, slots=True)
-class Operand:
+class Factor:
     """A factor of the product where it lies: its memory, and strides of its batch dimensions, rows and columns."""
 
     buffer: Buffer
@@ -85,20 +85,11 @@ class _Lowering(WithEpilogue):
 
     # ---- operands
 
-    def factor(self, value: Value) -> Operand:
+    def factor(self, value: Value) -> Factor:
         """`value` read through strides where that can be, else computed into scratch memory."""
-        chain: list[Node] = []
-        source = value
-        while source in self.producers and self.producers[source].op.kind == "movement":
-            chain.append(self.producers[source])
-            source = chain[-1].inputs[0]
-        if source not in self.producers:
-            matrices = strides_through(chain, source.type, value.type)
-            if matrices is not None:
-                return Operand(Buffer(self.body.inputs.index(source)), matrices)
-        return self.compute(value)
+        return read_through(self.body, value) or self.compute(value)
 
-    def compute(self, value: Value) -> Operand:
+    def compute(self, value: Value) -> Factor:
         """A kernel that stores `value`, a function of the body's inputs."""
         before = restrict(self.body, [value])
         place = self.new_scratch(value.type.nbytes)
@@ -107,16 +98,16 @@ class _Lowering(WithEpilogue):
         self.launches += lower_map(region)
         matrices = strides_through([], value.type, value.type)
         assert matrices is not None
-        return Operand(place, matrices)
+        return Factor(place, matrices)
 
     # ---- the product
 
-    def multiply(self, a: Operand, b: Operand, target: Buffer) -> Launch:
+    def multiply(self, a: Factor, b: Factor, target: Buffer) -> Launch:
         batch, m, n = self.product.shape[:-2], self.product.shape[-2], self.product.shape[-1]
         k = self.node.inputs[0].shape[-1]
         rows_of_batch = fold_rows(batch, m, a.matrices, b.matrices)
         if rows_of_batch is not None:
-            a, b = Operand(a.buffer, rows_of_batch[0]), Operand(b.buffer, rows_of_batch[1])
+            a, b = Factor(a.buffer, rows_of_batch[0]), Factor(b.buffer, rows_of_batch[1])
             batch, m = (), math.prod(batch) * m
         batch, first, second = merge_batch(batch, a.matrices, b.matrices)
         if len(batch) > gemm.BATCH_DIMENSIONS:
@@ -144,6 +135,18 @@ class _Lowering(WithEpilogue):
 
 
 # --- operands as strides --------------------------------------------------------------------------------------------
+
+
+def read_through(body: Graph, value: Value) -> Factor | None:
+    """`value`, where it is an input of `body` behind movement ops that strides can say."""
+    producers, chain, source = body.producers(), list[Node](), value
+    while source in producers and producers[source].op.kind == "movement":
+        chain.append(producers[source])
+        source = chain[-1].inputs[0]
+    if source in producers:
+        return None
+    matrices = strides_through(chain, source.type, value.type)
+    return None if matrices is None else Factor(Buffer(body.inputs.index(source)), matrices)
 
 
 def strides_through(chain: Sequence[Node], source: TensorType, result: TensorType) -> Matrices | None:

@@ -1,1 +1,1 @@
-"""What GPU kernels are written with: memory accesses, shuffles, approximations, pieces of matrix products."""
+"""What GPU kernels are written with: threads, memory accesses, shuffles, pieces of matrix products."""

@@ -1,146 +1,160 @@
 """Pieces of matrix products on tensor cores, for the text of GPU kernels: products of small matrices held by a warp,
-matrices read from shared memory, copies from global to shared memory in the background.
+matrices read from shared memory, copies from global to shared memory in the background. Each is one instruction of PTX.
 
-`NAMES` is part of the vocabulary, as in `kernels.cuda.intrinsics`. Which element of a matrix lies in which lane is said in
-NVIDIA's PTX ISA, sections "Matrix Fragments for mma.m16n8k16" and "ldmatrix". All 32 lanes take part in all of these but
-in the copies.
+`NAMES` is a part of the vocabulary. Which element of a matrix lies in which thread is said in NVIDIA's PTX ISA, sections
+"Matrix Fragments for mma.m16n8k16" and "ldmatrix". All 32 threads of a warp take part in all of these but in the copies.
+Addresses of shared memory are int32, in bytes. None of the instructions is older than sm_80.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
+from numba.core import types
 
-from jitgrad.kernels.cuda.intrinsics import F32, I32, I64, VOID, Definition, Kind, assembly, global_address, types
+from jitgrad.kernels.cpu.frontend import intrinsic
+from jitgrad.kernels.cpu.intrinsics import STORAGE
 
-NAMES: dict[str, Definition] = {}
-
-
-def name(definition: Definition) -> Definition:
-    """Enter a definition into this part of the vocabulary."""
-    NAMES[definition.__name__] = definition
-    return definition
+I32, I64, F32, VOID = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.VoidType()
+GLOBAL, SHARED = 1, 3                           # address spaces
 
 
-def _tuple_type(kind: ir.Type, count: int) -> ir.Type:
+def assembly(builder: ir.IRBuilder, text: str, result: ir.Type, arguments: list[ir.Value], constraints: str) -> ir.Value:
+    """An instruction of PTX, which stays where it is among others of its kind."""
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    return builder.call(ir.InlineAsm(kind, text, constraints, side_effect=True), arguments)
+
+
+def _places(first: int, count: int) -> str:
+    return "{" + ", ".join(f"${k}" for k in range(first, first + count)) + "}"
+
+
+def _as_tuple(context: Any, builder: ir.IRBuilder, result: Any, value: ir.Value) -> ir.Value:
+    return context.make_tuple(builder, result, [builder.extract_value(value, k) for k in range(result.count)])
+
+
+def _words(kind: ir.Type, count: int) -> ir.Type:
     return ir.LiteralStructType([kind] * count)
 
 
-def _elements(builder: ir.IRBuilder, value: ir.Value, count: int) -> list[ir.Value]:
-    return [builder.extract_value(value, k) for k in range(count)]
+# Products
+
+def _product(name: str, shape: str, kind: str) -> Any:
+    instruction = (f"mma.sync.aligned.{shape}.row.col.f32.{kind}.{kind}.f32 "
+                   f"{_places(0, 4)}, {_places(4, 4)}, {_places(8, 2)}, {_places(10, 4)};")
+    constraints = ",".join(["=f"] * 4 + ["r"] * 6 + ["f"] * 4)
+    sums = types.UniTuple(types.float32, 4)
+    taken = types.UniTuple(types.int32, 4), types.UniTuple(types.int32, 2), sums
+
+    def multiply(typing: Any, a: types.Type, b: types.Type, c: types.Type) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+            operands = [builder.extract_value(value, k) for value, held in zip(arguments, taken, strict=True)
+                        for k in range(held.count)]
+            return _as_tuple(context, builder, sums,
+                             assembly(builder, instruction, _words(F32, 4), operands, constraints))
+
+        return sums(*taken), codegen
+
+    multiply.__name__ = name
+    multiply.__doc__ = f"``{name}(a, b, c)``: a @ b + c of {shape}, factors in {kind} as 32-bit words, sums in float32."
+    return intrinsic(multiply)
 
 
-def _returned(context: Any, builder: ir.IRBuilder, result: Kind, value: ir.Value) -> Any:
-    return context.make_tuple(builder, result, _elements(builder, value, result.count))
+# Shared memory
 
-
-# --- products ----------------------------------------------------------------------------------------------------------
-
-def _define_product(title: str, shape: str, kind: str, words: int) -> None:
-    """``title(a, b, c)``: a @ b + c for a (16, k), b (k, 8) and c (16, 8), accumulated in float32."""
-    text = f"mma.sync.aligned.{shape}.row.col.f32.{kind}.{kind}.f32"
-    left, right = words, words // 2
-    places = [[f"${k}" for k in range(start, stop)] for start, stop in
-              ((0, 4), (4, 4 + left), (4 + left, 4 + left + right), (4 + left + right, 8 + left + right))]
-    instruction = f"{text} " + ", ".join("{" + ", ".join(group) + "}" for group in places) + ";"
-    constraints = ",".join(["=f"] * 4 + ["r"] * (left + right) + ["f"] * 4)
-    result = types.UniTuple(types.float32, 4)
-    signature = result(types.UniTuple(types.uint32, left), types.UniTuple(types.uint32, right), result)
-
-    def definition(typing: Any, a: Kind, b: Kind, c: Kind) -> Any:
-        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-            operands = [element for value, count in zip(arguments, (left, right, 4))
-                        for element in _elements(builder, value, count)]
-            made = assembly(builder, instruction, _tuple_type(F32, 4), operands, constraints, effects=True)
-            return _returned(context, builder, result, made)
-
-        return signature, codegen
-
-    definition.__name__ = title
-    definition.__doc__ = f"``{title}(a, b, c)``: a @ b + c of {shape}, factors in {kind} as 32-bit words, sums in float32."
-    name(definition)
-
-
-_define_product("multiply_bf16", "m16n8k16", "bf16", 4)
-_define_product("multiply_f16", "m16n8k16", "f16", 4)
-_define_product("multiply_tf32", "m16n8k8", "tf32", 4)
-
-
-# --- shared memory -----------------------------------------------------------------------------------------------------
-
-@name
-def shared_address(typing: Any, array: Kind) -> Any:
-    """``shared_address(a)``: where a shared array begins, in bytes, as the instructions here take it."""
+@intrinsic
+def shared_address(typing: Any, p: types.Type) -> Any:
+    """``shared_address(p)``: where in shared memory p points to."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        return builder.ptrtoint(builder.addrspacecast(data, ir.PointerType(data.type.pointee, 3)), I32)
+        near = builder.addrspacecast(arguments[0], ir.PointerType(arguments[0].type.pointee, SHARED))
+        return builder.ptrtoint(near, I32)
 
-    return types.uint32(array), codegen
+    return types.int32(p), codegen
 
 
-def _define_matrix_load(title: str, count: int, transposed: bool) -> None:
-    places = ", ".join(f"${k}" for k in range(count))
-    middle = ".trans" if transposed else ""
-    instruction = f"ldmatrix.sync.aligned.m8n8.x{count}{middle}.shared.b16 {{{places}}}, [${count}];"
+@intrinsic
+def pointer_as(typing: Any, p: types.Type, dtype: types.Type) -> Any:
+    """``pointer_as(p, dtype)``: the same address as a pointer to elements of `dtype`."""
+    result = types.CPointer(STORAGE[dtype.typing_key])
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        return builder.bitcast(arguments[0], context.get_value_type(result))
+
+    return result(p, dtype), codegen
+
+
+def _matrix_load(name: str, count: int, transposed: bool) -> Any:
+    instruction = f"ldmatrix.sync.aligned.m8n8.x{count}{'.trans' * transposed}.shared.b16 {_places(0, count)}, [${count}];"
     constraints = ",".join(["=r"] * count + ["r", "~{memory}"])
-    result = types.UniTuple(types.uint32, count)
+    result = types.UniTuple(types.int32, count)
 
-    def definition(typing: Any, address: Kind) -> Any:
-        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-            made = assembly(builder, instruction, _tuple_type(I32, count), list(arguments), constraints, effects=True)
-            return _returned(context, builder, result, made)
+    def load_matrix(typing: Any, address: types.Type) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+            where = context.cast(builder, arguments[0], signature.args[0], types.int32)
+            return _as_tuple(context, builder, result,
+                             assembly(builder, instruction, _words(I32, count), [where], constraints))
 
-        return result(types.uint32), codegen
+        return result(types.unliteral(address)), codegen
 
-    definition.__name__ = title
-    definition.__doc__ = (f"``{title}(address)``: {count} matrices of 8 x 8 of 16 bits{', transposed' * transposed}; each "
-                          "lane gives the address of one row of 16 bytes in shared memory.")
-    name(definition)
-
-
-_define_matrix_load("load_matrix_x2", 2, False)
-_define_matrix_load("load_matrix_x4", 4, False)
-_define_matrix_load("load_matrix_x2_transposed", 2, True)
-_define_matrix_load("load_matrix_x4_transposed", 4, True)
+    load_matrix.__name__ = name
+    load_matrix.__doc__ = (f"``{name}(address)``: {count} matrices of 8 x 8 of 16 bits{', transposed' * transposed}; each "
+                           "thread gives the address of one row of 16 bytes.")
+    return intrinsic(load_matrix)
 
 
-# --- copies in the background ------------------------------------------------------------------------------------------
+# Copies in the background
 
-@name
-def copy_async(typing: Any, address: Kind, p: Kind, index: Kind) -> Any:
-    """``copy_async(address, p, i)``: 16 bytes from element i of p to `address` in shared memory, both multiples of 16."""
+@intrinsic
+def copy_async(typing: Any, address: types.Type, p: types.Type, index: types.Type, size: types.Type) -> Any:
+    """``copy_async(address, p, i, n)``: n bytes, at most 16, from element i of p in global memory to `address`, and zeros
+    behind them up to 16 bytes. Both are multiples of 16 bytes."""
 
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        start = builder.ptrtoint(global_address(context, builder, arguments[1], arguments[2], signature.args[2]), I64)
-        assembly(builder, "cp.async.cg.shared.global [$0], [$1], 16;", VOID, [arguments[0], start],
-                 "r,l,~{memory}", effects=True)
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        where, _, index, size = [context.cast(builder, value, kind, wanted) for value, kind, wanted in zip(
+            arguments, signature.args, (types.int32, p, types.int64, types.int32), strict=True)]
+        start = builder.addrspacecast(builder.gep(arguments[1], [index]),
+                                      ir.PointerType(arguments[1].type.pointee, GLOBAL))
+        assembly(builder, "cp.async.cg.shared.global [$0], [$1], 16, $2;", VOID,
+                 [where, builder.ptrtoint(start, I64), size], "r,l,r,~{memory}")
         return context.get_dummy_value()
 
-    return types.void(types.uint32, p, types.unliteral(index)), codegen
+    return types.void(types.unliteral(address), p, types.unliteral(index), types.unliteral(size)), codegen
 
 
-@name
+@intrinsic
 def copy_commit(typing: Any) -> Any:
     """``copy_commit()``: the copies that this thread began since the last one are a group."""
 
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        assembly(builder, "cp.async.commit_group;", VOID, [], "~{memory}", effects=True)
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        assembly(builder, "cp.async.commit_group;", VOID, [], "~{memory}")
         return context.get_dummy_value()
 
     return types.void(), codegen
 
 
-@name
-def copy_wait(typing: Any, pending: Kind) -> Any:
+@partial(intrinsic, literal=True)
+def copy_wait(typing: Any, pending: types.Type) -> Any:
     """``copy_wait(n)``: wait until at most the n latest groups of this thread are under way. n is a constant."""
-    if not isinstance(pending, types.IntegerLiteral):
-        return None                                          # asked again with the types of constants
     instruction = f"cp.async.wait_group {pending.literal_value};"
 
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        assembly(builder, instruction, VOID, [], "~{memory}", effects=True)
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        assembly(builder, instruction, VOID, [], "~{memory}")
         return context.get_dummy_value()
 
     return types.void(pending), codegen
+
+
+NAMES: dict[str, Any] = {
+    "multiply_bf16": _product("multiply_bf16", "m16n8k16", "bf16"),
+    "multiply_f16": _product("multiply_f16", "m16n8k16", "f16"),
+    "multiply_tf32": _product("multiply_tf32", "m16n8k8", "tf32"),
+    "shared_address": shared_address, "pointer_as": pointer_as,
+    "load_matrix_x2": _matrix_load("load_matrix_x2", 2, False),
+    "load_matrix_x4": _matrix_load("load_matrix_x4", 4, False),
+    "load_matrix_x2_transposed": _matrix_load("load_matrix_x2_transposed", 2, True),
+    "load_matrix_x4_transposed": _matrix_load("load_matrix_x4_transposed", 4, True),
+    "copy_async": copy_async, "copy_commit": copy_commit, "copy_wait": copy_wait,
+}

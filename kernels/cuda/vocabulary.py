@@ -1,5 +1,5 @@
 """The names that GPU kernel text may use besides scalar math, as intrinsics: threads and blocks, shared memory, shuffles,
-accesses of several elements at once, and integer division that fits an index.
+accesses of several elements at once, and integer division that fits an index. Tensor cores have `matrix`.
 
 Kernel text is Python with explicit types, as on the CPU, and the names that mean the same on both are the CPU's own:
 casts, `load`, `store`, accumulation. The rest is here. A warp has 32 threads, of which all call a `shuffle` and all
@@ -17,7 +17,7 @@ from numba.core import types
 from jitgrad.kernels.cpu import intrinsics as cpu
 from jitgrad.kernels.cpu.frontend import intrinsic, teach
 from jitgrad.kernels.cpu.intrinsics import STORAGE, from_memory, kept, tag_scope, to_memory
-from jitgrad.kernels.cuda import math
+from jitgrad.kernels.cuda import math, matrix
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
 GLOBAL, SHARED = 1, 3                           # address spaces
@@ -61,6 +61,29 @@ def barrier(typing: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(), codegen
+
+
+@intrinsic
+def warp_barrier(typing: Any) -> Any:
+    """``warp_barrier()``: `barrier` for the threads of one warp."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        _call(builder, "llvm.nvvm.bar.warp.sync", ir.VoidType(), _int(WHOLE_WARP))
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def multiply_add(typing: Any, a: types.Type, b: types.Type, c: types.Type) -> Any:
+    """``multiply_add(a, b, c)``: a * b + c, rounded once; all three of the float type of c."""
+    kind = types.unliteral(c)
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        return builder.fma(*[context.cast(builder, value, given, kind)
+                             for value, given in zip(arguments, signature.args, strict=True)])
+
+    return kind(types.unliteral(a), types.unliteral(b), kind), codegen
 
 
 # Integers of an index: none is negative
@@ -199,5 +222,5 @@ NAMES: dict[str, Any] = {
     **{name: cpu.NAMES[name] for name in SAME},
     "thread": thread, "block": block, "barrier": barrier, "quotient": quotient, "rest": rest, "shared": shared,
     "pointer_at": pointer_at, "load_lanes": load_lanes, "store_lanes": store_lanes, "shuffle": shuffle, "fail": fail,
-    "is_better": math.is_better,
+    "is_better": math.is_better, "warp_barrier": warp_barrier, "multiply_add": multiply_add, **matrix.NAMES,
 }

@@ -1,0 +1,401 @@
+"""The loops of a matrix product on a GPU: a block of threads computes one tile of the result.
+
+What goes in: a `Writer`, where the two factors lie (`Side`), and the `Tile`. What comes out: statements that leave the sums
+of the tile in the registers of the threads, and statements that put a part of them into shared memory, where what follows
+the product reads them row by row.
+
+float32 and float64 are computed on CUDA cores: a thread has 16 / itemsize * 2 rows and as many columns, and while it
+multiplies one pair of slices of the factors, the next pair is on its way into registers. bfloat16 and float16 are computed
+on tensor cores, with float32 sums: three pairs of slices are in shared memory or on the way there, without registers in
+between. There a slice is swizzled, so that the eight rows that a matrix load reads at once lie in different banks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from jitgrad.codegen.cuda_lanes import load_where
+from jitgrad.codegen.cuda_templates import share
+from jitgrad.codegen.kernel import Buffer, Let, Load, Operand, Statement, Store, When
+from jitgrad.codegen.writer import Writer
+from jitgrad.dtypes import DType, float32, int16
+
+PARTS = 2
+"""A tile goes through shared memory in so many parts."""
+
+STAGES = 3
+"""Slices of each factor in shared memory on the way to tensor cores."""
+
+GROUP = 8
+"""Rows of tiles that blocks go through column by column: what they read meanwhile stays in the second cache."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """A factor: A ("a"), whose outer dimension is that of rows, or B ("b"), where it is that of columns. `along_depth`:
+    neighbours in its memory lie along the depth. `wide`: so that 16 bytes can be read at once."""
+
+    name: str
+    pointer: str
+    dtype: DType
+    along_depth: bool
+    wide: bool
+
+    @property
+    def limit(self) -> str:
+        """The size of the outer dimension."""
+        return "m" if self.name == "a" else "n"
+
+    @property
+    def first(self) -> str:
+        """Where the tile begins in the outer dimension."""
+        return "first_row" if self.name == "a" else "first_column"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """`size` rows and columns of the result, computed by `threads` threads, `depth` steps at a time. A part of it has
+    `group` rows out of every `span`. `dtype`: of the factors."""
+
+    dtype: DType
+    size: int
+    depth: int
+    threads: int
+    group: int
+    span: int
+
+    @property
+    def on_tensor_cores(self) -> bool:
+        return self.dtype.itemsize == 2
+
+    @property
+    def sum_dtype(self) -> DType:
+        return float32 if self.on_tensor_cores else self.dtype
+
+    @property
+    def lanes(self) -> int:
+        """Elements of an access of 16 bytes."""
+        return 16 // self.dtype.itemsize
+
+    @property
+    def pitch(self) -> int:
+        """From row to row of a part in shared memory."""
+        return self.size + 8
+
+    @property
+    def slice_pitch(self) -> int:
+        """From step to step of a slice, on CUDA cores."""
+        return self.size + self.lanes
+
+    @property
+    def slice_bytes(self) -> int:
+        return self.size * self.depth * 2
+
+    @property
+    def shared_elements(self) -> int:
+        slices = 2 * STAGES * self.slice_bytes // 4 if self.on_tensor_cores else 4 * self.depth * self.slice_pitch
+        return max(slices, self.size // PARTS * self.pitch)
+
+
+def tile_of(dtype: DType, large: bool) -> Tile:
+    """The tile for factors of `dtype`; a `large` one wherever there are enough of them for all multiprocessors."""
+    if dtype.itemsize == 2:
+        return Tile(dtype, 128, 32, 256, 32, 64) if large else Tile(dtype, 64, 32, 128, 16, 32)
+    size = (32 if large else 16) * (16 // dtype.itemsize)
+    return Tile(dtype, size, 8, 256 if large else 64, size // PARTS, size)
+
+
+class Product:
+    """The product of one tile in the making. Names that the kernel knows: ``m, n, k``; ``first_row, first_column``, where
+    the tile begins; ``a_start, b_start``, where the matrices of its batch begin; ``a_outer, a_step, b_outer, b_step``,
+    strides along the outer dimension and along the depth."""
+
+    def __init__(self, writer: Writer, tile: Tile, a: Side, b: Side):
+        self.writer, self.tile, self.sides = writer, tile, (a, b)
+        self.memory = share(writer, tile.sum_dtype, tile.shared_elements)
+        self.chunks = range(tile.size * tile.depth // tile.lanes // tile.threads)
+
+    def write(self) -> None:
+        """Everything up to the sums. No thread needs the shared memory any more."""
+        raise NotImplementedError
+
+    def place_part(self, part: int) -> list[Statement]:
+        """Stores of the sums of a part into shared memory, row by row."""
+        raise NotImplementedError
+
+    def call(self, text: str) -> None:
+        self.writer.emit(Let("_", None, text))
+
+    def locate_chunks(self, side: Side) -> None:
+        """Where the pieces of a slice that this thread fetches begin: in the outer dimension and in the depth."""
+        across = self.tile.depth // self.tile.lanes if side.along_depth else self.tile.size // self.tile.lanes
+        for c in self.chunks:
+            number, tag = f"(thread() + {c * self.tile.threads})", f"{side.name}{c}"
+            line, column = f"{number} // {across}", f"{number} % {across} * {self.tile.lanes}"
+            outer, step = (line, column) if side.along_depth else (column, line)
+            self.writer.let(f"outer_{tag}", outer)
+            self.writer.let(f"step_{tag}", step)
+            self.writer.let(f"place_{tag}", f"{side.name}_start + ({side.first} + outer_{tag}) * {side.name}_outer + "
+                                            f"step_{tag} * {side.name}_step")
+            self.writer.let(f"room_{tag}", f"{side.limit} - {side.first} - outer_{tag}")
+
+    def stride(self, side: Side) -> str:
+        """From element to element of a piece."""
+        return f"{side.name}_step" if side.along_depth else f"{side.name}_outer"
+
+    def elements_there(self, side: Side, tag: str) -> str:
+        """How many elements of a piece exist; the slice begins at step ``ahead`` of the depth."""
+        left, room = f"k - ahead - step_{tag}", f"room_{tag}"
+        many, any_ = (left, room) if side.along_depth else (room, left)
+        return f"max(0, min({many}, {self.tile.lanes})) if {any_} > 0 else 0"
+
+
+# ---- CUDA cores ------------------------------------------------------------------------------------------------------
+
+
+class Scalar(Product):
+    """float32 and float64."""
+
+    def write(self) -> None:
+        writer, tile = self.writer, self.tile
+        lanes, across = tile.lanes, tile.size // (2 * tile.lanes)
+        for side in self.sides:
+            self.locate_chunks(side)
+        writer.let("x", f"thread() % {across} * {lanes}")
+        writer.let("y", f"thread() // {across} * {lanes}")
+        for i, j in self.sums():
+            writer.emit(Let(f"c{i}_{j}", tile.dtype, "0"))
+        writer.let("ahead", "0")
+        self.fetch()
+        writer.let("into", "0")
+        self.keep()
+        self.call("barrier()")
+        writer.open("slice", "0", f"(k + {tile.depth - 1}) // {tile.depth}")
+        writer.let("out_of", f"slice % 2 * {2 * tile.depth * tile.slice_pitch}")
+        writer.let("ahead", f"(slice + 1) * {tile.depth}")
+        self.fetch()
+        self.multiply()
+        writer.let("into", f"{2 * tile.depth * tile.slice_pitch} - out_of")
+        self.keep()
+        self.call("barrier()")
+        writer.close()
+
+    def sums(self) -> Iterator[tuple[int, int]]:
+        return ((i, j) for i in range(2 * self.tile.lanes) for j in range(2 * self.tile.lanes))
+
+    def fetch(self) -> None:
+        """A slice of each factor, into registers: zeros where there are no elements."""
+        for side in self.sides:
+            for c in self.chunks:
+                self.fetch_chunk(side, f"{side.name}{c}")
+
+    def fetch_chunk(self, side: Side, tag: str) -> None:
+        writer, lanes = self.writer, self.tile.lanes
+        names = [f"v_{tag}_{i}" for i in range(lanes)]
+        writer.let("from_", f"place_{tag} + ahead * {side.name}_step")
+        writer.let("there", self.elements_there(side, tag))
+        loads = [Load(name, side.pointer, f"from_ + {i} * {self.stride(side)}") for i, name in enumerate(names)]
+        guarded = [([Load(", ".join(names), side.pointer, "from_", lanes)], names)] if side.wide else [
+            ([load], [load.name]) for load in loads]
+        for i, (some, called) in enumerate(guarded):
+            for statement in load_where(f"there > {i}", some, called, {side.pointer: side.dtype}):
+                writer.emit(statement)
+
+    def keep(self) -> None:
+        """What was fetched, into shared memory, where it lies step by step."""
+        tile = self.tile
+        for number, side in enumerate(self.sides):
+            for c in self.chunks:
+                tag = f"{side.name}{c}"
+                names = [f"v_{tag}_{i}" for i in range(tile.lanes)]
+                place = (f"into + {number * tile.depth * tile.slice_pitch} + step_{tag} * {tile.slice_pitch} "
+                         f"+ outer_{tag}")
+                if not side.along_depth:
+                    self.writer.emit(Store(self.memory, place, ", ".join(names), tile.lanes))
+                    continue
+                for i, name in enumerate(names):
+                    self.writer.emit(Store(self.memory, f"{place} + {i * tile.slice_pitch}", name))
+
+    def multiply(self) -> None:
+        """One slice, step by step: what a thread reads of it, then all products."""
+        writer, tile = self.writer, self.tile
+        writer.open("step", "0", str(tile.depth))
+        for number, (name, place) in enumerate((("a", "y"), ("b", "x"))):
+            for half in range(2):
+                names = ", ".join(f"{name}{half * tile.lanes + i}" for i in range(tile.lanes))
+                first = number * tile.depth * tile.slice_pitch + half * tile.size // 2
+                writer.emit(Load(names, self.memory, f"out_of + step * {tile.slice_pitch} + {place} + {first}", tile.lanes))
+        for i, j in self.sums():
+            writer.let(f"c{i}_{j}", f"multiply_add(a{i}, b{j}, c{i}_{j})")
+        writer.close()
+
+    def place_part(self, part: int) -> list[Statement]:
+        tile, made = self.tile, list[Statement]()
+        for i in range(tile.lanes):
+            for half in range(2):
+                names = [f"c{part * tile.lanes + i}_{half * tile.lanes + j}" for j in range(tile.lanes)]
+                made.append(Store(self.memory, f"(y + {i}) * {tile.pitch} + x + {half * tile.size // 2}", ", ".join(names),
+                                  tile.lanes))
+        return made
+
+
+# ---- tensor cores ----------------------------------------------------------------------------------------------------
+
+
+class Tensor(Product):
+    """bfloat16 and float16: every warp has `span` rows and a quarter (a half, if the tile is small) of the columns."""
+
+    def __init__(self, writer: Writer, tile: Tile, a: Side, b: Side):
+        super().__init__(writer, tile, a, b)
+        self.across = tile.threads // 32 * tile.span // tile.size                  # warps beside each other
+        self.width = tile.size // self.across
+        self.raw = {side.name: self.view(f"{side.name}_bits", side.pointer) for side in self.sides}
+        if not all(side.wide for side in self.sides):
+            self.halves = self.view("halves", self.memory)
+
+    def view(self, name: str, of: str) -> str:
+        """`of`, an operand of 16-bit floats or shared memory, as 16-bit integers: bits that nobody computes with."""
+        self.writer.tables[Buffer(-1 - len(self.writer.tables))] = Operand(name, int16)
+        return self.writer.let(name, f"pointer_as({of}, i16)")
+
+    def write(self) -> None:
+        writer, tile = self.writer, self.tile
+        for side in self.sides:
+            self.locate_chunks(side)
+            for c in self.chunks:
+                self.locate_spot(side, f"{side.name}{c}")
+        writer.let("memory", f"shared_address({self.memory})")
+        self.locate_fragments()
+        for i, j in self.sums():
+            writer.let(f"c{i}_{j}", "(f32(0), f32(0), f32(0), f32(0))")
+        writer.let("slices", f"(k + {tile.depth - 1}) // {tile.depth}")
+        for early in range(STAGES - 1):
+            self.copy(str(early))
+        writer.open("slice", "0", "slices")
+        self.call(f"copy_wait({STAGES - 2})")
+        self.call("barrier()")
+        self.copy(f"slice + {STAGES - 1}")
+        writer.let("out_of", f"slice % {STAGES} * {2 * tile.slice_bytes}")
+        for step in range(0, tile.depth, 16):
+            self.multiply(step)
+        writer.close()
+        self.call("copy_wait(0)")
+        self.call("barrier()")
+
+    def sums(self) -> Iterator[tuple[int, int]]:
+        return ((i, j) for i in range(self.tile.span // 16) for j in range(self.width // 8))
+
+    # ---- slices on their way into shared memory
+
+    def locate_spot(self, side: Side, tag: str) -> None:
+        """Where a piece of 16 bytes goes, in bytes from where its slice begins."""
+        if side.along_depth:
+            spot = f"outer_{tag} * {2 * self.tile.depth} + ((step_{tag} >> 3) ^ (outer_{tag} >> 1 & 3)) * 16"
+        else:
+            spot = f"step_{tag} * {2 * self.tile.size} + ((outer_{tag} >> 3) ^ (step_{tag} & 7)) * 16"
+        self.writer.let(f"spot_{tag}", spot)
+
+    def copy(self, number: str) -> None:
+        """Begin to copy slice `number`, if there is one; in any case it is a group of copies."""
+        writer, tile = self.writer, self.tile
+        writer.let("next_", number)
+        writer.enter(When("next_ < slices"))
+        writer.let("ahead", f"next_ * {tile.depth}")
+        for k, side in enumerate(self.sides):
+            writer.let("into", f"next_ % {STAGES} * {2 * tile.slice_bytes} + {k * tile.slice_bytes}")
+            for c in self.chunks:
+                self.copy_chunk(side, f"{side.name}{c}")
+        writer.close()
+        self.call("copy_commit()")
+
+    def copy_chunk(self, side: Side, tag: str) -> None:
+        writer = self.writer
+        writer.let("from_", f"place_{tag} + ahead * {side.name}_step")
+        writer.let("there", self.elements_there(side, tag))
+        if side.wide:
+            self.call(f"copy_async(memory + into + spot_{tag}, {self.raw[side.name]}, from_, there * 2)")
+            return
+        writer.open("i", "0", str(self.tile.lanes))
+        for statement in load_where("i < there", [Load("bits", self.raw[side.name], f"from_ + i * {self.stride(side)}")],
+                                    ["bits"], {self.raw[side.name]: int16}):
+            writer.emit(statement)
+        writer.emit(Store(self.halves, f"((into + spot_{tag}) >> 1) + i", "bits"))
+        writer.close()
+
+    # ---- from there into registers, and the products
+
+    def locate_fragments(self) -> None:
+        """Which row of 16 bytes of the first fragment, 16 x 16 elements, each lane names: lanes 0 … 7 those of the first
+        matrix of 8 x 8, and so on; of A the second matrix is the next one in the outer dimension, of B in the depth."""
+        writer, tile = self.writer, self.tile
+        writer.let("lane", "thread() % 32")
+        writer.let("warp", "thread() // 32")
+        writer.let("warp_row", f"warp // {self.across} * {tile.span}")
+        writer.let("warp_column", f"warp % {self.across} * {self.width}")
+        for side, first, bits in zip(self.sides, ("warp_row", "warp_column"), ((3, 4), (4, 3)), strict=True):
+            outer, deep = (f"(lane >> {bit} & 1)" for bit in bits)
+            if side.along_depth:
+                writer.let(f"line_{side.name}", f"{first} + {outer} * 8 + lane % 8")
+                row, line = 2 * tile.depth, f"line_{side.name}"
+                spot = f"{line} * {row} + ({deep} ^ ({line} >> 1 & 3)) * 16"
+            else:
+                spot = f"({deep} * 8 + lane % 8) * {2 * tile.size} + ((({first} >> 3) + {outer}) ^ (lane % 8)) * 16"
+            writer.let(f"fragment_{side.name}", spot)
+
+    def multiply(self, step: int) -> None:
+        """16 steps of the depth: all fragments of the warp, then all products of two of them."""
+        kind = self.tile.dtype.short
+        for number, (side, size) in enumerate(zip(self.sides, (self.tile.span, self.width), strict=True)):
+            for i in range(size // 16):
+                self.load_fragment(side, number, i, step)
+        for i, j in self.sums():
+            a = ", ".join(f"a{i}_{w}" for w in range(4))
+            b = ", ".join(f"b{j // 2}_{j % 2 * 2 + w}" for w in range(2))
+            self.writer.let(f"c{i}_{j}", f"multiply_{kind}(({a}), ({b}), c{i}_{j})")
+
+    def load_fragment(self, side: Side, number: int, i: int, step: int) -> None:
+        tile, place = self.tile, f"fragment_{side.name}"
+        if side.along_depth:
+            fixed, turned = 16 * i * 2 * tile.depth, step * 2
+        else:
+            fixed, turned = step * 2 * tile.size, 32 * i
+        words = ", ".join(f"{side.name}{i}_{w}" for w in range(4))
+        word = "load_matrix_x4" if side.along_depth else "load_matrix_x4_transposed"
+        self.writer.let(words, f"{word}(memory + out_of + {number * tile.slice_bytes + fixed} + ({place} ^ {turned}))")
+
+    def place_part(self, part: int) -> list[Statement]:
+        """A thread has two neighbours of a row of every product, and two in the row 8 below."""
+        tile, made = self.tile, list[Statement]()
+        for f in range(tile.group // 16):
+            for j in range(self.width // 8):
+                names = [f"s{part}_{f}_{j}_{w}" for w in range(4)]
+                made.append(Let(", ".join(names), None, f"c{part * tile.group // 16 + f}_{j}"))
+                for half in range(2):
+                    row = f"(warp // {self.across} * {tile.group} + lane // 4 + {f * 16 + half * 8})"
+                    made.append(Store(self.memory, f"{row} * {tile.pitch} + warp_column + lane % 4 * 2 + {j * 8}",
+                                      ", ".join(names[2 * half:2 * half + 2]), 2))
+        return made
+
+
+def write_place(writer: Writer, tile: Tile, batch: int) -> None:
+    """Which tile of which product a block computes; `batch` dimensions of a batch."""
+    if batch:
+        writer.let("tile", "block() % (row_tiles * column_tiles)")
+        writer.let("batch", "block() // (row_tiles * column_tiles)")
+    else:
+        writer.let("tile", "block()")
+    writer.let("strip", f"column_tiles * {GROUP}")
+    writer.let("top", f"tile // strip * {GROUP}")
+    writer.let("height", f"min(row_tiles - top, {GROUP})")
+    writer.let("first_row", f"(top + tile % strip % height) * {tile.size}")
+    writer.let("first_column", f"tile % strip // height * {tile.size}")
+    rest = "batch"
+    for d in reversed(range(batch)):
+        writer.let(f"batch_{d}", f"{rest} % size_{d}" if d else rest)
+        rest = f"{rest} // size_{d}"
+    for name in ("a", "b"):
+        terms = [f"batch_{d} * {name}_{d}" for d in range(batch)]
+        writer.let(f"{name}_start", " + ".join([f"{name}_first", *terms]))
+
+
