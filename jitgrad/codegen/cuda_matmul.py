@@ -25,6 +25,7 @@ from jitgrad.codegen.writer import Axis, Writer
 from jitgrad.dtypes import bfloat16, float16, float32, float64
 from jitgrad.errors import CompileError, complain
 from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value
+from jitgrad.kernels.cpu.gemm import Matrices
 
 DIMENSIONS = 3
 """Of a batch, at most; of what has more of them, both factors are copied."""
@@ -125,20 +126,12 @@ class _Lowering:
             a, b = self.compute(self.node.inputs[0]), self.compute(self.node.inputs[1])
             sizes, first, second = merge_batch(batch, a.matrices, b.matrices)
         large = prod(sizes) * -(-m // 128) * -(-n // 128) >= ENOUGH
-        tile = tile_of(self.dtype, large)
-        writer = region.writer()
+        tile, writer = tile_of(self.dtype, large), region.writer()
         counts = -(-m // tile.size), -(-n // tile.size)
+        sides = [self.side(writer, tile, "a", a.buffer, first, (m, k)),
+                 self.side(writer, tile, "b", b.buffer, turned(second), (n, k))]
         named = {"m": m, "n": n, "k": k, "row_tiles": counts[0], "column_tiles": counts[1],
                  **{f"size_{d}": size for d, size in enumerate(sizes)}}
-        sides = []
-        for name, factor, matrices, size, turned in (("a", a, first, m, False), ("b", b, second, n, True)):
-            outer, step = (matrices.column, matrices.row) if turned else (matrices.row, matrices.column)
-            named |= {f"{name}_first": matrices.first, f"{name}_outer": outer, f"{name}_step": step,
-                      **{f"{name}_{d}": stride for d, stride in enumerate(matrices.batch)}}
-            pointer = writer.operand(factor.buffer, self.dtype, str(self.dtype.short))
-            along = step <= outer if k > 1 and size > 1 else step == 1
-            wide = self.aligned and self.is_wide(tile, along, (outer, step), (size, k), (matrices.first, *matrices.batch))
-            sides.append(Side(name, pointer, self.dtype, along, wide))
         for name, value in named.items():
             writer.size(name, value)
         write_place(writer, tile, len(sizes))
@@ -151,13 +144,31 @@ class _Lowering:
         wide = any(v.type.size >= cuda_templates.WIDE for v in values)
         return pack(kernel, arguments, prod(sizes) * prod(counts), tile.threads, self.aligned, wide)
 
-    def is_wide(self, tile: Tile, along_depth: bool, strides: tuple[int, int], sizes: tuple[int, int],
-                starts: tuple[int, ...]) -> bool:
-        """Whether all pieces of 16 bytes that exist begin at multiples of it; on CUDA cores they must exist as a whole."""
-        (outer, step), (size, k) = strides, sizes
-        along, across, length = (step, outer, k) if along_depth else (outer, step, size)
-        whole = tile.on_tensor_cores or length % tile.lanes == 0
-        return along == 1 and whole and all(number % tile.lanes == 0 for number in (across, *starts))
+    def side(self, writer: Writer, tile: Tile, name: str, buffer: Buffer, matrices: Matrices,
+             sizes: tuple[int, int]) -> Side:
+        """A factor as an operand of the kernel, and its strides as sizes; `matrices` and `sizes` are those of the outer
+        dimension, then of the depth."""
+        outer, step = matrices.row, matrices.column
+        strides: dict[str | int, int] = {"first": matrices.first, "outer": outer, "step": step}
+        strides.update(enumerate(matrices.batch))
+        pointer = writer.operand(buffer, self.dtype, self.dtype.short)
+        for key, stride in strides.items():
+            writer.size(f"{name}_{key}", stride)
+        along_depth = step <= outer if min(sizes) > 1 else step == 1
+        return Side(name, pointer, self.dtype, along_depth, self.aligned and is_wide(tile, along_depth, matrices, sizes))
+
+
+def turned(matrices: Matrices) -> Matrices:
+    """The matrices transposed."""
+    return Matrices(matrices.batch, matrices.column, matrices.row, matrices.first)
+
+
+def is_wide(tile: Tile, along_depth: bool, matrices: Matrices, sizes: tuple[int, int]) -> bool:
+    """Whether all pieces of 16 bytes that exist begin at multiples of it; on CUDA cores they must exist as a whole."""
+    outer, step = matrices.row, matrices.column
+    along, across, length = (step, outer, sizes[1]) if along_depth else (outer, step, sizes[0])
+    whole = tile.on_tensor_cores or length % tile.lanes == 0
+    return along == 1 and whole and all(number % tile.lanes == 0 for number in (across, matrices.first, *matrices.batch))
 
 
 @dataclass
