@@ -24,8 +24,9 @@ from jitgrad.ir.axes import Axes, Strided, atoms_of, source_index
 from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
-from jitgrad.kernels.cpu import gemm
+from jitgrad.kernels.cpu import gemm, gemm_rows
 from jitgrad.kernels.cpu.gemm import Form, Matrices, Packing
+from jitgrad.kernels.cpu.gemm_rows import Lines
 from jitgrad.ops.contraction import int_matmul, matmul
 
 
@@ -122,14 +123,19 @@ class _Lowering(WithEpilogue):
             a, b = self.compute(self.node.inputs[0]), self.compute(self.node.inputs[1])
             batch, first, second = merge_batch(self.product.shape[:-2], a.matrices, b.matrices)
         form = gemm.form_for(self.node.inputs[0].dtype.short, self.dtype.short)
-        made = gemm.arrange(form, batch, m, n, k, first, second, self.whole_rows)
+        few = not self.whole_rows and gemm_rows.fits(form, m, n, k, second)
+        if few:
+            lines = Lines(self.node.inputs[0].dtype.short, form.right, form.total)
+            made, source = gemm_rows.arrange(lines, batch, m, n, k, first, second), gemm_rows.source(lines)
+        else:
+            made, source = gemm.arrange(form, batch, m, n, k, first, second, self.whole_rows), gemm.core_source(form)
         pointers = (self.pack(made.pack_a, a.buffer, form), self.pack(made.pack_b, b.buffer, form), target)
         integers = dict(zip(gemm.ARGUMENTS, made.integers, strict=True))
         sizes = {name: integers[name] for name in ("m", "n", "rows_per_item", "row_blocks", "columns_per_item",
                                                    "column_blocks")}
         last = len(self.product.shape) - 1
         blocks = Blocks(sizes, gemm.LOCATE_ITEM, (last - 1 if m == self.product.shape[-2] else 0, last), self.whole_rows)
-        return launch(gemm.core_source(form), made.items, *pointers, *made.integers, blocks=blocks)
+        return launch(source, made.items, *pointers, *made.integers, blocks=blocks)
 
     def pack(self, packing: Packing | None, operand: Buffer, form: Form) -> Buffer:
         """The memory that the core reads: packed panels, or the operand itself."""
