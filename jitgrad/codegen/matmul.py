@@ -25,7 +25,7 @@ from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu import gemm, gemm_rows
-from jitgrad.kernels.cpu.gemm import Form, Matrices, Packing
+from jitgrad.kernels.cpu.gemm import Arrangement, Form, Matrices, Packing
 from jitgrad.kernels.cpu.gemm_rows import Lines
 from jitgrad.ops.contraction import int_matmul, matmul
 
@@ -73,6 +73,15 @@ class Operand:
     matrices: Matrices
 
 
+@dataclass(frozen=True, slots=True)
+class Widened:
+    """A factor that becomes float32 where it is read: narrow numbers of type `short`, and what multiplies them."""
+
+    narrow: Operand
+    short: str
+    scale: Operand | None
+
+
 @dataclass
 class _Lowering(WithEpilogue):
     """One region on its way."""
@@ -80,23 +89,55 @@ class _Lowering(WithEpilogue):
     whole_rows: bool = False
 
     def make(self, target: Buffer) -> Launch:
-        a, b = [self.factor(v) for v in self.node.inputs]
-        return self.multiply(a, b, target)
+        x, y = self.node.inputs
+        widened = None if self.whole_rows else self.widened(y)
+        if widened is not None:
+            return self.multiply_widened(self.factor(x), widened, target)
+        return self.multiply(self.factor(x), self.factor(y), target)
 
     # ---- operands
 
     def factor(self, value: Value) -> Operand:
         """`value` read through strides where that can be, else computed into scratch memory."""
+        chain, source = self.follow(value)
+        return self.in_place(chain, source, value) or self.compute(value)
+
+    def follow(self, value: Value) -> tuple[list[Node], Value]:
+        """The movement ops that end at `value`, the last one first, and where they begin."""
         chain: list[Node] = []
-        source = value
-        while source in self.producers and self.producers[source].op.kind == "movement":
-            chain.append(self.producers[source])
-            source = chain[-1].inputs[0]
-        if source not in self.producers:
-            matrices = strides_through(chain, source.type, value.type)
-            if matrices is not None:
-                return Operand(Buffer(self.body.inputs.index(source)), matrices)
-        return self.compute(value)
+        while value in self.producers and self.producers[value].op.kind == "movement":
+            chain.append(self.producers[value])
+            value = chain[-1].inputs[0]
+        return chain, value
+
+    def in_place(self, chain: list[Node], source: Value, value: Value) -> Operand | None:
+        """`source`, where it is an input, read through `chain` with the shape of `value`; None where strides cannot say it."""
+        matrices = None if source in self.producers else strides_through(chain, source.type, value.type)
+        return None if matrices is None else Operand(Buffer(self.body.inputs.index(source)), matrices)
+
+    def widened(self, value: Value) -> Widened | None:
+        """`value`, the second factor, as the narrow numbers that it is cast from (`transforms.widening`), where there is a
+        kernel for that."""
+        chain, source = self.follow(value)
+        node, scale = self.producers.get(source), None
+        if node is not None and node.op.name == "mul":
+            for one, other in (node.inputs, node.inputs[::-1]):
+                inner, wide = self.follow(one)
+                cast = self.producers.get(wide)
+                if cast is not None and cast.op.name == "cast":
+                    outer, factors = self.follow(other)
+                    scale = self.in_place([*chain, *outer], factors, value)
+                    if scale is None or scale.matrices.row != 0:
+                        return None
+                    chain, node = [*chain, *inner], cast
+                    break
+        if node is None or node.op.name != "cast" or value.dtype is not dtypes.float32:
+            return None
+        inner, source = self.follow(node.inputs[0])
+        narrow, short = self.in_place([*chain, *inner], source, value), source.dtype.short
+        m, n, k = *self.product.shape[-2:], value.shape[-2]
+        fits = narrow is not None and len(value.shape) == 2 and gemm_rows.widens(short, m, n, k, narrow.matrices)
+        return Widened(narrow, short, scale) if narrow is not None and fits else None
 
     def compute(self, value: Value) -> Operand:
         """A kernel that stores `value`, a function of the body's inputs."""
@@ -123,19 +164,32 @@ class _Lowering(WithEpilogue):
             a, b = self.compute(self.node.inputs[0]), self.compute(self.node.inputs[1])
             batch, first, second = merge_batch(self.product.shape[:-2], a.matrices, b.matrices)
         form = gemm.form_for(self.node.inputs[0].dtype.short, self.dtype.short)
-        few = not self.whole_rows and gemm_rows.fits(form, m, n, k, second)
-        if few:
+        if not self.whole_rows and gemm_rows.fits(form, m, n, k, second):
             lines = Lines(self.node.inputs[0].dtype.short, form.right, form.total)
-            made, source = gemm_rows.arrange(lines, batch, m, n, k, first, second), gemm_rows.source(lines)
-        else:
-            made, source = gemm.arrange(form, batch, m, n, k, first, second, self.whole_rows), gemm.core_source(form)
+            made = gemm_rows.arrange(lines, batch, m, n, k, first, second)
+            return self.carry_out(gemm_rows.source(lines), made, (a.buffer, b.buffer, target))
+        made = gemm.arrange(form, batch, m, n, k, first, second, self.whole_rows)
         pointers = (self.pack(made.pack_a, a.buffer, form), self.pack(made.pack_b, b.buffer, form), target)
+        return self.carry_out(gemm.core_source(form), made, pointers)
+
+    def multiply_widened(self, a: Operand, b: Widened, target: Buffer) -> Launch:
+        """The product of a few rows with weights that are read as they are kept."""
+        lines = Lines("f32", b.short, "f32", scaled=b.scale is not None)
+        m, n, k = *self.product.shape, self.node.inputs[0].shape[-1]
+        made = gemm_rows.arrange(lines, (), m, n, k, a.matrices, b.narrow.matrices)
+        scale = () if b.scale is None else (b.scale.buffer, b.scale.matrices.first, b.scale.matrices.column)
+        return self.carry_out(gemm_rows.source(lines), made, (a.buffer, b.narrow.buffer, target), scale)
+
+    def carry_out(self, source: str, made: Arrangement, pointers: tuple[Buffer, Buffer, Buffer],
+                  more: tuple[Buffer | int, ...] = ()) -> Launch:
+        """The launch of a core; `more`: arguments behind `gemm.ARGUMENTS`."""
         integers = dict(zip(gemm.ARGUMENTS, made.integers, strict=True))
         sizes = {name: integers[name] for name in ("m", "n", "rows_per_item", "row_blocks", "columns_per_item",
                                                    "column_blocks")}
         last = len(self.product.shape) - 1
-        blocks = Blocks(sizes, gemm.LOCATE_ITEM, (last - 1 if m == self.product.shape[-2] else 0, last), self.whole_rows)
-        return launch(source, made.items, *pointers, *made.integers, blocks=blocks)
+        first_dimension = last - 1 if integers["m"] == self.product.shape[-2] else 0
+        blocks = Blocks(sizes, gemm.LOCATE_ITEM, (first_dimension, last), self.whole_rows)
+        return launch(source, made.items, *pointers, *made.integers, *more, blocks=blocks)
 
     def pack(self, packing: Packing | None, operand: Buffer, form: Form) -> Buffer:
         """The memory that the core reads: packed panels, or the operand itself."""

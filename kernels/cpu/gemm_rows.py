@@ -84,6 +84,11 @@ def fits(form: Form, m: int, n: int, k: int, b: Matrices) -> bool:
         k >= 2 * form.tile.lanes)
 
 
+def widens(short: str, m: int, n: int, k: int, b: Matrices) -> bool:
+    """True when a B of `short` numbers can become float32 where such a product reads it."""
+    return short in ("i8", "bf16", "f16") and fits(gemm.form_for("f32", "f32"), m, n, k, b)
+
+
 def source(lines: Lines) -> str:
     """The text of a core. Arguments: A, B, C, `gemm.ARGUMENTS`; with factors, those and `SCALE_ARGUMENTS`."""
     place = 4 + len(gemm.ARGUMENTS)
