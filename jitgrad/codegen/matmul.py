@@ -111,7 +111,7 @@ class _Lowering(WithEpilogue):
         return chain, value
 
     def in_place(self, chain: list[Node], source: Value, value: Value) -> Operand | None:
-        """`source`, where it is an input, read through `chain` with the shape of `value`; None where strides cannot say it."""
+        """`source`, where it is an input, read through `chain` as `value` is; None where strides cannot say it."""
         matrices = None if source in self.producers else strides_through(chain, source.type, value.type)
         return None if matrices is None else Operand(Buffer(self.body.inputs.index(source)), matrices)
 

@@ -13,7 +13,7 @@ from jitgrad import ops
 from jitgrad.dtypes import bfloat16, float16, float32, int8
 from jitgrad.ir.graph import Node, Value
 
-FEW_ROWS = 16
+FEW_ROWS = 24
 """Rows of the first factor up to which there is such a kernel: with more, weights are better made wide once."""
 
 NARROW = (int8, bfloat16, float16)
@@ -53,7 +53,7 @@ def _widens(node: Node | None) -> bool:
 def _moves(value: Value, producers: Mapping[Value, Node]) -> tuple[list[Node], Value]:
     """The movement ops that read memory in another order on the way to `value`, and where they begin."""
     nodes = []
-    while (node := producers.get(value)) is not None and node.op.name in ("permute", "broadcast_to", "reshape"):
+    while (node := producers.get(value)) is not None and node.op.name in ("permute", "broadcast_to", "reshape", "slice"):
         nodes.append(node)
         value = node.inputs[0]
     return nodes, value

@@ -16,7 +16,8 @@ from jitgrad.kernels.cpu.gemm import ITEMSIZES, Arrangement, Form, Matrices
 from jitgrad.kernels.cpu.tile import PANEL_BYTES, tile_for
 from jitgrad.kernels.cpu.tile_lines import HIGHEST, KINDS
 
-FEW = 16                                        # rows up to which B is better read in place
+FEW = 24                                        # rows up to which B is better read in place
+DEPTH_PER_ROW = 16                              # steps of the depth per row from which it pays to add up lanes at the end
 ITEM_ELEMENTS = 1 << 15                         # of B, below which an item is not cut further
 
 SCALE_ARGUMENTS = ("scale_first", "scale_step")
@@ -81,7 +82,7 @@ class Lines:
 def fits(form: Form, m: int, n: int, k: int, b: Matrices) -> bool:
     """True when a product that `form` would carry out has few rows and a B of lines that are worth it."""
     return 1 <= m <= FEW and n > 1 and b.row == 1 and form.right in KINDS and form.total in ("f32", "f64") and (
-        k >= 2 * form.tile.lanes)
+        k >= max(2 * form.tile.lanes, DEPTH_PER_ROW * m))
 
 
 def widens(short: str, m: int, n: int, k: int, b: Matrices) -> bool:

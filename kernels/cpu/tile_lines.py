@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-
 Pointer = Any                                   # a typed pointer of kernel text
 
 HIGHEST = 8
@@ -74,9 +73,9 @@ NAMES: dict[str, Callable[..., Any]] = {f.__name__: f for f in (multiply_lines, 
 
 
 def lines_at_once(rows: int, registers: int) -> int:
-    """How many lines of B are multiplied with so many rows of A: as sums they fill registers enough to keep the
-    multipliers busy, and leave some for the factors."""
-    return max(min((registers - 6) // (rows + 1), 16 // rows if rows < 8 else 3, 8), 1)
+    """How many lines of B are multiplied with so many rows of A: registers hold the sums, a vector of each line and one of
+    A. More than four lines at once gain something with one row alone."""
+    return max(min((registers - 2) // (rows + 1), 8 if rows == 1 else 4), 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +172,7 @@ class LineKernel:
 
     def _load(self, name: str, masked: bool) -> Iterator[str]:
         """``{name}``: the vector of B at ``{name}.place``, wide and scaled."""
-        element, size = KINDS[self.kind]
+        size = KINDS[self.kind][1]
         raw = f"{name}.raw"
         if masked:
             yield (f"  {raw} = call {self.raw} @llvm.masked.load.{self._suffix}.p0(ptr {name}.place, i32 {size}, "
