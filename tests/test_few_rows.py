@@ -214,10 +214,12 @@ def test_weights_that_are_used_twice_or_by_many_rows_are_made_once():
     assert "fused_cast_f32" in [k.name for k in many.kernels]
 
 
-def test_a_factor_that_changes_along_the_depth_is_multiplied_before():
-    x, w, scale = jg.randn(2, 64), jg.randint(-127, 128, (70, 64), dtype=jg.int8), jg.rand(64)
-    got = jg.compile(lambda x, w, s: x @ (w.float() * s).T)(x, w, scale)
-    np.testing.assert_allclose(got.numpy(), x.numpy() @ (w.numpy() * scale.numpy()).T, rtol=1e-4, atol=1e-3)
+@pytest.mark.parametrize("shape", [(64,), (70, 64)])
+def test_factors_that_change_along_the_depth_are_multiplied_before(shape):
+    x, w, scale = jg.randn(2, 64), jg.randint(-127, 128, (70, 64), dtype=jg.int8), jg.rand(*shape)
+    for times in (lambda w, s: w.float() * s, lambda w, s: s * w.float()):
+        got = jg.compile(lambda x, w, s, times=times: x @ times(w, s).T)(x, w, scale)
+        np.testing.assert_allclose(got.numpy(), x.numpy() @ (w.numpy() * scale.numpy()).T, rtol=1e-4, atol=1e-3)
 
 
 def test_a_result_does_not_take_the_place_of_factors_that_are_still_read():

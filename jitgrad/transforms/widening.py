@@ -26,27 +26,29 @@ def widening_nodes(product: Node, producers: Mapping[Value, Node], reads: Mappin
     x, y = product.inputs
     if product.op is not ops.matmul or y.dtype is not float32 or len(y.shape) != 2 or x.shape[0] > FEW_ROWS:
         return None
-    nodes, made = _moves(y, producers)
-    node = producers.get(made)
+    nodes, wide = _moves(y, producers)
+    moves_of_scale: list[Node] = []
+    node = producers.get(wide)
     if node is not None and node.op is ops.mul:
-        nodes.append(node)
         for weight, scale in (node.inputs, node.inputs[::-1]):
             moves, wide = _moves(weight, producers)
             moves_of_scale, factors = _moves(scale, producers)
-            if _widens(producers.get(wide)) and factors.type.size in (1, y.shape[1]):
-                nodes += moves
-                node = producers[wide]
+            if _widens(wide, producers) and factors.type.size in (1, y.shape[1]):
+                nodes += [node, *moves]
                 break
         else:
             return None
-    else:
-        moves_of_scale = []
-    if not _widens(node) or any([reads[n.output] > 1 for n in (*nodes, node)]):
+    if not _widens(wide, producers):
         return None
-    return [*nodes, node, *_moves(node.inputs[0], producers)[0], *moves_of_scale]
+    nodes.append(producers[wide])
+    if any([reads[node.output] > 1 for node in nodes]):
+        return None
+    return [*nodes, *_moves(producers[wide].inputs[0], producers)[0], *moves_of_scale]
 
 
-def _widens(node: Node | None) -> bool:
+def _widens(value: Value, producers: Mapping[Value, Node]) -> bool:
+    """True when `value` is made of narrow numbers, with no other change."""
+    node = producers.get(value)
     return node is not None and node.op is ops.cast and node.inputs[0].dtype in NARROW
 
 
