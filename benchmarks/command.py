@@ -3,6 +3,7 @@
     python -m benchmarks                                  everything
     python -m benchmarks steps mlp_small cnn --repeats 20
     python -m benchmarks steps --only jitgrad PyTorch
+    python -m benchmarks steps gpt --only jitgrad --mode max-autotune
     python -m benchmarks kernels products
 
 Every part prints a table and leaves NAME.json (results and a description of the machine) and NAME.png in the folder of
@@ -67,6 +68,7 @@ def _parse(arguments: list[str] | None) -> tuple[tuple[str, ...], argparse.Names
     parser.add_argument("--steps", type=int, default=200, help="of a learning curve (200)")
     parser.add_argument("--threads", type=int, help="of every contender (all processors)")
     parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help='such as jitgrad "torch.compile" JAX')
+    parser.add_argument("--mode", default="default", help="of compiling steps, beside the default one: max-autotune")
     parser.add_argument("--output", type=Path, default=report.RESULTS, help="folder of results")
     options = parser.parse_args(arguments)
     options.names = [word for word in options.parts if word not in PARTS]
@@ -81,7 +83,7 @@ def _parts() -> dict[str, Part]:
     from benchmarks import attention, calls, curves, first_call, memory, plots, scaling, training
     from benchmarks.kernels import run as kernels
     return {
-        "steps": Part(lambda o: training.run(o.names, budget=o.seconds, repeats=o.repeats, only=o.only),
+        "steps": Part(lambda o: training.run(o.names, budget=o.seconds, repeats=o.repeats, only=o.only, mode=o.mode),
                       training.table, plots.steps),
         "curves": Part(lambda o: curves.run(o.names, o.steps), curves.table, plots.curves),
         "kernels": Part(lambda o: kernels.run(o.names, seconds=o.seconds / 10, repeats=o.repeats, only=o.only),

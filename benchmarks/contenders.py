@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,13 +36,22 @@ class Contender:
         return importlib.util.find_spec(self.package) is not None
 
 
-def taking_part(only: Sequence[str] = ()) -> list[Contender]:
-    """The contenders that are installed, of those named in `only` (of all without names)."""
+def taking_part(only: Sequence[str] = (), mode: str = "default") -> list[Contender]:
+    """The contenders that are installed, of those named in `only` (of all without names); jitgrad in another `mode` of
+    compiling takes part beside itself."""
     unknown = set(only) - {contender.name for contender in CONTENDERS}
     if unknown:
         raise SystemExit(f"no contender is called {', '.join(sorted(unknown))}; there are "
                          f"{', '.join(contender.name for contender in CONTENDERS)}")
-    return [c for c in CONTENDERS if c.installed and (not only or c.name in only)]
+    found = [c for c in CONTENDERS if c.installed and (not only or c.name in only)]
+    more = Contender(f"jitgrad {mode}", "jitgrad", partial(_jitgrad_compiled, mode=mode))
+    return found if mode == "default" else [*found, more]
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """The names of contenders that took part, in the order of tables, those in another mode of compiling last."""
+    usual = [contender.name for contender in CONTENDERS]
+    return sorted(dict.fromkeys(names), key=lambda name: usual.index(name) if name in usual else len(usual))
 
 
 def equal_start(step: TrainingStep, package: str = "jitgrad", seed: int = 0) -> tuple[Weights, Batch]:
@@ -89,9 +99,9 @@ def _jitgrad_eager(step: TrainingStep, weights: Weights, batch: Batch) -> Call:
     return _step_in(importlib.import_module("jitgrad"), step, weights, batch, _as_it_is)
 
 
-def _jitgrad_compiled(step: TrainingStep, weights: Weights, batch: Batch) -> Call:
+def _jitgrad_compiled(step: TrainingStep, weights: Weights, batch: Batch, mode: str = "default") -> Call:
     jitgrad = importlib.import_module("jitgrad")
-    return _step_in(jitgrad, step, weights, batch, jitgrad.compile)
+    return _step_in(jitgrad, step, weights, batch, partial(jitgrad.compile, mode=mode))
 
 
 def _torch_eager(step: TrainingStep, weights: Weights, batch: Batch) -> Call:

@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders import in_order
 from benchmarks.kernels import run
 from benchmarks.kernels.case import PACKAGES
 from benchmarks.training import best_peer
@@ -23,7 +23,7 @@ COLORS = {"jitgrad": "#d1495b", "jitgrad eager": "#edae49", "PyTorch": "#00798c"
 def steps(results: Mapping[str, Any], path: Path) -> None:
     """Speed of every contender relative to the best peer."""
     measured = {r["title"]: r for r in results.values() if best_peer(r)}
-    names = [c.name for c in CONTENDERS if any(c.name in r["contenders"] for r in measured.values())]
+    names = in_order([name for r in measured.values() for name in r["contenders"]])
     heights = {name: [best_peer(r) / r["contenders"][name]["median"] if name in r["contenders"] else 0
                       for r in measured.values()] for name in names}
     _bars(path, list(measured), heights, "speed relative to the best peer", line=1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import sys
 import time
@@ -13,6 +14,7 @@ from jitgrad import config, cuda
 from jitgrad.kernels.cpu import ahead
 from jitgrad.runtime import build, cache, native, threads
 from jitgrad.runtime.cuda import driver
+from jitgrad.runtime.spec import Decision
 
 LIBRARIES = ("jitgrad", "numpy", "numba", "llvmlite", "ml_dtypes", "safetensors")
 
@@ -30,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     info = commands.add_parser("info", help="versions, processor, threads, cache: for a bug report")
     info.set_defaults(command=print_info)
-    folder = commands.add_parser("cache", help="compiled kernels and plans")
+    folder = commands.add_parser("cache", help="compiled kernels, plans and measured choices")
     actions = folder.add_subparsers(required=True, metavar="ACTION")
     for name, (action, text) in CACHE_ACTIONS.items():
         actions.add_parser(name, help=text).set_defaults(command=action)
@@ -87,10 +89,19 @@ def vector_width(features: Sequence[str]) -> int:
 
 
 def list_entries() -> None:
-    """One line per entry, the least recently used first."""
+    """One line per entry, the least recently used first; of choices also what was chosen."""
     for entry in cache.current().entries():
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
-        print(f"{entry.kind:<8} {entry.key[:16]} {show_size(entry.size):>10}  last used {used}")
+        print(f"{entry.kind:<8} {entry.key[:16]} {show_size(entry.size):>10}  last used {used}{describe(entry)}")
+
+
+def describe(entry: cache.CacheEntry) -> str:
+    """What was chosen, if that is what the entry says; else nothing."""
+    data = cache.current().get(entry.kind, entry.key, touch=False) if entry.kind == "choices" else None
+    try:
+        return "" if data is None else f"  {Decision.from_data(json.loads(data))}"
+    except ValueError:
+        return "  damaged"
 
 
 def print_size() -> None:
@@ -118,7 +129,7 @@ def clear_cache() -> None:
 
 CACHE_ACTIONS: dict[str, tuple[Callable[[], None], str]] = {
     "list": (list_entries, "every entry with its size and last use"),
-    "size": (print_size, "number and size of kernels and plans"),
+    "size": (print_size, "number and size of kernels, plans and choices"),
     "build": (build_kernels, "compile ahead the hand-written kernels that most programs meet"),
     "clear": (clear_cache, "remove all entries"),
 }

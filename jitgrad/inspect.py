@@ -18,7 +18,7 @@ from functools import cached_property
 
 import numpy as np
 
-from jitgrad import pipeline, plans
+from jitgrad import pipeline, plans, tuning
 from jitgrad.errors import describe_location
 from jitgrad.ir.graph import Graph, Node, inner_graphs
 from jitgrad.ir.printer import highlight, print_graph
@@ -28,6 +28,7 @@ from jitgrad.ops import recurrence
 from jitgrad.runtime import threads
 from jitgrad.runtime.build import kernel_key
 from jitgrad.runtime.plan import Plan
+from jitgrad.runtime.spec import Decision
 from jitgrad.runtime.timing import time_entries
 
 IN_CACHE = 16 << 20
@@ -119,7 +120,12 @@ class PlanView:
 
     @cached_property
     def build(self) -> pipeline.Build:
-        return pipeline.build(self.graph, self.memory_budget)
+        return pipeline.build(self.graph, self.memory_budget, tuning.chooser(self.choices))
+
+    @property
+    def choices(self) -> tuple[Decision, ...]:
+        """What was measured for this plan, in the mode "max-autotune"."""
+        return self.plan.spec.choices
 
     @property
     def stages(self) -> tuple[pipeline.Stage, ...]:
@@ -164,7 +170,8 @@ class PlanView:
 
     def __str__(self) -> str:
         longest = max([step.seconds or 0.0 for step in self.steps], default=0.0)
-        return "\n".join([_HEADER, *[_row(step, longest) for step in self.steps], "", str(self.memory)])
+        return "\n".join([_HEADER, *[_row(step, longest) for step in self.steps], "", *show_choices(self.choices),
+                          str(self.memory)])
 
     __repr__ = __str__
 
@@ -322,6 +329,16 @@ def _row(step: StepView, longest: float) -> str:
     length = bar(step.seconds, longest) + " " if step.seconds is not None and longest else ""
     return (f"{step.name[:35]:<36}{step.kind[:9]:<10}{show_bytes(moved):>10}{show_count(step.flops):>10}"
             f"{seconds:>10}{'' if share is None else f'{share:.0%}':>9}  {length}{note}")
+
+
+def show_choices(choices: Sequence[Decision]) -> list[str]:
+    """What was measured, and where something else than the usual way has won; an empty line behind it."""
+    if not choices:
+        return []
+    chosen = [decision for decision in choices if decision.answers]
+    candidates, seconds = sum(d.candidates for d in choices), sum(d.seconds for d in choices)
+    return [f"measured: {len(choices)} kinds of steps, {candidates} candidates, in {seconds:.1f} s; "
+            f"{len(chosen)} not as usual", *[f"  {decision}" for decision in chosen], ""]
 
 
 def bar(value: float, whole: float, width: int = 20) -> str:

@@ -7,12 +7,13 @@ Out: `LinkedStep`s, from which `plan_spec` makes the PlanSpec. Nothing is compil
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jitgrad.codegen import library, lower as regions
 from jitgrad.codegen.call import IN_PLACE
+from jitgrad.codegen.choice import answering
 from jitgrad.codegen.kernel import Buffer, Function, Launch, Lowered, Private
 from jitgrad.codegen.sharing import shareable_by
 from jitgrad.dtypes import int16, int32, int64, uint8
@@ -24,6 +25,7 @@ from jitgrad.runtime.spec import Argument, Entry, HostCall, Output, PlanSpec, Re
 from jitgrad.transforms.memory import ALIGNMENT, Assignment, Copy, Slot, Step, place_temporaries
 
 LOWERED_IN_MEMORY = 512
+Choose = Callable[[Step], Mapping[str, str]]            # answers to what a step can be lowered by (`codegen.choice`)
 _WORDS = {1: uint8, 2: int16, 4: int32, 8: int64}
 
 
@@ -59,12 +61,12 @@ def begins_with_copy(node: Node) -> bool:
     return node.op.name in IN_PLACE and not node.output.dtype.is_complex
 
 
-def link(assignment: Assignment) -> Linked:
-    """Lower every step, and place all temporary memory."""
+def link(assignment: Assignment, choose: Choose | None = None) -> Linked:
+    """Lower every step, with the answers that `choose` gives for it, and place all temporary memory."""
     steps = []
     for position, part in enumerate(assignment.steps):
         step = copy_step(part) if isinstance(part, Copy) else part
-        lowered = lower_once(step)
+        lowered = lower_once(step, choose(step) if choose else {})
         scratch, private = (lowered.scratch, lowered.private) if lowered else ((), ())
         steps.append(LinkedStep(step, lowered, tuple([Slot("arena", 0, n, position, position) for n in scratch]),
                                 tuple(place_private(private))))
@@ -87,16 +89,17 @@ def aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
-def lower_once(step: Step) -> Lowered | None:
+def lower_once(step: Step, answers: Mapping[str, str]) -> Lowered | None:
     """`lower_step`, but steps that are lowered alike are lowered once, also those of several programs: an optimizer's
     step is the same for every size of a batch."""
-    key = step_key(step), step.node.where
+    key = step_key(step), step.node.where, tuple(sorted(answers.items()))
     try:
         return _lowered[key]
     except KeyError:
         if len(_lowered) >= LOWERED_IN_MEMORY:
             _lowered.clear()
-        lowered = _lowered[key] = lower_step(step)
+        with answering(answers):
+            lowered = _lowered[key] = lower_step(step)
         return lowered
 
 

@@ -18,7 +18,7 @@ from jitgrad import config
 from jitgrad.ir.graph import Graph
 from jitgrad.ir.printer import print_graph
 from jitgrad.ir.verify import verify
-from jitgrad.linking import Linked, begins_with_copy, link, may_share, plan_spec
+from jitgrad.linking import Choose, Linked, begins_with_copy, link, may_share, plan_spec
 from jitgrad.runtime.spec import PlanSpec
 from jitgrad.transforms.attention import recognize_attention
 from jitgrad.transforms.columns import fuse_column_sums
@@ -69,17 +69,18 @@ class Build:
     spec: PlanSpec
 
 
-def build(graph: Graph, memory_budget: float = 1.0) -> Build:
-    """Run every pass; compiles nothing. `memory_budget`: see `jitgrad.transforms.rematerialize`; where fusion alone needs
-    less memory than what a budget makes of the graph, that is the result."""
-    result = _run(graph, memory_budget)
+def build(graph: Graph, memory_budget: float = 1.0, choose: Choose | None = None) -> Build:
+    """Run every pass; compiles nothing, unless `choose` does, which answers what can be chosen about a step.
+    `memory_budget`: see `jitgrad.transforms.rematerialize`; where fusion alone needs less memory than what a budget makes
+    of the graph, that is the result."""
+    result = _run(graph, memory_budget, choose)
     if memory_budget < 1:
-        result = min(result, _run(graph, 1.0), key=lambda made: made.linked.arena)
+        result = min(result, _run(graph, 1.0, choose), key=lambda made: made.linked.arena)
     _print(result)
     return result
 
 
-def _run(graph: Graph, memory_budget: float) -> Build:
+def _run(graph: Graph, memory_budget: float, choose: Choose | None) -> Build:
     identities = output_identities(graph)
     stages = [Stage("trace", _checked(graph, "trace"), 0.0)]
     for name, step in passes(memory_budget):
@@ -87,7 +88,7 @@ def _run(graph: Graph, memory_budget: float) -> Build:
         graph = step(graph)
         stages.append(Stage(name, _checked(graph, name), time.perf_counter() - begin))
     assignment = assign_memory(graph, identities, may_share, begins_with_copy)
-    linked = link(assignment)
+    linked = link(assignment, choose)
     return Build(tuple(stages), assignment, linked, plan_spec(graph, assignment, linked))
 
 

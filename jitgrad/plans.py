@@ -14,10 +14,11 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache as remember
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jitgrad import config
 from jitgrad.ir.graph import Graph
@@ -31,27 +32,29 @@ if TYPE_CHECKING:
 PLANS_IN_MEMORY = 512
 
 
-def compile_graph(graph: Graph, memory_budget: float = 1.0) -> Plan | PlainPlan:
+def compile_graph(graph: Graph, memory_budget: float = 1.0, *, tuned: bool = False) -> Plan | PlainPlan:
     """A plan that computes `graph`: its outputs, and its writes in place. Equal graphs have one plan for each memory
-    budget (`jitgrad.transforms.rematerialize`)."""
+    budget (`jitgrad.transforms.rematerialize`), and one more if it is `tuned` (`jitgrad.tuning`)."""
     if config.current().plain:
         made = import_module("jitgrad.pipeline").build(graph, memory_budget)
         plain: PlainPlan = import_module("jitgrad.plain").PlainPlan(made.spec, made.linked)
         return plain
-    key = plan_key(graph, memory_budget)
+    key = plan_key(graph, memory_budget, tuned=tuned)
     with _lock:
         plan = _plans.get(key)
         if plan is None:
-            plan = _plans[key] = _load(key) or _compile(graph, key, memory_budget)
+            plan = _plans[key] = _load(key) or _compile(graph, key, memory_budget, tuned)
             if len(_plans) > PLANS_IN_MEMORY:
                 _plans.popitem(last=False)
         _plans.move_to_end(key)
         return plan
 
 
-def plan_key(graph: Graph, memory_budget: float = 1.0) -> str:
-    """The key of a graph's plan: the graph, everything that made the plan, and the processor."""
-    text = f"{graph.key!r}\0{memory_budget!r}\0{_fingerprint()}\0{native.host_name()}"
+def plan_key(graph: Graph, memory_budget: float = 1.0, *, tuned: bool = False) -> str:
+    """The key of a graph's plan: the graph, everything that made the plan, and the processor. What was measured holds for
+    a number of threads."""
+    text = f"{graph.key!r}\0{memory_budget!r}\0{fingerprint()}\0{native.host_name()}"
+    text += f"\0{threads.limit()} threads" if tuned else ""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -89,16 +92,20 @@ def _uncollected() -> Iterator[None]:
 
 
 @_uncollected()
-def _compile(graph: Graph, key: str, memory_budget: float) -> Plan:
-    spec: PlanSpec = import_module("jitgrad.pipeline").build(graph, memory_budget).spec
+def _compile(graph: Graph, key: str, memory_budget: float, tuned: bool) -> Plan:
+    tuner: Any = import_module("jitgrad.tuning").Tuner() if tuned else None
+    spec: PlanSpec = import_module("jitgrad.pipeline").build(graph, memory_budget, tuner).spec
+    if tuner:
+        spec = replace(spec, choices=tuple(tuner.decisions.values()))
     sources = [(text, spec.kernels[kernel]) for kernel, text in spec.sources.items()]
     addresses = kernels.kernels([*sources, *threads.sources()])
-    cache.current().put("plans", key, spec.to_json().encode())
+    if tuner is None or tuner.complete:
+        cache.current().put("plans", key, spec.to_json().encode())
     return Plan(spec, addresses)
 
 
 @remember
-def _fingerprint() -> str:
+def fingerprint() -> str:
     """Versions of the compilers, and our own code: a plan lasts until either changes."""
     digest = hashlib.sha256(kernels.fingerprint().encode())
     package = Path(__file__).parent

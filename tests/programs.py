@@ -154,7 +154,7 @@ def _backward(results: Sequence[jg.Tensor]) -> None:
 def plans_made_by(make: Callable[[Graph], Any]):
     """Inside, compiled functions run on what `make` gives for a graph."""
     usual = plans.compile_graph
-    plans.compile_graph = lambda graph, memory_budget=1.0: make(graph)
+    plans.compile_graph = lambda graph, memory_budget=1.0, tuned=False: make(graph)
     try:
         yield
     finally:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from benchmarks import command, curves, measure as timing
+from benchmarks import command, curves, measure as timing, training
 from benchmarks.kernels import bandwidth, case, convolutions, products, run
 from benchmarks.report import Table, Tables
 from benchmarks.steps import STEPS, chosen
@@ -196,3 +196,16 @@ def test_plots(tmp_path, quick):
     plots.kernels({"limits": {}, "products": {"a": result}, "bandwidth": {"b": result}}, tmp_path / "kernels.png")
     assert all((tmp_path / name).stat().st_size > 1000 for name in ("curves.png", "kernels.png"))
     assert str(Tables([Table("t", ["x"], [["1"]])])).count("t") == 1
+
+
+# ---- training steps ---------------------------------------------------------------------------------------------
+
+
+def test_another_mode_takes_part_beside_the_default_one(quick):
+    results = training.run(["mlp_small"], budget=0.0, repeats=1, only=["jitgrad"], mode="max-autotune",
+                           tell=lambda text: None)
+    contenders = results["mlp_small"]["contenders"]
+    assert list(contenders) == ["jitgrad", "jitgrad max-autotune"]
+    assert contenders["jitgrad max-autotune"]["difference"] < 1e-5
+    header, *_ = [line for line in str(training.table(results)).splitlines() if "step" in line and "jitgrad" in line]
+    assert header.index("jitgrad max-autotune") > header.index("jitgrad eager")

@@ -164,7 +164,7 @@ def carry_out(function, holder, call, seed):
 
 
 def test_branching_programs(request, monkeypatch):
-    monkeypatch.setattr(plans, "compile_graph", lambda graph, memory_budget: NumpyPlan(graph))
+    monkeypatch.setattr(plans, "compile_graph", lambda graph, memory_budget, tuned: NumpyPlan(graph))
     sealed = 0
     for seed in range(request.config.getoption("--programs") // 10):
         text = Writer(seed).program()

@@ -8,6 +8,7 @@ from launching import run
 
 from jitgrad import config, ops
 from jitgrad.codegen import library
+from jitgrad.codegen.choice import answering
 from jitgrad.dtypes import from_numpy
 from jitgrad.ir import GraphBuilder, TensorType, evaluate
 from jitgrad.plans import compile_graph
@@ -154,6 +155,24 @@ def test_mapped_convolution_is_as_accurate_as_a_direct_one(channels):
         ours = np.abs(check(op, inputs, attributes) - exact)
         direct = np.abs(op.eager(*inputs, **attributes) - exact)
         assert ours.mean() < 1.5 * direct.mean() and ours.max() < 4 * direct.max(), op.name
+
+
+@pytest.mark.parametrize("out", (16, 64))
+def test_few_channels_are_mapped_as_accurately_as_by_the_implicit_product(out):
+    shape_x, shape_w, attrs = case(images=2, channels=16, height=6, width=6, out=out, padding=SAME)
+    random = np.random.default_rng(0)
+    x, w, g = (random.standard_normal((8, *s)).astype(np.float32) for s in (shape_x, shape_w, (2, out, 6, 6)))
+    for op, inputs, more in ((ops.convolution, (x, w), {}), (ops.convolution_input_grad, (g, w), {"input_shape": shape_x}),
+                             (ops.convolution_weight_grad, (x, g), {"weight_shape": shape_w})):
+        attributes, ours, direct = {**more, **attrs}, [], []
+        for drawn in zip(*inputs, strict=True):
+            exact = op.eager(*[array.astype(np.float64) for array in drawn], **attributes)
+            assert any("winograd" in kernel for kernel in kernels(op, drawn, attributes))
+            ours.append(np.abs(check(op, drawn, attributes) - exact))
+            with answering({"algorithm": "implicit product"}):
+                assert not any("winograd" in kernel for kernel in kernels(op, drawn, attributes))
+                direct.append(np.abs(check(op, drawn, attributes) - exact))
+        assert np.mean(ours) < 1.5 * np.mean(direct) and np.max(ours) < 4 * np.max(direct), op.name
 
 
 def followed(builder, value, *, gradient):

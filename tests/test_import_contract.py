@@ -37,7 +37,7 @@ def layer_of(module: str) -> str:
     name = module.removeprefix("jitgrad").removeprefix(".").split(".")[0]
     if name in LEAF:
         return "leaf"
-    return "pipeline" if name in ("pipeline", "linking", "plain", "plans") else name or "package"
+    return "pipeline" if name in ("pipeline", "linking", "plain", "plans", "tuning") else name or "package"
 
 
 def modules() -> dict[str, Path]:

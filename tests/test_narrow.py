@@ -261,8 +261,8 @@ def test_int_mm_is_scaled_back_in_the_same_kernel():
     got = linear(a, b, scale)
     exact = a.numpy().astype("i4") @ b.numpy().T.astype("i4")
     np.testing.assert_array_equal(got.numpy(), np.maximum(exact.astype("f") * scale.numpy(), 0))
-    assert sum(k.name.startswith("matmul") for k in linear.kernels) == 1
-    assert all(k.name.startswith(("matmul", "pack")) for k in linear.kernels)
+    assert sum(k.name.startswith("int_matmul") for k in linear.kernels) == 1
+    assert all(k.name.startswith(("int_matmul", "pack")) for k in linear.kernels)
 
 
 def test_int_mm_says_what_it_needs():

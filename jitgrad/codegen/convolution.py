@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from jitgrad import dtypes
 from jitgrad.codegen import taps, winograd
 from jitgrad.codegen.call import BLOCK, LIBRARY, Call, launch, lowers, product_core
+from jitgrad.codegen.choice import Choice, usual_first
 from jitgrad.codegen.epilogue import Shared, WithEpilogue
 from jitgrad.codegen.kernel import Argument, Blocks, Buffer, Launch, Lowered, Private
 from jitgrad.codegen.region import analyse
@@ -30,8 +31,10 @@ from jitgrad.kernels.cpu.tile import DEPTH_BLOCK
 
 ITEMS = 8
 ITEM_COLUMNS = 256
+ALGORITHM = "algorithm"                         # the question, asked of a node or of each of its phases
 AXES = ("z", "y", "x")
 KERNEL = {"z": "kernel_depth", "y": "kernel_height", "x": "kernel_width"}
+FEW_CHANNELS = 8                                # below it, going tap by tap takes 1.7 times as long and more
 LARGE = 128                                     # positions of an image from which a product of 1x1 takes planes as they are
 
 
@@ -67,6 +70,13 @@ class _Lowering:
         self.add(source, work.items, *operands, *[Private(k) for k in range(len(work.private))], self.core, *work.integers,
                  blocks=work.blocks)
 
+    def by_taps(self, usual: bool) -> bool:
+        """Whether it is done tap by tap, or by an implicit product; `usual`: which is the usual way."""
+        few = min(t.shape[1] for t in (*self.call.inputs, *self.call.outputs)) < FEW_CHANNELS
+        if self.volumes or self.groups > 1 or few:
+            return self.volumes
+        return Choice(ALGORITHM, usual_first({"tap by tap": True, "implicit product": False}, usual)).take()
+
     def memory(self, elements: int) -> Buffer:
         self.scratch.append(max(elements, 1) * self.type.dtype.itemsize)
         return self.call.scratch(len(self.scratch) - 1)
@@ -86,7 +96,7 @@ class _Lowering:
         """`weights`, contiguous [groups, rows, channels * kernel], times columns of `source`, to `result`."""
         rows, channels = out[1] // self.groups, image[1] // self.groups
         kernel, positions = taps_of(steps), out[3] * out[4]
-        if self.volumes or (taps.suits(self.short, channels, rows, self.groups) and (kernel > 1 or positions < LARGE)):
+        if self.by_taps(taps.suits(self.short, channels, rows, self.groups) and (kernel > 1 or positions < LARGE)):
             self.add_taps("tap_weights", weights, source, result, kernel, taps.convolve(self.short, image, out, steps),
                           rows, channels)
             return
@@ -111,7 +121,7 @@ class _Lowering:
 
     def weight_gradient(self, steps: dict[str, int]) -> None:
         image, gradient = [volume(t.shape) for t in self.call.inputs]
-        if self.volumes or taps.suits(self.short, image[1], gradient[1], self.groups):
+        if self.by_taps(taps.suits(self.short, image[1], gradient[1], self.groups)):
             work, runs = taps.weight_gradient(self.short, image, gradient, steps)
             self.sum_up(runs, lambda partial: self.add_work(
                 conv_taps.source("taps_weight_gradient", self.short), work, self.call.input(0), self.call.input(1), partial))
@@ -142,8 +152,8 @@ class _Lowering:
         """All at once where channels fill vectors, else phase by phase. The only phase of stride 1 is the result itself."""
         shape, gradient, kernel = volume(self.type.shape), volume(self.call.inputs[0].shape), taps_of(steps)
         strides = steps["stride_z"], steps["stride_y"], steps["stride_x"]
-        if self.volumes or (taps.suits(self.short, gradient[1], shape[1], self.groups)
-                            and (max(kernel, *strides) > 1 or shape[3] * shape[4] < LARGE)):
+        if self.by_taps(taps.suits(self.short, gradient[1], shape[1], self.groups)
+                        and (max(kernel, *strides) > 1 or shape[3] * shape[4] < LARGE)):
             back = {**steps, **{f"{name}_{axis}": value for axis in AXES for name, value in (
                 ("stride", 1), ("shift", -steps[f"shift_{axis}"]), ("tap", -steps[f"tap_{axis}"]))}}
             self.add_taps("tap_turned_weights", self.call.input(1), self.call.input(0), self.call.output(), kernel,
@@ -280,6 +290,16 @@ def sizes(call: Call, image: TensorType, result: TensorType, *, turned: bool = F
     return winograd.Sizes(image.dtype.short, image.shape, result.shape, top, left)
 
 
+def by_maps(call: Call, kernel: tuple[int, ...], channels: int, rows: int) -> bool:
+    """Whether a convolution of so many channels into so many is done by Winograd's maps."""
+    if not winograd.fits(call, kernel, channels, rows):
+        return False
+    ways = {"Winograd's maps": True, "tap by tap": False, "implicit product": False}
+    if not winograd.suits(call.outputs[0].dtype.short, channels, rows):
+        ways = dict(sorted(ways.items(), key=lambda way: way[1]))
+    return Choice(ALGORITHM, ways).take()
+
+
 def lower_convolution(body: Graph, shared: Shared = ()) -> Lowered | None:
     """The launches of a region around a convolution, or its gradient in the image; None when that has no kernel. No output
     may share the memory of an operand of it."""
@@ -312,7 +332,7 @@ def lower_forward(call: Call) -> Lowered | None:
     if begun is None:
         return None
     image, weights = call.inputs
-    if winograd.suits(call, weights.shape[2:], image.shape[1], weights.shape[0]):
+    if by_maps(call, weights.shape[2:], image.shape[1], weights.shape[0]):
         return winograd.forward(call, 0, sizes(call, image, call.outputs[0]), turned=False)
     lowering, steps = begun
     lowering.convolve(call.input(1), call.input(0), volume(image.shape), call.output(), volume(call.outputs[0].shape), steps)
@@ -325,7 +345,7 @@ def lower_input_gradient(call: Call) -> Lowered | None:
     if begun is None:
         return None
     gradient, weights = call.inputs
-    if winograd.suits(call, weights.shape[2:], *weights.shape[:2]):
+    if by_maps(call, weights.shape[2:], *weights.shape[:2]):
         return winograd.forward(call, 0, sizes(call, gradient, call.outputs[0], turned=True), turned=True)
     lowering, steps = begun
     lowering.input_gradient(steps)
@@ -338,7 +358,7 @@ def lower_weight_gradient(call: Call) -> Lowered | None:
     if begun is None:
         return None
     image, gradient = call.inputs
-    if winograd.suits(call, call.outputs[0].shape[2:], image.shape[1], gradient.shape[1]):
+    if by_maps(call, call.outputs[0].shape[2:], image.shape[1], gradient.shape[1]):
         return winograd.weight_gradient(call, sizes(call, image, gradient))
     lowering, steps = begun
     lowering.weight_gradient(steps)

@@ -2,7 +2,8 @@
 
 A region with such a contraction in it is lowered around a launch that makes the contraction's result and says what its
 items make of it (`kernel.Blocks`). With something behind the contraction that launch becomes a generated kernel: it calls
-the compiled one for an item, then runs the elementwise part over the block that it made.
+the compiled one for an item, then runs the elementwise part over the block that it made. Or what follows is a kernel of its
+own behind it: where blocks are not known, or where that was measured to be faster.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from jitgrad.codegen.choice import Choice
 from jitgrad.codegen.emit_cpu import emit
 from jitgrad.codegen.kernel import Blocks, Buffer, Function, Launch, Let, Loop, Lowered
 from jitgrad.codegen.reduce import accumulate, combine_columns, split_loops
@@ -24,6 +26,7 @@ from jitgrad.ir.types import TensorType
 Shared = Sequence[tuple[int, int]]
 PART_PLACE = "part * n + column"
 """Where the partial sum of a column lies."""
+WORTH_ASKING = 1 << 13                          # elements of a result from which a kernel of its own can be measured
 
 
 @dataclass
@@ -57,13 +60,22 @@ class WithEpilogue(ABC):
         made = self.make(target)
         if is_bare(region, product, target):
             self.launches.append(made)
-        elif made.blocks is None:
+        elif made.blocks is None or self.stands_apart(region, made.blocks):
             self.launches += [made, *lower_map(region)]
         else:
             sums = self.column_sums(region, made)
             self.launches.append(Epilogue(self.node.op.name, region, product, target, self.dtype, made, sums).launch())
             self.launches += [combine_sums(one, buffer) for one, buffer in self.sums]
         return Lowered(tuple(self.launches), tuple(self.scratch), self.private)
+
+    def stands_apart(self, region: Region, blocks: Blocks) -> bool:
+        """Whether what follows is a kernel of its own, for a machine whose caches hold the result between the two. Sums of
+        columns and updates are fused in order to run block by block."""
+        if self.product.dtype is not self.dtype or self.product.type.size < WORTH_ASKING:
+            return False
+        if blocks.whole_rows or any(node.op.kind == "reduction" for node in region.producers.values()):
+            return False
+        return Choice("what follows", {"in the same kernel": False, "in a kernel of its own": True}).take()
 
     def output_buffer(self, k: int) -> Buffer:
         return Buffer(self.shared.get(k, len(self.body.inputs) + k))

@@ -143,7 +143,7 @@ class Launch:
     source: str
     items: int
     arguments: tuple[Argument, ...]
-    blocks: Blocks | None = None
+    blocks: Blocks | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from jitgrad import dtypes
+from jitgrad.codegen.blocking import choose_blocking
 from jitgrad.codegen.call import Call, launch, lowers
 from jitgrad.codegen.epilogue import Shared, WithEpilogue, restrict
 from jitgrad.codegen.kernel import Blocks, Buffer, Launch, Lowered
@@ -168,7 +169,8 @@ class _Lowering(WithEpilogue):
             lines = Lines(self.node.inputs[0].dtype.short, form.right, form.total)
             made = gemm_rows.arrange(lines, batch, m, n, k, first, second)
             return self.carry_out(gemm_rows.source(lines), made, (a.buffer, b.buffer, target))
-        made = gemm.arrange(form, batch, m, n, k, first, second, self.whole_rows)
+        blocking = choose_blocking(form, batch, (m, n, k), first, second, self.whole_rows)
+        made = gemm.arrange(form, batch, m, n, k, first, second, blocking)
         pointers = (self.pack(made.pack_a, a.buffer, form), self.pack(made.pack_b, b.buffer, form), target)
         return self.carry_out(gemm.core_source(form), made, pointers)
 

@@ -9,19 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jitgrad.codegen.kernel import Blocks
-from jitgrad.codegen.winograd import (
-    CACHE,
-    CHANNELS,
-    ITEMS,
-    LEAST,
-    LOCATE_PART,
-    cut_images,
-    cut_result,
-    even_block,
-    even_depth,
-)
+from jitgrad.codegen.winograd import CACHE, CHANNELS, ITEMS, LOCATE_PART, cut_images, cut_result, even_block, even_depth
 from jitgrad.kernels.cpu import gemm, taps
 from jitgrad.kernels.cpu.tile import DEPTH_BLOCK
+
+LEAST = 32                                      # channels on either side from which it is done this way
 
 Steps = dict[str, int]
 

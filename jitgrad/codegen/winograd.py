@@ -18,7 +18,7 @@ CACHE = 1280 * 1024                             # bytes that an item may make
 CHANNELS = 128                                  # of an image and of a gradient, in an item that sums up products
 DEPTH = 48                                      # steps of one sum; then it is added to the others: what mapping back takes
                                                 # differences of must be as exact as sums can be
-LEAST = 32                                      # channels on either side from which mapping costs less than it saves
+LEAST = {"f32": 16, "f64": 32}                  # channels on either side from which mapping costs less than it saves
 
 Geometry = dict[str, int]
 Cut = tuple[int, int, int]                      # images of a part, rows of pieces of a part, parts of an image
@@ -44,13 +44,17 @@ class Sizes:
         return 8 if self.short == "f64" else 4
 
 
-def suits(call: Call, kernel: tuple[int, ...], channels: int, rows: int) -> bool:
-    """Whether a convolution of so many channels into so many is done this way."""
+def fits(call: Call, kernel: tuple[int, ...], channels: int, rows: int) -> bool:
+    """Whether a convolution of so many channels into so many can be done this way."""
     lanes = gemm.element_tile(call.outputs[0].dtype.short).lanes
-    whole = channels % lanes == 0 and rows % lanes == 0
     attrs = call.attrs
-    return (kernel == (3, 3) and attrs["stride"] == attrs["dilation"] == (1, 1) and attrs["groups"] == 1 and whole
-            and min(channels, rows) >= LEAST)
+    return (kernel == (3, 3) and attrs["stride"] == attrs["dilation"] == (1, 1) and attrs["groups"] == 1
+            and channels % lanes == 0 and rows % lanes == 0)
+
+
+def suits(short: str, channels: int, rows: int) -> bool:
+    """Whether this is usually the fastest way, where it `fits`."""
+    return min(channels, rows) >= LEAST[short]
 
 
 def forward(call: Call, image: int, sizes: Sizes, *, turned: bool) -> Lowered:

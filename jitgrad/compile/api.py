@@ -122,12 +122,13 @@ class CompiledFunction:
     """A function whose calls run as plans. Made by `compile`; call it like the function."""
 
     def __init__(self, function: Callable[..., Any], *, fullgraph: bool = False, pure: bool = False,
-                 name: str | None = None, memory_budget: float = 1.0):
+                 name: str | None = None, memory_budget: float = 1.0, mode: str = "default"):
         functools.update_wrapper(self, function)
         self.function = function
         self.fullgraph = fullgraph
         self.pure = pure
         self.memory_budget = memory_budget
+        self.mode = mode
         self.name = name or str(getattr(function, "__name__", type(function).__name__))
         self.statistics = Statistics()
         self._plans: dict[Any, Any] = {}
@@ -314,7 +315,7 @@ class CompiledFunction:
 
     def _compile(self, graph: Graph) -> Any:
         start = time.perf_counter()
-        plan = plans.compile_graph(graph, self.memory_budget)
+        plan = plans.compile_graph(graph, self.memory_budget, tuned=self.mode.startswith("max-autotune"))
         seconds = time.perf_counter() - start
         where = graph.nodes[0].where if graph.nodes else None
         self.statistics.compilations.append(Compilation(graph, plan, self._reason(graph), where, seconds))
@@ -349,7 +350,10 @@ def compile(function: Any = None, *, mode: str = "default", dynamic: bool | None
 
     fullgraph   a value that Python reads in the middle is an error instead of a cut
     pure        the user's word that the function does nothing but Tensor work, so that its calls may be sealed
-    mode        as in PyTorch; there is one mode on a CPU so far, all of them mean it
+    mode        as in PyTorch. "max-autotune" (and "max-autotune-no-cudagraphs"): what products and convolutions leave open
+                is measured on this machine when a plan is made, and kept in the cache (`jitgrad.tuning`); the first call
+                takes seconds to minutes longer. Results may differ from other modes in last bits, as sums are taken in
+                another order. "reduce-overhead" means "default" on a CPU
     memory_budget   what may wait in memory between the forward and the backward part of a step, as a fraction of what
                 keeping everything takes: 1 keeps all, less computes some of it again, 0 as much as can be. PyTorch's
                 ``activation_memory_budget``. Results are equal up to rounding
@@ -360,9 +364,9 @@ def compile(function: Any = None, *, mode: str = "default", dynamic: bool | None
         raise complain(CompileError, "compile", f"mode={mode!r}; the modes are {', '.join(MODES)}")
     if isinstance(memory_budget, bool) or not isinstance(memory_budget, (int, float)) or not 0 <= memory_budget <= 1:
         raise complain(CompileError, "compile", f"memory_budget={memory_budget!r}; it is a fraction from 0 to 1")
-    options: dict[str, Any] = {"fullgraph": fullgraph, "pure": pure, "memory_budget": float(memory_budget)}
+    options: dict[str, Any] = {"fullgraph": fullgraph, "pure": pure, "memory_budget": float(memory_budget), "mode": mode}
     if function is None:
-        return functools.partial(compile, mode=mode, dynamic=dynamic, **options)
+        return functools.partial(compile, dynamic=dynamic, **options)
     if hasattr(function, "named_parameters") and not isinstance(function, type):
         return _compile_module(function, options)
     if not callable(function):

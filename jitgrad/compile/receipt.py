@@ -79,7 +79,8 @@ def compare(function: Any, *args: Any, seconds: float = 1.0, **kwargs: Any) -> R
 
     What Python does besides (printing, counters) happens in every run and cannot be undone."""
     plain = function.function if isinstance(function, CompiledFunction) else function
-    budget = function.memory_budget if isinstance(function, CompiledFunction) else 1.0
+    given = function if isinstance(function, CompiledFunction) else CompiledFunction(plain)
+    options: dict[str, Any] = {"memory_budget": given.memory_budget, "mode": given.mode}
     name = getattr(plain, "__name__", type(plain).__name__)
     state = State(plain, (args, kwargs))
     try:
@@ -89,19 +90,22 @@ def compare(function: Any, *args: Any, seconds: float = 1.0, **kwargs: Any) -> R
             eager = _median(lambda: plain(*args, **kwargs), seconds)
         state.restore()
         with tempfile.TemporaryDirectory() as folder, config.scope(cache=folder):
-            first_cold = _first_call(plain, state, args, kwargs)
-            first_warm = _first_call(plain, state, args, kwargs)
-            compiled = CompiledFunction(plain, name=name, memory_budget=budget)
+            first_cold = _first_call(plain, options, state, args, kwargs)
+            first_warm = _first_call(plain, options, state, args, kwargs)
+            compiled = CompiledFunction(plain, name=name, **options)
             got = _observed(compiled, state, args, kwargs)
             per_call = _median(lambda: compiled(*args, **kwargs), seconds)
-        views = [import_module("jitgrad.inspect").PlanView(c.graph, c.plan, memory_budget=budget)
+        look: Any = import_module("jitgrad.inspect")
+        views = [look.PlanView(c.graph, c.plan, memory_budget=given.memory_budget)
                  for c in compiled.statistics.compilations]
         memory = max([view.memory.peak for view in views], default=0)
         ulps, absolute = _difference(expected, got)
         sealed = compiled.statistics.sealed_calls > 0
         why = compiled.statistics.replayed_because or "it was called too rarely"
+        notes = [] if sealed else [f"replayed because {why}"]
+        notes += [line for view in views for line in look.show_choices(view.choices) if line]
         return Receipt(name, eager, per_call, first_cold, first_warm, memory_eager, memory, ulps, absolute, sealed,
-                       "" if sealed else f"replayed because {why}")
+                       "\n  ".join(notes))
     finally:
         state.restore()
 
@@ -115,13 +119,13 @@ def _observed(function: Callable[..., Any], state: State, args: Any, kwargs: Any
     return results + list(state.observe().values())
 
 
-def _first_call(function: Any, state: State, args: Any, kwargs: Any) -> float:
+def _first_call(function: Any, options: dict[str, Any], state: State, args: Any, kwargs: Any) -> float:
     """Seconds of a first call, with nothing but the cache folder to draw on."""
     state.restore()
     plans.clear_plans()
     kernels.forget()
     begin = time.perf_counter()
-    CompiledFunction(function)(*args, **kwargs)
+    CompiledFunction(function, **options)(*args, **kwargs)
     return time.perf_counter() - begin
 
 

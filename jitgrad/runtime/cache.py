@@ -1,4 +1,4 @@
-"""The folder of compiled kernels and plans, addressed by content.
+"""The folder of compiled kernels, plans and measured choices, addressed by content.
 
 Keys and bytes go in; the same bytes come out, or None. An entry is written to a temporary file and moved into place, so
 two processes never see half of one; a checksum over key and content turns damage into a miss. Object code is executed,
@@ -26,7 +26,7 @@ from jitgrad import config
 from jitgrad.errors import CacheWarning
 
 LIMIT = 1 << 30                                             # bytes
-KINDS = ("kernels", "plans")
+KINDS = ("kernels", "plans", "choices")
 _MAGIC = b"jitgrad1"
 _HEADER = len(_MAGIC) + 32
 _KEY = re.compile(r"[0-9a-f]{16,64}\Z")
@@ -35,7 +35,7 @@ _PUTS_PER_TRIM = 64
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """One stored kernel or plan: its size in bytes and when it was last used (seconds since 1970)."""
+    """One stored kernel, plan or choice: its size in bytes and when it was last used (seconds since 1970)."""
 
     kind: str
     key: str
@@ -63,8 +63,8 @@ class Cache:
         self.stores = True
         self.folder = self._choose(folder)
 
-    def get(self, kind: str, key: str) -> bytes | None:
-        """The content stored under `key`, or None."""
+    def get(self, kind: str, key: str, *, touch: bool = True) -> bytes | None:
+        """The content stored under `key`, or None. `touch`: this counts as a use."""
         path = self._path(kind, key)
         try:
             data = path.read_bytes()
@@ -73,7 +73,8 @@ class Cache:
         if data[:_HEADER] != _header(key, data[_HEADER:]):
             _remove(path)
             return None
-        _touch(path)
+        if touch:
+            _touch(path)
         return data[_HEADER:]
 
     def put(self, kind: str, key: str, content: bytes) -> None:

@@ -280,7 +280,7 @@ class Packing:
 
 @dataclass(frozen=True, slots=True)
 class Arrangement:
-    """How a product is carried out: packing of A and of B (None: read in place), then `items` of the core."""
+    """How a product is carried out: packing of A and of B (None: there is none), then `items` of the core."""
 
     pack_a: Packing | None
     pack_b: Packing | None
@@ -288,37 +288,66 @@ class Arrangement:
     integers: tuple[int, ...]
 
 
-def arrange(form: Form, batch: tuple[int, ...], m: int, n: int, k: int, a: Matrices, b: Matrices,
-            whole_rows: bool = False) -> Arrangement:
-    """The blocking of C[*batch, m, n] = A[*batch, m, k] @ B[*batch, k, n], with C contiguous. At most
-    `BATCH_DIMENSIONS` batch sizes. With `whole_rows` an item is no part of a row."""
+@dataclass(frozen=True, slots=True)
+class Blocking:
+    """What of an arrangement shapes do not settle: whether A is packed, how B is read ("packed" by a phase of its own,
+    "copied" by every item, or "in place"), how many panels high and wide an item is, and how many steps of the depth, in
+    groups, are summed up at once at most (more than `DEPTH_BLOCK` only where B is not copied)."""
+
+    pack_a: bool
+    read_b: str
+    high: int
+    wide: int
+    deepest: int
+
+
+def usual_blocking(form: Form, batch: tuple[int, ...], m: int, n: int, k: int, a: Matrices, b: Matrices,
+                   whole_rows: bool = False) -> Blocking:
+    """The blocking that is best for most products on most machines. With `whole_rows` an item is no part of a row."""
     tile = form.tile
+    pack_a = bool(form.piece) and (form.must_pack(a, k) or _must_pack_a(a, m, n, k, tile, ITEMSIZES[form.right]))
+    high, wide = cut(batch, m, n, k, panel_height(m, tile), tile, whole_rows)
+    copies = n > 1 and (b.column != 1 or m > COPIED_FROM * tile.rows)
+    packs = copies and may_pack_b(form, n) and -(-m // (high * panel_height(m, tile))) >= PACKED_FROM
+    deepest = DEPTH_BLOCK - 1 if form.group > 1 else DEPTH_BLOCK
+    return Blocking(pack_a, "packed" if packs else "copied" if copies else "in place", high, wide, deepest)
+
+
+def may_pack_b(form: Form, n: int) -> bool:
+    """Whether there is a phase that packs a B of `n` columns for this core."""
+    return form == Form(form.total, form.total, form.total) and n > form.tile.columns
+
+
+def arrange(form: Form, batch: tuple[int, ...], m: int, n: int, k: int, a: Matrices, b: Matrices,
+            blocking: Blocking | None = None) -> Arrangement:
+    """C[*batch, m, n] = A[*batch, m, k] @ B[*batch, k, n] in blocks, with C contiguous. At most `BATCH_DIMENSIONS` batch
+    sizes."""
+    tile, made = form.tile, blocking or usual_blocking(form, batch, m, n, k, a, b)
     panel_rows = panel_height(m, tile)
-    panels = -(-m // panel_rows)
-    pack_a = None
-    if form.piece and (form.must_pack(a, k) or _must_pack_a(a, m, n, k, tile, ITEMSIZES[form.right])):
+    rows, columns = made.high * panel_rows, made.wide * tile.columns
+    row_blocks, column_blocks = -(-m // rows), -(-n // columns)
+    pack_a = pack_b = None
+    if made.pack_a:
         pack_a, a, a_panel = pack(a, batch, m, k, panel_rows, tile.packed_rows, a.row, a.column, form.group)
+        pack_a = pack_a if m else None
     else:
         a_panel = panel_rows * a.row
         a = Matrices(a.batch, a.row, a.column * form.group, a.first)
-    rows, columns = _cut(batch, m, n, k, panel_rows, tile, whole_rows)
-    row_blocks, column_blocks = -(-m // rows), -(-n // columns)
-    pack_b, b_panel, span = None, tile.columns * b.column, 0
-    copies = n > 1 and (b.column != 1 or m > COPIED_FROM * tile.rows)
-    if copies and form == Form(form.total, form.total, form.total) and row_blocks >= PACKED_FROM and n > tile.columns:
+    b_panel, span = tile.columns * b.column, 0
+    if made.read_b == "packed":
         pack_b, panels_of_b, b_panel = pack(b, batch, n, k, tile.columns, tile.columns, b.column, b.row)
-        b, copies, span = Matrices(panels_of_b.batch, panels_of_b.column, 1), False, min(columns, ITEM_COLUMNS)
+        b, span = Matrices(panels_of_b.batch, panels_of_b.column, 1), min(columns, ITEM_COLUMNS)
     sizes = (1,) * (BATCH_DIMENSIONS - len(batch)) + batch
-    deepest = (DEPTH_BLOCK - 1 if form.group > 1 else DEPTH_BLOCK) * form.group
+    deepest = made.deepest * form.group
     depth_block = max(-(-k // max(-(-k // deepest), 1)), 1)             # evenly, so that the last one is not short
     depth_block += -depth_block % form.group
-    integers = (m, n, k, panel_rows, a_panel, a.row, a.column, b_panel, b.row, b.column, int(copies), span, n, m * n, rows,
-                row_blocks, columns, column_blocks, depth_block, 0, *sizes[1:],
+    integers = (m, n, k, panel_rows, a_panel, a.row, a.column, b_panel, b.row, b.column, int(made.read_b == "copied"), span,
+                n, m * n, rows, row_blocks, columns, column_blocks, depth_block, 0, *sizes[1:],
                 a.first, *padded_strides(a.batch), b.first, *padded_strides(b.batch))
     count = row_blocks * column_blocks
     for size in batch:
         count *= size
-    return Arrangement(pack_a if panels else None, pack_b, count, integers)
+    return Arrangement(pack_a, pack_b, count, integers)
 
 
 def panel_height(rows: int, tile: Tile) -> int:
@@ -361,11 +390,11 @@ def padded_strides(strides: Strides) -> Strides:
     return (0,) * (BATCH_DIMENSIONS - len(strides)) + strides
 
 
-def _cut(batch: tuple[int, ...], m: int, n: int, k: int, panel_rows: int, tile: Tile,
-         whole_rows: bool) -> tuple[int, int]:
-    """Rows and columns of an item: halved until there are enough items or they are small. Of tall products the rows are
-    halved first: long rows of C are written, and what follows a product reads more, page by page; the B that is packed
-    for this is small beside the work."""
+def cut(batch: tuple[int, ...], m: int, n: int, k: int, panel_rows: int, tile: Tile, whole_rows: bool = False,
+        items: int = ITEMS) -> tuple[int, int]:
+    """Panels of rows and of columns of an item: halved until there are `items` or they are small. Of tall products the
+    rows are halved first: long rows of C are written, and what follows a product reads more, page by page; the B that is
+    packed for this is small beside the work."""
     count = 1
     for size in batch:
         count *= size
@@ -374,11 +403,10 @@ def _cut(batch: tuple[int, ...], m: int, n: int, k: int, panel_rows: int, tile: 
     high, wide = min(rows, max(ITEM_ROWS // panel_rows, 1)), min(columns, max(ITEM_COLUMNS // tile.columns, 1))
     if whole_rows:
         wide, high = columns, min(high, max(ITEM_ROWS * ITEM_COLUMNS // (columns * tile.columns * panel_rows), 1))
-    while (count * -(-rows // high) * -(-columns // wide) < ITEMS and (high if whole_rows else high * wide) > 1
+    while (count * -(-rows // high) * -(-columns // wide) < items and (high if whole_rows else high * wide) > 1
            and high * panel_rows * wide * tile.columns * k > ITEM_COST):
         if wide > 1 and not (rows_first and high > 1):
             wide = -(-wide // 2)
         else:
             high = -(-high // 2)
-    high = -(-rows // -(-rows // high))         # evenly, where the last block would be small
-    return high * panel_rows, wide * tile.columns
+    return -(-rows // -(-rows // high)), wide       # evenly, where the last block would be small
