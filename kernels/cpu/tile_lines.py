@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 Pointer = Any                                   # a typed pointer of kernel text
 
 HIGHEST = 8
@@ -63,7 +61,7 @@ def _multiply(rows: int, columns: int, depth: int, a: Pointer, a_offset: int, a_
             total = c[c_offset + i * c_row + j] if accumulate else kind(0)
             for d in range(depth):
                 total += a[a_offset + i * a_row + d] * scaled(j, kind(b[b_offset + j * b_line + d]))
-            c[c_offset + i * c_row + j] = np.asarray(total, kind)[()]
+            c[c_offset + i * c_row + j] = total
 
 
 NAMES: dict[str, Callable[..., Any]] = {f.__name__: f for f in (multiply_lines, multiply_scaled_lines)}
