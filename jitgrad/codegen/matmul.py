@@ -10,7 +10,7 @@ what follows.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -25,8 +25,9 @@ from jitgrad.ir.axes import Axes, Strided, atoms_of, source_index
 from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
-from jitgrad.kernels.cpu import gemm
-from jitgrad.kernels.cpu.gemm import Form, Matrices, Packing
+from jitgrad.kernels.cpu import gemm, gemm_rows
+from jitgrad.kernels.cpu.gemm import Arrangement, Form, Matrices, Packing
+from jitgrad.kernels.cpu.gemm_rows import Lines
 from jitgrad.ops.contraction import int_matmul, matmul
 
 
@@ -73,6 +74,15 @@ class Factor:
     matrices: Matrices
 
 
+@dataclass(frozen=True, slots=True)
+class Widened:
+    """A factor that becomes float32 where it is read: narrow numbers of type `short`, and what multiplies them."""
+
+    narrow: Factor
+    short: str
+    scale: Factor | None
+
+
 @dataclass
 class _Lowering(WithEpilogue):
     """One region on its way."""
@@ -80,14 +90,41 @@ class _Lowering(WithEpilogue):
     whole_rows: bool = False
 
     def make(self, target: Buffer) -> Launch:
-        a, b = [self.factor(v) for v in self.node.inputs]
-        return self.multiply(a, b, target)
+        x, y = self.node.inputs
+        widened = None if self.whole_rows else self.widened(y)
+        if widened is not None:
+            return self.multiply_widened(self.factor(x), widened, target)
+        return self.multiply(self.factor(x), self.factor(y), target)
 
     # ---- operands
 
     def factor(self, value: Value) -> Factor:
         """`value` read through strides where that can be, else computed into scratch memory."""
         return read_through(self.body, value) or self.compute(value)
+
+    def widened(self, value: Value) -> Widened | None:
+        """`value`, the second factor, as the narrow numbers that it is cast from (`transforms.widening`), where there is a
+        kernel for that."""
+        chain, source = follow(self.producers, value)
+        node, scale = self.producers.get(source), None
+        if node is not None and node.op.name == "mul":
+            for one, other in (node.inputs, node.inputs[::-1]):
+                inner, wide = follow(self.producers, one)
+                cast = self.producers.get(wide)
+                if cast is not None and cast.op.name == "cast":
+                    outer, factors = follow(self.producers, other)
+                    scale = in_place(self.body, [*chain, *outer], factors, value)
+                    if scale is None or scale.matrices.row != 0:
+                        return None
+                    chain, node = [*chain, *inner], cast
+                    break
+        if node is None or node.op.name != "cast" or value.dtype is not dtypes.float32:
+            return None
+        inner, source = follow(self.producers, node.inputs[0])
+        narrow, short = in_place(self.body, [*chain, *inner], source, value), source.dtype.short
+        m, n, k = *self.product.shape[-2:], value.shape[-2]
+        fits = narrow is not None and len(value.shape) == 2 and gemm_rows.widens(short, m, n, k, narrow.matrices)
+        return Widened(narrow, short, scale) if narrow is not None and fits else None
 
     def compute(self, value: Value) -> Factor:
         """A kernel that stores `value`, a function of the body's inputs."""
@@ -114,15 +151,33 @@ class _Lowering(WithEpilogue):
             a, b = self.compute(self.node.inputs[0]), self.compute(self.node.inputs[1])
             batch, first, second = merge_batch(self.product.shape[:-2], a.matrices, b.matrices)
         form = gemm.form_for(self.node.inputs[0].dtype.short, self.dtype.short)
+        if not self.whole_rows and gemm_rows.fits(form, m, n, k, second):
+            lines = Lines(self.node.inputs[0].dtype.short, form.right, form.total)
+            made = gemm_rows.arrange(lines, batch, m, n, k, first, second)
+            return self.carry_out(gemm_rows.source(lines), made, (a.buffer, b.buffer, target))
         blocking = choose_blocking(form, batch, (m, n, k), first, second, self.whole_rows)
         made = gemm.arrange(form, batch, m, n, k, first, second, blocking)
         pointers = (self.pack(made.pack_a, a.buffer, form), self.pack(made.pack_b, b.buffer, form), target)
+        return self.carry_out(gemm.core_source(form), made, pointers)
+
+    def multiply_widened(self, a: Factor, b: Widened, target: Buffer) -> Launch:
+        """The product of a few rows with weights that are read as they are kept."""
+        lines = Lines("f32", b.short, "f32", scaled=b.scale is not None)
+        m, n, k = *self.product.shape, self.node.inputs[0].shape[-1]
+        made = gemm_rows.arrange(lines, (), m, n, k, a.matrices, b.narrow.matrices)
+        scale = () if b.scale is None else (b.scale.buffer, b.scale.matrices.first, b.scale.matrices.column)
+        return self.carry_out(gemm_rows.source(lines), made, (a.buffer, b.narrow.buffer, target), scale)
+
+    def carry_out(self, source: str, made: Arrangement, pointers: tuple[Buffer, Buffer, Buffer],
+                  more: tuple[Buffer | int, ...] = ()) -> Launch:
+        """The launch of a core; `more`: arguments behind `gemm.ARGUMENTS`."""
         integers = dict(zip(gemm.ARGUMENTS, made.integers, strict=True))
         sizes = {name: integers[name] for name in ("m", "n", "rows_per_item", "row_blocks", "columns_per_item",
                                                    "column_blocks")}
         last = len(self.product.shape) - 1
-        blocks = Blocks(sizes, gemm.LOCATE_ITEM, (last - 1 if m == self.product.shape[-2] else 0, last), self.whole_rows)
-        return launch(gemm.core_source(form), made.items, *pointers, *made.integers, blocks=blocks)
+        first_dimension = last - 1 if integers["m"] == self.product.shape[-2] else 0
+        blocks = Blocks(sizes, gemm.LOCATE_ITEM, (first_dimension, last), self.whole_rows)
+        return launch(source, made.items, *pointers, *made.integers, *more, blocks=blocks)
 
     def pack(self, packing: Packing | None, operand: Buffer, form: Form) -> Buffer:
         """The memory that the core reads: packed panels, or the operand itself."""
@@ -139,13 +194,22 @@ class _Lowering(WithEpilogue):
 
 def read_through(body: Graph, value: Value) -> Factor | None:
     """`value`, where it is an input of `body` behind movement ops that strides can say."""
-    producers, chain, source = body.producers(), list[Node](), value
-    while source in producers and producers[source].op.kind == "movement":
-        chain.append(producers[source])
-        source = chain[-1].inputs[0]
-    if source in producers:
-        return None
-    matrices = strides_through(chain, source.type, value.type)
+    chain, source = follow(body.producers(), value)
+    return in_place(body, chain, source, value)
+
+
+def follow(producers: Mapping[Value, Node], value: Value) -> tuple[list[Node], Value]:
+    """The movement ops that end at `value`, the last one first, and where they begin."""
+    chain: list[Node] = []
+    while value in producers and producers[value].op.kind == "movement":
+        chain.append(producers[value])
+        value = chain[-1].inputs[0]
+    return chain, value
+
+
+def in_place(body: Graph, chain: Sequence[Node], source: Value, value: Value) -> Factor | None:
+    """`source`, where it is an input of `body`, read through `chain` as `value` is; None where strides cannot say it."""
+    matrices = strides_through(chain, source.type, value.type) if source in body.inputs else None
     return None if matrices is None else Factor(Buffer(body.inputs.index(source)), matrices)
 
 

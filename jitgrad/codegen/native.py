@@ -24,7 +24,17 @@ from numba.core.compiler_lock import global_compiler_lock
 
 from jitgrad import objectfile
 from jitgrad.errors import CompileError, complain
-from jitgrad.kernels.cpu import intrinsics, math, native, tile, tile_dot, tile_dot_text, tile_native, tile_text
+from jitgrad.kernels.cpu import (
+    intrinsics,
+    math,
+    native,
+    tile,
+    tile_dot,
+    tile_dot_text,
+    tile_lines,
+    tile_native,
+    tile_text,
+)
 from jitgrad.kernels.cpu.frontend import lower_function
 
 TEACHERS = (native, tile_native)                # importing them is what teaches Numba the names of math and tile
@@ -106,7 +116,7 @@ def _define(source: str, name: str) -> FunctionType:
 @cache
 def vocabulary() -> dict[str, Any]:
     """Every name that kernel text may use: scalar math, the pieces of contractions, and the intrinsics."""
-    return {**math.NAMES, **tile.NAMES, **tile_dot.NAMES, **intrinsics.NAMES}
+    return {**math.NAMES, **tile.NAMES, **tile_dot.NAMES, **tile_lines.NAMES, **intrinsics.NAMES}
 
 
 def _lower(function: FunctionType, target: Target) -> llvm.ModuleRef:
@@ -179,7 +189,7 @@ def _optimize(module: llvm.ModuleRef, target: Target) -> None:
 def _link_text(module: llvm.ModuleRef) -> None:
     """Functions that are written as LLVM text; there is nothing to optimize in them."""
     wanted = {function.name for function in module.functions if function.is_declaration}
-    for pieces in (tile_text, tile_dot_text):
+    for pieces in (tile_text, tile_dot_text, tile_lines):
         text = pieces.definitions(sorted(wanted))
         if text:
             module.link_in(llvm.parse_assembly(text))

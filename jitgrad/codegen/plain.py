@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jitgrad.errors import CompileError, complain
-from jitgrad.kernels.cpu import math, standins, tile, tile_dot
+from jitgrad.kernels.cpu import math, standins, tile, tile_dot, tile_lines
 
 Failure = tuple[int, int, int]
 
@@ -38,7 +38,8 @@ def run_plain(source: str, name: str, args: Sequence[np.ndarray | int], begin: i
 def define(source: str, name: str) -> Callable[..., None]:
     """The function that `source` defines. Debuggers and tracebacks find its text."""
     file = f"<kernel {name}>"
-    namespace: dict[str, Any] = {**math.NAMES, **tile.NAMES, **tile_dot.NAMES, **standins.NAMES}
+    namespace: dict[str, Any] = {**math.NAMES, **tile.NAMES, **tile_dot.NAMES, **tile_lines.NAMES,
+                                 **standins.NAMES}
     known = set(namespace)
     try:
         exec(compile(source, file, "exec"), namespace)

@@ -41,10 +41,10 @@ def _same_place(region: Region, output: int, value: Value) -> bool:
 
 
 def _factors(region: Region) -> set[Value]:
-    """Inputs that a contraction reads: whole rows and columns, not one place."""
+    """Inputs that a contraction reads, or that its factors are made of: whole rows and columns, not one place."""
     found: set[Value] = set()
     for node in reversed(region.body.nodes):
-        if node.op.kind == "contraction" or (node.op.kind == "movement" and node.output in found):
+        if node.op.kind == "contraction" or not found.isdisjoint(node.outputs):
             found.update(node.inputs)
     return found
 

@@ -9,6 +9,7 @@ Templates: see `jitgrad.codegen.lower`. The body of a region consists of the ver
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from jitgrad.ir.axes import Index, is_plain, reduction_index, source_index
@@ -19,6 +20,7 @@ from jitgrad.transforms.foreach import lift_constants
 from jitgrad.transforms.groups import Group, Groups, Place
 from jitgrad.transforms.product import turn_products
 from jitgrad.transforms.select import select_in_rows
+from jitgrad.transforms.widening import widening_nodes
 
 SINGLE_ROW = 1 << 16
 """A reduction of everything that is spread back over its operand is one kernel up to this number of elements."""
@@ -41,6 +43,7 @@ class Fusion:
         self.groups = Groups(self.producers)
         self.claims = claim_epilogues(graph)
         self.stored: set[Value] = set(graph.results)
+        self.reads = Counter([*graph.results, *[v for node in graph.nodes for v in node.inputs]])
         self.drawn = _made_of_random_bits(graph)
 
     def run(self) -> Groups:
@@ -295,13 +298,22 @@ class Fusion:
         self.link(group, value)
         group.template = node.op.epilogue
         self.groups.place(node, group)
-        for v in node.inputs:
+        for v in self.take_widening(group, node):
             self.read_factor(group, v)
 
     def is_epilogue(self, group: Group, value: Value, claim: int) -> bool:
         """True when `group` computes element by element from the contraction's result `value`."""
         index = group.demands.only(value) if group.claim == claim and group.template == "map" else None
         return index is not None and is_plain(index) and group.place(index) == group.space
+
+    def take_widening(self, group: Group, node: Node) -> list[Value]:
+        """What the contraction's kernel reads; narrow weights become wide in there."""
+        taken = widening_nodes(node, self.producers, self.reads) if group.template == "matmul" else None
+        if taken is None or any(inner in self.claims.of for inner in taken):
+            return list(node.inputs)
+        group.nodes.update(dict.fromkeys(taken))
+        made = {v for inner in taken for v in inner.outputs}
+        return [node.inputs[0], *[v for inner in taken for v in inner.inputs if v not in made]]
 
     def read_factor(self, group: Group, value: Value) -> None:
         """An operand of a contraction. Those of a matmul are permuted and broadcast by the kernel itself."""

@@ -10,6 +10,7 @@ from jitgrad.kernels.cpu import (
     conv,
     depthwise,
     gemm,
+    gemm_rows,
     index,
     movement,
     pooling,
@@ -32,6 +33,7 @@ def sources(element: str = "f32") -> list[tuple[str, str]]:
 def _texts(element: str) -> Iterator[str]:
     yield from map(tape.source, ("run", "worker", "wake"))
     yield gemm.source(element)
+    yield gemm_rows.source(gemm_rows.Lines(element, element, element))
     for kind in gemm.PACK_KINDS:
         yield gemm.pack_source(element, kind)
     for source in (conv.convolve_source, conv.weight_source, conv.add_parts_source, conv.interleave_source):

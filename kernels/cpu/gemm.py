@@ -343,7 +343,7 @@ def arrange(form: Form, batch: tuple[int, ...], m: int, n: int, k: int, a: Matri
     depth_block += -depth_block % form.group
     integers = (m, n, k, panel_rows, a_panel, a.row, a.column, b_panel, b.row, b.column, int(made.read_b == "copied"), span,
                 n, m * n, rows, row_blocks, columns, column_blocks, depth_block, 0, *sizes[1:],
-                a.first, *_padded(a.batch), b.first, *_padded(b.batch))
+                a.first, *padded_strides(a.batch), b.first, *padded_strides(b.batch))
     count = row_blocks * column_blocks
     for size in batch:
         count *= size
@@ -380,12 +380,13 @@ def pack(x: Matrices, batch: tuple[int, ...], rows: int, depth: int, panel_rows:
     kind = "rows" if row_stride == 1 else "depth" if depth_stride == 1 else "any"
     padded = (1,) * (BATCH_DIMENSIONS - len(sizes)) + sizes
     integers = (rows, depth, row_stride, depth_stride, panel_rows, width, panels,
-                *padded[1:], x.first, *_padded(x.batch))
+                *padded[1:], x.first, *padded_strides(x.batch))
     packing = Packing(kind, count, integers, count * panel)
     return packing, Matrices(tuple(reversed(strides)), group, group * width), panel
 
 
-def _padded(strides: Strides) -> Strides:
+def padded_strides(strides: Strides) -> Strides:
+    """`strides` with zeros in front, one for each of `BATCH_DIMENSIONS`."""
     return (0,) * (BATCH_DIMENSIONS - len(strides)) + strides
 
 

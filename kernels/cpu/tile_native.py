@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import lower_builtin, type_callable
 
-from jitgrad.kernels.cpu import tile, tile_dot, tile_text, tile_transform
+from jitgrad.kernels.cpu import tile, tile_dot, tile_lines, tile_text, tile_transform
 from jitgrad.kernels.cpu.tile import Tile
 from jitgrad.kernels.cpu.tile_text import MicroKernel
 
@@ -456,6 +456,41 @@ def _emit_move(name: str, context: Any, builder: ir.IRBuilder, signature: Any, v
     return _emit_piece(full_name, context, builder, signature, values)
 
 
+# --- products of few rows ---------------------------------------------------------------------------------------------
+
+
+def _emit_lines(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    """The function of `tile_lines` for so many rows."""
+    element = context.get_value_type(signature.args[3].dtype)
+    size, line = element_bytes(element), signature.args[6].dtype
+    kind = {types.float32: "f32", types.float64: "f64", types.int8: "i8"}.get(line) or line.name
+    (rows, columns, depth, a, a_offset, a_row, b, b_offset, b_line, c, c_offset, c_row, more, *scale) = _integers(
+        context, builder, signature, values)
+
+    def place(pointer: ir.Value, offset: ir.Value) -> ir.Value:
+        return builder.bitcast(builder.gep(pointer, [offset]), POINTER)
+
+    def stride(value: ir.Value, size: int = size) -> ir.Value:
+        return builder.mul(value, _constant(size))
+
+    factors = [place(*scale[:2]), stride(scale[2])] if scale else [ir.Constant(POINTER, None), _constant(0)]
+    arguments = [columns, depth, place(a, a_offset), stride(a_row), place(b, b_offset),
+                 stride(b_line, tile_lines.KINDS[kind][1]), place(c, c_offset), stride(c_row), more, *factors]
+    lanes, registers = tile.tile_for(size).lanes, tile.vector_unit()[1]
+    end = builder.append_basic_block("lines.end")
+    choose = builder.switch(rows, end)
+    for height in range(1, tile_lines.HIGHEST + 1):
+        kernel = tile_lines.LineKernel(height, tile_lines.lines_at_once(height, registers), lanes, 8 * size, kind,
+                                       bool(scale))
+        block = builder.append_basic_block(f"lines.{height}")
+        choose.add_case(_constant(height), block)
+        builder.position_at_end(block)
+        builder.call(_declare(builder.module, kernel.name, ir.VoidType(), [v.type for v in arguments]), arguments)
+        builder.branch(end)
+    builder.position_at_end(end)
+    return context.get_dummy_value()
+
+
 # --- calling other kernels, and panels on the stack -----------------------------------------------------------------
 
 
@@ -519,3 +554,5 @@ _teach(tile_dot.multiply_quads, partial(_emit_piece, "multiply_quads"))
 _teach(tile_dot.balance_panel, partial(_emit_piece, "balance_panel"))
 _teach(tile_dot.interleave_steps, partial(_emit_move, "interleave_steps"))
 _teach(tile_dot.transpose_groups, partial(_emit_move, "transpose_groups"))
+_teach(tile_lines.multiply_lines, _emit_lines)
+_teach(tile_lines.multiply_scaled_lines, _emit_lines)
