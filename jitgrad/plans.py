@@ -51,7 +51,7 @@ def compile_graph(graph: Graph, memory_budget: float = 1.0) -> Plan | PlainPlan:
 
 def plan_key(graph: Graph, memory_budget: float = 1.0) -> str:
     """The key of a graph's plan: the graph, everything that made the plan, and the processor."""
-    text = f"{graph.key!r}\0{memory_budget!r}\0{_fingerprint()}\0{native.host_name()}"
+    text = f"{graph.key!r}\0{memory_budget!r}\0{fingerprint()}\0{native.host_name()}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -98,11 +98,11 @@ def _compile(graph: Graph, key: str, memory_budget: float) -> Plan:
 
 
 @remember
-def _fingerprint() -> str:
+def fingerprint() -> str:
     """Versions of the compilers, and our own code: a plan lasts until either changes."""
     digest = hashlib.sha256(kernels.fingerprint().encode())
     package = Path(__file__).parent
-    for folder in ("", "ir", "ops", "transforms", "codegen", "runtime"):
+    for folder in ("", "ir", "ops", "transforms", "codegen", "runtime", "runtime/cuda"):
         for path in sorted((package / folder).glob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()

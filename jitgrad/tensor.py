@@ -54,6 +54,7 @@ class Tensor(Placement, TensorMethods):
     _hooks: HookTable | None = None
     _retains = False
     _is_inference = False
+    _unplaced = False                       # made by ops of nothing that lies anywhere: it goes where it is needed
     _saved_from: Any = None                 # weak reference to the tensor that the tape saved this one for
 
     __array_priority__ = 1000

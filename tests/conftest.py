@@ -3,10 +3,11 @@
 import gc
 
 import pytest
+from cuda_executing import Executing, hand_through
 from cuda_standin import StandIn
 
-from jitgrad import devices
-from jitgrad.runtime.cuda import driver
+from jitgrad import devices, gpu_plans
+from jitgrad.runtime.cuda import code, driver
 
 
 def pytest_addoption(parser):
@@ -44,3 +45,19 @@ def connect():
 def standin(connect):
     """Two GPUs of the stand-in."""
     return connect(gpus=2)
+
+
+@pytest.fixture
+def executing():
+    """A stand-in that carries kernels out."""
+    made = Executing()
+    driver.connect(made)
+    code.set_compiler(code._compile, hand_through)
+    yield made
+    gc.collect()
+    gpu_plans.clear_plans()
+    code.forget()
+    code.set_compiler(gpu_plans._compile, gpu_plans._link)
+    driver.disconnect()
+    devices.set_default_device(None)
+    assert made.problems == []

@@ -6,6 +6,7 @@ only. All copies go to the current stream of the GPU; those that Python waits fo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -125,6 +126,10 @@ class DeviceArray:
         copy_into(fresh, self)
         return fresh
 
+    def item(self) -> Any:
+        """The value of an array of one element as a Python number; Python waits for it."""
+        return to_host(self).item()
+
     def record_stream(self, stream: Stream) -> None:
         """`stream` uses its memory, too."""
         if isinstance(self.owner, memory.Memory):
@@ -132,6 +137,15 @@ class DeviceArray:
 
 
 Array = Any                                       # np.ndarray or DeviceArray
+
+_gather: Callable[[DeviceArray, DeviceArray], bool] | None = None
+
+
+def install_gather(gather: Callable[[DeviceArray, DeviceArray], bool] | None) -> None:
+    """Say who copies an array whose elements lie in another order into a contiguous one; who cannot, answers False. Without
+    it such an array is copied by way of the host."""
+    global _gather
+    _gather = gather
 
 
 def empty(shape: Shape, dtype: np.dtype[Any], gpu: Gpu) -> DeviceArray:
@@ -169,8 +183,14 @@ def copy_into(target: Array, source: Array, non_blocking: bool = False) -> None:
     elif source._is_contiguous() and not _overlap(target, source):
         stream = streams.current_stream(target.gpu.index)
         target.gpu.driver.call("cuMemcpyDtoDAsync_v2", target.address, source.address, source.nbytes, stream.handle)
-    else:
+    elif _overlap_spans(target, source) or _gather is None or not _gather(target, source):
         _upload(target, to_host(source), False)
+
+
+def _overlap_spans(one: DeviceArray, other: DeviceArray) -> bool:
+    """`_overlap` for an `other` with gaps."""
+    low, span = _span(other)
+    return one.address < other.address + low + span and other.address + low < one.address + one.nbytes
 
 
 def _overlap(one: DeviceArray, other: DeviceArray) -> bool:
