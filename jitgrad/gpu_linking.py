@@ -33,13 +33,21 @@ class GpuStep:
     scratch: tuple[Slot, ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class GpuLinked:
+    """All steps in order, and the size of the arena in bytes."""
+
+    steps: tuple[GpuStep, ...]
+    arena: int
+
+
 def may_share(node: Node, output: int, operand: int) -> bool:
     """Whether a kernel for `node` may write that output over that operand."""
     return node.op.kind in LOWERED and (output, operand) in shareable_by(node)
 
 
-def link(assignment: Assignment) -> tuple[list[GpuStep], int]:
-    """Every step lowered, all temporary memory placed; the steps, and the bytes of the arena."""
+def link(assignment: Assignment) -> GpuLinked:
+    """Lower every step, and place all temporary memory."""
     steps = []
     for position, part in enumerate(assignment.steps):
         step = linking.copy_step(part) if isinstance(part, Copy) else part
@@ -47,7 +55,7 @@ def link(assignment: Assignment) -> tuple[list[GpuStep], int]:
         scratch = lowered.scratch if lowered else ()
         steps.append(GpuStep(step, lowered, tuple([Slot("arena", 0, n, position, position) for n in scratch])))
     shared = [slot for linked in steps for slot in linked.scratch]
-    return steps, place_temporaries([*assignment.temporaries, *shared])
+    return GpuLinked(tuple(steps), place_temporaries([*assignment.temporaries, *shared]))
 
 
 def lower_step(step: Step) -> CudaLowered | None:
@@ -61,12 +69,12 @@ def lower_step(step: Step) -> CudaLowered | None:
         return None
 
 
-def plan_spec(graph: Graph, assignment: Assignment, steps: Sequence[GpuStep], arena: int, arch: str) -> PlanSpec:
+def plan_spec(graph: Graph, assignment: Assignment, linked: GpuLinked, arch: str) -> PlanSpec:
     """The plan of `graph` for GPUs of that architecture, as data."""
     entries: list[Entry] = []
     sources: dict[str, str] = {}
     tables: list[tuple[Ref | int, ...]] = []
-    for step in steps:
+    for step in linked.steps:
         if step.lowered is None:
             entries.append(linking.host_entry(step.step))
             continue
@@ -78,7 +86,7 @@ def plan_spec(graph: Graph, assignment: Assignment, steps: Sequence[GpuStep], ar
     outputs = [Output(v.type, linking.reference(slot))
                for v, slot in zip(graph.outputs, assignment.outputs, strict=True)]
     written = tuple(sorted({position for position, _ in graph.writes}))
-    return PlanSpec(tuple([v.type for v in graph.inputs]), tuple(outputs), written, assignment.constants, arena,
+    return PlanSpec(tuple([v.type for v in graph.inputs]), tuple(outputs), written, assignment.constants, linked.arena,
                     tuple(entries), sources, 0, tuple(tables))
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from jitgrad import ops
 from jitgrad.dtypes import from_numpy
+from jitgrad.errors import CompileError
 from jitgrad.gpu_plans import compile_for
 from jitgrad.ir.graph import Graph, GraphBuilder, Value, attrs_key
 from jitgrad.ir.op import Op
@@ -55,7 +56,11 @@ def gather(target: DeviceArray, source: DeviceArray) -> bool:
         return False
     base, chain = found
     types = (_type(base), _type(target))
-    compile_for(_copy(types, chain), target.gpu).run([base, target])
+    try:
+        plan = compile_for(_copy(types, chain), target.gpu)
+    except CompileError:                                    # where nothing can be compiled, the host copies
+        return False
+    plan.run([base, target])
     return True
 
 

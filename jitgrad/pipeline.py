@@ -90,7 +90,7 @@ class GpuBuild:
 
     stages: tuple[Stage, ...]
     assignment: Assignment
-    linked: tuple[gpu_linking.GpuStep, ...]
+    linked: gpu_linking.GpuLinked
     spec: PlanSpec
 
 
@@ -100,8 +100,8 @@ def build_for_gpu(graph: Graph, arch: str, memory_budget: float = 1.0) -> GpuBui
     stages = _stages(graph, passes(memory_budget, gpu=True))
     graph = stages[-1].graph
     assignment = assign_memory(graph, identities, gpu_linking.may_share)
-    steps, arena = gpu_linking.link(assignment)
-    result = GpuBuild(stages, assignment, tuple(steps), gpu_linking.plan_spec(graph, assignment, steps, arena, arch))
+    linked = gpu_linking.link(assignment)
+    result = GpuBuild(stages, assignment, linked, gpu_linking.plan_spec(graph, assignment, linked, arch))
     _print(result)
     return result
 

@@ -6,8 +6,8 @@ import pytest
 from cuda_executing import Executing, hand_through
 from cuda_standin import StandIn
 
-from jitgrad import devices, gpu_plans
-from jitgrad.runtime.cuda import code, driver
+from jitgrad import devices, gpu_ops, gpu_plans
+from jitgrad.runtime.cuda import array as device_memory, code, driver
 
 
 def pytest_addoption(parser):
@@ -29,6 +29,8 @@ def connect():
     """``connect(gpus=2)`` puts a stand-in in the place of the CUDA driver until the test ends."""
     made = []
 
+    device_memory.install_gather(None)                      # this one has no kernels
+
     def connected(**options):
         made.append(StandIn(**options))
         driver.connect(made[-1])
@@ -36,6 +38,7 @@ def connect():
 
     yield connected
     gc.collect()
+    device_memory.install_gather(gpu_ops.gather)
     driver.disconnect()
     devices.set_default_device(None)
     assert [problem for standin in made for problem in standin.problems] == []
@@ -49,8 +52,8 @@ def standin(connect):
 
 @pytest.fixture
 def executing():
-    """A stand-in that carries kernels out."""
-    made = Executing()
+    """Two GPUs of a stand-in that carries kernels out."""
+    made = Executing(gpus=2)
     driver.connect(made)
     code.set_compiler(code._compile, hand_through)
     yield made

@@ -189,8 +189,8 @@ def copy_into(target: Array, source: Array, non_blocking: bool = False) -> None:
 
 def _overlap_spans(one: DeviceArray, other: DeviceArray) -> bool:
     """`_overlap` for an `other` with gaps."""
-    low, span = _span(other)
-    return one.address < other.address + low + span and other.address + low < one.address + one.nbytes
+    low, nbytes = span(other)
+    return one.address < other.address + low + nbytes and other.address + low < one.address + one.nbytes
 
 
 def _overlap(one: DeviceArray, other: DeviceArray) -> bool:
@@ -203,15 +203,15 @@ def to_host(array: DeviceArray, non_blocking: bool = False) -> np.ndarray:
     without waiting: the values are there after the stream is synchronized."""
     if not array.size:
         return np.empty(array.shape, array.dtype)
-    low, span = _span(array)
+    low, nbytes = span(array)
     stream = streams.current_stream(array.gpu.index)
     if non_blocking:
-        buffer = pinned.allocate(span)
+        buffer = pinned.allocate(nbytes)
         buffer.record_stream(stream)
         raw = np.asarray(buffer)
     else:
-        raw = np.empty(span, np.uint8)
-    array.gpu.driver.call("cuMemcpyDtoHAsync_v2", raw.ctypes.data, array.address + low, span, stream.handle)
+        raw = np.empty(nbytes, np.uint8)
+    array.gpu.driver.call("cuMemcpyDtoHAsync_v2", raw.ctypes.data, array.address + low, nbytes, stream.handle)
     if not non_blocking:
         stream.synchronize()
     return np.ndarray(array.shape, array.dtype, raw, -low, array.strides)
@@ -245,9 +245,9 @@ def _upload(target: DeviceArray, source: np.ndarray, non_blocking: bool) -> None
 
 def _update(target: DeviceArray, source: Array) -> None:
     """Into an array with gaps: what lies around it is read and written back unchanged."""
-    low, span = _span(target)
+    low, nbytes = span(target)
     values = to_host(source) if type(source) is DeviceArray else source
-    around = DeviceArray(target.owner, target.gpu, target.address + low, (span,), (1,), np.dtype(np.uint8), True)
+    around = DeviceArray(target.owner, target.gpu, target.address + low, (nbytes,), (1,), np.dtype(np.uint8), True)
     raw = to_host(around)
     np.copyto(np.ndarray(target.shape, target.dtype, raw, -low, target.strides), values)
     _upload(around, raw, False)
@@ -264,7 +264,7 @@ def _copy_between(target: DeviceArray, source: DeviceArray) -> None:
     there.wait_stream(here)
 
 
-def _span(array: DeviceArray) -> tuple[int, int]:
+def span(array: DeviceArray) -> tuple[int, int]:
     """Where the array's lowest byte is, seen from its first element, and how many bytes there are to its highest."""
     ends = [stride * (n - 1) for stride, n in zip(array.strides, array.shape, strict=True)]
     low, high = sum(min(end, 0) for end in ends), sum(max(end, 0) for end in ends)
