@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
-
-import numpy as np
 
 from jitgrad import ops
 from jitgrad.dtypes import from_numpy
@@ -109,7 +108,7 @@ def _move(value: Any, chain: Chain) -> Any:
 def _overlap(arrays: Sequence[Array]) -> bool:
     """Whether any two of them share device memory."""
     spans = sorted([(a.address, a.nbytes) for a in arrays if type(a) is DeviceArray])
-    return any([place + nbytes > after for (place, nbytes), (after, _) in zip(spans, spans[1:])])
+    return any([place + nbytes > after for (place, nbytes), (after, _) in pairwise(spans)])
 
 
 # ---- graphs -----------------------------------------------------------------------------------------------------------

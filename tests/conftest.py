@@ -14,6 +14,7 @@ def pytest_addoption(parser):
     group = parser.getgroup("jitgrad")
     group.addoption("--programs", type=int, default=2160, metavar="N",
                     help="how many random programs test_programs.py draws (default: 2160)")
+    group.addoption("--gpu-samples", action="store_true", help="run every sample of every op on the stand-in of a GPU")
     group.addoption("--update-golden", action="store_true", help="write the files of tests/golden anew")
 
 

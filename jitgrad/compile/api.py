@@ -24,7 +24,7 @@ from jitgrad.compile.analysis import analyze
 from jitgrad.compile.edge import Edge, EdgeNode
 from jitgrad.compile.evaluator import Findings
 from jitgrad.compile.guards import compile_guard
-from jitgrad.compile.location import CPU, Location, bare, plan_for
+from jitgrad.compile.location import CPU, ON_CPU, Location, bare, plan_for
 from jitgrad.compile.number import Number, trace_number
 from jitgrad.compile.recorder import READ, Recorder
 from jitgrad.compile.seal import NESTED, Sealed, Start, Unfinished, signature_of
@@ -53,7 +53,7 @@ class Compilation:
     reason: str
     where: Any
     seconds: float
-    location: Location = Location()
+    location: Location = ON_CPU
 
 
 @dataclass(slots=True)
@@ -308,7 +308,7 @@ class CompiledFunction:
         run = self._run_backward if location.device == CPU else functools.partial(self._run_backward, location=location)
         return results[:count], edge.node(tensors, results[count:], run)
 
-    def _run_backward(self, graph: Graph, arrays: list[np.ndarray], location: Location = Location()) -> list[np.ndarray]:
+    def _run_backward(self, graph: Graph, arrays: list[np.ndarray], location: Location = ON_CPU) -> list[np.ndarray]:
         return run_on_memory(self._plan(graph, Location(location.device)), arrays, [])
 
     def _plan(self, graph: Graph, location: Location) -> Any:
@@ -323,7 +323,8 @@ class CompiledFunction:
         plan = plan_for(graph, location, self.memory_budget, self.captures)
         seconds = time.perf_counter() - start
         where = graph.nodes[0].where if graph.nodes else None
-        self.statistics.compilations.append(Compilation(graph, plan, self._reason(graph, location), where, seconds, location))
+        reason = self._reason(graph, location)
+        self.statistics.compilations.append(Compilation(graph, plan, reason, where, seconds, location))
         return plan
 
     def _reason(self, graph: Graph, location: Location) -> str:

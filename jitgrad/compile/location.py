@@ -29,6 +29,9 @@ class Location(NamedTuple):
     homeward: tuple[int, ...] = ()
 
 
+ON_CPU = Location()
+
+
 def common_device(op: str, tensors: Sequence[Tensor]) -> tuple[str, bool]:
     """The device of the operands of an op, "" if none of them lies anywhere yet, and whether it must be computed there: a
     single number of the CPU may be taken to a GPU. DeviceError when operands are on different devices."""
@@ -41,7 +44,7 @@ def common_device(op: str, tensors: Sequence[Tensor]) -> tuple[str, bool]:
         device = t._type.device if array is None else CPU if type(array) is np.ndarray else str(array.gpu.device)
         if device != CPU:
             gpus.append(device)
-        elif prod(t.shape) != 1:
+        elif not _is_number(t):
             host = True
         else:
             number = True
@@ -53,6 +56,14 @@ def common_device(op: str, tensors: Sequence[Tensor]) -> tuple[str, bool]:
         raise complain(DeviceError, op, f"operands are on different devices, {' and '.join(sorted(names))}: {types}",
                        fix=f"Move them to one, with .to({gpus[0]!r})")
     return gpus[0], True
+
+
+def _is_number(t: Tensor) -> bool:
+    """Whether a Tensor on the CPU is a single number, at most expanded."""
+    array = t._array
+    if array is None:
+        return 1 in (prod(t.shape), t._pending.unit.value.type.size)
+    return array.size == 1 or not any(array.strides)
 
 
 def plan_for(graph: Graph, location: Location, memory_budget: float, captures: bool) -> Any:

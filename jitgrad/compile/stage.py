@@ -42,6 +42,7 @@ class Stage:
         if segment is None:
             return
         self.edge = owner._edges[segment.graph.key, segment.edge] if segment.edge else None
+        self.location = segment.location
         self.plan = owner._plan(self.edge.forward if self.edge else segment.graph, segment.location)
         self.written = [k for k, _ in segment.graph.writes]
         self.copies = bool(segment.copied_inputs or segment.copied_outputs)
@@ -179,7 +180,7 @@ class Stage:
 
     def _run_plan(self, tensors: list[Tensor], arrays: list[np.ndarray]) -> tuple[list[np.ndarray], Any]:
         if self.edge is not None:
-            return self.owner._run_forward(self.edge, self.segment.location, tensors, arrays)  # type: ignore[no-any-return]
+            return self.owner._run_forward(self.edge, self.location, tensors, arrays)  # type: ignore[no-any-return]
         if self.dense:
             return self.plan.run(arrays), None
         return run_on_memory(self.plan, arrays, self.written), None

@@ -78,7 +78,7 @@ def verify(function: Any, *args: Any, tolerance: float = 64.0, **kwargs: Any) ->
     state = State(plain, (args, kwargs))
     recorded: list[tuple[Graph, list[np.ndarray]]] = []
 
-    def execute(recorder: Recorder, segment: Segment, arrays: list[np.ndarray]) -> tuple[Any, None]:
+    def execute(recorder: Recorder, segment: Segment, arrays: list[Any]) -> tuple[Any, None]:
         graph = segment.graph
         values = [to_host(a) if type(a) is DeviceArray else a.copy() for a in arrays]
         recorded.append((graph, values))
