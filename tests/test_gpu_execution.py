@@ -249,6 +249,33 @@ def test_verify_and_compare_look_at_gpus(executing):
     assert weight.is_cuda
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_mixed_precision(executing, compiled):
+    jg.manual_seed(2)
+    model = nn.Linear(6, 4).cuda()
+    optimizer, scaler = jg.optim.SGD(model.parameters(), lr=0.1), jg.amp.GradScaler(init_scale=1024.0, growth_interval=2)
+    kinds = []
+
+    def step(x):
+        optimizer.zero_grad()
+        with jg.autocast("cuda"):
+            y = model(x)
+            loss = y.softmax(1).square().sum()
+        kinds.append((y.dtype, loss.dtype))
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        return loss
+
+    run = jg.compile(step) if compiled else step
+    losses = [run(tensor("cuda", 5, 6)).item() for _ in range(6)]
+    assert set(kinds) == {(jg.float16, jg.float32)} and losses[-1] < losses[0]
+    assert scaler.get_scale() == 1024.0 * 8 and model.weight.dtype is jg.float32
+    before = model.weight.tolist()
+    run(tensor("cuda", 5, 6) * float("inf"))                                  # the step is left out
+    assert model.weight.tolist() == before and scaler.get_scale() == 512.0 * 8
+
+
 # the cache
 
 def test_a_warm_start_compiles_nothing(executing, tmp_path):

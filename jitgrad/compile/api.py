@@ -370,10 +370,10 @@ def compile(function: Any = None, *, mode: str = "default", dynamic: bool | None
         raise complain(CompileError, "compile", f"mode={mode!r}; the modes are {', '.join(MODES)}")
     if isinstance(memory_budget, bool) or not isinstance(memory_budget, (int, float)) or not 0 <= memory_budget <= 1:
         raise complain(CompileError, "compile", f"memory_budget={memory_budget!r}; it is a fraction from 0 to 1")
-    options: dict[str, Any] = {"fullgraph": fullgraph, "pure": pure, "memory_budget": float(memory_budget),
-                               "captures": mode != "max-autotune-no-cudagraphs"}
+    options: dict[str, Any] = {"fullgraph": fullgraph, "pure": pure, "memory_budget": float(memory_budget)}
     if function is None:
         return functools.partial(compile, mode=mode, dynamic=dynamic, **options)
+    options["captures"] = mode != "max-autotune-no-cudagraphs"
     if hasattr(function, "named_parameters") and not isinstance(function, type):
         return _compile_module(function, options)
     if not callable(function):
