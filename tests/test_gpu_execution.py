@@ -1,6 +1,7 @@
 """Execution on a GPU from end to end, on a stand-in that carries kernels out by the PTX interpreter: eager ops, compiled
 functions, training, random numbers, errors, captured graphs, the cache."""
 
+import os
 import subprocess
 import sys
 
@@ -287,6 +288,29 @@ def test_a_warm_start_compiles_nothing(executing, tmp_path):
         code.forget()
         code.set_compiler(None, None)
         assert (x.softmax(1) * 2).tolist() == expected and code.linked == linked
+
+
+WARM = """
+import sys
+from cuda_executing import Executing, hand_through
+import jitgrad as jg
+from jitgrad import gpu_plans
+from jitgrad.runtime.cuda import code, driver
+driver.connect(Executing())
+code.set_compiler(gpu_plans._compile, hand_through)
+x = jg.arange(12.0).reshape(3, 4).cuda()
+run = jg.compile(lambda x: (x * 2).softmax(1).sum(0))
+print(run(x).tolist(), (x + 1).tolist(), code.linked)
+print([m for m in ("numba", "cuda") if m in sys.modules])
+"""
+
+
+def test_a_second_process_loads_no_compiler(tmp_path):
+    environment = {**os.environ, "JITGRAD_CACHE": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    cold, warm = [subprocess.run([sys.executable, "-c", WARM], capture_output=True, text=True, check=True,
+                                 env=environment).stdout.splitlines() for _ in range(2)]
+    assert cold[0].rpartition(" ")[0] == warm[0].rpartition(" ")[0]
+    assert cold[0].endswith(" 2") and cold[1] == "['numba']" and warm[0].endswith(" 0") and warm[1] == "[]"
 
 
 def test_plans_of_gpus_are_stored_as_data(executing):
