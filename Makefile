@@ -2,13 +2,14 @@
 #
 #   make demo        train a digit classifier, print the receipt, save demo.png
 #   make test        all checks: ruff, mypy, the import contract, pytest, notebooks
+#   make test-gpu    the tests that need an NVIDIA GPU; make bench-gpu: the training steps on it
 #   make bench       the training steps of benchmarks/ beside PyTorch and JAX, in an environment of their own
 
 PYTHON ?= python3
 VENV   := .venv
 PEERS  := .venv-peers
 
-.PHONY: demo test lint bench fuzz golden clean
+.PHONY: demo test lint bench test-gpu bench-gpu fuzz golden clean
 
 demo: $(VENV)/.ready
 	$(VENV)/bin/python -m benchmarks.demo
@@ -28,6 +29,15 @@ golden: $(VENV)/.ready
 
 bench: $(PEERS)/.ready
 	$(PEERS)/bin/python -m benchmarks
+
+# Both say so and do nothing where there is no GPU. PyTorch takes part in the second where it is installed with CUDA.
+test-gpu: $(VENV)/.ready
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test,cuda]'
+	$(VENV)/bin/python -m pytest -q -rs -m gpu tests
+
+bench-gpu: $(VENV)/.ready
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[demo,cuda]'
+	$(VENV)/bin/python -m benchmarks gpu
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -5,6 +5,7 @@
     python -m benchmarks steps --only jitgrad PyTorch
     python -m benchmarks steps gpt --only jitgrad --mode max-autotune
     python -m benchmarks kernels products
+    python -m benchmarks gpu mlp gpt                      the steps on a GPU, beside PyTorch
 
 Every part prints a table and leaves NAME.json (results and a description of the machine) and NAME.png in the folder of
 results.
@@ -23,8 +24,11 @@ from typing import Any
 from benchmarks import machine, report
 
 PARTS = ("steps", "curves", "kernels", "attention", "calls", "first", "scaling", "memory")
+ON_REQUEST = ("gpu",)
+"""What is measured only when it is named."""
+
 NAMED = {"steps": "training steps", "curves": "training steps", "first": "training steps",
-         "memory": "training steps",
+         "memory": "training steps", "gpu": "training steps",
          "kernels": "families (products, convolutions, bandwidth)"}
 """Parts that may be followed by names, and of what."""
 
@@ -51,6 +55,10 @@ def main(arguments: list[str] | None = None) -> None:
                 _measure(name, part, options)
 
 
+def _no_plot(results: Any, path: Path) -> None:
+    """For a part whose table says it all."""
+
+
 def _measure(name: str, part: Part, options: argparse.Namespace) -> None:
     results = part.measure(options)
     print(part.table(results), flush=True)
@@ -62,7 +70,8 @@ def _parse(arguments: list[str] | None) -> tuple[tuple[str, ...], argparse.Names
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="part or name",
-                        help=f"of {', '.join(PARTS)}; after {', '.join(f'{p!r} {what}' for p, what in NAMED.items())}")
+                        help=f"of {', '.join(PARTS + ON_REQUEST)}; "
+                             f"after {', '.join(f'{p!r} {what}' for p, what in NAMED.items())}")
     parser.add_argument("--repeats", type=int, help="rounds per measurement, instead of a time")
     parser.add_argument("--seconds", type=float, default=3.0, help="per contender and training step (3)")
     parser.add_argument("--steps", type=int, default=200, help="of a learning curve (200)")
@@ -71,16 +80,16 @@ def _parse(arguments: list[str] | None) -> tuple[tuple[str, ...], argparse.Names
     parser.add_argument("--mode", default="default", help="of compiling steps, beside the default one: max-autotune")
     parser.add_argument("--output", type=Path, default=report.RESULTS, help="folder of results")
     options = parser.parse_args(arguments)
-    options.names = [word for word in options.parts if word not in PARTS]
-    chosen = tuple(word for word in options.parts if word in PARTS)
+    options.names = [word for word in options.parts if word not in PARTS + ON_REQUEST]
+    chosen = tuple(word for word in options.parts if word in PARTS + ON_REQUEST)
     if options.names and not set(NAMED) & set(chosen):
-        parser.error(f"{options.names[0]!r} is no part; the parts are {', '.join(PARTS)}")
+        parser.error(f"{options.names[0]!r} is no part; the parts are {', '.join(PARTS + ON_REQUEST)}")
     return chosen or PARTS, options
 
 
 def _parts() -> dict[str, Part]:
     """The parts, imported after the thread counts are set."""
-    from benchmarks import attention, calls, curves, first_call, memory, plots, scaling, training
+    from benchmarks import attention, calls, curves, first_call, gpu, memory, plots, scaling, training
     from benchmarks.kernels import run as kernels
     return {
         "steps": Part(lambda o: training.run(o.names, budget=o.seconds, repeats=o.repeats, only=o.only, mode=o.mode),
@@ -93,4 +102,5 @@ def _parts() -> dict[str, Part]:
         "first": Part(lambda o: first_call.run(o.names, o.repeats or 3), first_call.table, plots.first),
         "scaling": Part(lambda o: scaling.run(), scaling.table, plots.scaling),
         "memory": Part(lambda o: memory.run(o.names), memory.table, plots.memory),
+        "gpu": Part(lambda o: gpu.run(o.names, budget=o.seconds, repeats=o.repeats), gpu.table, _no_plot),
     }

@@ -74,11 +74,13 @@ def missing(step: TrainingStep) -> str:
     return ""
 
 
-def _step_in(lib: Any, step: TrainingStep, weights: Weights, batch: Batch, compiler: Callable[..., Any]) -> Call:
-    """The step in PyTorch or jitgrad, whose names are the same."""
+def step_in(lib: Any, step: TrainingStep, weights: Weights, batch: Batch, compiler: Callable[..., Any],
+            device: str = "cpu") -> Call:
+    """The step in PyTorch or jitgrad, whose names are the same, on a device."""
     model, optimizer = step.build(lib)
     model.load_state_dict({name: lib.from_numpy(value.copy()) for name, value in weights.items()})
-    loss, arguments = step.loss, [lib.from_numpy(array.copy()) for array in batch]
+    model.to(device)                                # in place: the optimizer has these very parameters
+    loss, arguments = step.loss, [lib.from_numpy(array.copy()).to(device) for array in batch]
 
     def training_step(*batch: Any) -> Any:
         optimizer.zero_grad()
@@ -96,22 +98,22 @@ def _as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _jitgrad_eager(step: TrainingStep, weights: Weights, batch: Batch) -> Call:
-    return _step_in(importlib.import_module("jitgrad"), step, weights, batch, _as_it_is)
+    return step_in(importlib.import_module("jitgrad"), step, weights, batch, _as_it_is)
 
 
 def _jitgrad_compiled(step: TrainingStep, weights: Weights, batch: Batch, mode: str = "default") -> Call:
     jitgrad = importlib.import_module("jitgrad")
-    return _step_in(jitgrad, step, weights, batch, partial(jitgrad.compile, mode=mode))
+    return step_in(jitgrad, step, weights, batch, partial(jitgrad.compile, mode=mode))
 
 
 def _torch_eager(step: TrainingStep, weights: Weights, batch: Batch) -> Call:
-    return _step_in(importlib.import_module("torch"), step, weights, batch, _as_it_is)
+    return step_in(importlib.import_module("torch"), step, weights, batch, _as_it_is)
 
 
 def _torch_compiled(step: TrainingStep, weights: Weights, batch: Batch) -> Call:
     torch = importlib.import_module("torch")
     torch.compiler.reset()
-    return _step_in(torch, step, weights, batch, torch.compile)
+    return step_in(torch, step, weights, batch, torch.compile)
 
 
 def _jax(step: TrainingStep, weights: Weights, batch: Batch) -> Call:

@@ -39,7 +39,15 @@ __all__ = [
     "randperm", "scalar_tensor", "tensor", "tril_indices", "triu_indices", "zeros", "zeros_like",
 ]
 
-install_tensor(Tensor)
+
+def _unplaced(array: np.ndarray) -> Tensor:
+    """A Tensor for `functional`, which makes tables of numbers that go where they are needed."""
+    made = Tensor(array)
+    made._unplaced = True
+    return made
+
+
+install_tensor(_unplaced)
 
 
 def _finish(x: Tensor, requires_grad: bool, device: Any = None) -> Tensor:
@@ -47,6 +55,7 @@ def _finish(x: Tensor, requires_grad: bool, device: Any = None) -> Tensor:
     where = chosen(device)
     if where is not None:
         x = x._moved(where)
+    x._unplaced = False
     if requires_grad:
         x.requires_grad = True
     return x
@@ -172,6 +181,7 @@ def _filled(op: str, shape: tuple[int, ...], value: Operand, dtype: DType, devic
     scalar = cast(as_operand(value, dtype, op), dtype)
     whole = broadcast(scalar, shape)
     made: Tensor = scalar if whole is scalar and chosen(device) is None else filled(whole, device)
+    made._unplaced = False
     if requires_grad:
         made.requires_grad = True
     return made

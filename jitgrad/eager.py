@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jitgrad import autograd, native_ops, ops
+from jitgrad import autograd, gpu_ops, native_ops, ops
 from jitgrad.devices import device
 from jitgrad.dtypes import DType
 from jitgrad.errors import AutogradError, ShapeError, complain, user_location
@@ -44,11 +44,14 @@ class EagerInterpreter:
     def run(self, op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any]) -> Any:
         """One op on Tensors; see `ir.op.Op`."""
         arrays = []
+        unplaced = True
         for t in inputs:
             array = t._array
             if type(array) is not _ndarray:
                 return self._run_on_gpu(op, inputs, attrs)
             arrays.append(array)
+            if not t._unplaced:
+                unplaced = False
         try:
             if op.kind == "elementwise" and arrays[0].size >= blocks.SHARED:
                 result = blocks.elementwise_in_blocks(op.eager, arrays, attrs)
@@ -62,6 +65,8 @@ class EagerInterpreter:
         if op.outputs == 1:
             out = _new(Tensor)
             out._array = result if type(result) is _ndarray else np.asarray(result)
+            if unplaced:
+                out._unplaced = True
             if op.view and result.base is not None:
                 self._link_view(out, inputs[0], op, attrs)
             if autograd.mode.enabled:
@@ -71,19 +76,21 @@ class EagerInterpreter:
                         break
             return out
         outs = tuple([_wrap(r) for r in result])
+        for t in outs if unplaced else ():
+            t._unplaced = True
         if autograd.mode.enabled and any(t.requires_grad for t in inputs):
             autograd.record(op, inputs, attrs, outs)
         return outs
 
     def _run_on_gpu(self, op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any]) -> Any:
         """`run` where an operand is not in the computer's own memory."""
-        result = dispatch.carry_out(op, [t._forced() for t in inputs], attrs)
-        outs = tuple([_wrap(r) for r in (result if op.outputs > 1 else (result,))])
+        result = dispatch.carry_out(op, _placed([t._forced() for t in inputs], inputs), attrs)
+        outs = tuple([_wrap(r) for r in ((result,) if op.outputs == 1 else result)])
         if op.view and outs[0]._array.is_view:
             self._link_view(outs[0], inputs[0], op, attrs)
         if autograd.mode.enabled and any(t.requires_grad for t in inputs):
             autograd.record(op, inputs, attrs, outs)
-        return outs if op.outputs > 1 else outs[0]
+        return outs[0] if op.outputs == 1 else outs
 
     @staticmethod
     def move(tensor: Tensor, where: device, non_blocking: bool) -> Tensor:
@@ -122,6 +129,10 @@ class EagerInterpreter:
     def rewrite(self, op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any], targets: Sequence[Tensor]) -> None:
         """An op with a form that writes `into` memory; its results replace the contents of `targets`."""
         places = [t._array for t in targets]
+        if DeviceArray in map(type, places) and not autograd.mode.enabled \
+                and gpu_ops.rewrite(op, _placed([t._forced() for t in inputs], inputs), attrs, places):
+            _count_write(targets)
+            return
         if autograd.mode.enabled or not all([type(a) is _ndarray and a.flags.writeable for a in places]) \
                 or [v.dtype for v in attrs["body"].outputs for _ in range(attrs["groups"])] != [t.dtype for t in targets]:
             assign(self.run(op, inputs, attrs), targets)
@@ -129,8 +140,7 @@ class EagerInterpreter:
         arrays = [t._array for t in inputs]
         if not native_ops.rewrite(op, arrays, attrs, places):
             op.eager(*arrays, **attrs, into=places)
-        for t in targets:
-            (t if t._root is None else t._root)._version += 1
+        _count_write(targets)
 
     def own(self, tensor: Tensor) -> Tensor:
         """`tensor` if nobody else can reach its memory, else a copy."""
@@ -195,6 +205,18 @@ class _Move(autograd.Function):
         return gradients[0].to(ctx.origin), None, None
 
 
+def _placed(arrays: list[Any], inputs: Sequence[Tensor]) -> list[Any]:
+    """The operands of an op on a GPU, of which those go there that are not placed anywhere yet; numbers need not."""
+    where = next(a.device for a in arrays if type(a) is DeviceArray)
+    return [device_memory.moved(a, where) if t._unplaced and a.size != 1 and any(a.strides) else a
+            for a, t in zip(arrays, inputs, strict=True)]
+
+
+def _count_write(targets: Sequence[Tensor]) -> None:
+    for t in targets:
+        (t if t._root is None else t._root)._version += 1
+
+
 def _share_memory(one: Any, other: Any) -> bool:
     if type(one) is DeviceArray:
         return one.owner is other.owner
@@ -219,7 +241,9 @@ def _constant(shape: tuple[int, ...], value: Any, dtype: DType, zero: str) -> Te
     """`value` everywhere, read-only. `zero` tells 0.0 and -0.0 apart, which are equal."""
     array = np.array(value, dtype.numpy)
     array.flags.writeable = False
-    return _wrap(np.broadcast_to(array, shape) if shape else array)
+    made = _wrap(np.broadcast_to(array, shape) if shape else array)
+    made._unplaced = True
+    return made
 
 
 blocks.install_thread_limit(threads.limit)

@@ -19,7 +19,9 @@ from functools import cached_property
 import numpy as np
 
 from jitgrad import pipeline, plans, tuning
+from jitgrad.codegen.kernel import CudaLaunch
 from jitgrad.errors import describe_location
+from jitgrad.gpu_linking import GpuStep
 from jitgrad.ir.graph import Graph, Node, inner_graphs
 from jitgrad.ir.printer import highlight, print_graph
 from jitgrad.limits import machine_bandwidth, machine_flops
@@ -27,6 +29,8 @@ from jitgrad.linking import LinkedStep
 from jitgrad.ops import recurrence
 from jitgrad.runtime import threads
 from jitgrad.runtime.build import kernel_key
+from jitgrad.runtime.cuda import code
+from jitgrad.runtime.cuda.plan import GpuPlan
 from jitgrad.runtime.plan import Plan
 from jitgrad.runtime.spec import Decision
 from jitgrad.runtime.timing import time_entries
@@ -114,12 +118,14 @@ class PlanView:
     """A graph and what it is carried out by. `measured` holds seconds per entry, when `time` has been called."""
 
     graph: Graph
-    plan: Plan
+    plan: Plan | GpuPlan
     measured: tuple[float, ...] = ()
     memory_budget: float = 1.0
 
     @cached_property
-    def build(self) -> pipeline.Build:
+    def build(self) -> pipeline.Build | pipeline.GpuBuild:
+        if isinstance(self.plan, GpuPlan):
+            return pipeline.build_for_gpu(self.graph, code.architecture(self.plan.gpu), self.memory_budget)
         return pipeline.build(self.graph, self.memory_budget, tuning.chooser(self.choices))
 
     @property
@@ -154,7 +160,10 @@ class PlanView:
                           tuple([(s.first, s.last, s.index, s.nbytes) for s in slots]))
 
     def time(self, inputs: Sequence[np.ndarray], repeats: int = 5) -> PlanView:
-        """The same view with the time of every step: the least of `repeats` runs on copies of `inputs`."""
+        """The same view with the time of every step: the least of `repeats` runs on copies of `inputs`. On a GPU steps are
+        not timed one by one."""
+        if isinstance(self.plan, GpuPlan):
+            return self
         runs = [time_entries(self.plan, [np.array(x, order="C") for x in inputs]) for _ in range(repeats)]
         return PlanView(self.graph, self.plan, tuple(np.min(runs, axis=0).tolist()), self.memory_budget)
 
@@ -236,15 +245,15 @@ class Explanation:
 # ---- one step ---------------------------------------------------------------------------------------------------
 
 
-def _entries(step: LinkedStep) -> int:
+def _entries(step: LinkedStep | GpuStep) -> int:
     return 1 if step.lowered is None else len(step.lowered.launches)
 
 
-def _step_view(linked: LinkedStep, seconds: list[float | None]) -> StepView:
+def _step_view(linked: LinkedStep | GpuStep, seconds: list[float | None]) -> StepView:
     node = linked.step.node
     launches = linked.lowered.launches if linked.lowered else ()
-    kernels = [KernelView(k.name, k.source, k.items, plans.compile_seconds.get(kernel_key(k.source)))
-               for k in launches]
+    kernels = [KernelView(k.name, k.source, k.grid, None) if isinstance(k, CudaLaunch) else
+               KernelView(k.name, k.source, k.items, plans.compile_seconds.get(kernel_key(k.source))) for k in launches]
     known = [s for s in seconds if s is not None]
     return StepView(name=kernels[-1].name if kernels else node.op.name,
                     kind=node.attrs.get("template", node.op.name), note=_note(linked),
@@ -254,11 +263,12 @@ def _step_view(linked: LinkedStep, seconds: list[float | None]) -> StepView:
                     in_place=bool(linked.step.shared), seconds=sum(known) if known else None)
 
 
-def _note(linked: LinkedStep) -> str:
+def _note(linked: LinkedStep | GpuStep) -> str:
     """Why a node is a step of its own."""
     node = linked.step.node
     if linked.lowered is None:
-        return "no kernel for it: NumPy"
+        return "no GPU kernel for it: NumPy, by way of the host" if isinstance(linked, GpuStep) else \
+            "no kernel for it: NumPy"
     if node.op.kind == "region":
         return f"{len(node.attrs['body'].nodes)} nodes fused" if node.attrs["body"].nodes else "a copy"
     if node.op.kind == "foreach":

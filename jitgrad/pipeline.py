@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jitgrad import config
+from jitgrad import config, gpu_linking
 from jitgrad.ir.graph import Graph
 from jitgrad.ir.printer import print_graph
 from jitgrad.ir.verify import verify
@@ -43,11 +43,16 @@ PASSES: tuple[Pass, ...] = (
 )
 
 
-def passes(memory_budget: float = 1.0) -> tuple[Pass, ...]:
+GPU_PASSES: tuple[Pass, ...] = tuple([step for step in PASSES if step[0] not in ("attention", "columns", "update")])
+"""Those whose results have GPU kernels: on the CPU attention is one kernel, and kernels of products do more than that."""
+
+
+def passes(memory_budget: float = 1.0, gpu: bool = False) -> tuple[Pass, ...]:
     """Every pass; below a budget of 1 also the one that computes values again."""
+    chosen = GPU_PASSES if gpu else PASSES
     again: Pass = "rematerialize", functools.partial(rematerialize, budget=memory_budget)
-    before = [name for name, _ in PASSES].index("fuse")
-    return PASSES if memory_budget >= 1 else (*PASSES[:before], again, *PASSES[before:])
+    before = [name for name, _ in chosen].index("fuse")
+    return chosen if memory_budget >= 1 else (*chosen[:before], again, *chosen[before:])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,16 +85,45 @@ def build(graph: Graph, memory_budget: float = 1.0, choose: Choose | None = None
     return result
 
 
-def _run(graph: Graph, memory_budget: float, choose: Choose | None) -> Build:
+@dataclass(frozen=True, slots=True, eq=False)
+class GpuBuild:
+    """The same for a GPU."""
+
+    stages: tuple[Stage, ...]
+    assignment: Assignment
+    linked: gpu_linking.GpuLinked
+    spec: PlanSpec
+
+
+def build_for_gpu(graph: Graph, arch: str, memory_budget: float = 1.0) -> GpuBuild:
+    """Run the passes for GPUs of an architecture ("sm_90"); compiles nothing."""
     identities = output_identities(graph)
+    stages = _stages(graph, passes(memory_budget, gpu=True))
+    graph = stages[-1].graph
+    assignment = assign_memory(graph, identities, gpu_linking.may_share)
+    linked = gpu_linking.link(assignment)
+    result = GpuBuild(stages, assignment, linked, gpu_linking.plan_spec(graph, assignment, linked, arch))
+    _print(result)
+    return result
+
+
+def _stages(graph: Graph, steps: tuple[Pass, ...]) -> tuple[Stage, ...]:
+    """The graph as traced, and after every pass."""
     stages = [Stage("trace", _checked(graph, "trace"), 0.0)]
-    for name, step in passes(memory_budget):
+    for name, step in steps:
         begin = time.perf_counter()
         graph = step(graph)
         stages.append(Stage(name, _checked(graph, name), time.perf_counter() - begin))
+    return tuple(stages)
+
+
+def _run(graph: Graph, memory_budget: float, choose: Choose | None) -> Build:
+    identities = output_identities(graph)
+    stages = _stages(graph, passes(memory_budget))
+    graph = stages[-1].graph
     assignment = assign_memory(graph, identities, may_share, begins_with_copy)
     linked = link(assignment, choose)
-    return Build(tuple(stages), assignment, linked, plan_spec(graph, assignment, linked))
+    return Build(stages, assignment, linked, plan_spec(graph, assignment, linked))
 
 
 # ---- looking on --------------------------------------------------------------------------------------------------
@@ -99,7 +133,7 @@ def _checked(graph: Graph, name: str) -> Graph:
     return verify(graph, name) if config.current().check else graph
 
 
-def _print(result: Build) -> None:
+def _print(result: Build | GpuBuild) -> None:
     """What the debug setting asks for, on standard error."""
     words = config.current().debug
     for stage in result.stages:

@@ -96,7 +96,7 @@ class Placement:
             return self
         copied = pinned.allocate(array.nbytes).array(array.shape, array.dtype)
         np.copyto(copied, array)
-        return from_array(copied)
+        return from_array(copied, self)
 
     def is_pinned(self, device: Any = None) -> bool:
         """Whether it is in pinned memory."""

@@ -110,7 +110,7 @@ def fingerprint() -> str:
     """Versions of the compilers, and our own code: a plan lasts until either changes."""
     digest = hashlib.sha256(kernels.fingerprint().encode())
     package = Path(__file__).parent
-    for folder in ("", "ir", "ops", "transforms", "codegen", "runtime"):
+    for folder in ("", "ir", "ops", "transforms", "codegen", "runtime", "runtime/cuda"):
         for path in sorted((package / folder).glob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -54,6 +54,7 @@ class Tensor(Placement, TensorMethods):
     _hooks: HookTable | None = None
     _retains = False
     _is_inference = False
+    _unplaced = False                       # made by ops of nothing that lies anywhere: it goes where it is needed
     _saved_from: Any = None                 # weak reference to the tensor that the tape saved this one for
 
     __array_priority__ = 1000
@@ -161,6 +162,7 @@ class Tensor(Placement, TensorMethods):
         t = _new(Tensor)
         t._array, t._type, t._pending = self._array, self._type, self._pending
         t._saved_from, t._version = weakref.ref(self), self._count()
+        t._unplaced = self._unplaced
         if self._array is None:
             interpreter.state.current.adopt(t)       # type: ignore[union-attr]
         return t
@@ -171,6 +173,7 @@ class Tensor(Placement, TensorMethods):
         t._array, t._type = self._array, self._type
         t._root, t._chain = (self if self._root is None else self._root), self._chain
         t._differentiable_view = False
+        t._unplaced = self._unplaced
         if self._array is None:
             t._pending = self._pending
             interpreter.state.current.adopt(t)       # type: ignore[union-attr]

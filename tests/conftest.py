@@ -3,16 +3,18 @@
 import gc
 
 import pytest
+from cuda_executing import Executing, hand_through
 from cuda_standin import StandIn
 
-from jitgrad import devices
-from jitgrad.runtime.cuda import driver
+from jitgrad import devices, gpu_ops, gpu_plans
+from jitgrad.runtime.cuda import array as device_memory, code, driver
 
 
 def pytest_addoption(parser):
     group = parser.getgroup("jitgrad")
     group.addoption("--programs", type=int, default=2160, metavar="N",
                     help="how many random programs test_programs.py draws (default: 2160)")
+    group.addoption("--gpu-samples", action="store_true", help="run every sample of every op on the stand-in of a GPU")
     group.addoption("--update-golden", action="store_true", help="write the files of tests/golden anew")
 
 
@@ -28,6 +30,8 @@ def connect():
     """``connect(gpus=2)`` puts a stand-in in the place of the CUDA driver until the test ends."""
     made = []
 
+    device_memory.install_gather(None)                      # this one has no kernels
+
     def connected(**options):
         made.append(StandIn(**options))
         driver.connect(made[-1])
@@ -35,6 +39,7 @@ def connect():
 
     yield connected
     gc.collect()
+    device_memory.install_gather(gpu_ops.gather)
     driver.disconnect()
     devices.set_default_device(None)
     assert [problem for standin in made for problem in standin.problems] == []
@@ -44,3 +49,19 @@ def connect():
 def standin(connect):
     """Two GPUs of the stand-in."""
     return connect(gpus=2)
+
+
+@pytest.fixture
+def executing():
+    """Two GPUs of a stand-in that carries kernels out."""
+    made = Executing(gpus=2)
+    driver.connect(made)
+    code.set_compiler(code._compile, hand_through)
+    yield made
+    gc.collect()
+    gpu_plans.clear_plans()
+    code.forget()
+    code.set_compiler(gpu_plans._compile, gpu_plans._link)
+    driver.disconnect()
+    devices.set_default_device(None)
+    assert made.problems == []

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from benchmarks import command, curves, measure as timing, training
+from benchmarks import command, curves, gpu, measure as timing, training
 from benchmarks.kernels import bandwidth, case, convolutions, products, run
 from benchmarks.report import Table, Tables
 from benchmarks.steps import STEPS, chosen
@@ -209,3 +209,19 @@ def test_another_mode_takes_part_beside_the_default_one(quick):
     assert contenders["jitgrad max-autotune"]["difference"] < 1e-5
     header, *_ = [line for line in str(training.table(results)).splitlines() if "step" in line and "jitgrad" in line]
     assert header.index("jitgrad max-autotune") > header.index("jitgrad eager")
+
+
+# ---- on a GPU ---------------------------------------------------------------------------------------------------
+
+
+def test_without_a_gpu_nothing_is_measured_and_it_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(gpu.driver, "available", lambda: False)
+    command.main(["gpu", "mlp_small", "--output", str(tmp_path)])
+    assert "nothing is measured" in capsys.readouterr().out and (tmp_path / "gpu.json").exists()
+    assert "gpu" not in command._parse([])[0]
+
+
+def test_a_step_on_a_device(quick):
+    result = gpu.measure_step(STEPS["mlp_small"], 0.01, 3, device="cpu", ways=("jitgrad eager", "jitgrad"))
+    assert set(result["contenders"]) == {"jitgrad eager", "jitgrad"}
+    assert "MLP" in str(gpu.table({"gpu": "a GPU", "steps": {"mlp_small": result}}))

@@ -27,6 +27,8 @@ BELOW = {
 }
 """What each layer may import, itself apart. Layers above are free but for `TOP`."""
 
+PIPELINE = ("pipeline", "linking", "gpu_linking", "plain", "plans", "gpu_plans", "tuning")
+
 TOP = {"nn", "optim", "amp", "data", "compile"}
 """What only these, and what users import, may import."""
 
@@ -37,7 +39,7 @@ def layer_of(module: str) -> str:
     name = module.removeprefix("jitgrad").removeprefix(".").split(".")[0]
     if name in LEAF:
         return "leaf"
-    return "pipeline" if name in ("pipeline", "linking", "plain", "plans", "tuning") else name or "package"
+    return "pipeline" if name in PIPELINE else name or "package"
 
 
 def modules() -> dict[str, Path]:

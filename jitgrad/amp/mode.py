@@ -16,6 +16,7 @@ from jitgrad import dtypes
 from jitgrad.dtypes import DType
 from jitgrad.errors import DeviceError, DTypeError, complain
 from jitgrad.functional.autocast import DEVICES, Setting, region, set_to, state
+from jitgrad.runtime.cuda import driver
 from jitgrad.tensor import Tensor
 
 LOWER = (dtypes.bfloat16, dtypes.float16)
@@ -35,9 +36,9 @@ def _replaced(entries: tuple[Any, ...], place: int, value: Any) -> tuple[Any, ..
 
 
 def is_autocast_available(device_type: str) -> bool:
-    """Whether regions can be open on a type of device: whether this version can compute there."""
+    """Whether regions can be open on a type of device: whether there is one to compute on."""
     _place("is_autocast_available", device_type)
-    return device_type == "cpu"
+    return device_type == "cpu" or driver.available()
 
 
 def is_autocast_enabled(device_type: str = "cuda") -> bool:
@@ -100,7 +101,7 @@ class autocast(ContextDecorator):
         self._cache_enabled = state.setting.cache_enabled if cache_enabled is None else bool(cache_enabled)
         self._open: list[Any] = []
         if self._enabled and not is_autocast_available(device_type):
-            self._disable("no GPU can be used by this version of jitgrad")
+            self._disable(f"no GPU can be used: {driver.why_not()}")
         if self._enabled and self.fast_dtype not in LOWER:
             self._disable(f"its dtype is bfloat16 or float16, not {self.fast_dtype!r}")
 

@@ -25,7 +25,8 @@ from jitgrad.errors import AutogradError, complain
 from jitgrad.functional.foreach import foreach_
 from jitgrad.ir import interpreter
 from jitgrad.optim.optimizer import Optimizer, kept_if
-from jitgrad.tensor import Tensor
+from jitgrad.runtime.cuda import driver
+from jitgrad.tensor import Tensor, tensor_on
 
 
 @dataclass(slots=True)
@@ -52,7 +53,7 @@ class GradScaler:
     def __init__(self, device: str = "cuda", init_scale: float = 2.0 ** 16, growth_factor: float = 2.0,
                  backoff_factor: float = 0.5, growth_interval: int = 2000, enabled: bool = True):
         if enabled and not is_autocast_available(device):
-            warnings.warn(f"GradScaler on {device!r}: no GPU can be used by this version of jitgrad. It is disabled.",
+            warnings.warn(f"GradScaler on {device!r}: no GPU can be used: {driver.why_not()}. It is disabled.",
                           stacklevel=2)
             enabled = False
         self._device = device
@@ -72,8 +73,9 @@ class GradScaler:
         if not self._enabled:
             return outputs
         if self._scale is None:
-            self._scale = eager_state(lambda: Tensor(np.array(self._init_scale, np.float32)))
-            self._growth_tracker = eager_state(lambda: Tensor(np.array(self._init_growth_tracker, np.int32)))
+            self._scale = eager_state(lambda: tensor_on(np.array(self._init_scale, np.float32), self._device))
+            tracker = np.array(self._init_growth_tracker, np.int32)
+            self._growth_tracker = eager_state(lambda: tensor_on(tracker, self._device))
             changes.bump()
         if isinstance(outputs, Tensor):
             return outputs * self._scale

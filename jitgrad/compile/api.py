@@ -19,16 +19,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jitgrad import autograd, config, devices, dtypes, plans
+from jitgrad import autograd, config, devices, dtypes
 from jitgrad.compile.analysis import analyze
 from jitgrad.compile.edge import Edge, EdgeNode
 from jitgrad.compile.evaluator import Findings
 from jitgrad.compile.guards import compile_guard
+from jitgrad.compile.location import CPU, ON_CPU, Location, bare, plan_for
 from jitgrad.compile.number import Number, trace_number
 from jitgrad.compile.recorder import READ, Recorder
 from jitgrad.compile.seal import NESTED, Sealed, Start, Unfinished, signature_of
 from jitgrad.compile.stage import run_on_memory
-from jitgrad.compile.trace import Outcome
+from jitgrad.compile.trace import Outcome, Segment
 from jitgrad.compile.values import Impure
 from jitgrad.errors import CompileError, complain, describe_location
 from jitgrad.functional import autocast
@@ -52,6 +53,7 @@ class Compilation:
     reason: str
     where: Any
     seconds: float
+    location: Location = ON_CPU
 
 
 @dataclass(slots=True)
@@ -181,7 +183,7 @@ class CompiledFunction:
         reasons: tuple[str, ...] = (done.replayed_because,) if done.replayed_because else ()
         if not done.sealed_calls:
             reasons += tuple([f"cut at {describe_location(where)}: {why}" for where, why in dict.fromkeys(done.cuts)])
-        views = [look.PlanView(c.graph, c.plan, memory_budget=self.memory_budget) for c in done.compilations]
+        views = [look.PlanView(c.graph, bare(c.plan), memory_budget=self.memory_budget) for c in done.compilations]
         if times:
             views = [view.time([_sample(v.type) for v in view.graph.inputs]) for view in views]
         recompiles = tuple([look.Recompile(c.reason, describe_location(c.where), c.seconds) for c in done.compilations])
@@ -206,7 +208,7 @@ class CompiledFunction:
             raise complain(CompileError, self.name, "it has not been called, so there is no plan yet",
                            fix="Call it once with real arguments")
         last = self.statistics.compilations[-1]
-        view: PlanView = import_module("jitgrad.inspect").PlanView(last.graph, last.plan,
+        view: PlanView = import_module("jitgrad.inspect").PlanView(last.graph, bare(last.plan),
                                                                         memory_budget=self.memory_budget)
         return view
 
@@ -286,47 +288,53 @@ class CompiledFunction:
         except Exception as second:
             raise second from error
 
-    def _execute(self, recorder: Recorder, graph: Graph, arrays: list[np.ndarray],
-                 crossing: tuple[Any, ...] | None) -> tuple[list[np.ndarray], EdgeNode | None]:
-        """Run a recorded graph; with `crossing` (`Segment.edge`) also its tape node."""
+    def _execute(self, recorder: Recorder, segment: Segment,
+                 arrays: list[np.ndarray]) -> tuple[list[np.ndarray], EdgeNode | None]:
+        """Run a recorded graph; where gradients go through it (`Segment.edge`) also its tape node."""
+        graph, crossing = segment.graph, segment.edge
         if crossing is None:
-            return run_on_memory(self._plan(graph), arrays, [k for k, _ in graph.writes]), None
+            return run_on_memory(self._plan(graph, segment.location), arrays, [k for k, _ in graph.writes]), None
         key = graph.key, crossing
         edge = self._edges.get(key)
         if edge is None:
             edge = self._edges[key] = Edge(graph, *crossing)
         tensors = [unit.tensor for unit in recorder.units]
-        return self._run_forward(edge, tensors, arrays)
+        return self._run_forward(edge, segment.location, tensors, arrays)
 
-    def _run_forward(self, edge: Edge, tensors: list[Any], arrays: list[np.ndarray]) -> tuple[Any, EdgeNode]:
-        results = run_on_memory(self._plan(edge.forward), arrays, [k for k, _ in edge.graph.writes])
+    def _run_forward(self, edge: Edge, location: Location, tensors: list[Any],
+                     arrays: list[np.ndarray]) -> tuple[Any, EdgeNode]:
+        results = run_on_memory(self._plan(edge.forward, location), arrays, [k for k, _ in edge.graph.writes])
         count = len(edge.graph.outputs)
-        return results[:count], edge.node(tensors, results[count:], self._run_backward)
+        run = self._run_backward if location.device == CPU else functools.partial(self._run_backward, location=location)
+        return results[:count], edge.node(tensors, results[count:], run)
 
-    def _run_backward(self, graph: Graph, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        return run_on_memory(self._plan(graph), arrays, [])
+    def _run_backward(self, graph: Graph, arrays: list[np.ndarray], location: Location = ON_CPU) -> list[np.ndarray]:
+        return run_on_memory(self._plan(graph, Location(location.device)), arrays, [])
 
-    def _plan(self, graph: Graph) -> Any:
-        key = graph.key
+    def _plan(self, graph: Graph, location: Location) -> Any:
+        key = graph.key, location
         plan = self._plans.get(key)
         if plan is None:
-            plan = self._plans[key] = self._compile(graph)
+            plan = self._plans[key] = self._compile(graph, location)
         return plan
 
-    def _compile(self, graph: Graph) -> Any:
+    def _compile(self, graph: Graph, location: Location) -> Any:
         start = time.perf_counter()
-        plan = plans.compile_graph(graph, self.memory_budget, tuned=self.mode.startswith("max-autotune"))
+        plan = plan_for(graph, location, self.memory_budget, self.mode)
         seconds = time.perf_counter() - start
         where = graph.nodes[0].where if graph.nodes else None
-        self.statistics.compilations.append(Compilation(graph, plan, self._reason(graph), where, seconds))
+        reason = self._reason(graph, location)
+        self.statistics.compilations.append(Compilation(graph, plan, reason, where, seconds, location))
         return plan
 
-    def _reason(self, graph: Graph) -> str:
+    def _reason(self, graph: Graph, location: Location) -> str:
         """Why this graph is not one of those compiled before."""
-        earlier = [c.graph for c in self.statistics.compilations]
-        if not earlier:
+        if not self.statistics.compilations:
             return "first call"
-        last = earlier[-1]
+        last = self.statistics.compilations[-1].graph
+        before = self.statistics.compilations[-1].location.device
+        if before != location.device:
+            return f"it ran on {before}, now it runs on {location.device}"
         for k, (a, b) in enumerate(zip(last.inputs, graph.inputs)):
             if a.type != b.type:
                 return f"input {k} was {a.type}, now it is {b.type}"
@@ -353,7 +361,8 @@ def compile(function: Any = None, *, mode: str = "default", dynamic: bool | None
     mode        as in PyTorch. "max-autotune" (and "max-autotune-no-cudagraphs"): what products and convolutions leave open
                 is measured on this machine when a plan is made, and kept in the cache (`jitgrad.tuning`); the first call
                 takes seconds to minutes longer. Results may differ from other modes in last bits, as sums are taken in
-                another order. "reduce-overhead" means "default" on a CPU
+                another order. On a CPU the other modes mean the same; on a GPU calls become CUDA graphs, but for the mode
+                "max-autotune-no-cudagraphs", and nothing is measured
     memory_budget   what may wait in memory between the forward and the backward part of a step, as a fraction of what
                 keeping everything takes: 1 keeps all, less computes some of it again, 0 as much as can be. PyTorch's
                 ``activation_memory_budget``. Results are equal up to rounding

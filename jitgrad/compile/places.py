@@ -25,9 +25,10 @@ def leaf_signature(leaf: Any) -> Any:
     """What a sealed call takes for granted about one leaf of its arguments; None: such a call cannot be sealed."""
     if isinstance(leaf, Tensor):
         array = leaf._array
-        if type(array) is not np.ndarray or leaf._history_node() is not None or leaf._hooks:
+        if array is None or leaf._history_node() is not None or leaf._hooks:
             return None
-        return array.dtype, array.shape, array.strides, leaf._requires_grad and (1 if leaf._grad is None else 2)
+        kept = array.dtype, array.shape, array.strides, leaf._requires_grad and (1 if leaf._grad is None else 2)
+        return kept if type(array) is np.ndarray else (*kept, array.gpu)
     kind = type(leaf)
     if kind is float or kind is int:
         return kind

@@ -23,14 +23,16 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from jitgrad import autograd, ops
+from jitgrad.compile.location import CPU, Location, bounds, common_device
 from jitgrad.compile.number import Deferred, Number, trace_number
 from jitgrad.compile.overlap import movement_between
 from jitgrad.compile.trace import Given, Made, Outcome, Pending, Segment, Unit
 from jitgrad.eager import EagerInterpreter
-from jitgrad.errors import AutogradError, CompileError, DeviceError, complain, user_location
+from jitgrad.errors import AutogradError, CompileError, complain, user_location
 from jitgrad.ir import interpreter
 from jitgrad.ir.graph import GraphBuilder, Value
 from jitgrad.ir.op import Op
+from jitgrad.ir.types import TensorType
 from jitgrad.ops.gradient import depends_on
 from jitgrad.shapes import contiguous_strides, reshape_strides
 from jitgrad.tensor import Tensor, _new, assign, undo_movement
@@ -60,7 +62,7 @@ class Fence:
 
 
 class Recorder:
-    """See the module. `execute(recorder, graph, arrays, edge)` runs a graph; it is given by the compiled function."""
+    """See the module. `execute(recorder, segment, arrays)` runs a graph; it is given by the compiled function."""
 
     records = True
 
@@ -103,6 +105,7 @@ class Recorder:
         self.spans: list[tuple[int, int]] = []        # the same, as sorted (first byte, past the last)
         self.live: list[weakref.ref[Tensor]] = []
         self.tracked: set[Value] = set()              # values with a history
+        self.device = ""                              # where the graph runs, as far as is known
         self.detached_before: dict[Value, int] = {}   # inputs that gained a history late: after how many nodes
         self.blocks: list[tuple[int, int]] = []       # nodes (first, past the last) that the walk back computes again
         self.partial: set[Value] = set()              # values whose history is not just that of the graph
@@ -129,10 +132,11 @@ class Recorder:
                     autograd.record(op, inputs, attrs, (out,))
                 return out
         self.builder.where = where = user_location(2)
+        device = self._locate(op.name, inputs)
         read = self.read_all(inputs)
         self.builder.where = where                    # reading may have cut: then this is another builder
         values = self.builder.run(op, read, attrs)
-        outs = (self.lazy(values),) if op.outputs == 1 else tuple([self.lazy(v) for v in values])
+        outs = tuple([self.lazy(v, device) for v in ((values,) if op.outputs == 1 else values)])
         history = [t.requires_grad for t in inputs]
         if any(history):
             if autograd.mode.enabled:
@@ -144,10 +148,13 @@ class Recorder:
             self.partial.update([t._pending.unit.value for t in outs])
         return outs[0] if op.outputs == 1 else outs
 
-    def lazy(self, value: Value) -> Tensor:
-        """A lazy root whose contents are `value`."""
+    def lazy(self, value: Value, device: str = CPU) -> Tensor:
+        """A lazy root on `device` whose contents are `value`; "": it lies nowhere yet."""
         t = _new(Tensor)
         t._type = value.type
+        if device not in (CPU, ""):
+            t._type = TensorType(value.dtype, value.shape, device)
+        t._unplaced = not device
         t._pending = Pending(Unit(value))
         self.live.append(weakref.ref(t))
         return t
@@ -161,6 +168,7 @@ class Recorder:
         place = source._pending if source._array is None else self.capture(source)
         t = _new(Tensor)
         t._type = type_
+        t._unplaced = source._unplaced
         t._pending = Pending(place.unit, (*place.chain, (op, attrs)))
         root = source._root
         t._root = root if root is not None else source
@@ -186,9 +194,29 @@ class Recorder:
                 shape, strides = moved.shape, moved.strides
         return strides
 
+    # --- devices ---------------------------------------------------------------------------------------------------
+
+    def _locate(self, op: str, tensors: Sequence[Tensor]) -> str:
+        """The device of the operands of an op, which becomes that of the graph; "" if they lie nowhere yet."""
+        device, binding = common_device(op, tensors)
+        if binding:
+            self._enter(device)
+        return device
+
+    def _enter(self, device: str) -> None:
+        """What is recorded next runs on `device`. A graph runs on one; another one begins a new graph."""
+        if self.device and self.device != device:
+            self.flush(user_location(2), f"the computation goes on on {device}")
+        self.device = device
+
     def move(self, tensor: Tensor, where: Any, non_blocking: bool) -> Tensor:
-        raise complain(DeviceError, self.name, f"a compiled function runs on the CPU only so far: {tensor.tensor_type} "
-                       f"cannot be moved to {where} in it", fix="Move it before the call, or do not compile this function")
+        """A copy of `tensor` on another device: at once, which cuts, but for what lies nowhere yet."""
+        if tensor._unplaced and str(where) != CPU:
+            self._enter(str(where))
+            if tensor._array is None:
+                return self.lazy(self.builder.run(ops.cast, (self.read(tensor),), {"dtype": tensor.dtype}), str(where))
+        self._bring_about(tensor, user_location(2), f"a tensor is moved to {where}")
+        return _EAGER.move(tensor, where, non_blocking)
 
     # --- memory ----------------------------------------------------------------------------------------------------
 
@@ -219,6 +247,7 @@ class Recorder:
 
     def store(self, target: Tensor, value: Tensor) -> None:
         """Give the memory of `target` new contents."""
+        self._locate("in-place operation", (target, value))
         root = target if target._root is None else target._root
         for deferred in self.deferrals:
             if root is deferred.tensor or root is deferred.tensor._root:
@@ -247,9 +276,6 @@ class Recorder:
         """The place of a real Tensor: an input of the graph, shared by all Tensors over the same memory."""
         place = self.known.get(id(tensor))
         if place is None:
-            if type(tensor._array) is not np.ndarray:
-                raise complain(DeviceError, self.name, f"{tensor.tensor_type} is used in a compiled function, which runs on "
-                               "the CPU only so far", fix="Move it with .cpu() first, or do not compile this function")
             tensor._history_node()                    # of a view it may have to be made again, which captures the root
             array = tensor._array
             place = self._place(tensor, array) if id(tensor) not in self.origins \
@@ -284,7 +310,7 @@ class Recorder:
     def _place(self, tensor: Tensor, array: np.ndarray) -> Pending:
         if array.size == 0:
             return Pending(self._new_unit(tensor))
-        low, high = np.lib.array_utils.byte_bounds(array)
+        low, high = bounds(array)
         unit = self.memory.get((low, high)) if array.flags.c_contiguous else None
         if unit is not None and unit.value.dtype is tensor.dtype:
             same = unit.value.shape == array.shape
@@ -304,11 +330,8 @@ class Recorder:
     def _place_overlapping(self, tensor: Tensor, array: np.ndarray) -> Pending:
         """Tensors that share part of their memory become views of one unit: the array that owns it. One that was
         captured alone before needs a cut; from then on all of them are views."""
-        owner = array
-        while isinstance(owner.base, np.ndarray):
-            owner = owner.base
-        low, high = np.lib.array_utils.byte_bounds(owner)
-        chain = movement_between(owner, array)
+        owner, chain = _owner_and_movement(tensor, array)
+        low, high = bounds(owner)
         if chain is None:
             raise complain(CompileError, self.name, "two of its tensors overlap in memory in a way that cannot be compiled",
                            fix="Pass a copy of one of them, or do not compile this function")
@@ -323,7 +346,8 @@ class Recorder:
         return Pending(unit, (*own, *chain))
 
     def _new_unit(self, tensor: Tensor) -> Unit:
-        unit = Unit(self.builder.input(tensor.tensor_type), tensor)
+        type_ = tensor.tensor_type
+        unit = Unit(self.builder.input(type_ if type_.device == CPU else TensorType(type_.dtype, type_.shape)), tensor)
         if tensor.requires_grad:
             self.tracked.add(unit.value)
         self.units.append(unit)
@@ -335,13 +359,14 @@ class Recorder:
 
     def own(self, tensor: Tensor) -> Tensor:
         """A lazy root with the contents of `tensor`."""
-        return self.lazy(self.read(tensor))
+        return self.lazy(self.read(tensor), self._locate("copy", (tensor,)))
 
     # --- numbers, state, random offsets ------------------------------------------------------------------------------
 
     def input_number(self, value: Any, origin: Any) -> Tensor:
         """A 0-d float64 or int64 input that is read from `origin` on every call."""
         real = Tensor(np.array(value, dtype=np.float64 if isinstance(value, float) else np.int64))
+        real._unplaced = True
         self.origins[id(real)] = origin
         self.forever.append(real)
         return real
@@ -431,16 +456,16 @@ class Recorder:
         self.trace.append(Outcome(kind, value, self.source(tensor), len(self.guards)))
         return value
 
-    def _bring_about(self, tensor: Tensor, where: Any) -> None:
+    def _bring_about(self, tensor: Tensor, where: Any, reason: str = READ) -> None:
         """Run what was recorded so far if the values of `tensor` depend on it."""
         if tensor._array is None:
             if tensor._pending is None:
                 raise complain(AutogradError, "reading a value", "this tensor's computation failed earlier")
-            self.flush(where, READ)
+            self.flush(where, reason)
         else:
             place = self.known.get(id(tensor))
             if any(unit.dirty for unit in self.units) and (place is None or place.unit.dirty):
-                self.flush(where, READ)
+                self.flush(where, reason)
 
     def source(self, tensor: Tensor) -> Tensor | Made:
         """Where the memory of a real Tensor comes from: `Made` by this call, or the Tensor itself."""
@@ -576,8 +601,11 @@ class Recorder:
             edge = wrt, of, tuple(self.blocks)
         again = [v for k, v in enumerate(outputs) if v not in given and v in outputs[:k]]
         copied = [given[v] for v in outputs if v in given], [position[v] for v in again]
+        device = self.device or CPU
+        homeward = tuple(sorted({position[v] for t, v in zip(roots, outputs) if t._type.device == CPU and v in position})) \
+            if device != CPU else ()
         segment = Segment(graph, [self.source(u.tensor) for u in units], all([a.flags.c_contiguous for a in arrays]), edge,
-                          *copied)
+                          *copied, Location(device, homeward))
         found, node = self._carry_out(segment, arrays)
         self.trace.append(segment)
         unused = {v: [k] for v, k in position.items()}
@@ -601,7 +629,7 @@ class Recorder:
         are given."""
         if self.given is None or len(self.segments) >= len(self.given.segments):
             before = [arrays[k].copy() for k in segment.copied_inputs]
-            outputs, node = self.execute(self, segment.graph, arrays, segment.edge)
+            outputs, node = self.execute(self, segment, arrays)
             return [*outputs, *before, *[outputs[k].copy() for k in segment.copied_outputs]], node
         key, outputs = self.given.segments[len(self.segments)]
         if segment.graph.key != key:
@@ -632,6 +660,17 @@ class Recorder:
         for op, attrs in place.chain:
             array = op.eager(array, **attrs)
         t._array, t._pending, t._type = array, None, None
+
+
+def _owner_and_movement(tensor: Tensor, array: Any) -> tuple[Any, Any]:
+    """The array that owns the memory of a Tensor's, and how it is reached from there; None: not by movement ops."""
+    if type(array) is not np.ndarray:                 # an array on a GPU knows no other one, but the Tensor its root
+        root = tensor if tensor._root is None else tensor._root
+        return root._array, tensor._chain if root._array.flags.c_contiguous else None
+    owner = array
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    return owner, movement_between(owner, array)
 
 
 def _store_through(base: Value, chain: Any, value: Value) -> Value:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jitgrad.compile.guards import NumberInputs, read_number
+from jitgrad.compile.location import overwrite, owner_of
 from jitgrad.compile.number import evaluate
 from jitgrad.compile.places import Fetch, Places, as_fetch, leaf_signature
 from jitgrad.compile.recorder import Recorder
@@ -41,7 +42,8 @@ class Stage:
         if segment is None:
             return
         self.edge = owner._edges[segment.graph.key, segment.edge] if segment.edge else None
-        self.plan = owner._plan(self.edge.forward if self.edge else segment.graph)
+        self.location = segment.location
+        self.plan = owner._plan(self.edge.forward if self.edge else segment.graph, segment.location)
         self.written = [k for k, _ in segment.graph.writes]
         self.copies = bool(segment.copied_inputs or segment.copied_outputs)
         self._find_inputs(segment, places, recorder)
@@ -84,7 +86,7 @@ class Stage:
         written = any(t is tensor for s in recorder.segments for t in (s.inputs[k] for k, _ in s.graph.writes))
         inputs = sum(t is tensor for s in recorder.segments for t in s.inputs)
         # References: the segments' inputs, the call's node on the tape, two local names, and getrefcount's argument.
-        if written or tensor._root is not None or tensor._array.base is not None or sys.getrefcount(tensor) > inputs + 5:
+        if written or tensor._root is not None or _is_part(tensor._array) or sys.getrefcount(tensor) > inputs + 5:
             raise Impure(f"uses a tensor ({tensor.tensor_type}) that cannot be found again from its arguments, Modules or "
                          "variables", None)
         return tensor
@@ -110,11 +112,11 @@ class Stage:
         fixed = [arrays[k] for k, _, _ in self.tables]
         ids = list(map(id, fixed))
         if ids != self.known:
-            owners = [_owner(a) for a in fixed]
+            owners = [owner_of(a) for a in fixed]
             if len(set(owners)) != len(owners) or (not all(a.flags.c_contiguous for a in fixed) and self.dense):
                 return False
             self.known, self.known_arrays, self.owners = ids, fixed, set(owners)
-        others = [_owner(arrays[k]) for k, _ in self.leaves] + [_owner(arrays[k]) for k, _ in self.fetched]
+        others = [owner_of(arrays[k]) for k, _ in self.leaves] + [owner_of(arrays[k]) for k, _ in self.fetched]
         if not self.owners.isdisjoint(others):
             return False
         return not self.moving_apart or len(set(others)) == len(others)
@@ -178,7 +180,7 @@ class Stage:
 
     def _run_plan(self, tensors: list[Tensor], arrays: list[np.ndarray]) -> tuple[list[np.ndarray], Any]:
         if self.edge is not None:
-            return self.owner._run_forward(self.edge, tensors, arrays)  # type: ignore[no-any-return]
+            return self.owner._run_forward(self.edge, self.location, tensors, arrays)  # type: ignore[no-any-return]
         if self.dense:
             return self.plan.run(arrays), None
         return run_on_memory(self.plan, arrays, self.written), None
@@ -199,19 +201,16 @@ def moved(made: list[np.ndarray], source: Made) -> np.ndarray:
     return array
 
 
+def _is_part(array: Any) -> bool:
+    """Whether the memory of an array is part of another one's."""
+    return array.base is not None if type(array) is np.ndarray else array.is_view
+
+
 def run_on_memory(plan: Any, arrays: list[np.ndarray], written: list[int]) -> list[np.ndarray]:
     """Run a plan on the memory of Tensors; memory that is not dense is copied in, and back where it was written."""
     dense = [a if a.flags.c_contiguous else a.copy() for a in arrays]
     results: list[np.ndarray] = plan.run(dense)
     for k in written:
         if dense[k] is not arrays[k]:
-            np.copyto(arrays[k], dense[k])
+            overwrite(arrays[k], dense[k])
     return results
-
-
-def _owner(array: np.ndarray) -> int:
-    """The identity of the array that owns the memory."""
-    base = array.base
-    while isinstance(base, np.ndarray):
-        array, base = base, base.base
-    return id(array) if base is None else id(base)

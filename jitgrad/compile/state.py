@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jitgrad.amp.scaler import GradScaler
+from jitgrad.compile.location import overwrite
 from jitgrad.functional.random import Generator, default_generator
 from jitgrad.nn.module import Module
 from jitgrad.optim.optimizer import Optimizer
@@ -78,10 +79,10 @@ class State:
         """Put everything back, in place."""
         for k, t in self.tensors.items():
             if t._array.flags.writeable:
-                np.copyto(t._array, self.contents[k])
+                overwrite(t._array, self.contents[k])
             old, values = self.gradients[k]
             if old is not None and values is not None:
-                np.copyto(old._array, values)
+                overwrite(old._array, values)
             t._set_grad(old)
         for k, m in self.modules.items():
             fields, buffers = self.attributes[k]
@@ -100,15 +101,15 @@ class State:
                 if name in before:
                     entry[name] = before[name]
                 elif isinstance(value, Tensor):
-                    value._array.fill(0)
+                    overwrite(value._array, np.zeros(value.shape, value.dtype.numpy))
 
     def observe(self) -> dict[str, np.ndarray]:
         """Copies of all contents and gradients now, in a stable order, for comparing two runs."""
         found = {}
         for n, t in enumerate(self.tensors.values()):
-            found[f"tensor {n}"] = t._forced().copy()
+            found[f"tensor {n}"] = t._on_host().copy()
             if t._grad is not None:
-                found[f"gradient {n}"] = t._grad._forced().copy()
+                found[f"gradient {n}"] = t._grad._on_host().copy()
         return found
 
 

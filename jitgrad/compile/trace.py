@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jitgrad.compile.location import ON_CPU, Location
 from jitgrad.ir.graph import Graph, Value
 from jitgrad.ir.op import Op
 from jitgrad.tensor import Tensor
@@ -59,6 +60,7 @@ class Segment:
     edge: tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[int, int], ...]] | None
     copied_inputs: list[int]
     copied_outputs: list[int]
+    location: Location = ON_CPU
 
     @property
     def count(self) -> int:

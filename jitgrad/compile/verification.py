@@ -10,14 +10,18 @@ import numpy as np
 
 from jitgrad import dtypes, plans
 from jitgrad.compile.api import CompiledFunction
+from jitgrad.compile.location import CPU, overwrite
 from jitgrad.compile.recorder import Recorder
 from jitgrad.compile.state import State
+from jitgrad.compile.trace import Segment
+from jitgrad.devices import device
 from jitgrad.dtypes import DType
 from jitgrad.errors import describe_location, source_line
 from jitgrad.ir import evaluate
 from jitgrad.ir.graph import Graph, GraphBuilder, Value
 from jitgrad.ir.interpreter import interpret
 from jitgrad.ir.types import TensorType
+from jitgrad.runtime.cuda.array import DeviceArray, moved, to_host
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,16 @@ def verify(function: Any, *args: Any, tolerance: float = 64.0, **kwargs: Any) ->
     state = State(plain, (args, kwargs))
     recorded: list[tuple[Graph, list[np.ndarray]]] = []
 
-    def execute(recorder: Recorder, graph: Graph, arrays: list[np.ndarray], crossing: Any) -> tuple[Any, None]:
-        recorded.append((graph, [a.copy() for a in arrays]))
-        results = evaluate(graph, arrays)
+    def execute(recorder: Recorder, segment: Segment, arrays: list[Any]) -> tuple[Any, None]:
+        graph = segment.graph
+        values = [to_host(a) if type(a) is DeviceArray else a.copy() for a in arrays]
+        recorded.append((graph, values))
+        results = evaluate(graph, values)
         for (k, _), value in zip(graph.writes, results[len(graph.outputs):]):
-            arrays[k][...] = value
-        return [np.array(r) for r in results[:len(graph.outputs)]], None
+            overwrite(arrays[k], np.asarray(value))
+        found = [np.array(r) for r in results[:len(graph.outputs)]]
+        place, homeward = segment.location
+        return [r if place == CPU or k in homeward else moved(r, device(place)) for k, r in enumerate(found)], None
 
     recorder = Recorder(execute, name)
     try:

@@ -17,7 +17,7 @@ import numpy as np
 
 from jitgrad import dtypes, ops
 from jitgrad.dtypes import DType
-from jitgrad.errors import DeviceError, DTypeError, JitgradError, ShapeError, complain
+from jitgrad.errors import DTypeError, JitgradError, ShapeError, complain
 from jitgrad.ops.builders import broadcast, full
 
 Operand = Any                    # a Tensor or another Typed value, or a number
@@ -322,15 +322,17 @@ def install_tensor(make: Callable[[np.ndarray], Tensor]) -> None:
     _from_array = make
 
 
-def from_array(array: np.ndarray) -> Tensor:
-    """A Tensor around a NumPy array: for what no op computes, such as results whose size depends on values."""
+def from_array(array: np.ndarray, like: Tensor | None = None) -> Tensor:
+    """A Tensor around a NumPy array: for what no op computes, such as results whose size depends on values. It is put
+    where `like` is; without, it goes to wherever it is used."""
     assert _from_array is not None, "jitgrad.creation has not been imported"
-    return _from_array(array)
+    made = _from_array(array)
+    if like is not None:
+        made = made._moved(like.device)
+        made._unplaced = False
+    return made
 
 
 def read(x: Tensor) -> np.ndarray:
     """The values of a Tensor now. While compiling this makes a cut."""
-    if x.device.type != "cpu":
-        raise complain(DeviceError, "reading values", f"an operation whose result depends on values does not run on cuda "
-                       f"yet: {describe(x)}", fix="Move it with .cpu() and the result back with .to(device)")
     return x.numpy(force=True)

@@ -250,7 +250,7 @@ def _positions(index: Tensor) -> Tensor:
     """A mask as the row-major positions where it is True; integers as they are."""
     if index.dtype is not dtypes.bool_:
         return index
-    return from_array(np.flatnonzero(read(index)))
+    return from_array(np.flatnonzero(read(index)), index)
 
 
 def _combined(parts: list[tuple[int, Tensor, bool]]) -> Tensor:

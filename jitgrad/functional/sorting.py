@@ -91,8 +91,9 @@ def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
     """Where `input` is not zero: int64 [count, ndim], or one 1-d tensor for each dimension. Reads the value."""
     found = np.nonzero(np.atleast_1d(read(input)))
     if as_tuple:
-        return tuple([from_array(v) for v in found])
-    return from_array(np.stack(found[:len(input.shape)], 1) if input.shape else np.zeros((len(found[0]), 0), np.int64))
+        return tuple([from_array(v, input) for v in found])
+    stacked = np.stack(found[:len(input.shape)], 1) if input.shape else np.zeros((len(found[0]), 0), np.int64)
+    return from_array(stacked, input)
 
 
 def argwhere(input: Tensor) -> Tensor:
@@ -107,8 +108,8 @@ def unique(input: Tensor, sorted: bool = True, return_inverse: bool = False, ret
     options: dict[str, Any] = {"return_inverse": return_inverse, "return_counts": return_counts, "axis": dim}
     found = np.unique(read(input), **options)
     if isinstance(found, tuple):
-        return tuple([from_array(np.asarray(v)) for v in found])
-    return from_array(found)
+        return tuple([from_array(np.asarray(v), input) for v in found])
+    return from_array(found, input)
 
 
 def isin(elements: Tensor, test_elements: Tensor) -> Tensor:
@@ -133,4 +134,4 @@ def histc(input: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Ten
     array = read(input)
     limits = (float(array.min()), float(array.max())) if min == max and array.size else (float(min), float(max))
     counts, _ = np.histogram(array, bins, limits)
-    return from_array(counts.astype(array.dtype))
+    return from_array(counts.astype(array.dtype), input)

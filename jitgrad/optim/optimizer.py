@@ -19,7 +19,6 @@ import numpy as np
 
 from jitgrad import changes, dtypes
 from jitgrad.autograd import eager_state, enable_grad, no_grad, number
-from jitgrad.devices import CPU
 from jitgrad.functional.foreach import foreach_
 from jitgrad.hooks import Hook, HookTable, RemovableHandle
 from jitgrad.optim.groups import ParamGroup, WatchedList
@@ -188,8 +187,8 @@ REQUIRED: Any = _Required()
 
 
 def scalar_state(value: float = 0.0) -> Callable[[Tensor], Tensor]:
-    """Maker of a 0-d float32 state, such as the number of steps."""
-    return lambda _: tensor_on(np.array(value, dtypes.float32.numpy), CPU)
+    """Maker of a 0-d float32 state, such as the number of steps; it is where the parameter is, so that a GPU counts."""
+    return lambda param: tensor_on(np.array(value, dtypes.float32.numpy), param.device)
 
 
 def filled_state(value: float = 0.0) -> Callable[[Tensor], Tensor]:
@@ -284,5 +283,5 @@ def _adopt(entry: Mapping[str, Any], param: Tensor) -> dict[str, Any]:
             continue
         tensor = value.detach().clone() if isinstance(value, Tensor) else Tensor(np.asarray(value).copy())
         floats = tensor.dtype.is_floating_point and param.dtype.is_floating_point
-        adopted[name] = tensor.to(param.dtype) if floats and name != "step" else tensor
+        adopted[name] = tensor.to(param.device, param.dtype if floats and name != "step" else tensor.dtype)
     return adopted

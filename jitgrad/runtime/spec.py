@@ -5,7 +5,8 @@ every field: a file that says anything else raises ValueError.
 
 Memory is named by a Ref, ``(space, place)``: ``("input", k)``, ``("output", k)``, ``("arena", byte offset)``,
 ``("constant", byte offset)``, or ``("private", byte offset)`` in memory that each thread has of its own. An argument
-that is text is the key of another kernel: its address is passed.
+that is text is the key of another kernel: its address is passed. On a GPU there are also ``("table", k)``, the numbers and
+addresses of `tables[k]` in device memory, and ``("error", 0)``, the error word of the entry.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from jitgrad.ir.types import TensorType, parse_type
 
 Ref = tuple[str, int]
 Argument = Ref | int | str
-SPACES = ("input", "output", "arena", "constant", "private")
+SPACES = ("input", "output", "arena", "constant", "private", "table", "error")
 OPS = ops                                                   # importing them is what fills the registry
 _KEY = re.compile(r"[0-9a-f]{16,64}\Z")
 
@@ -52,7 +53,8 @@ class HostCall:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One step: a kernel (by its cache key) for `items` work items with `arguments`, or a host call."""
+    """One step: a kernel (by its cache key) for `items` work items with `arguments`, or a host call. On a GPU `items` are
+    blocks of `threads` threads, and numbers among the arguments are int32, int64 where `wide`."""
 
     name: str
     kernel: str | None
@@ -60,6 +62,8 @@ class Entry:
     items: int
     arguments: tuple[Argument, ...]
     where: Where = None
+    threads: int = 0
+    wide: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,7 @@ class Decision:
 class PlanSpec:
     """A plan. `written` are the inputs that it overwrites in place, `arena` is in bytes, `sources` the kernels' text
     by key, with its comments, `private` the bytes that each thread needs beside the arena, `choices` what was measured
-    before it was made."""
+    before it was made, `tables` what kernels of a GPU look up in its memory: numbers, and Refs that stand for addresses."""
 
     inputs: tuple[TensorType, ...]
     outputs: tuple[Output, ...]
@@ -111,6 +115,7 @@ class PlanSpec:
     sources: Mapping[str, str] = field(default_factory=dict)
     private: int = 0
     choices: tuple[Decision, ...] = ()
+    tables: tuple[tuple[Ref | int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         _check_spec(self)
@@ -133,6 +138,7 @@ class PlanSpec:
             "sources": dict(self.sources),
             "private": self.private,
             "choices": [decision.to_data() for decision in self.choices],
+            "tables": [[e if isinstance(e, int) else list(e) for e in table] for table in self.tables],
         })
 
     @staticmethod
@@ -163,11 +169,14 @@ def _check_spec(spec: PlanSpec) -> None:
             _require(own.type.nbytes == output.type.nbytes, "outputs that share memory differ in size")
     for entry in spec.entries:
         _check_entry(entry, check_ref)
+    for element in [e for table in spec.tables for e in table if not isinstance(e, int)]:
+        check_ref(element, 0)
 
 
 def _check_entry(entry: Entry, check_ref: Callable[[Ref, int], None]) -> None:
     _require((entry.kernel is None) != (entry.host is None), f"{entry.name}: neither kernel nor host call, or both")
     _require(0 <= entry.items < 1 << 31, f"{entry.name}: {entry.items} items")
+    _require(0 <= entry.threads <= 1024, f"{entry.name}: blocks of {entry.threads} threads")
     _require(entry.kernel is None or bool(_KEY.match(entry.kernel)), f"{entry.name}: a kernel's key is hexadecimal")
     for argument in entry.arguments:
         if isinstance(argument, int):
@@ -184,7 +193,8 @@ def _check_entry(entry: Entry, check_ref: Callable[[Ref, int], None]) -> None:
 
 def _ref_checker(spec: PlanSpec) -> Callable[[Ref, int], None]:
     """A function that checks that `nbytes` at a Ref exist."""
-    sizes = {"arena": spec.arena, "constant": len(spec.constants), "private": spec.private}
+    sizes = {"arena": spec.arena, "constant": len(spec.constants), "private": spec.private, "table": len(spec.tables),
+             "error": 1}
     values = {"input": [t.nbytes for t in spec.inputs], "output": [o.type.nbytes for o in spec.outputs]}
 
     def check(ref: Ref, nbytes: int) -> None:
@@ -206,7 +216,7 @@ def _write_entry(entry: Entry) -> dict[str, Any]:
                            "outputs": [[list(r), str(t)] for r, t in entry.host.outputs]}
     return {"name": entry.name, "kernel": entry.kernel, "host": host, "items": entry.items,
             "arguments": [a if isinstance(a, (int, str)) else list(a) for a in entry.arguments],
-            "where": entry.where and list(entry.where)}
+            "where": entry.where and list(entry.where), "threads": entry.threads, "wide": entry.wide}
 
 
 def _read_spec(data: Any) -> PlanSpec:
@@ -218,7 +228,8 @@ def _read_spec(data: Any) -> PlanSpec:
         _read(data["arena"], int),
         tuple([_read_entry(entry) for entry in data["entries"]]),
         {_read(key, str): _read(text, str) for key, text in data["sources"].items()}, _read(data["private"], int),
-        tuple([Decision.from_data(decision) for decision in data["choices"]]))
+        tuple([Decision.from_data(decision) for decision in data["choices"]]),
+        tuple([tuple([e if type(e) is int else _read_ref(e) for e in table]) for table in data["tables"]]))
 
 
 def _read_entry(data: Any) -> Entry:
@@ -227,7 +238,8 @@ def _read_entry(data: Any) -> Entry:
     where = data["where"] and (_read(data["where"][0], str), _read(data["where"][1], int))
     kernel = None if data["kernel"] is None else _read(data["kernel"], str)
     arguments = tuple([a if type(a) in (int, str) else _read_ref(a) for a in data["arguments"]])
-    return Entry(_read(data["name"], str), kernel, host, _read(data["items"], int), arguments, where)
+    return Entry(_read(data["name"], str), kernel, host, _read(data["items"], int), arguments, where,
+                 _read(data["threads"], int), _read(data["wide"], bool))
 
 
 def _read(value: Any, kind: type) -> Any:

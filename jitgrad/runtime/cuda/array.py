@@ -6,6 +6,7 @@ only. All copies go to the current stream of the GPU; those that Python waits fo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -125,6 +126,10 @@ class DeviceArray:
         copy_into(fresh, self)
         return fresh
 
+    def item(self) -> Any:
+        """The value of an array of one element as a Python number; Python waits for it."""
+        return to_host(self).item()
+
     def record_stream(self, stream: Stream) -> None:
         """`stream` uses its memory, too."""
         if isinstance(self.owner, memory.Memory):
@@ -132,6 +137,15 @@ class DeviceArray:
 
 
 Array = Any                                       # np.ndarray or DeviceArray
+
+_gather: Callable[[DeviceArray, DeviceArray], bool] | None = None
+
+
+def install_gather(gather: Callable[[DeviceArray, DeviceArray], bool] | None) -> None:
+    """Say who copies an array whose elements lie in another order into a contiguous one; who cannot, answers False. Without
+    it such an array is copied by way of the host."""
+    global _gather
+    _gather = gather
 
 
 def empty(shape: Shape, dtype: np.dtype[Any], gpu: Gpu) -> DeviceArray:
@@ -169,8 +183,14 @@ def copy_into(target: Array, source: Array, non_blocking: bool = False) -> None:
     elif source._is_contiguous() and not _overlap(target, source):
         stream = streams.current_stream(target.gpu.index)
         target.gpu.driver.call("cuMemcpyDtoDAsync_v2", target.address, source.address, source.nbytes, stream.handle)
-    else:
+    elif _overlap_spans(target, source) or _gather is None or not _gather(target, source):
         _upload(target, to_host(source), False)
+
+
+def _overlap_spans(one: DeviceArray, other: DeviceArray) -> bool:
+    """`_overlap` for an `other` with gaps."""
+    low, nbytes = span(other)
+    return one.address < other.address + low + nbytes and other.address + low < one.address + one.nbytes
 
 
 def _overlap(one: DeviceArray, other: DeviceArray) -> bool:
@@ -183,15 +203,15 @@ def to_host(array: DeviceArray, non_blocking: bool = False) -> np.ndarray:
     without waiting: the values are there after the stream is synchronized."""
     if not array.size:
         return np.empty(array.shape, array.dtype)
-    low, span = _span(array)
+    low, nbytes = span(array)
     stream = streams.current_stream(array.gpu.index)
     if non_blocking:
-        buffer = pinned.allocate(span)
+        buffer = pinned.allocate(nbytes)
         buffer.record_stream(stream)
         raw = np.asarray(buffer)
     else:
-        raw = np.empty(span, np.uint8)
-    array.gpu.driver.call("cuMemcpyDtoHAsync_v2", raw.ctypes.data, array.address + low, span, stream.handle)
+        raw = np.empty(nbytes, np.uint8)
+    array.gpu.driver.call("cuMemcpyDtoHAsync_v2", raw.ctypes.data, array.address + low, nbytes, stream.handle)
     if not non_blocking:
         stream.synchronize()
     return np.ndarray(array.shape, array.dtype, raw, -low, array.strides)
@@ -225,9 +245,9 @@ def _upload(target: DeviceArray, source: np.ndarray, non_blocking: bool) -> None
 
 def _update(target: DeviceArray, source: Array) -> None:
     """Into an array with gaps: what lies around it is read and written back unchanged."""
-    low, span = _span(target)
+    low, nbytes = span(target)
     values = to_host(source) if type(source) is DeviceArray else source
-    around = DeviceArray(target.owner, target.gpu, target.address + low, (span,), (1,), np.dtype(np.uint8), True)
+    around = DeviceArray(target.owner, target.gpu, target.address + low, (nbytes,), (1,), np.dtype(np.uint8), True)
     raw = to_host(around)
     np.copyto(np.ndarray(target.shape, target.dtype, raw, -low, target.strides), values)
     _upload(around, raw, False)
@@ -244,7 +264,7 @@ def _copy_between(target: DeviceArray, source: DeviceArray) -> None:
     there.wait_stream(here)
 
 
-def _span(array: DeviceArray) -> tuple[int, int]:
+def span(array: DeviceArray) -> tuple[int, int]:
     """Where the array's lowest byte is, seen from its first element, and how many bytes there are to its highest."""
     ends = [stride * (n - 1) for stride, n in zip(array.strides, array.shape, strict=True)]
     low, high = sum(min(end, 0) for end in ends), sum(max(end, 0) for end in ends)

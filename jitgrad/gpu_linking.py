@@ -1,0 +1,108 @@
+"""The last step of compiling for a GPU: nodes with memory become the entries of a plan, as `linking` does for the CPU.
+
+In: the `Assignment` of a fused graph. Every node is lowered to launches of GPU kernels; one that has none is carried out
+by NumPy in the computer's own memory: its operands are copied down, its results up. Out: a PlanSpec, whose kernels have
+keys for one architecture. Nothing is compiled here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jitgrad import linking
+from jitgrad.codegen.cuda_lower import lower_cuda
+from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLowered, ErrorWord, Table
+from jitgrad.codegen.sharing import shareable_by
+from jitgrad.errors import CompileError
+from jitgrad.ir.graph import Graph, Node
+from jitgrad.runtime.cuda.code import kernel_key
+from jitgrad.runtime.spec import Argument, Entry, Output, PlanSpec, Ref
+from jitgrad.transforms.memory import Assignment, Copy, Slot, Step, place_temporaries
+
+LOWERED = ("region", "foreach")
+"""The kinds of nodes that have GPU kernels."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GpuStep:
+    """A node with its memory, its launches (None: NumPy carries it out), and the memory of their scratch buffers."""
+
+    step: Step
+    lowered: CudaLowered | None
+    scratch: tuple[Slot, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GpuLinked:
+    """All steps in order, and the size of the arena in bytes."""
+
+    steps: tuple[GpuStep, ...]
+    arena: int
+
+
+def may_share(node: Node, output: int, operand: int) -> bool:
+    """Whether a kernel for `node` may write that output over that operand."""
+    return node.op.kind in LOWERED and (output, operand) in shareable_by(node)
+
+
+def link(assignment: Assignment) -> GpuLinked:
+    """Lower every step, and place all temporary memory."""
+    steps = []
+    for position, part in enumerate(assignment.steps):
+        step = linking.copy_step(part) if isinstance(part, Copy) else part
+        lowered = lower_step(step)
+        scratch = lowered.scratch if lowered else ()
+        steps.append(GpuStep(step, lowered, tuple([Slot("arena", 0, n, position, position) for n in scratch])))
+    shared = [slot for linked in steps for slot in linked.scratch]
+    return GpuLinked(tuple(steps), place_temporaries([*assignment.temporaries, *shared]))
+
+
+def lower_step(step: Step) -> CudaLowered | None:
+    """The launches of one node; None where there is no GPU kernel."""
+    node = step.node
+    if node.op.kind not in LOWERED or any(v.dtype.is_complex for v in (*node.inputs, *node.outputs)):
+        return None
+    try:
+        return lower_cuda(node.op, tuple([v.type for v in node.inputs]), node.attrs, step.shared)
+    except CompileError:
+        return None
+
+
+def plan_spec(graph: Graph, assignment: Assignment, linked: GpuLinked, arch: str) -> PlanSpec:
+    """The plan of `graph` for GPUs of that architecture, as data."""
+    entries: list[Entry] = []
+    sources: dict[str, str] = {}
+    tables: list[tuple[Ref | int, ...]] = []
+    for step in linked.steps:
+        if step.lowered is None:
+            entries.append(linking.host_entry(step.step))
+            continue
+        for launch in step.lowered.launches:
+            key = kernel_key(launch.source, arch)
+            sources.setdefault(key, launch.source)
+            entries.append(Entry(launch.name, key, None, launch.grid, _arguments(step, launch, tables),
+                                 step.step.node.where, launch.threads, launch.wide))
+    outputs = [Output(v.type, linking.reference(slot))
+               for v, slot in zip(graph.outputs, assignment.outputs, strict=True)]
+    written = tuple(sorted({position for position, _ in graph.writes}))
+    return PlanSpec(tuple([v.type for v in graph.inputs]), tuple(outputs), written, assignment.constants, linked.arena,
+                    tuple(entries), sources, tables=tuple(tables))
+
+
+def _arguments(step: GpuStep, launch: CudaLaunch, tables: list[tuple[Ref | int, ...]]) -> tuple[Argument, ...]:
+    """The arguments of a launch; its tables are added to `tables`."""
+    slots: Sequence[Slot] = (*step.step.inputs, *step.step.outputs, *step.scratch)
+
+    def place(buffer: Buffer | int) -> Ref | int:
+        return linking.reference(slots[buffer.index]) if isinstance(buffer, Buffer) else buffer
+
+    def argument(given: Buffer | Table | ErrorWord | int) -> Argument:
+        if isinstance(given, ErrorWord):
+            return "error", 0
+        if isinstance(given, Table):
+            tables.append(tuple([place(e) for e in given.entries]))
+            return "table", len(tables) - 1
+        return place(given)
+
+    return tuple([argument(a) for a in launch.arguments])

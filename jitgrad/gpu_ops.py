@@ -1,0 +1,163 @@
+"""Ops of eager execution on GPUs: every op, on arrays in device memory, is a plan of one node, made once and kept.
+
+`run` is what `dispatch.install` is given: an op on arrays of one GPU, and numbers in the computer's memory. `rewrite` is
+the same for an op whose results replace the contents of operands, and `gather` copies an array whose elements lie in
+another order. Operands that are transposed or expanded are taken as they lie: the plan's graph begins with the movement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+from jitgrad import ops
+from jitgrad.dtypes import from_numpy
+from jitgrad.errors import CompileError
+from jitgrad.gpu_plans import compile_for
+from jitgrad.ir.graph import Graph, GraphBuilder, Value, attrs_key
+from jitgrad.ir.op import Op
+from jitgrad.ir.types import TensorType
+from jitgrad.ops.derived import Derived
+from jitgrad.runtime.cuda import array as device_memory, dispatch
+from jitgrad.runtime.cuda.array import Array, DeviceArray, moved
+from jitgrad.runtime.cuda.driver import Gpu
+
+Chain = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+def run(op: Op, arrays: Sequence[Array], attrs: dict[str, Any], gpu: Gpu) -> Any:
+    """The result of `op`, or a tuple of them."""
+    taken = [operand(a, gpu) for a in arrays]
+    plan = compile_for(_graph(_Question(op, attrs), *_asked(taken, attrs), ()), gpu)
+    results = [r if type(r) is DeviceArray else moved(r, gpu.device) for r in plan.run([base for base, _ in taken])]
+    return results[0] if op.outputs == 1 else tuple(results)
+
+
+def rewrite(op: Op, arrays: Sequence[Array], attrs: dict[str, Any], targets: Sequence[Array]) -> bool:
+    """Replace the contents of `targets`, which are operands, by the results of `op`. False, and nothing has changed, where
+    they are not in one piece or share memory."""
+    places = {id(a): k for k, a in enumerate(arrays)}
+    written = tuple([places.get(id(t), -1) for t in targets])
+    if -1 in written or not all([type(t) is DeviceArray and t.flags.c_contiguous for t in targets]) or _overlap(arrays):
+        return False
+    gpu = dispatch.common_gpu(op, arrays)
+    taken = [operand(a, gpu) for a in arrays]
+    compile_for(_graph(_Question(op, attrs), *_asked(taken, attrs), written), gpu).run([base for base, _ in taken])
+    return True
+
+
+def gather(target: DeviceArray, source: DeviceArray) -> bool:
+    """Copy `source` into the contiguous array `target` by a kernel; False where its elements lie too oddly."""
+    found = _moved_base(source)
+    if found is None:
+        return False
+    base, chain = found
+    types = (_type(base), _type(target))
+    try:
+        plan = compile_for(_copy(types, chain), target.gpu)
+    except CompileError:                                    # where nothing can be compiled, the host copies
+        return False
+    plan.run([base, target])
+    return True
+
+
+# ---- operands ---------------------------------------------------------------------------------------------------------
+
+
+def operand(array: Array, gpu: Gpu) -> tuple[Array, Chain]:
+    """A dense array, or a number, and the movement that makes `array` of it."""
+    if type(array) is DeviceArray:
+        found = (array, ()) if array.flags.c_contiguous else _moved_base(array)
+        return found or (array.copy(), ())
+    if array.size == 0:
+        return moved(array, gpu.device), ()
+    number = array[(slice(0, 1),) * array.ndim].reshape(())
+    return number, () if not array.ndim else (("reshape", (1,) * array.ndim), ("broadcast_to", array.shape))
+
+
+def _moved_base(array: DeviceArray) -> tuple[DeviceArray, Chain] | None:
+    """The dense array of which `array` is a transposed and expanded view; None when it is of none."""
+    ones = tuple([1 if stride == 0 else n for n, stride in zip(array.shape, array.strides, strict=True)])
+    order = sorted([k for k, n in enumerate(ones) if n != 1], key=lambda k: -array.strides[k])
+    base = DeviceArray(array.owner, array.gpu, array.address, tuple([ones[k] for k in order]),
+                       tuple([array.strides[k] for k in order]), array.dtype, True)
+    if 0 in array.shape or not base.flags.c_contiguous:
+        return None
+    back = tuple(sorted(range(len(order)), key=lambda k: order[k]))
+    chain: list[tuple[str, tuple[int, ...]]] = []
+    if back != tuple(range(len(order))):
+        chain.append(("permute", back))
+    if len(order) != array.ndim:
+        chain.append(("reshape", ones))
+    if ones != array.shape:
+        chain.append(("broadcast_to", array.shape))
+    return base, tuple(chain)
+
+
+def _move(value: Any, chain: Chain) -> Any:
+    for name, sizes in chain:
+        if name == "permute":
+            value = ops.permute(value, axes=sizes)
+        else:
+            value = (ops.reshape if name == "reshape" else ops.broadcast_to)(value, shape=sizes)
+    return value
+
+
+def _overlap(arrays: Sequence[Array]) -> bool:
+    """Whether any two of them share device memory."""
+    spans = sorted([(a.address, a.nbytes) for a in arrays if type(a) is DeviceArray])
+    return any([place + nbytes > after for (place, nbytes), (after, _) in pairwise(spans)])
+
+
+# ---- graphs -----------------------------------------------------------------------------------------------------------
+
+
+class _Question:
+    """An op with attributes. Two are equal if the ops are: the attributes' key is compared beside them."""
+
+    __slots__ = ("attrs", "op")
+
+    def __init__(self, op: Op, attrs: dict[str, Any]):
+        self.op, self.attrs = op, attrs
+
+    def __hash__(self) -> int:
+        return hash(self.op.name)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Question) and self.op is other.op
+
+
+def _type(array: Array) -> TensorType:
+    """What a graph knows of an operand: not where it is."""
+    return TensorType(from_numpy(array.dtype), tuple(array.shape))
+
+
+def _asked(taken: Sequence[tuple[Array, Chain]], attrs: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple([_type(base) for base, _ in taken]), tuple([chain for _, chain in taken]), attrs_key(attrs)
+
+
+@lru_cache(maxsize=4096)
+def _graph(question: _Question, types: tuple[TensorType, ...], chains: tuple[Chain, ...], key: Any,
+           written: tuple[int, ...]) -> Graph:
+    op, attrs = question.op, question.attrs
+    builder = GraphBuilder(op.name)
+    inputs = [builder.input(t) for t in types]
+    with builder:
+        operands: list[Value] = [_move(v, chain) for v, chain in zip(inputs, chains, strict=True)]
+        made = op.definition(*operands, **attrs) if isinstance(op, Derived) else builder.run(op, tuple(operands), attrs)
+    results = list(made) if isinstance(made, tuple) else [made]
+    return builder.build([] if written else results, list(zip(written, results, strict=True)) if written else [])
+
+
+@lru_cache(maxsize=1024)
+def _copy(types: tuple[TensorType, TensorType], chain: Chain) -> Graph:
+    builder = GraphBuilder("copy")
+    source, _ = [builder.input(t) for t in types]
+    with builder:
+        return builder.build([], [(1, _move(source, chain))])
+
+
+dispatch.install(run)
+device_memory.install_gather(gather)

@@ -1,0 +1,75 @@
+"""Plans for GPUs by graph: in memory, in the cache folder, or made; what `plans` is for the CPU.
+
+A graph says what is computed, and nothing about where: equal graphs have one specification for all GPUs of an
+architecture, and one `GpuPlan` for each GPU. A process that finds specification and machine code in the folder loads
+neither Numba nor NVIDIA's packages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from importlib import import_module
+
+from jitgrad import plans
+from jitgrad.ir.graph import Graph
+from jitgrad.runtime import cache
+from jitgrad.runtime.cuda import code
+from jitgrad.runtime.cuda.driver import Gpu
+from jitgrad.runtime.cuda.plan import GpuPlan
+from jitgrad.runtime.spec import PlanSpec
+
+_plans: OrderedDict[tuple[Gpu, str, bool], GpuPlan] = OrderedDict()
+_lock = threading.RLock()
+
+
+def compile_for(graph: Graph, gpu: Gpu, memory_budget: float = 1.0, captures: bool = False) -> GpuPlan:
+    """A plan that computes `graph` on `gpu`. `captures`: its calls may become CUDA graphs."""
+    key = plan_key(graph, code.architecture(gpu), memory_budget)
+    with _lock:
+        plan = _plans.get((gpu, key, captures))
+        if plan is None:
+            plan = _plans[gpu, key, captures] = GpuPlan(_specification(graph, key, gpu, memory_budget), gpu, captures)
+            if len(_plans) > plans.PLANS_IN_MEMORY:
+                _plans.popitem(last=False)
+        _plans.move_to_end((gpu, key, captures))
+        return plan
+
+
+def plan_key(graph: Graph, arch: str, memory_budget: float = 1.0) -> str:
+    """The key of a graph's plan: the graph, everything that made the plan, and the architecture."""
+    text = f"{graph.key!r}\0{memory_budget!r}\0{plans.fingerprint()}\0{code.fingerprint()}\0{arch}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def clear_plans() -> None:
+    """Forget the plans in memory; those in the cache folder stay."""
+    with _lock:
+        _plans.clear()
+
+
+def _specification(graph: Graph, key: str, gpu: Gpu, memory_budget: float) -> PlanSpec:
+    """The plan stored under `key`, or one that is made and stored."""
+    data = cache.current().get("plans", key)
+    if data is not None:
+        try:
+            return PlanSpec.from_json(data.decode())
+        except ValueError:
+            pass                                            # damaged: as good as absent
+    spec: PlanSpec = import_module("jitgrad.pipeline").build_for_gpu(graph, code.architecture(gpu), memory_budget).spec
+    cache.current().put("plans", key, spec.to_json().encode())
+    return spec
+
+
+def _compile(text: str, arch: str) -> str:
+    ptx: str = import_module("jitgrad.codegen.cuda_native").compile_ptx(text, arch)
+    return ptx
+
+
+def _link(texts: list[str], arch: str) -> bytes:
+    cubin: bytes = import_module("jitgrad.codegen.cuda_toolchain").link(texts, arch).code
+    return cubin
+
+
+code.set_compiler(_compile, _link)
