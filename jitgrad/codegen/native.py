@@ -34,10 +34,11 @@ from jitgrad.kernels.cpu import (
     tile_lines,
     tile_native,
     tile_text,
+    tile_window_native,
 )
 from jitgrad.kernels.cpu.frontend import lower_function
 
-TEACHERS = (native, tile_native)                # importing them is what teaches Numba the names of math and tile
+TEACHERS = (native, tile_native, tile_window_native)    # importing them is what teaches Numba the names of math and tile
 ARGUMENTS = types.CPointer(types.int64)  # type: ignore[no-untyped-call]
 SIGNATURE = types.void(ARGUMENTS, types.int64, types.int64, types.int64)
 
