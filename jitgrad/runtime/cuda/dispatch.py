@@ -22,10 +22,11 @@ Run = Callable[[Op, Sequence[Array], dict[str, Any], Gpu], Any]
 _run: Run | None = None
 
 
-def install(run: Run | None) -> None:
-    """Let `run` carry out ops on GPUs, in place of whoever did so before; None: nobody."""
+def install(run: Run | None) -> Run | None:
+    """Let `run` carry out ops on GPUs (None: nobody does), in place of whoever did so before, who is returned."""
     global _run
-    _run = run
+    before, _run = _run, run
+    return before
 
 
 def carry_out(op: Op, arrays: Sequence[Array], attrs: dict[str, Any]) -> Any:
