@@ -18,7 +18,7 @@ from jitgrad.codegen.plain import run_plain
 from jitgrad.errors import CompileError, DivisionByZeroError, OutOfRangeError
 from jitgrad.ir.types import TensorType, parse_type
 from jitgrad.kernels.cpu import tape
-from jitgrad.runtime import build, native, threads
+from jitgrad.runtime import build, memory, native, threads
 from jitgrad.runtime.memory import Arena, ArenaPool, size_class
 from jitgrad.runtime.plan import Entry, HostCall, Output, Plan, PlanSpec
 from jitgrad.runtime.spec import read_attr, write_attr
@@ -522,3 +522,30 @@ def test_size_classes_waste_little():
     for nbytes in (1, 64, 65, 1000, 4097, 123_456_789):
         assert nbytes <= size_class(nbytes) < max(nbytes + 64, nbytes * 1.126)
         assert size_class(size_class(nbytes)) == size_class(nbytes)
+
+
+FAULTS = """
+import resource
+import numpy as np
+import jitgrad
+def work():
+    arrays = [np.ones(1 << 20) for _ in range(16)]
+work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts faults of pages")
+def test_freed_memory_is_kept():
+    """128 MiB are freed and taken again, in pages of 4 KiB or of 2 MiB."""
+    def faults(**environment):
+        return int(subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True,
+                                  env={**os.environ, **environment}).stdout)
+
+    if not memory.keep_freed_memory():
+        pytest.skip("the C library is not glibc, or is told by its own variables")
+    assert faults() < 100
+    assert faults(MALLOC_TRIM_THRESHOLD_="131072") > 100          # the user's own word
