@@ -26,7 +26,15 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture
-def connect():
+def collected():
+    """What a test has made and left in cycles is collected; what thousands of tests left before it is not looked at."""
+    gc.freeze()
+    yield gc.collect
+    gc.unfreeze()
+
+
+@pytest.fixture
+def connect(collected):
     """``connect(gpus=2)`` puts a stand-in in the place of the CUDA driver until the test ends."""
     made = []
 
@@ -38,7 +46,7 @@ def connect():
         return made[-1]
 
     yield connected
-    gc.collect()
+    collected()
     device_memory.install_gather(gpu_ops.gather)
     driver.disconnect()
     devices.set_default_device(None)
@@ -52,13 +60,13 @@ def standin(connect):
 
 
 @pytest.fixture
-def executing():
+def executing(collected):
     """Two GPUs of a stand-in that carries kernels out."""
     made = Executing(gpus=2)
     driver.connect(made)
     code.set_compiler(code._compile, hand_through)
     yield made
-    gc.collect()
+    collected()
     gpu_plans.clear_plans()
     code.forget()
     code.set_compiler(gpu_plans._compile, gpu_plans._link)
