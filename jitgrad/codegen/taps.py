@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jitgrad.codegen.kernel import Blocks
-from jitgrad.codegen.winograd import CACHE, CHANNELS, ITEMS, LOCATE_PART, cut_images, cut_result, even_block, even_depth
+from jitgrad.codegen.winograd import CACHE, CHANNELS, ITEMS, cut_images, cut_result, even_block, even_depth, result_blocks
 from jitgrad.kernels.cpu import gemm, taps
 from jitgrad.kernels.cpu.tile import DEPTH_BLOCK
 
@@ -54,7 +54,7 @@ def convolve(short: str, image: tuple[int, ...], out: tuple[int, ...], steps: St
                "panel_rows": gemm.panel_height(positions, tile), "depth_block": even_depth(channels, DEPTH_BLOCK),
                "spread_z": spread[0], "spread_y": down, "spread_x": across, **private}
     return Work(-(-n // images) * parts * blocks, tuple([numbers[name] for name in taps.ARGUMENTS]),
-                tuple(private.values()), result_blocks(numbers) if out[2] == 1 else None)
+                tuple(private.values()), result_blocks(numbers, out_rows) if out[2] == 1 else None)
 
 
 def weight_gradient(short: str, image: tuple[int, ...], gradient: tuple[int, ...], steps: Steps) -> tuple[Work, int]:
@@ -75,15 +75,6 @@ def weight_gradient(short: str, image: tuple[int, ...], gradient: tuple[int, ...
                "row_blocks": -(-rows // down), "images_per_item": per_run, **private}
     runs = -(-n // per_run)
     return Work(runs * blocks, tuple([numbers[name] for name in taps.WEIGHT_ARGUMENTS]), tuple(private.values())), runs
-
-
-def result_blocks(numbers: Steps) -> Blocks:
-    """What an item makes of the result, [images, rows, out_height, out_width]."""
-    names = ("rows", "rows_per_item", "row_blocks", "images", "images_per_part", "out_rows_per_part", "parts",
-             "out_height", "out_width")
-    first = "first_y", "item // row_blocks % parts * out_rows_per_part"
-    last = "last_y", "min(first_y + out_rows_per_part, out_height)"
-    return Blocks({name: numbers[name] for name in names}, (first, last, *LOCATE_PART), (1, 2))
 
 
 def sizes(image: tuple[int, ...], out: tuple[int, ...]) -> Steps:

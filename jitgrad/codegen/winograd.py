@@ -79,7 +79,7 @@ def forward(call: Call, image: int, sizes: Sizes, *, turned: bool) -> Lowered:
                "panel_rows": gemm.panel_height(pieces, tile), "depth_block": even_depth(channels, DEPTH), **private}
     run = launch(winograd.source("winograd", sizes.short), -(-n // images) * parts * blocks, call.input(image), weights,
                  call.output(), *[Private(k) for k in range(len(private))], product_core(sizes.short),
-                 *[numbers[name] for name in winograd.ARGUMENTS], blocks=result_blocks(numbers))
+                 *[numbers[name] for name in winograd.ARGUMENTS], blocks=result_blocks(numbers, 2 * piece_rows))
     return Lowered((make_weights, run), (16 * panels * tile.columns * channels * itemsize,),
                    tuple([size * itemsize for size in private.values()]))
 
@@ -112,23 +112,18 @@ def weight_gradient(call: Call, sizes: Sizes) -> Lowered:
     return Lowered((run, add), (runs * size * itemsize,), own)
 
 
-def result_blocks(numbers: Geometry) -> Blocks:
-    """What an item makes of the result, [images, rows, out_height, out_width]."""
-    names = ("rows", "rows_per_item", "row_blocks", "images", "images_per_part", "piece_rows_per_part", "parts",
-             "out_height", "out_width")
-    first = "first_y", "item // row_blocks % parts * piece_rows_per_part * 2"
-    last = "last_y", "min(first_y + piece_rows_per_part * 2, out_height)"
-    return Blocks({name: numbers[name] for name in names}, (first, last, *LOCATE_PART), (1, 2))
-
-
-LOCATE_PART = (
-    ("first_batch", "item // (row_blocks * parts) * images_per_part"),
-    ("last_batch", "min(first_batch + images_per_part, images)"),
-    ("first_row", "item % row_blocks * rows_per_item"),
-    ("last_row", "min(first_row + rows_per_item, rows)"),
-    ("first_column", "first_y * out_width"),
-    ("last_column", "last_y * out_width"))
-"""Images, channels and positions of an item that makes lines first_y to last_y; see `Blocks.locate`."""
+def result_blocks(numbers: Geometry, out_rows_per_part: int) -> Blocks:
+    """What an item makes of the result, [images, rows, out_height, out_width], of which a part has so many lines."""
+    names = ("rows", "rows_per_item", "row_blocks", "images", "images_per_part", "parts", "out_height", "out_width")
+    return Blocks({"out_rows_per_part": out_rows_per_part, **{name: numbers[name] for name in names}}, (
+        ("first_y", "item // row_blocks % parts * out_rows_per_part"),
+        ("last_y", "min(first_y + out_rows_per_part, out_height)"),
+        ("first_batch", "item // (row_blocks * parts) * images_per_part"),
+        ("last_batch", "min(first_batch + images_per_part, images)"),
+        ("first_row", "item % row_blocks * rows_per_item"),
+        ("last_row", "min(first_row + rows_per_item, rows)"),
+        ("first_column", "first_y * out_width"),
+        ("last_column", "last_y * out_width")), (1, 2))
 
 
 def geometry(sizes: Sizes, images: int, piece_rows: int, parts: int) -> Geometry:
