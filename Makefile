@@ -15,7 +15,7 @@ demo: $(VENV)/.ready
 	$(VENV)/bin/python -m benchmarks.demo
 
 test: $(VENV)/.ready lint
-	$(VENV)/bin/python -m pytest -q tests
+	$(VENV)/bin/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal tests
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check jitgrad kernels tests benchmarks

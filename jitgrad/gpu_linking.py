@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jitgrad import linking
+from jitgrad.codegen.cuda_call import GPU_IN_PLACE
 from jitgrad.codegen.cuda_lower import lower_cuda
 from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLowered, ErrorWord, Table
 from jitgrad.codegen.sharing import shareable_by
@@ -19,9 +20,6 @@ from jitgrad.ir.graph import Graph, Node
 from jitgrad.runtime.cuda.code import kernel_key
 from jitgrad.runtime.spec import Argument, Entry, Output, PlanSpec, Ref
 from jitgrad.transforms.memory import Assignment, Copy, Slot, Step, place_temporaries
-
-LOWERED = ("region", "foreach")
-"""The kinds of nodes that have GPU kernels."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,7 +41,9 @@ class GpuLinked:
 
 def may_share(node: Node, output: int, operand: int) -> bool:
     """Whether a kernel for `node` may write that output over that operand."""
-    return node.op.kind in LOWERED and (output, operand) in shareable_by(node)
+    if node.op.name in GPU_IN_PLACE:
+        return output == operand == 0
+    return node.op.kind in ("region", "foreach") and (output, operand) in shareable_by(node)
 
 
 def link(assignment: Assignment) -> GpuLinked:
@@ -61,7 +61,7 @@ def link(assignment: Assignment) -> GpuLinked:
 def lower_step(step: Step) -> CudaLowered | None:
     """The launches of one node; None where there is no GPU kernel."""
     node = step.node
-    if node.op.kind not in LOWERED or any(v.dtype.is_complex for v in (*node.inputs, *node.outputs)):
+    if any(v.dtype.is_complex for v in (*node.inputs, *node.outputs)):
         return None
     try:
         return lower_cuda(node.op, tuple([v.type for v in node.inputs]), node.attrs, step.shared)

@@ -132,7 +132,7 @@ SCHEDULES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "options"), SCHEDULES, ids=lambda case: str(case))
+@pytest.mark.parametrize(("name", "options"), SCHEDULES, ids=lambda case: case if isinstance(case, str) else "-".join(case))
 def test_schedules_are_those_of_torch(name, options):
     torch, _, _, ours, reference = torch_pair("SGD", {"momentum": 0.9})
     mine = getattr(lr_scheduler, name)(ours, **options)

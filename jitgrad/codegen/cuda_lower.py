@@ -1,6 +1,7 @@
-"""A region node -> the launches of its GPU kernels: `lower` of `codegen.lower`, for a GPU.
+"""A node -> the launches of its GPU kernels: `lower` of `codegen.lower`, for a GPU.
 
-Templates are those that fusion chose, each spelled for blocks of threads.
+Templates are those that fusion chose, each spelled for blocks of threads. Ops with kernels of their own are lowered in the
+modules of `FAMILIES`, which enter them into the registry of `cuda_call` when they are imported here.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jitgrad.codegen import cuda_index
+from jitgrad.codegen.cuda_call import lower_library
 from jitgrad.codegen.cuda_foreach import lower_foreach
 from jitgrad.codegen.cuda_matmul import lower_matmul
 from jitgrad.codegen.cuda_reduce import lower_column, lower_full, lower_row
@@ -19,13 +22,15 @@ from jitgrad.ir.graph import GraphBuilder
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
 
+FAMILIES = (cuda_index,)
+
 TEMPLATES: dict[str, Callable[[Region, bool], list[CudaLaunch]]] = {
     "map": lower_map, "row": lower_row, "column": lower_column, "full": lower_full}
 
 
 def lower_cuda(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any],
                shared: tuple[tuple[int, int], ...] = (), aligned: bool = True) -> CudaLowered:
-    """The kernels of a region or foreach node, or of a matrix product by itself. `shared` holds pairs (output, input) that
+    """The kernels of a region or foreach node, or of an op that has its own. `shared` holds pairs (output, input) that
     are one memory. `aligned`: the address of every operand is a multiple of 16 bytes, which accesses of several elements
     need. CompileError for what has no GPU kernel."""
     if op.kind == "foreach":
@@ -34,6 +39,11 @@ def lower_cuda(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any],
         builder = GraphBuilder(op.name)
         product = builder.run(op, tuple([builder.input(t) for t in inputs]), dict(attrs))
         return lower_matmul(builder.build([product]), (), aligned)
+    if op.kind != "region":
+        lowered = lower_library(op, inputs, attrs, shared, aligned)
+        if lowered is None:
+            raise complain(CompileError, op.name, "there is no GPU kernel for it", fix="keep this part on the CPU")
+        return lowered
     if attrs["template"] in ("matmul", "update"):
         return lower_matmul(attrs["body"], shared, aligned)
     if attrs["template"] not in TEMPLATES:
