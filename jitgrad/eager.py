@@ -15,6 +15,7 @@ from jitgrad.dtypes import DType
 from jitgrad.errors import AutogradError, ShapeError, complain, user_location
 from jitgrad.ir import interpreter
 from jitgrad.ir.op import Op
+from jitgrad.ir.types import TensorType
 from jitgrad.ops import blocks
 from jitgrad.runtime import threads
 from jitgrad.runtime.cuda import array as device_memory, dispatch
@@ -53,11 +54,11 @@ class EagerInterpreter:
             if not t._unplaced:
                 unplaced = False
         try:
-            if op.kind == "elementwise" and arrays[0].size >= blocks.SHARED:
-                result = blocks.elementwise_in_blocks(op.eager, arrays, attrs)
-            else:
-                result = native_ops.carry_out(op, arrays, attrs) if native_ops.carries_out(op) else None
-                if result is None:
+            result = native_ops.carry_out(op, arrays, attrs) if native_ops.carries_out(op) else None
+            if result is None:
+                if op.kind == "elementwise" and arrays[0].size >= blocks.SHARED:
+                    result = blocks.elementwise_in_blocks(op.eager, arrays, attrs)
+                else:
                     result = op.eager(*arrays, **attrs)
         except Exception:
             op.result_types(tuple([t.tensor_type for t in inputs]), attrs)  # says what is wrong, if a type is
@@ -152,6 +153,17 @@ class EagerInterpreter:
         sole = tensor._root is None and array.flags.owndata and array.flags.c_contiguous and type(tensor) is Tensor \
             and references[0] <= self.sole_references[0] and references[1] <= self.sole_references[1]
         return tensor if sole else _wrap(array.copy())
+
+    def put_part(self, total: Tensor | None, given: Tensor, whole: TensorType, start: tuple[int, ...],
+                 step: tuple[int, ...]) -> Tensor:
+        """`given` added to that part of `total`, in place; without one, with zeros around it."""
+        part = tuple([slice(first, first + n * stride, stride) for first, n, stride in zip(start, given.shape, step)])
+        if total is None:
+            total = _wrap(np.zeros(whole.shape, whole.dtype.numpy))
+            total._array[part] = given._forced()
+        else:
+            total._array[part] += given._forced()
+        return total
 
     sole_references: tuple[int, int] | None = None
     """How many references to a gradient's Tensor and array `own` counts when nothing but the walk back holds them. It

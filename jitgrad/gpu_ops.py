@@ -12,19 +12,18 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-from jitgrad import ops
+from jitgrad import movement
 from jitgrad.dtypes import from_numpy
 from jitgrad.errors import CompileError
 from jitgrad.gpu_plans import compile_for
 from jitgrad.ir.graph import Graph, GraphBuilder, Value, attrs_key
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
+from jitgrad.movement import Chain, dense_base
 from jitgrad.ops.derived import Derived
 from jitgrad.runtime.cuda import array as device_memory, dispatch
 from jitgrad.runtime.cuda.array import Array, DeviceArray, moved
 from jitgrad.runtime.cuda.driver import Gpu
-
-Chain = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 def run(op: Op, arrays: Sequence[Array], attrs: dict[str, Any], gpu: Gpu) -> Any:
@@ -79,30 +78,13 @@ def operand(array: Array, gpu: Gpu) -> tuple[Array, Chain]:
 
 def _moved_base(array: DeviceArray) -> tuple[DeviceArray, Chain] | None:
     """The dense array of which `array` is a transposed and expanded view; None when it is of none."""
-    ones = tuple([1 if stride == 0 else n for n, stride in zip(array.shape, array.strides, strict=True)])
-    order = sorted([k for k, n in enumerate(ones) if n != 1], key=lambda k: -array.strides[k])
-    base = DeviceArray(array.owner, array.gpu, array.address, tuple([ones[k] for k in order]),
-                       tuple([array.strides[k] for k in order]), array.dtype, True)
-    if 0 in array.shape or not base.flags.c_contiguous:
+    found = dense_base(array.shape, array.strides)
+    if found is None:
         return None
-    back = tuple(sorted(range(len(order)), key=lambda k: order[k]))
-    chain: list[tuple[str, tuple[int, ...]]] = []
-    if back != tuple(range(len(order))):
-        chain.append(("permute", back))
-    if len(order) != array.ndim:
-        chain.append(("reshape", ones))
-    if ones != array.shape:
-        chain.append(("broadcast_to", array.shape))
-    return base, tuple(chain)
-
-
-def _move(value: Any, chain: Chain) -> Any:
-    for name, sizes in chain:
-        if name == "permute":
-            value = ops.permute(value, axes=sizes)
-        else:
-            value = (ops.reshape if name == "reshape" else ops.broadcast_to)(value, shape=sizes)
-    return value
+    left = [(n, stride) for n, stride, gone in zip(array.shape, array.strides, found.gone, strict=True) if not gone]
+    base = DeviceArray(array.owner, array.gpu, array.address, tuple([left[k][0] for k in found.order]),
+                       tuple([left[k][1] for k in found.order]), array.dtype, True)
+    return (base, found.chain) if base.flags.c_contiguous else None
 
 
 def _overlap(arrays: Sequence[Array]) -> bool:
@@ -145,7 +127,7 @@ def _graph(question: _Question, types: tuple[TensorType, ...], chains: tuple[Cha
     builder = GraphBuilder(op.name)
     inputs = [builder.input(t) for t in types]
     with builder:
-        operands: list[Value] = [_move(v, chain) for v, chain in zip(inputs, chains, strict=True)]
+        operands: list[Value] = [movement.moved(v, chain) for v, chain in zip(inputs, chains, strict=True)]
         made = op.definition(*operands, **attrs) if isinstance(op, Derived) else builder.run(op, tuple(operands), attrs)
     results = list(made) if isinstance(made, tuple) else [made]
     return builder.build([] if written else results, list(zip(written, results, strict=True)) if written else [])
@@ -156,7 +138,7 @@ def _copy(types: tuple[TensorType, TensorType], chain: Chain) -> Graph:
     builder = GraphBuilder("copy")
     source, _ = [builder.input(t) for t in types]
     with builder:
-        return builder.build([], [(1, _move(source, chain))])
+        return builder.build([], [(1, movement.moved(source, chain))])
 
 
 dispatch.install(run)

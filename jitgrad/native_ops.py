@@ -1,9 +1,10 @@
 """Ops that eager execution carries out by the kernels of compiled functions, where operands are large enough.
 
-`carry_out` is given an op on arrays and gives its result, or None where NumPy is to do it: for ops that NumPy does in one
-call, small operands, and where no compiling is wanted. `rewrite` is the same for an op whose results replace the contents
-of operands. The plan of an op on given types is made once, as every plan is, and kept. Its kernels hold no sizes, so they
-are compiled once for a machine; those that are written by hand are compiled ahead by ``jitgrad cache build``.
+`carry_out` is given an op on arrays and gives its result, or None where NumPy is to do it: for small operands, for other
+types than float32 and float64, and where no compiling is wanted. `rewrite` is the same for an op whose results replace the
+contents of operands. Operands that are transposed or expanded are taken as they lie. The plan of an op on given types is
+made once, as every plan is, and kept; of an op that NumPy does as exactly, when it is asked for again. Kernels hold no
+sizes, so they are compiled once for a machine; those that are written by hand are compiled ahead by ``jitgrad cache build``.
 """
 
 from __future__ import annotations
@@ -15,34 +16,39 @@ from typing import Any
 
 import numpy as np
 
-from jitgrad import config, ops
+from jitgrad import config
 from jitgrad.dtypes import float32, float64, from_numpy
 from jitgrad.ir.graph import GraphBuilder, attrs_key
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
-from jitgrad.ops.contraction import transposed
+from jitgrad.movement import Chain, dense_base, moved
+from jitgrad.ops.blocks import SHARED
 from jitgrad.ops.derived import Derived
 from jitgrad.plans import compile_graph
 from jitgrad.runtime.plan import Plan
 
 KINDS = ("contraction", "window", "scan", "sort", "foreach", "region")
 BY_NUMPY = ("int_matmul", "cumsum", "cumprod", "sort")                  # one pass, or no floats
-ENOUGH = 1 << 16                                                # elements of all operands from which a plan pays
+EXACT = ("add", "sub", "mul", "div", "neg", "abs", "sqrt", "maximum", "minimum")
+"""Elementwise ops that give the same whoever carries them out."""
+USUALLY = 1 << 16                                               # elements of all operands from which a plan pays
 FLOATS = (float32, float64)
 
 
 def carries_out(op: Op) -> bool:
     """Whether there is anything to gain for this op."""
-    return op.kind in KINDS and op.name not in BY_NUMPY and not op.view
+    return op.name in EXACT or (op.kind in KINDS and op.name not in BY_NUMPY and not op.view)
 
 
 def carry_out(op: Op, arrays: Sequence[np.ndarray], attrs: dict[str, Any]) -> Any:
     """The result of `op`, or a tuple of them; None where NumPy is to do it."""
-    plan, turned = _plan_for(op, arrays, attrs, ())
+    if not _pays(op, arrays):
+        return None
+    taken = [_operand(a) for a in arrays]
+    plan = _plan_for(op, taken, attrs, ())
     if plan is None:
         return None
-    results = plan.run([np.ascontiguousarray(a.swapaxes(-1, -2) if turn else a)
-                        for a, turn in zip(arrays, turned, strict=True)])
+    results = plan.run([base for base, _ in taken])
     return results[0] if op.outputs == 1 else tuple(results)
 
 
@@ -51,24 +57,42 @@ def rewrite(op: Op, arrays: Sequence[np.ndarray], attrs: dict[str, Any], targets
     operands are not in one piece or share memory; then nothing has changed."""
     places = {id(a): k for k, a in enumerate(arrays)}
     written = tuple([places.get(id(t), -1) for t in targets])
-    if -1 in written or not all([a.flags.c_contiguous for a in arrays]):
+    if -1 in written or not all([a.flags.c_contiguous for a in arrays]) or not _pays(op, arrays):
         return False
-    plan, _ = _plan_for(op, arrays, attrs, written)
+    plan = _plan_for(op, [(a, ()) for a in arrays], attrs, written)
     if plan is None or _overlap(arrays):
         return False
     plan.run(arrays)
     return True
 
 
-def _plan_for(op: Op, arrays: Sequence[np.ndarray], attrs: dict[str, Any],
-              written: tuple[int, ...]) -> tuple[Plan | None, tuple[bool, ...]]:
-    """The plan, and which operands it takes with the last two dimensions swapped."""
+def _pays(op: Op, arrays: Sequence[np.ndarray]) -> bool:
     settings = config.current()
-    if sum([a.size for a in arrays]) < ENOUGH or settings.disable or settings.plain:
-        return None, ()
-    turned = tuple([op is ops.matmul and not a.flags.c_contiguous and a.swapaxes(-1, -2).flags.c_contiguous for a in arrays])
-    types = tuple([TensorType(from_numpy(a.dtype), a.shape) for a in arrays])
-    return _plan(_Question(op, attrs), types, attrs_key(attrs), turned, written), turned
+    if settings.disable or settings.plain:
+        return False
+    return arrays[0].size >= SHARED if op.kind == "elementwise" else sum([a.size for a in arrays]) >= USUALLY
+
+
+def _operand(array: np.ndarray) -> tuple[np.ndarray, Chain]:
+    """An array in one piece, and the movement that makes `array` of it; a copy where its elements lie too oddly."""
+    if array.flags.c_contiguous:
+        return array, ()
+    found = dense_base(array.shape, array.strides)
+    if found is None:
+        return np.ascontiguousarray(array), ()
+    base = array[(*[0 if gone else slice(None) for gone in found.gone], ...)].transpose(found.order)
+    return (base, found.chain) if base.flags.c_contiguous else (np.ascontiguousarray(array), ())
+
+
+def _plan_for(op: Op, taken: Sequence[tuple[np.ndarray, Chain]], attrs: dict[str, Any],
+              written: tuple[int, ...]) -> Plan | None:
+    types = tuple([TensorType(from_numpy(base.dtype), base.shape) for base, _ in taken])
+    answer = _answer(_Question(op, attrs), types, tuple([chain for _, chain in taken]), attrs_key(attrs), written)
+    if answer.plan is None and answer.open:
+        answer.asked += 1
+        if answer.asked > 1 or op.name not in EXACT:
+            answer.plan, answer.open = _make_plan(op, attrs, types, [chain for _, chain in taken], written), False
+    return answer.plan
 
 
 def _overlap(arrays: Sequence[np.ndarray]) -> bool:
@@ -93,20 +117,34 @@ class _Question:
         return isinstance(other, _Question) and self.op is other.op
 
 
+class _Answer:
+    """The plan of a question, once it is made; `open`: it may still be made."""
+
+    __slots__ = ("asked", "open", "plan")
+
+    def __init__(self) -> None:
+        self.plan: Plan | None = None
+        self.asked, self.open = 0, True
+
+
 @lru_cache(maxsize=1024)
-def _plan(question: _Question, types: tuple[TensorType, ...], key: Any, turned: tuple[bool, ...],
-          written: tuple[int, ...]) -> Plan | None:
+def _answer(question: _Question, types: tuple[TensorType, ...], chains: tuple[Chain, ...], key: Any,
+            written: tuple[int, ...]) -> _Answer:
+    return _Answer()
+
+
+def _make_plan(op: Op, attrs: dict[str, Any], types: tuple[TensorType, ...], chains: Sequence[Chain],
+               written: tuple[int, ...]) -> Plan | None:
     """None if NumPy would carry it out there, too, or if it is not for wide floats."""
-    op, attrs = question.op, question.attrs
-    if not all(t.dtype in FLOATS for t in (*types[:1], *op.result_types(types, attrs)[:1])):
-        return None
     builder = GraphBuilder(op.name)
-    operands = [builder.input(t.with_shape((*t.shape[:-2], t.shape[-1], t.shape[-2])) if turn else t)
-                for t, turn in zip(types, turned, strict=True)]
+    inputs = [builder.input(t) for t in types]
     with builder:
-        taken = [transposed(v) if turn else v for v, turn in zip(operands, turned, strict=True)]
-        made = op.definition(*taken, **attrs) if isinstance(op, Derived) else builder.run(op, tuple(taken), attrs)
-    results = list(made) if isinstance(made, tuple) else [made]
-    graph = builder.build([] if written else results, list(zip(written, results, strict=True)) if written else [])
+        operands = [moved(v, chain) for v, chain in zip(inputs, chains, strict=True)]
+        results = op.result_types(tuple([v.type for v in operands]), attrs)
+        if not all(t.dtype in FLOATS for t in (*types[:1], *results[:1])):
+            return None
+        made = op.definition(*operands, **attrs) if isinstance(op, Derived) else builder.run(op, tuple(operands), attrs)
+    values = list(made) if isinstance(made, tuple) else [made]
+    graph = builder.build([] if written else values, list(zip(written, values, strict=True)) if written else [])
     plan = compile_graph(graph)
     return plan if isinstance(plan, Plan) and all(entry.host is None for entry in plan.spec.entries) else None

@@ -780,3 +780,58 @@ def test_a_deep_graph_that_is_only_dropped():
     for _ in range(20_000):
         y = y.sin()
     del y
+
+
+# ---- gradients of slices, which eager execution adds up in place ----------------------------------------------------
+
+SLICING = {
+    "halves": lambda x: (x[:3] * 2, x[3:] * 3),
+    "overlapping": lambda x: (x[:4] * 2, x[2:] * x[2:], x[1:5, ::2]),
+    "steps": lambda x: (x[::2] * 2, x[1::3].exp(), x[:, 4]),
+    "the whole as well": lambda x: (x.sin(), x[2] * 2, x[2] * 3, x * x),
+    "slices of slices": lambda x: (x[1:][1:, :3] * x[2:, 1:4],),
+    "unbind": lambda x: tuple(row * k for k, row in enumerate(x.unbind(0))),
+    "chunks": lambda x: tuple(part.cos() for part in x.chunk(2, 1)),
+    "a slice used twice": lambda x: (lambda part: (part * 2, part * part))(x[1:4]),
+}
+
+
+@pytest.mark.parametrize("name", SLICING)
+@pytest.mark.parametrize("leaf", [True, False], ids=["leaf", "result"])
+def test_gradients_of_slices(name, leaf):
+    values = np.random.default_rng(0).normal(size=(6, 7))
+
+    def loss(x):
+        return sum([(part * (k + 1)).sum() for k, part in enumerate(SLICING[name](x if leaf else x.tanh()))])
+
+    x = jg.tensor(values, requires_grad=True)
+    out = loss(x)
+    out.backward(retain_graph=True)
+    first = x.grad.clone()
+    out.backward()                                           # again, onto what is there
+    np.testing.assert_array_equal(x.grad.numpy(), 2 * first.numpy())
+    recorded, = jg.autograd.grad(loss(x), x, create_graph=True)
+    np.testing.assert_allclose(first.numpy(), recorded.detach().numpy(), rtol=1e-12)
+    h = 1e-6
+    for place in ((0, 0), (2, 3), (5, 6), (3, 4)):
+        moved = [values.copy(), values.copy()]
+        moved[0][place] += h
+        moved[1][place] -= h
+        difference = (loss(jg.tensor(moved[0])) - loss(jg.tensor(moved[1]))).item() / (2 * h)
+        np.testing.assert_allclose(first.numpy()[place], difference, rtol=1e-6, atol=1e-7)
+
+
+def test_gradients_of_slices_leave_alone_what_others_know():
+    x = jg.ones(4, requires_grad=True)
+    middle = x * 1
+    seen = []
+    middle.register_hook(lambda g: seen.append(g))
+    start = jg.full((4,), 5.0)
+    jg.autograd.backward([middle, middle[1:3].sum()], [start, None])
+    assert start.tolist() == [5] * 4 and seen[0].tolist() == x.grad.tolist() == [5, 6, 6, 5]
+    whole = jg.ones(4, requires_grad=True)
+    whole[:2].sum().backward()
+    before = whole.grad
+    kept = before.tolist()
+    jg.autograd.grad(whole[1:].sum(), whole)
+    assert before.tolist() == kept == [1, 1, 0, 0]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jitgrad import ops
 from jitgrad.autograd.modes import mode
 from jitgrad.errors import AutogradError, complain, user_location
 from jitgrad.hooks import Hook, HookTable, RemovableHandle
+from jitgrad.ir.interpreter import state
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
 from jitgrad.ops import gradient
@@ -69,6 +72,26 @@ class TapeNode:
         return f"<{self.name}>"
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The gradient of a slice, `given`, before it becomes one of all that was sliced, of type `whole`: eager execution adds
+    it to what arrives there, and neither writes nor reads the zeros around it."""
+
+    given: Any
+    whole: TensorType
+    start: tuple[int, ...]
+    step: tuple[int, ...]
+    put: Callable[..., Any]
+
+    def alone(self) -> Any:
+        """With zeros around it."""
+        return self.put(None, self.given, self.whole, self.start, self.step)
+
+    def added_to(self, total: Any) -> Any:
+        """`total`, which has changed."""
+        return self.put(total, self.given, self.whole, self.start, self.step)
+
+
 class OpNode(TapeNode):
     """The application of a primitive. Saves exactly what the rules of the needed gradients read."""
 
@@ -109,6 +132,10 @@ class OpNode(TapeNode):
         saved_in, saved_out = saved[:len(self.edges)], saved[len(self.edges):]
         if mode.enabled:                              # create_graph: an output that is read again has its history
             saved_out = tuple([None if t is None else self._with_history(t, k) for k, t in enumerate(saved_out)])
+        if self.op is ops.slice and gradients[0] is not None:
+            put = getattr(state.current, "put_part", None)
+            if put is not None and not mode.enabled and not mode.anomaly and gradients[0].device.type == "cpu":
+                return (Part(gradients[0], self.types[0][0], self.attrs["start"], self.attrs["step"], put),)
         needed = tuple([e is not None for e in self.edges])
         return gradient.operand_gradients(self.op, self.attrs, self.types[0], saved_in, saved_out, gradients, needed)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from jitgrad import ops
 from jitgrad.autograd.modes import enable_grad, mode, no_grad
-from jitgrad.autograd.tape import Edge, TapeNode, edge_of
+from jitgrad.autograd.tape import Edge, Part, TapeNode, edge_of
 from jitgrad.errors import AutogradError, DeviceError, complain, source_line, user_location
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ class _Walk:
         self.queue: list[int] = []
         self.keep = keep                              # ids of nodes worth walking; None: all
         self.leaves: dict[int, tuple[Tensor, Any]] = {}
+        self.own: set[Any] = set()                    # where the gradient so far is known to nothing but this walk
 
     def send(self, edge: Edge, arriving: Any) -> None:
         if edge is None or arriving is None:
@@ -30,15 +31,24 @@ class _Walk:
         if self.keep is not None and id(target) not in self.keep:
             return
         if not isinstance(target, TapeNode):
-            earlier = self.leaves.get(id(target))
-            self.leaves[id(target)] = (target, arriving if earlier is None else ops.add(earlier[1], arriving))
+            _, earlier = self.leaves.get(id(target), (None, None))
+            self.leaves[id(target)] = (target, self.total(id(target), earlier, arriving))
             return
         entry = self.pending.get(target.sequence)
         if entry is None:
             entry = self.pending[target.sequence] = (target, [None] * len(target.output_types))
             heapq.heappush(self.queue, -target.sequence)
         gradients = entry[1]
-        gradients[index] = arriving if gradients[index] is None else ops.add(gradients[index], arriving)
+        gradients[index] = self.total((target.sequence, index), gradients[index], arriving)
+
+    def total(self, place: Any, earlier: Any, arriving: Any) -> Any:
+        """Their sum. The gradient of a slice is added to its part of the others, in place where that is safe."""
+        if type(arriving) is not Part:
+            return arriving if earlier is None else ops.add(earlier, arriving)
+        if place in self.own:
+            return arriving.added_to(earlier)
+        self.own.add(place)
+        return arriving.alone() if earlier is None else ops.add(earlier, arriving.alone())
 
     def next(self) -> tuple[TapeNode, list[Any]]:
         return self.pending.pop(-heapq.heappop(self.queue))

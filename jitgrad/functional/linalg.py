@@ -57,8 +57,14 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
 
 def _rows_times_matrix(x: Tensor, y: Tensor) -> Tensor:
     """A batch of matrices times one matrix is one large product."""
-    rows = ops.reshape(x, shape=(size(x.shape[:-1]), x.shape[-1]))
-    return ops.reshape(ops.matmul(rows, y), shape=x.shape[:-1] + y.shape[1:])
+    if len(x.shape) == 2:
+        return ops.matmul(x, y)
+    return ops.reshape(ops.matmul(_rows(x), y), shape=x.shape[:-1] + y.shape[1:])
+
+
+def _rows(x: Tensor) -> Tensor:
+    """All dimensions but the last one as one."""
+    return x if len(x.shape) == 2 else ops.reshape(x, shape=(size(x.shape[:-1]), x.shape[-1]))
 
 
 def _matrix_vector(x: Tensor, y: Tensor) -> Tensor:
@@ -176,7 +182,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if len(weight.shape) == 2 and input.shape and input.shape[-1] != weight.shape[1]:
         raise complain(ShapeError, "linear", f"the input has {input.shape[-1]} features, the weight expects "
                                              f"{weight.shape[1]}: {describe(input)}, {describe(weight)}")
-    if len(input.shape) == 2 and bias is not None and bias.shape == weight.shape[:1] != () \
+    if len(input.shape) > 1 and bias is not None and len(weight.shape) == 2 and bias.shape == weight.shape[:1] \
             and input.dtype is weight.dtype is bias.dtype:
         return _affine(input, weight, bias)
     product = matmul(input, ops.permute(weight, axes=(1, 0)) if len(weight.shape) == 2 else weight)
@@ -191,12 +197,12 @@ def _affine_arrays(x: Any, weight: Any, bias: Any) -> Any:
     return out
 
 
-@derived(_affine_arrays, vjp=(lambda g, weight: ops.matmul(g, weight),
-                              lambda g, x: ops.matmul(ops.permute(g, axes=(1, 0)), x),
-                              lambda g: ops.sum(g, axes=(0,))))
+@derived(_affine_arrays, vjp=(lambda g, weight: _rows_times_matrix(g, weight),
+                              lambda g, x: ops.matmul(ops.permute(_rows(g), axes=(1, 0)), _rows(x)),
+                              lambda g: ops.sum(g, axes=tuple(range(len(g.shape) - 1)))))
 def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The usual case of `linear`: a matrix, with a bias."""
-    product = ops.matmul(x, ops.permute(weight, axes=(1, 0)))
+    """The usual case of `linear`: rows, with a bias."""
+    product = _rows_times_matrix(x, ops.permute(weight, axes=(1, 0)))
     return ops.add(product, broadcast(bias, product.shape))
 
 

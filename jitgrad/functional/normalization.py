@@ -106,6 +106,52 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return x if bias is None else ops.add(x, broadcast(bias, x.shape))
 
 
+# The usual layer norm, with both parameters: one step in eager execution, and one for each of its gradients.
+
+
+def _outer(axes: tuple[int, ...]) -> tuple[int, ...]:
+    """The dimensions in front of the last ones."""
+    return tuple(range(axes[0])) if axes else ()
+
+
+def _layer_norm_arrays(x: Any, weight: Any, bias: Any, *, axes: tuple[int, ...], eps: float) -> Any:
+    out = _standardized_arrays(x, axes=axes, eps=eps)
+    out *= weight
+    out += bias
+    return out
+
+
+def _layer_norm_gradient_arrays(g: Any, x: Any, weight: Any, *, axes: tuple[int, ...], eps: float) -> Any:
+    return _standardized_gradient_arrays(g * weight, x, axes=axes, eps=eps)
+
+
+def _weight_gradient_arrays(g: Any, x: Any, *, axes: tuple[int, ...], eps: float) -> Any:
+    product = _standardized_arrays(x, axes=axes, eps=eps)
+    product *= g
+    return np.add.reduce(product, _outer(axes))
+
+
+@derived(_layer_norm_gradient_arrays)
+def _layer_norm_gradient(g: Tensor, x: Tensor, weight: Tensor, *, axes: tuple[int, ...], eps: float) -> Tensor:
+    """The gradient in `x`."""
+    return _standardized_gradient(ops.mul(g, broadcast(weight, g.shape)), x, axes=axes, eps=eps)
+
+
+@derived(_weight_gradient_arrays)
+def _layer_norm_weight_gradient(g: Tensor, x: Tensor, *, axes: tuple[int, ...], eps: float) -> Tensor:
+    """The gradient in the weight."""
+    return ops.sum(ops.mul(g, _standardized(x, axes=axes, eps=eps)), axes=_outer(axes))
+
+
+@derived(_layer_norm_arrays, vjp=(
+    lambda g, x, weight, axes, eps: _layer_norm_gradient(g, x, weight, axes=axes, eps=eps),
+    lambda g, x, axes, eps: _layer_norm_weight_gradient(g, x, axes=axes, eps=eps),
+    lambda g, axes: ops.sum(g, axes=_outer(axes))))
+def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, axes: tuple[int, ...], eps: float) -> Tensor:
+    """`x` brought to mean 0 and variance 1 over `axes`, the last ones, then ``* weight + bias``, which have their shape."""
+    return _affine(_standardized(x, axes=axes, eps=eps), weight, bias)
+
+
 def _inner_axes(op: str, x: Tensor, shape: Sequence[int] | int, *parameters: Tensor | None) -> tuple[int, ...]:
     """The last dimensions, which must have `shape`, as the parameters must."""
     inner = (shape,) if isinstance(shape, int) else tuple(shape)
@@ -121,8 +167,10 @@ def layer_norm(input: Tensor, normalized_shape: Sequence[int] | int, weight: Ten
                bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """The last dimensions (of `normalized_shape`) brought to mean 0 and variance 1, then ``* weight + bias``."""
     axes = _inner_axes("layer_norm", input, normalized_shape, weight, bias)
-    standard = _standardized(_wide(require_floating("layer_norm", input)), axes=axes, eps=eps)
-    return cast(_affine(standard, _wide(weight), _wide(bias)), input.dtype)
+    x, weight, bias = _wide(require_floating("layer_norm", input)), _wide(weight), _wide(bias)
+    if weight is not None and bias is not None and weight.dtype is bias.dtype is x.dtype:
+        return cast(_layer_norm(x, weight, bias, axes=axes, eps=eps), input.dtype)
+    return cast(_affine(_standardized(x, axes=axes, eps=eps), weight, bias), input.dtype)
 
 
 @casts(cuda="full")
