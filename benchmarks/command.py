@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks import machine, report
 
-PARTS = ("steps", "curves", "kernels", "attention", "calls", "first", "scaling", "memory")
+PARTS = ("steps", "curves", "kernels", "narrow", "attention", "calls", "first", "scaling", "memory")
 ON_REQUEST = ("gpu",)
 """What is measured only when it is named."""
 
@@ -89,7 +89,7 @@ def _parse(arguments: list[str] | None) -> tuple[tuple[str, ...], argparse.Names
 
 def _parts() -> dict[str, Part]:
     """The parts, imported after the thread counts are set."""
-    from benchmarks import attention, calls, curves, first_call, gpu, memory, plots, scaling, training
+    from benchmarks import attention, calls, curves, first_call, gpu, memory, narrow, plots, scaling, training
     from benchmarks.kernels import run as kernels
     return {
         "steps": Part(lambda o: training.run(o.names, budget=o.seconds, repeats=o.repeats, only=o.only, mode=o.mode),
@@ -97,6 +97,7 @@ def _parts() -> dict[str, Part]:
         "curves": Part(lambda o: curves.run(o.names, o.steps), curves.table, plots.curves),
         "kernels": Part(lambda o: kernels.run(o.names, seconds=o.seconds / 10, repeats=o.repeats, only=o.only),
                         kernels.table, plots.kernels),
+        "narrow": Part(lambda o: narrow.run(o.seconds / 10, o.only), narrow.table, _no_plot),
         "attention": Part(lambda o: attention.run(o.seconds, o.only), attention.table, plots.attention),
         "calls": Part(lambda o: calls.run(o.repeats or 15, o.only), calls.table, plots.calls),
         "first": Part(lambda o: first_call.run(o.names, o.repeats or 3), first_call.table, plots.first),

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from benchmarks import command, curves, gpu, measure as timing, training
+from benchmarks import command, curves, gpu, measure as timing, narrow, training
 from benchmarks.kernels import bandwidth, case, convolutions, products, run
 from benchmarks.report import Table, Tables
 from benchmarks.steps import STEPS, chosen
@@ -174,6 +174,16 @@ def test_sizes_of_caches(tmp_path):
             (folder / name).write_text(f"{value}\n")
     assert run.cache_bytes(tmp_path) == {1: 48 << 10, 2: 2 << 20, 3: 260 << 20}
     assert run.cache_bytes(tmp_path / "absent") == {}
+
+
+def test_narrow_products(monkeypatch):
+    monkeypatch.setattr(narrow, "SIZES", (16,))
+    monkeypatch.setattr(narrow, "SHAPES", ((2, 24, 32),))
+    results = narrow.run(0.001, ["jitgrad"])
+    assert set(results["square"]["16"]["jitgrad"]) == set(narrow.DTYPES)
+    assert set(results["few rows"]["2x24x32"]["jitgrad"]) == {*narrow.WEIGHTS, "reading"}
+    shown = str(narrow.table(results))
+    assert "16 jitgrad" in shown and "2x24x32 jitgrad" in shown
 
 
 # ---- the command ------------------------------------------------------------------------------------------------
