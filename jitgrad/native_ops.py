@@ -29,7 +29,7 @@ from jitgrad.runtime.plan import Plan
 
 KINDS = ("contraction", "window", "scan", "sort", "foreach", "region")
 BY_NUMPY = ("int_matmul", "cumsum", "cumprod", "sort")                  # one pass, or no floats
-EXACT = ("add", "sub", "mul", "div", "neg", "abs", "sqrt", "maximum", "minimum")
+EXACT = ("add", "sub", "mul", "div", "neg", "abs", "sqrt", "relu")
 """Elementwise ops that give the same whoever carries them out."""
 USUALLY = 1 << 16                                               # elements of all operands from which a plan pays
 FLOATS = (float32, float64)

@@ -44,6 +44,7 @@ CASES = {
     "pooling": (lambda x: F.max_pool2d(x, 3, 2), (8, 16, 33, 33)),
     "gelu": (lambda x: F.gelu(x), (300, 301)),
     "layer norm": (lambda x, w, b: F.layer_norm(x, (301,), w, b), (300, 301), (301,), (301,)),
+    "batch norm": (lambda x, w, b: F.batch_norm(x, None, None, w, b, True), (8, 16, 33, 33), (16,), (16,)),
     "softmax": (lambda x: F.softmax(x, 1), (300, 301)),
 }
 
@@ -57,18 +58,28 @@ def test_results_and_gradients_are_those_of_numpy(name):
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
 
 
+def special_values():
+    """Zeros of both signs, infinities, NaN, denormals, and numbers."""
+    numbers = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-42, -1e-42, 1.5, -2.5], np.float32)
+    return np.resize(numbers, (600, 500)), np.resize(np.roll(np.tile(numbers, 2), 4), (500, 600)).T
+
+
 @pytest.mark.parametrize(("x", "y"), [
     (random(600, 500), random(600, 500)), (random(600, 500), np.broadcast_to(random(500), (600, 500))),
     (random(500, 600).T, random(600, 500)), (random(600, 3, 500)[:, 1], random(600, 500)),
     (random(30, 500, 20).transpose(2, 0, 1), np.broadcast_to(random(30, 1), (20, 30, 500))),
     (np.broadcast_to(np.float32(2), (600, 500)), random(600, 500)),
-    (random(600, 500)[::-1], random(600, 500).astype(np.float64).astype(np.float32))],
-    ids=["dense", "row", "transposed", "part", "three dimensions", "number", "reversed"])
+    (random(600, 500)[::-1], random(600, 500)), special_values()],
+    ids=["dense", "row", "transposed", "part", "three dimensions", "number", "reversed", "special"])
 def test_exact_elementwise_ops_take_operands_as_they_lie(x, y):
-    for op, wanted in ((ops.add, x + y), (ops.div, x / y), (ops.maximum, np.maximum(x, y)), (ops.neg, -x)):
-        given = [jg.Tensor(x), jg.Tensor(y)][:1 if op is ops.neg else 2]
+    for op in (ops.add, ops.sub, ops.mul, ops.div, ops.neg, ops.abs, ops.sqrt, ops.relu):
+        given = [jg.Tensor(x), jg.Tensor(y)][:len(op.operands)]
+        with np.errstate(invalid="ignore"):
+            wanted = op.eager(*[x, y][:len(op.operands)])
         for _ in range(3):                                   # NumPy makes the first one
-            np.testing.assert_array_equal(op(*given).numpy(), wanted)
+            found = op(*given).numpy()
+            np.testing.assert_array_equal(found, wanted)
+            np.testing.assert_array_equal(np.signbit(found), np.signbit(wanted))
 
 
 def test_small_operands_and_narrow_floats_go_to_numpy():

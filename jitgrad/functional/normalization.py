@@ -106,49 +106,63 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return x if bias is None else ops.add(x, broadcast(bias, x.shape))
 
 
-# The usual layer norm, with both parameters: one step in eager execution, and one for each of its gradients.
+# The usual case, with a weight and a bias: one step in eager execution, and one for each of its gradients. They have the
+# shape of `x`, or 1 in its place, or only its last dimensions.
 
 
-def _outer(axes: tuple[int, ...]) -> tuple[int, ...]:
-    """The dimensions in front of the last ones."""
-    return tuple(range(axes[0])) if axes else ()
+def _shared_axes(x: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The dimensions of `x` along which a parameter of that shape repeats."""
+    missing = len(x.shape) - len(shape)
+    return (*range(missing), *[missing + k for k, n in enumerate(shape) if n == 1 != x.shape[missing + k]])
 
 
-def _layer_norm_arrays(x: Any, weight: Any, bias: Any, *, axes: tuple[int, ...], eps: float) -> Any:
+def _reduced(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`x` summed up to what a parameter of that shape is broadcast from."""
+    return ops.reshape(ops.sum(x, axes=_shared_axes(x, shape)), shape=shape)
+
+
+def _normalized_arrays(x: Any, weight: Any, bias: Any, *, axes: tuple[int, ...], eps: float) -> Any:
     out = _standardized_arrays(x, axes=axes, eps=eps)
     out *= weight
     out += bias
     return out
 
 
-def _layer_norm_gradient_arrays(g: Any, x: Any, weight: Any, *, axes: tuple[int, ...], eps: float) -> Any:
+def _normalized_gradient_arrays(g: Any, x: Any, weight: Any, *, axes: tuple[int, ...], eps: float) -> Any:
     return _standardized_gradient_arrays(g * weight, x, axes=axes, eps=eps)
 
 
-def _weight_gradient_arrays(g: Any, x: Any, *, axes: tuple[int, ...], eps: float) -> Any:
+def _weight_gradient_arrays(g: Any, x: Any, *, axes: tuple[int, ...], eps: float, shape: tuple[int, ...]) -> Any:
     product = _standardized_arrays(x, axes=axes, eps=eps)
     product *= g
-    return np.add.reduce(product, _outer(axes))
+    return np.add.reduce(product, _shared_axes(x, shape)).reshape(shape)
 
 
-@derived(_layer_norm_gradient_arrays)
-def _layer_norm_gradient(g: Tensor, x: Tensor, weight: Tensor, *, axes: tuple[int, ...], eps: float) -> Tensor:
+@derived(_normalized_gradient_arrays)
+def _normalized_gradient(g: Tensor, x: Tensor, weight: Tensor, *, axes: tuple[int, ...], eps: float) -> Tensor:
     """The gradient in `x`."""
     return _standardized_gradient(ops.mul(g, broadcast(weight, g.shape)), x, axes=axes, eps=eps)
 
 
 @derived(_weight_gradient_arrays)
-def _layer_norm_weight_gradient(g: Tensor, x: Tensor, *, axes: tuple[int, ...], eps: float) -> Tensor:
+def _weight_gradient(g: Tensor, x: Tensor, *, axes: tuple[int, ...], eps: float, shape: tuple[int, ...]) -> Tensor:
     """The gradient in the weight."""
-    return ops.sum(ops.mul(g, _standardized(x, axes=axes, eps=eps)), axes=_outer(axes))
+    return _reduced(ops.mul(g, _standardized(x, axes=axes, eps=eps)), shape)
 
 
-@derived(_layer_norm_arrays, vjp=(
-    lambda g, x, weight, axes, eps: _layer_norm_gradient(g, x, weight, axes=axes, eps=eps),
-    lambda g, x, axes, eps: _layer_norm_weight_gradient(g, x, axes=axes, eps=eps),
-    lambda g, axes: ops.sum(g, axes=_outer(axes))))
-def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, axes: tuple[int, ...], eps: float) -> Tensor:
-    """`x` brought to mean 0 and variance 1 over `axes`, the last ones, then ``* weight + bias``, which have their shape."""
+@derived(_normalized_arrays, vjp=(
+    lambda g, x, weight, axes, eps: _normalized_gradient(g, x, weight, axes=axes, eps=eps),
+    lambda g, x, weight_type, axes, eps: _weight_gradient(g, x, axes=axes, eps=eps, shape=weight_type.shape),
+    lambda g, bias_type: _reduced(g, bias_type.shape)))
+def _normalized(x: Tensor, weight: Tensor, bias: Tensor, *, axes: tuple[int, ...], eps: float) -> Tensor:
+    """`x` brought to mean 0 and variance 1 over `axes`, then ``* weight + bias``."""
+    return _affine(_standardized(x, axes=axes, eps=eps), weight, bias)
+
+
+def _standardized_and_affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, axes: tuple[int, ...],
+                             eps: float) -> Tensor:
+    if weight is not None and bias is not None and weight.dtype is bias.dtype is x.dtype:
+        return _normalized(x, weight, bias, axes=axes, eps=eps)
     return _affine(_standardized(x, axes=axes, eps=eps), weight, bias)
 
 
@@ -167,10 +181,8 @@ def layer_norm(input: Tensor, normalized_shape: Sequence[int] | int, weight: Ten
                bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """The last dimensions (of `normalized_shape`) brought to mean 0 and variance 1, then ``* weight + bias``."""
     axes = _inner_axes("layer_norm", input, normalized_shape, weight, bias)
-    x, weight, bias = _wide(require_floating("layer_norm", input)), _wide(weight), _wide(bias)
-    if weight is not None and bias is not None and weight.dtype is bias.dtype is x.dtype:
-        return cast(_layer_norm(x, weight, bias, axes=axes, eps=eps), input.dtype)
-    return cast(_affine(_standardized(x, axes=axes, eps=eps), weight, bias), input.dtype)
+    x = _wide(require_floating("layer_norm", input))
+    return cast(_standardized_and_affine(x, _wide(weight), _wide(bias), axes, eps), input.dtype)
 
 
 @casts(cuda="full")
@@ -226,20 +238,31 @@ def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor |
         if count <= 1 and training:
             require_shape("batch_norm", False, f"expected more than 1 value per channel when training, got "
                                                f"{describe(input)}")
-        distance, variance = _moments(x, axes)
         if training and running_mean is not None and running_var is not None:
-            _update_running(x, axes, variance, running_mean, running_var, momentum, count)
-    else:
-        center, variance = _per_channel("batch_norm", x, running_mean, running_var)
-        distance = sub(x, center)
-    return cast(_affine(_scaled(distance, variance, eps), *_per_channel("batch_norm", x, weight, bias)), input.dtype)
+            _update_running(detached(x), axes, running_mean, running_var, momentum, count)
+        return cast(_standardized_and_affine(x, *_per_channel("batch_norm", x, weight, bias), axes, eps), input.dtype)
+    center, variance = _per_channel("batch_norm", x, running_mean, running_var)
+    scaled = _scaled(sub(x, center), variance, eps)
+    return cast(_affine(scaled, *_per_channel("batch_norm", x, weight, bias)), input.dtype)
 
 
-def _update_running(x: Tensor, axes: tuple[int, ...], variance: Tensor, running_mean: Tensor, running_var: Tensor,
-                    momentum: Any, count: int) -> None:
+@derived(_array_mean)
+def _mean_over(x: Tensor, *, axes: tuple[int, ...]) -> Tensor:
+    """The mean over `axes`, which stay with size 1."""
+    return _mean(x, axes)
+
+
+@derived(lambda x, axes: _array_mean(np.square(x - _array_mean(x, axes)), axes))
+def _variance_over(x: Tensor, *, axes: tuple[int, ...]) -> Tensor:
+    """The mean square of the distance from the mean over `axes`, which stay with size 1."""
+    return _moments(x, axes)[1]
+
+
+def _update_running(x: Tensor, axes: tuple[int, ...], running_mean: Tensor, running_var: Tensor, momentum: Any,
+                    count: int) -> None:
     """Running statistics moved toward those of the batch by `momentum`."""
-    mean = ops.reshape(_mean(detached(x), axes), shape=running_mean.shape)
-    unbiased = mul(ops.reshape(detached(variance), shape=running_var.shape), count / (count - 1))
+    mean = ops.reshape(_mean_over(x, axes=axes), shape=running_mean.shape)
+    unbiased = mul(ops.reshape(_variance_over(x, axes=axes), shape=running_var.shape), count / (count - 1))
     _move(running_mean, mean, momentum)
     _move(running_var, unbiased, momentum)
 
@@ -271,7 +294,7 @@ def instance_norm(input: Tensor, running_mean: Tensor | None = None, running_var
         unbiased = mul(_mean(variance, (0,)), count / (count - 1))
         _move(running_mean, ops.reshape(mean, shape=running_mean.shape), momentum)
         _move(running_var, ops.reshape(unbiased, shape=running_var.shape), momentum)
-    return cast(_affine(_standardized(x, axes=axes, eps=eps), *parameters), input.dtype)
+    return cast(_standardized_and_affine(x, *parameters, axes, eps), input.dtype)
 
 
 def normalize(input: Tensor, p: float = 2.0, dim: int | Sequence[int] = 1, eps: float = 1e-12) -> Tensor:
