@@ -88,7 +88,7 @@ class _Lowering:
             self.keep(target, value)
 
     def keep(self, target: ast.expr, value: Typed) -> None:
-        assert isinstance(target, ast.Name)
+        assert isinstance(target, ast.Name) and target.id not in self.parameters, "parameters stay what they are"
         known = self.variables.get(target.id)
         if known is None:
             kind = types.unliteral(value.kind)

@@ -18,8 +18,8 @@ from __future__ import annotations
 from jitgrad.kernels.cpu.math import ceil, log, random_bits_block, select
 from jitgrad.kernels.cuda.standins import (
     N,
+    T as C,
     T as E,
-    T as S,
     barrier,
     block,
     copy_async,
@@ -53,7 +53,7 @@ from jitgrad.kernels.cuda.standins import (
 
 D = W = T = M = THREADS = ROWS = SHIFT = BITS = WORDS = LOG2_E = 0
 """Numbers that are put in: elements of a row in shared memory, of a chunk; rows of Y, fragments of 16 rows of X per warp,
-threads, rows of X; what of a row's number turns its pieces; words of shared memory. `E` is the type of the elements."""
+threads, rows of X; what of a row's number turns its pieces; words of shared memory. `E` is the type of the elements, `C` that of sums."""
 
 memory = x_base = x_turn = y_base = y_turn = z_base = z_turn = lane = warp = member = words = halves = 0
 n = queries = keys = run = period = mask_row = mask_size = wide = causal = 0
@@ -173,7 +173,7 @@ def read_draw(key: N, offset: N, p: N, scale: N) -> None:
     seed = i64(0)
     place_of_draw = i64(0)
     limit = i32(0)
-    kept_scale = f32(0)
+    kept_scale = C(0)
     if dropped != 0:
         seed = load(key, 0, 5, 14)
         place_of_draw = load(offset, 0, 6, 14)
@@ -241,21 +241,21 @@ def add_mask(s: N, first: N, start: N, row_step: N, column_step: N, rows: N, col
 # ---- kernels ---------------------------------------------------------------------------------------------------------
 
 
-def attention_dots(g: pointer[E], o: pointer[E], dots: pointer[S], rows: N, values: N) -> block[256]:
+def attention_dots(g: pointer[E], o: pointer[E], dots: pointer[C], rows: N, values: N) -> block[256]:
     """What the gradient and the result of a query have in common, a warp for each."""
     lane = thread() % 32
     row = block() * 8 + thread() // 32
     if row < rows:
-        total = S(0)
+        total = C(0)
         for step in range((values + 31) // 32):
             at = step * 32 + lane
             if at < values:
-                total = S(total + S(load(g, row * values + at, 0, 3) * load(o, row * values + at, 1, 3)))
-        total = S(total + shuffle(total, 1))
-        total = S(total + shuffle(total, 2))
-        total = S(total + shuffle(total, 4))
-        total = S(total + shuffle(total, 8))
-        total = S(total + shuffle(total, 16))
+                total = C(total + C(load(g, row * values + at, 0, 3) * load(o, row * values + at, 1, 3)))
+        total = C(total + shuffle(total, 1))
+        total = C(total + shuffle(total, 2))
+        total = C(total + shuffle(total, 4))
+        total = C(total + shuffle(total, 8))
+        total = C(total + shuffle(total, 16))
         if lane == 0:
             store(dots, row, total, 2, 3)
 
