@@ -20,6 +20,8 @@ import llvmlite.binding as llvm
 from numba.core import types
 from numba.core.compiler_lock import global_compiler_lock
 
+from jitgrad.codegen.cuda_direct import lower_directly
+from jitgrad.codegen.cuda_unroll import UNROLLED
 from jitgrad.codegen.native import explain
 from jitgrad.errors import CompileError, complain
 from jitgrad.kernels.cpu import native
@@ -50,7 +52,7 @@ def compile_ptx(source: str, arch: str = "sm_80") -> str:
         raise complain(CompileError, "kernel", f"the text is no GPU kernel: {error}") from None
     with global_compiler_lock:
         try:
-            module = _lower(_define(tree, header.name), header, arch)
+            module = _lower(tree, header, arch)
         except Exception as error:
             raise explain(error, header.name, source) from None
         _optimize(module, arch)
@@ -81,30 +83,38 @@ def _define(tree: ast.Module, name: str) -> FunctionType:
     return namespace[name]  # type: ignore[no-any-return]
 
 
-def _lower(function: FunctionType, header: Header, arch: str) -> llvm.ModuleRef:
+def _lower(tree: ast.Module, header: Header, arch: str) -> llvm.ModuleRef:
     """The LLVM module, unoptimized, with the kernel's name as its only visible symbol."""
-    result = lower_function(function, header.parameters, types.none)
-    module = result.library._final_module
+    (function,) = tree.body
+    assert isinstance(function, ast.FunctionDef)
+    if ast.get_docstring(function) == UNROLLED:
+        body = f"{header.name}_body"
+        module, entry = lower_directly(function, body, header.parameters), _entry(header, body, "void", [])
+    else:
+        result = lower_function(_define(tree, header.name), header.parameters, types.none)
+        module = result.library._final_module
+        entry = _entry(header, result.fndesc.llvm_func_name, "i32", ["ptr %result", "ptr %exception"])
     module.triple, module.data_layout = TRIPLE, str(_machine(arch).target_data)
-    module.link_in(llvm.parse_assembly(_entry(header, result.fndesc.llvm_func_name)))
+    module.link_in(llvm.parse_assembly(entry))
     for item in [*module.functions, *module.global_variables]:
         if not item.is_declaration and item.name != header.name:
             item.linkage = "internal"
     return module
 
 
-def _entry(header: Header, function: str) -> str:
-    """Numba's calling convention returns a status and takes two more pointers; kernels do not raise."""
+def _entry(header: Header, function: str, result: str, more: list[str]) -> str:
+    """The kernel: a call of `function`. Numba's calling convention gives a status and takes two more pointers, which `more`
+    names; kernels do not raise."""
     sizes: dict[types.Type, str] = {types.int32: "i32", types.int64: "i64"}
     kinds = [sizes.get(t, "ptr") for t in header.parameters]
     parameters = ", ".join(f"{k}{' noalias' if k == 'ptr' else ''} %a{n}" for n, k in enumerate(kinds))
-    arguments = "".join(f", {k} %a{n}" for n, k in enumerate(kinds))
+    arguments = ", ".join([*more, *[f"{k} %a{n}" for n, k in enumerate(kinds)]])
     return f"""
-declare i32 @"{function}"({", ".join(["ptr", "ptr", *kinds])})
+declare {result} @"{function}"({", ".join([*["ptr"] * len(more), *kinds])})
 define ptx_kernel void @{header.name}({parameters}) "nvvm.maxntid"="{header.threads}" {{
   %result = alloca ptr
   %exception = alloca ptr
-  call i32 @"{function}"(ptr %result, ptr %exception{arguments}) alwaysinline
+  call {result} @"{function}"({arguments}) alwaysinline
   ret void
 }}
 """

@@ -21,7 +21,7 @@ from jitgrad.functional.index import _index_like
 from jitgrad.functional.linalg import matmul
 from jitgrad.functional.reduce import detached
 from jitgrad.functional.shape import diagonal_distance, repeat_interleave
-from jitgrad.ops.attention import mask_by_head
+from jitgrad.ops.attention import mask_by_head, sum_dtype
 from jitgrad.ops.builders import broadcast, expand_dims, full, zeros_like
 
 __all__ = [
@@ -98,15 +98,22 @@ def _is_blockwise(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     return not getattr(mask, "requires_grad", True) and mask.dtype in (dtypes.bool_, query.dtype)
 
 
-@widened
 def _blockwise(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, factor: Operand, p: float,
                is_causal: bool) -> Tensor:
+    """By the primitive: on a GPU half precision is what its kernels take, elsewhere they take float32."""
+    on_gpu = str(getattr(query, "device", "cpu")).startswith("cuda")
+    attend = _flat if on_gpu else widened(_flat)
+    return attend(query, key, value, mask, factor, p, is_causal)
+
+
+def _flat(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, factor: Operand, p: float,
+          is_causal: bool) -> Tensor:
     query = mul(query, factor)
     flat = [ops.reshape(x, shape=(math.prod(x.shape[:-2]), *x.shape[-2:])) for x in (query, key, value)]
     if mask is not None:
         flat.append(_mask_by_head(mask, tuple(query.shape[:-2]), query.shape[-2], key.shape[-2], query.dtype))
     if p:
-        flat += _draw(p, query.dtype)
+        flat += _draw(p, sum_dtype(query.dtype))
     zero = mask is not None and mask.dtype is dtypes.bool_
     out, _ = ops.attention(*flat, causal=is_causal, zero=zero)
     return ops.reshape(out, shape=(*query.shape[:-1], value.shape[-1]))

@@ -7,12 +7,12 @@ of k. Where the mask is -inf a score is -inf, whatever it was. A query that sees
 nothing does, or zeros with `zero`.
 
 Dropout of the weights has four operands more, all 0-d: key and offset of the random draw (int64), the probability p
-(float32), and the scale of what is kept, in q's dtype. Its random bits are those of `random_bits` of shape [N, L, S], of
-which only a block is made at a time: a weight is dropped or kept by its position alone.
+(float32), and the scale of what is kept, in the dtype of sums: q's, float32 for 16-bit floats. Its random bits are those of
+`random_bits` of shape [N, L, S], of which only a block is made at a time: a weight is dropped or kept by its position alone.
 
-The second result is the logarithm of each softmax's denominator, [N, L]: with it the gradient makes the weights again
-instead of keeping them (Dao et al., "FlashAttention", 2022). That result and `out` are no variables of the gradient, so
-gradients of higher order are those of the composition in primitives.
+The second result is the logarithm of each softmax's denominator, [N, L], in the dtype of sums: with it the gradient makes
+the weights again instead of keeping them (Dao et al., "FlashAttention", 2022). That result and `out` are no variables of the
+gradient, so gradients of higher order are those of the composition in primitives.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from jitgrad import ops
-from jitgrad.dtypes import float32, int64, uint32
+from jitgrad.dtypes import DType, float32, int64, uint32
 from jitgrad.errors import DTypeError, ShapeError, complain
 from jitgrad.ir.graph import Graph, GraphBuilder
 from jitgrad.ir.op import Op, register
@@ -34,7 +34,7 @@ from jitgrad.ir.types import TensorType
 from jitgrad.ops.builders import broadcast, full
 from jitgrad.ops.gradient import continue_graph, reverse
 from jitgrad.ops.philox import philox_run
-from jitgrad.ops.record import in_float32, require_category
+from jitgrad.ops.record import NARROW, in_float32, require_category
 
 __all__ = ["attention", "attention_grad"]
 
@@ -49,6 +49,11 @@ def operands(xs: Sequence[Any]) -> tuple[Any, Any, Any, Any, tuple[Any, ...]]:
     return xs[0], xs[1], xs[2], behind[0] if len(behind) % DRAW else None, draw
 
 
+def sum_dtype(dtype: DType) -> DType:
+    """What sums of values of `dtype` are computed in."""
+    return float32 if dtype.itemsize == 2 else dtype
+
+
 def _check(name: str, xs: tuple[TensorType, ...]) -> tuple[int, int, int, int]:
     """(N, L, E, V) of q, k, v, perhaps a mask, and perhaps a draw."""
     shown = ", ".join(map(str, xs))
@@ -58,7 +63,7 @@ def _check(name: str, xs: tuple[TensorType, ...]) -> tuple[int, int, int, int]:
     given = xs[:-DRAW] if draw else xs
     if any(x.dtype is not xs[0].dtype for x in given):
         raise complain(DTypeError, name, f"operands differ in dtype: {shown}")
-    if draw and list(draw) != [TensorType(dtype, ()) for dtype in (int64, int64, float32, xs[0].dtype)]:
+    if draw and list(draw) != [TensorType(dtype, ()) for dtype in (int64, int64, float32, sum_dtype(xs[0].dtype))]:
         raise complain(DTypeError, name, f"dropout takes key i64[], offset i64[], p f32[] and a scale: {shown}")
     require_category(name, xs[0].dtype, "f")
     q, k, v, *mask = [x.shape for x in given]
@@ -93,13 +98,15 @@ def mask_runs(shape: tuple[int, ...]) -> tuple[int, int]:
 
 def _infer(*xs: TensorType, causal: bool, zero: bool) -> tuple[TensorType, ...]:
     n, queries, _, values = _check("attention", xs)
-    return xs[0].with_shape((n, queries, values)), xs[0].with_shape((n, queries))
+    return xs[0].with_shape((n, queries, values)), TensorType(sum_dtype(xs[0].dtype), (n, queries))
 
 
 def _infer_grad(*xs: TensorType, causal: bool, zero: bool) -> tuple[TensorType, ...]:
     if len(xs) < 6:
         raise complain(ShapeError, "attention_grad", "takes g, the operands of attention, and its two results")
     n, queries, _, values = _check("attention_grad", xs[1:-2])
+    if xs[-1].dtype is not sum_dtype(xs[1].dtype) or any(x.dtype is not xs[1].dtype for x in (xs[0], xs[-2])):
+        raise complain(DTypeError, "attention_grad", f"gradient and results do not fit: {xs[0]}, {xs[-2]}, {xs[-1]}")
     if (xs[0].shape, xs[-2].shape, xs[-1].shape) != ((n, queries, values), (n, queries, values), (n, queries)):
         raise complain(ShapeError, "attention_grad", f"gradient and results do not fit: {xs[0]}, {xs[-2]}, {xs[-1]}")
     return xs[1], xs[2], xs[3]
@@ -138,8 +145,13 @@ def _drop(x: np.ndarray, draw: tuple[Any, ...], n: int, rows: slice, shape: tupl
     return product
 
 
-@in_float32
-def _attention(*xs: np.ndarray, causal: bool, zero: bool) -> tuple[np.ndarray, ...]:
+def _attention(q: np.ndarray, *xs: np.ndarray, causal: bool, zero: bool) -> tuple[np.ndarray, ...]:
+    out, total = _attention_in_float32(q, *xs, causal=causal, zero=zero)
+    return out.astype(q.dtype, copy=False), total
+
+
+def _attention_in_float32(*xs: np.ndarray, causal: bool, zero: bool) -> tuple[np.ndarray, ...]:
+    xs = tuple([x.astype(np.float32) if x.dtype in NARROW else x for x in xs])
     q, k, v, mask, draw = operands(xs)
     shape = (*q.shape[:2], k.shape[1])
     out, total = np.empty((*q.shape[:2], v.shape[2]), q.dtype), np.empty(q.shape[:2], q.dtype)
@@ -203,7 +215,8 @@ def _dropped(weights: Any, key: Any, offset: Any, p: Any, scale: Any) -> Any:
     bits = ops.random_bits(key, offset, shape=shape)
     fine = ops.cast(ops.shift_right(bits, full(shape, 8, uint32)), dtype=float32)
     kept = ops.ge(ops.mul(fine, full(shape, 2.0 ** -24, float32)), broadcast(p, shape))
-    return ops.where(kept, ops.mul(weights, broadcast(scale, shape)), ops.zeros_like(weights))
+    factor = ops.cast(scale, dtype=weights.dtype) if scale.dtype is not weights.dtype else scale
+    return ops.where(kept, ops.mul(weights, broadcast(factor, shape)), ops.zeros_like(weights))
 
 
 def _repeated(x: Any, n: int) -> Any:

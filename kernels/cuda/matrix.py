@@ -62,6 +62,19 @@ def _product(name: str, shape: str, kind: str) -> Any:
     return intrinsic(multiply)
 
 
+def _packing(name: str, kind: str) -> Any:
+    def pack(typing: Any, low: types.Type, high: types.Type) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+            function = ir.FunctionType(I32, [F32, F32])
+            return builder.call(ir.InlineAsm(function, f"cvt.rn.{kind}x2.f32 $0, $2, $1;", "=r,f,f"), arguments)
+
+        return types.int32(types.float32, types.float32), codegen
+
+    pack.__name__ = name
+    pack.__doc__ = f"``{name}(x, y)``: two float32 rounded to {kind}, in one 32-bit word, x in its lower half."
+    return intrinsic(pack)
+
+
 # Shared memory
 
 @intrinsic
@@ -151,6 +164,7 @@ NAMES: dict[str, Any] = {
     "multiply_bf16": _product("multiply_bf16", "m16n8k16", "bf16"),
     "multiply_f16": _product("multiply_f16", "m16n8k16", "f16"),
     "multiply_tf32": _product("multiply_tf32", "m16n8k8", "tf32"),
+    "pack_bf16": _packing("pack_bf16", "bf16"), "pack_f16": _packing("pack_f16", "f16"),
     "shared_address": shared_address, "pointer_as": pointer_as,
     "load_matrix_x2": _matrix_load("load_matrix_x2", 2, False),
     "load_matrix_x4": _matrix_load("load_matrix_x4", 4, False),

@@ -17,3 +17,6 @@ def _only_in_kernels(*_: Any) -> Any:
 I = T = N = f64 = f32 = f16 = bf16 = i64 = i32 = i16 = i8 = u64 = u32 = u8 = boolean = _only_in_kernels  # noqa: E741
 thread = block = barrier = warp_barrier = shared = pointer = pointer_at = shuffle = fail = _only_in_kernels
 load = store = load_lanes = store_lanes = quotient = rest = multiply_add = _only_in_kernels
+shared_address = pointer_as = copy_async = copy_commit = copy_wait = load_matrix_x4 = _only_in_kernels
+load_matrix_x4_transposed = multiply = pack = quick_exp2 = reassociate_add = reassociate_max = _only_in_kernels
+each = registers = _only_in_kernels                    # of what is written out: see `jitgrad.codegen.cuda_unroll`

@@ -86,6 +86,18 @@ def multiply_add(typing: Any, a: types.Type, b: types.Type, c: types.Type) -> An
     return kind(types.unliteral(a), types.unliteral(b), kind), codegen
 
 
+@intrinsic
+def quick_exp2(typing: Any, x: types.Type) -> Any:
+    """``quick_exp2(x)``: 2 ** x in float32 by the one instruction that approximates it, to two units in the last place;
+    below the smallest normal number it is 0."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        function = ir.FunctionType(ir.FloatType(), [ir.FloatType()])
+        return builder.call(ir.InlineAsm(function, "ex2.approx.ftz.f32 $0, $1;", "=f,f"), arguments)
+
+    return types.float32(types.float32), codegen
+
+
 # Integers of an index: none is negative
 
 def _make_division(name: str, text: str, emit: Any) -> Any:
@@ -222,5 +234,6 @@ NAMES: dict[str, Any] = {
     **{name: cpu.NAMES[name] for name in SAME},
     "thread": thread, "block": block, "barrier": barrier, "quotient": quotient, "rest": rest, "shared": shared,
     "pointer_at": pointer_at, "load_lanes": load_lanes, "store_lanes": store_lanes, "shuffle": shuffle, "fail": fail,
-    "is_better": math.is_better, "warp_barrier": warp_barrier, "multiply_add": multiply_add, **matrix.NAMES,
+    "is_better": math.is_better, "warp_barrier": warp_barrier, "multiply_add": multiply_add,
+    "quick_exp2": quick_exp2, **matrix.NAMES,
 }
