@@ -126,9 +126,52 @@ def _sort_shared(keys: Any, places: Any, span: Any, run: Any) -> Any:
 # ---- running sums ------------------------------------------------------------------------------------------------------
 
 
-NAMES: dict[str, Any] = {"order_key": order_key, "count_below": count_below, "sort_shared": sort_shared}
+def scan_warp(x: Any) -> Any:
+    """The sum of x of all threads of the warp up to this one, and of all its threads, for a float or an int64."""
+    raise NotImplementedError
+
+
+def _scan_warp(x: Any) -> Any:
+    me, so_far, total = i32(thread()), x, x
+    other = shuffle(total, 1)
+    so_far, total = select((me & 1) != 0, other + so_far, so_far), total + other
+    other = shuffle(total, 2)
+    so_far, total = select((me & 2) != 0, other + so_far, so_far), total + other
+    other = shuffle(total, 4)
+    so_far, total = select((me & 4) != 0, other + so_far, so_far), total + other
+    other = shuffle(total, 8)
+    so_far, total = select((me & 8) != 0, other + so_far, so_far), total + other
+    other = shuffle(total, 16)
+    so_far, total = select((me & 16) != 0, other + so_far, so_far), total + other
+    return so_far, total
+
+
+def scan_warp_product(x: Any) -> Any:
+    """As `scan_warp`, the product."""
+    raise NotImplementedError
+
+
+def _scan_warp_product(x: Any) -> Any:
+    me, so_far, total = i32(thread()), x, x
+    other = shuffle(total, 1)
+    so_far, total = select((me & 1) != 0, other * so_far, so_far), total * other
+    other = shuffle(total, 2)
+    so_far, total = select((me & 2) != 0, other * so_far, so_far), total * other
+    other = shuffle(total, 4)
+    so_far, total = select((me & 4) != 0, other * so_far, so_far), total * other
+    other = shuffle(total, 8)
+    so_far, total = select((me & 8) != 0, other * so_far, so_far), total * other
+    other = shuffle(total, 16)
+    so_far, total = select((me & 16) != 0, other * so_far, so_far), total * other
+    return so_far, total
+
+
+NAMES: dict[str, Any] = {"order_key": order_key, "count_below": count_below, "sort_shared": sort_shared,
+                         "scan_warp": scan_warp, "scan_warp_product": scan_warp_product}
 
 teach(order_key, _key_for)
 teach(count_below, lambda kind: _count_below_wide if kind == types.int64 else _count_below)
 teach(_count_below, lambda kind: _count_below)
 teach(sort_shared, lambda kind: _sort_shared)
+teach(scan_warp, lambda kind: _scan_warp)
+teach(scan_warp_product, lambda kind: _scan_warp_product)
