@@ -247,7 +247,7 @@ def _upload_one(target: DeviceArray, element: np.ndarray) -> bool:
     """Set every element to the one of `element`: by the driver, or by a kernel that expands it; False where neither can."""
     if fill(target, element.tobytes()):
         return True
-    if _gather is None:
+    if _gather is None or target.dtype.kind == "c":          # there are no kernels of complex numbers
         return False
     one = empty((1,), target.dtype, target.gpu)
     _upload(one, element, False)
