@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jitgrad import dtypes, ops
-from jitgrad.devices import CPU, chosen
+from jitgrad.devices import chosen
 from jitgrad.dtypes import DType
 from jitgrad.errors import DTypeError, ShapeError, complain
 from jitgrad.functional import random
@@ -240,7 +240,7 @@ def arange(start: Any, end: Any = None, step: Any = 1, *, dtype: DType | None = 
     return _finish(made_on(chosen(device), _counted, max(int(count), 0), factor, first, wide, dtype), requires_grad, device)
 
 
-def _counted(count: int, step: Any, start: Any, wide: DType, dtype: DType) -> Tensor:
+def _counted(count: int, step: Any, start: Any, wide: DType, dtype: DType) -> Any:
     steps = ops.iota(shape=(count,), axis=0, dtype=wide)
     return cast(steps if step is None else add(mul(steps, step), start), dtype)
 
@@ -253,7 +253,7 @@ def linspace(start: Any, end: Any, steps: int, *, dtype: DType | None = None, de
     return _finish(made_on(chosen(device), _spaced, start, end, steps, wanted), requires_grad, device)
 
 
-def _spaced(start: Any, end: Any, steps: int, dtype: DType) -> Tensor:
+def _spaced(start: Any, end: Any, steps: int, dtype: DType) -> Any:
     numbers = ops.iota(shape=(steps,), axis=0, dtype=dtypes.float64)
     gap = (end - start) / max(steps - 1, 1)
     rising = add(mul(numbers, gap), start)                     # from both ends, so that both are exact
@@ -270,7 +270,7 @@ def logspace(start: Any, end: Any, steps: int, base: float = 10.0, *, dtype: DTy
     return _finish(made_on(chosen(device), _raised, start, end, steps, base, wanted), requires_grad, device)
 
 
-def _raised(start: Any, end: Any, steps: int, base: float, dtype: DType) -> Tensor:
+def _raised(start: Any, end: Any, steps: int, base: float, dtype: DType) -> Any:
     powers = _spaced(start, end, steps, dtypes.float64)
     return cast(ops.pow(broadcast(as_operand(base, dtypes.float64), powers.shape), powers), dtype)
 
@@ -283,7 +283,7 @@ def eye(n: int, m: int | None = None, *, dtype: DType | None = None, device: Any
     return _finish(made, requires_grad, device)
 
 
-def _diagonal(shape: tuple[int, int], dtype: DType) -> Tensor:
+def _diagonal(shape: tuple[int, int], dtype: DType) -> Any:
     row, column = (ops.iota(shape=shape, axis=axis, dtype=dtypes.int64) for axis in (0, 1))
     return cast(ops.eq(row, column), dtype)
 

@@ -2,7 +2,8 @@
 
 `run` is what `dispatch.install` is given: an op on arrays of one GPU, and numbers in the computer's memory. `rewrite` is
 the same for an op whose results replace the contents of operands, `gather` copies an array whose elements lie in
-another order, and `create` makes an array out of numbers alone: filled, counted, random. Operands that are transposed or expanded are taken as they lie: the plan's graph begins with the movement.
+another order, and `create` makes an array out of numbers alone: filled, counted, random. Operands that are transposed or
+expanded are taken as they lie: the plan's graph begins with the movement.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def create(make: Callable[..., Any], arguments: tuple[Any, ...], where: device) 
     graph, draws = _created(make, arguments, repr(arguments), get_default_dtype())
     numbers = [np.array(number, np.int64) for generator, count in draws for number in generator.advance(count)]
     (made,) = compile_for(graph, gpu_number(where.index)).run(numbers)
-    return made if type(made) is DeviceArray else moved(made, where)  # type: ignore[return-value]
+    return made if type(made) is DeviceArray else moved(made, where)
 
 
 class _Maker(GraphBuilder):

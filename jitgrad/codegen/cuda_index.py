@@ -1,6 +1,6 @@
 """GPU lowering of index ops: take, index_add, index_update, gather, scatter, scatter_add.
 
-Positions in an index and places that it names are int32 in scratch memory: what has more elements is left to the computer."""
+Positions in an index and places that it names are int32 in scratch memory; larger operands are left to the computer."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def fill_last(last: Buffer, count: int, wide: bool) -> CudaLaunch:
 @lowers_on_gpu("index_update", in_place=True, any_type=True)
 def lower_index_update(call: Call, aligned: bool) -> CudaLowered | None:
     x, places, source = call.inputs
-    outer, size, inner = split(x.shape, call.attrs["axis"])
+    _outer, size, inner = split(x.shape, call.attrs["axis"])
     unit, wide, last = unit_of(x.dtype, aligned, [inner]), is_wide(call), call.scratch(0)
     if max(size, places.size) > MOST_PLACES:
         return None
@@ -56,7 +56,7 @@ def lower_index_update(call: Call, aligned: bool) -> CudaLowered | None:
 @lowers_on_gpu("index_add", in_place=True)
 def lower_index_add(call: Call, aligned: bool) -> CudaLowered | None:
     x, places, source = call.inputs
-    outer, size, inner = split(x.shape, call.attrs["axis"])
+    _outer, size, inner = split(x.shape, call.attrs["axis"])
     if max(size, places.size) > MOST_PLACES:
         return None
     wide, keys = is_wide(call), call.scratch(4)

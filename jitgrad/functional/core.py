@@ -320,7 +320,8 @@ def made_on(where: Any, make: Callable[..., Tensor], *arguments: Any) -> Tensor:
     at = getattr(interpreter.state.current, "make_on", None)
     if at is None or where is None or where.type == "cpu" or any([hasattr(a, "shape") for a in arguments]):
         return make(*arguments)
-    return at(where, make, arguments)
+    made: Tensor = at(where, make, arguments)
+    return made
 
 
 _from_array: Callable[[np.ndarray], Tensor] | None = None

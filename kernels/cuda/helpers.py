@@ -59,7 +59,7 @@ def _key_of_unsigned_long(x: Any) -> Any:
     return u64(x)
 
 
-def _key_for(kind: types.Type) -> Callable[..., Any]:
+def _key_for(kind: Any) -> Callable[..., Any]:
     if isinstance(kind, types.Float):
         return _key_of_single if kind == types.float32 else _key_of_double
     if isinstance(kind, types.Integer) and kind.signed:
@@ -110,11 +110,9 @@ def _sort_shared(keys: Any, places: Any, span: Any, run: Any) -> Any:
             e = i32(step)
             key = load(keys, i32(source + e), 0, 2)
             low = i32(source + e - (e & i32(2 * width - 1)))
-            middle = i32(low + width)
-            if (e & width) == 0:
-                found = i32(_count_below(middle, i32(middle + width), keys, key, False) - middle)
-            else:
-                found = i32(_count_below(low, middle, keys, key, True) - middle)
+            middle, is_right = i32(low + width), (e & width) != 0
+            begin = select(is_right, low, middle)
+            found = i32(_count_below(begin, i32(begin + width), keys, key, is_right) - middle)
             target = i32(i32(SPAN) - source + e + found)
             store(keys, target, key, 0, 2)
             store(places, target, load(places, i32(source + e), 1, 2), 1, 2)

@@ -5,9 +5,9 @@ dimension is an error, and what it names is left out. Elements that are only car
 16 bytes: `LANES` integers of type `T`.
 
 No result depends on the order in which threads run. Of several writers of a place the last in the order of the index is
-found by the largest position (`mark_last`, `mark_lines`), a maximum of integers. What is added to one place is added by one
-thread, in the order of the index: in a line of its own (`add_lines`), or after `kernels.cuda.sort` has brought positions that
-name the same place together (`add_rows`), which is stable."""
+found by the largest position (`mark_last`, `mark_elements`), a maximum of integers. What is added to one place is added by
+one thread, in the order of the index: in a line of its own (`add_lines`), or after `kernels.cuda.sort` has brought positions
+that name the same place together (`add_rows`), which is stable."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ def update_rows(index: pointer[I], source: pointer[T], last: pointer[i32], o: po
         row = quotient(item, inner)
         position = rest(row, count)
         place = i64(load(index, position, 0, 4))
-        if place >= 0 and place < size:
-            if load(last, N(place), 2, 4) == position:
-                start = N(N(N(quotient(row, count) * size) + N(place)) * inner)
-                store_lanes(o, N(N(start + rest(item, inner)) * LANES), load_lanes(source, N(item * LANES), LANES, 1, 4), 3, 4)
+        if place >= 0 and place < size and load(last, N(place), 2, 4) == position:
+            start = N(N(N(quotient(row, count) * size) + N(place)) * inner)
+            target = N(N(start + rest(item, inner)) * LANES)
+            store_lanes(o, target, load_lanes(source, N(item * LANES), LANES, 1, 4), 3, 4)
 
 
 def row_keys(args: pointer[i64], index: pointer[I], keys: pointer[u32], count: N, size: N) -> block[256]:
@@ -104,9 +104,8 @@ def add_rows(keys: pointer[u32], order: pointer[i32], source: pointer[T], o: poi
         outer = quotient(quotient(item, inner), count)
         row = load(keys, slot, 0, 4)
         is_first = N(1)
-        if slot > 0:
-            if load(keys, N(slot - 1), 0, 4) == row:
-                is_first = N(0)
+        if slot > 0 and load(keys, N(slot - 1), 0, 4) == row:
+            is_first = N(0)
         if is_first != 0 and N(row) < size:
             step = N(1)
             while N(slot + step) < count and load(keys, min(N(slot + step), N(count - 1)), 0, 4) == row:
@@ -195,9 +194,8 @@ def update_elements(keys: pointer[u32], source: pointer[T], last: pointer[i32], 
     item = N(block() * N(256) + thread())
     if item < count:
         place = N(load(keys, item, 0, 4))
-        if place < size:
-            if load(last, place, 2, 4) == item:
-                store_lanes(o, N(place * LANES), load_lanes(source, N(item * LANES), LANES, 1, 4), 3, 4)
+        if place < size and load(last, place, 2, 4) == item:
+            store_lanes(o, N(place * LANES), load_lanes(source, N(item * LANES), LANES, 1, 4), 3, 4)
 
 
 def add_lines(keys: pointer[u32], source: pointer[T], o: pointer[T], lines: N, count: N, inner: N, size: N) -> block[256]:

@@ -1,8 +1,8 @@
 """Running sums and products along one axis of ``[outer, size, inner]`` on a GPU.
 
-Lines that lie across memory, or are short, are a thread each (`scan_columns`). Others are cut into pieces of which a warp has
-one: it goes along it in steps of 128 elements, and within a step doubles the distance over which threads exchange their sums
-(`scan_pieces`). Where a line is several pieces, totals of all pieces come first (`piece_totals`), and running sums of the
+Lines that lie across memory, or are short, are a thread each (`scan_columns`). Others are cut into pieces of which a warp
+has one: it goes along it in steps of 128 elements, and within a step doubles the distance over which threads exchange their
+sums (`scan_pieces`). Where a line is several pieces, totals of all pieces come first (`piece_totals`), and running sums of the
 totals are what pieces begin with. How a line is cut depends on its size alone. 16-bit floats accumulate in float32."""
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def scan_pieces(x: pointer[T], before: pointer[A], o: pointer[T], pieces: N, cou
         for step in range(at, N(min(N(at + length), size)), N(128)):
             left = N(size - N(N(step) + lane))
             i = N(start + N(N(step) + lane) * inner)
-            j, k, l = N(i + far), N(i + 2 * far), N(i + 3 * far)
+            j, k, m = N(i + far), N(i + 2 * far), N(i + 3 * far)
             a, b, c, d = A(IDENTITY), A(IDENTITY), A(IDENTITY), A(IDENTITY)
             if left > 0:
                 a = A(load(x, i, 0, 3))
@@ -81,7 +81,7 @@ def scan_pieces(x: pointer[T], before: pointer[A], o: pointer[T], pieces: N, cou
             if left > 64:
                 c = A(load(x, k, 0, 3))
             if left > 96:
-                d = A(load(x, l, 0, 3))
+                d = A(load(x, m, 0, 3))
             x_i, whole = scan_warp(a)
             if left > 0:
                 store(o, i, A(total + x_i), 2, 3)
@@ -99,6 +99,6 @@ def scan_pieces(x: pointer[T], before: pointer[A], o: pointer[T], pieces: N, cou
             total = A(total + x_i)
             x_i, whole = scan_warp(d)
             if left > 96:
-                store(o, l, A(total + x_i), 2, 3)
+                store(o, m, A(total + x_i), 2, 3)
             x_i = whole
             total = A(total + x_i)

@@ -1,10 +1,10 @@
 """Stable sorting of lines on a GPU: merge sort, by keys of 32 or 64 bits that are ordered as the elements are.
 
-A line of ``x[outer, size, inner]`` of at most `SPAN` elements is sorted by one block in shared memory, short lines several of
-them (`sort_lines`). A longer one is cut into pieces of `SPAN` (`sort_pieces`), and sorted pieces are merged two and two until
-there is one (`merge_pieces`), every element by itself: a binary search in the other piece says how far behind it goes. For
-the first few elements of a long line, only as many of every piece are kept (`keep_pieces`), again and again. Keys and where
-their elements stood are all that is moved; the elements follow at the end (`write_sorted`).
+A line of ``x[outer, size, inner]`` of at most 2048 elements is sorted by one block in shared memory, short lines several
+of them (`sort_lines`). A longer one is cut into pieces of 2048 (`sort_pieces`), and sorted pieces are merged two and two
+until there is one (`merge_pieces`), every element by itself: a binary search in the other piece says how far behind it
+goes. For the first few elements of a long line, only as many of every piece are kept (`keep_pieces`), again and again. Keys
+and where their elements stood are all that is moved; the elements follow at the end (`write_sorted`).
 
 What is searched is operand 0, as `helpers` demands."""
 
@@ -25,6 +25,7 @@ from jitgrad.kernels.cuda.standins import (
     pointer,
     quotient,
     rest,
+    select,
     shared,
     sort_shared,
     store,
@@ -115,11 +116,9 @@ def merge_pieces(keys_in: pointer[K], places_in: pointer[i32], keys_out: pointer
         low = N(start + quotient(i, N(2 * width)) * N(2 * width))
         middle, high = N(min(N(low + width), N(start + size))), N(min(N(low + 2 * width), N(start + size)))
         key = load(keys_in, item, 0, 4)
-        target = item
-        if item < middle:
-            target = N(item + count_below(middle, high, keys_in, key, False) - middle)
-        else:
-            target = N(item + count_below(low, middle, keys_in, key, True) - middle)
+        is_right = item >= middle
+        begin, end = N(select(is_right, low, middle)), N(select(is_right, middle, high))
+        target = N(item + count_below(begin, end, keys_in, key, is_right) - middle)
         store(keys_out, target, key, 2, 4)
         store(places_out, target, load(places_in, item, 1, 4), 3, 4)
 

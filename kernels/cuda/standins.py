@@ -18,4 +18,4 @@ A = I = K = T = N = LANES = IDENTITY = _only_in_kernels  # noqa: E741
 f64 = f32 = f16 = bf16 = i64 = i32 = i16 = i8 = u64 = u32 = u8 = boolean = _only_in_kernels
 thread = block = barrier = warp_barrier = shared = pointer = pointer_at = shuffle = fail = _only_in_kernels
 load = store = load_lanes = store_lanes = quotient = rest = multiply_add = _only_in_kernels
-atomic_max = order_key = count_below = sort_shared = scan_warp = _only_in_kernels
+atomic_max = order_key = count_below = sort_shared = scan_warp = select = _only_in_kernels
