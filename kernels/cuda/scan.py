@@ -2,8 +2,8 @@
 
 Lines that lie across memory, or are short, are a thread each (`scan_columns`). Others are cut into pieces of which a warp
 has one: it goes along it in steps of 128 elements, and within a step doubles the distance over which threads exchange their
-sums (`scan_pieces`). Where a line is several pieces, totals of all pieces come first (`piece_totals`), and running sums of the
-totals are what pieces begin with. How a line is cut depends on its size alone. 16-bit floats accumulate in float32."""
+sums (`scan_pieces`). Where a line is several pieces, totals of all pieces come first (`piece_totals`), and running sums of
+the totals are what pieces begin with. How a line is cut depends on shapes alone. 16-bit floats accumulate in float32."""
 
 from __future__ import annotations
 
