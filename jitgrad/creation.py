@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jitgrad import dtypes, ops
-from jitgrad.devices import CPU, chosen
+from jitgrad.devices import chosen
 from jitgrad.dtypes import DType
 from jitgrad.errors import DTypeError, ShapeError, complain
 from jitgrad.functional import random
@@ -22,6 +22,7 @@ from jitgrad.functional.core import (
     cast,
     install_tensor,
     is_number,
+    made_on,
     number_category,
     number_dtype,
     require_shape,
@@ -234,39 +235,57 @@ def arange(start: Any, end: Any = None, step: Any = 1, *, dtype: DType | None = 
         require_shape("arange", False, f"the step {step} does not lead from {start} to {end}")
     count = -((start - end) // step) if is_integer else math.ceil((end - start) / step)
     wide = dtypes.int64 if is_integer else dtypes.float64
-    steps = ops.iota(shape=(max(int(count), 0),), axis=0, dtype=wide)
     plain = is_integer and start == 0 and step == 1
-    return _finish(cast(steps if plain else add(mul(steps, step), start), dtype), requires_grad, device)
+    factor, first = (None, None) if plain else (step, start)
+    return _finish(made_on(chosen(device), _counted, max(int(count), 0), factor, first, wide, dtype), requires_grad, device)
+
+
+def _counted(count: int, step: Any, start: Any, wide: DType, dtype: DType) -> Any:
+    steps = ops.iota(shape=(count,), axis=0, dtype=wide)
+    return cast(steps if step is None else add(mul(steps, step), start), dtype)
 
 
 def linspace(start: Any, end: Any, steps: int, *, dtype: DType | None = None, device: Any = None,
              requires_grad: bool = False) -> Tensor:
     """`steps` evenly spaced values from `start` to `end`, both included."""
     require_shape("linspace", steps >= 0, f"the number of steps must not be negative, got {steps}")
+    wanted = dtype or dtypes.get_default_dtype()
+    return _finish(made_on(chosen(device), _spaced, start, end, steps, wanted), requires_grad, device)
+
+
+def _spaced(start: Any, end: Any, steps: int, dtype: DType) -> Any:
     numbers = ops.iota(shape=(steps,), axis=0, dtype=dtypes.float64)
     gap = (end - start) / max(steps - 1, 1)
     rising = add(mul(numbers, gap), start)                     # from both ends, so that both are exact
     falling = add(mul(add(numbers, -(steps - 1)), gap), end)
     half = broadcast(as_operand(steps / 2, dtypes.float64), numbers.shape)
-    values = ops.where(ops.lt(numbers, half), rising, falling) if steps > 1 else rising
-    return _finish(cast(values, dtype or dtypes.get_default_dtype()), requires_grad, device)
+    return cast(ops.where(ops.lt(numbers, half), rising, falling) if steps > 1 else rising, dtype)
 
 
 def logspace(start: Any, end: Any, steps: int, base: float = 10.0, *, dtype: DType | None = None, device: Any = None,
              requires_grad: bool = False) -> Tensor:
     """`base` to evenly spaced powers from `start` to `end`."""
-    powers = linspace(start, end, steps, dtype=dtypes.float64, device=CPU)
-    raised = ops.pow(broadcast(as_operand(base, dtypes.float64), powers.shape), powers)
-    return _finish(cast(raised, dtype or dtypes.get_default_dtype()), requires_grad, device)
+    require_shape("logspace", steps >= 0, f"the number of steps must not be negative, got {steps}")
+    wanted = dtype or dtypes.get_default_dtype()
+    return _finish(made_on(chosen(device), _raised, start, end, steps, base, wanted), requires_grad, device)
+
+
+def _raised(start: Any, end: Any, steps: int, base: float, dtype: DType) -> Any:
+    powers = _spaced(start, end, steps, dtypes.float64)
+    return cast(ops.pow(broadcast(as_operand(base, dtypes.float64), powers.shape), powers), dtype)
 
 
 def eye(n: int, m: int | None = None, *, dtype: DType | None = None, device: Any = None,
         requires_grad: bool = False) -> Tensor:
     """1 on the diagonal of an n x m matrix (m = n by default), 0 elsewhere."""
     shape = _sizes("eye", (n, n if m is None else m))
+    made = made_on(chosen(device), _diagonal, shape, dtype or dtypes.get_default_dtype())
+    return _finish(made, requires_grad, device)
+
+
+def _diagonal(shape: tuple[int, int], dtype: DType) -> Any:
     row, column = (ops.iota(shape=shape, axis=axis, dtype=dtypes.int64) for axis in (0, 1))
-    diagonal = ops.eq(row, column)
-    return _finish(cast(diagonal, dtype or dtypes.get_default_dtype()), requires_grad, device)
+    return cast(ops.eq(row, column), dtype)
 
 
 def tril_indices(row: int, col: int, offset: int = 0, *, dtype: DType = dtypes.int64, device: Any = None) -> Tensor:
@@ -284,14 +303,15 @@ def triu_indices(row: int, col: int, offset: int = 0, *, dtype: DType = dtypes.i
 def rand(*size: Any, generator: random.Generator | None = None, dtype: DType | None = None, device: Any = None,
          requires_grad: bool = False) -> Tensor:
     """Uniform numbers in [0, 1)."""
-    drawn = random.uniform(_sizes("rand", size), dtype=dtype, generator=generator)
+    drawn = random.uniform(_sizes("rand", size), dtype=dtype, generator=generator, device=chosen(device))
     return _finish(drawn, requires_grad, device)
 
 
 def randn(*size: Any, generator: random.Generator | None = None, dtype: DType | None = None, device: Any = None,
           requires_grad: bool = False) -> Tensor:
     """Normal numbers of mean 0 and deviation 1."""
-    return _finish(random.standard_normal(_sizes("randn", size), dtype, generator), requires_grad, device)
+    drawn = random.standard_normal(_sizes("randn", size), dtype, generator, chosen(device))
+    return _finish(drawn, requires_grad, device)
 
 
 def randint(low: int, high: Any = None, size: Sequence[int] | None = None, *,
@@ -301,13 +321,14 @@ def randint(low: int, high: Any = None, size: Sequence[int] | None = None, *,
         low, high, size = 0, low, high
     elif high is None:
         low, high = 0, low
-    return _finish(random.integers(low, high, _sizes("randint", (size,)), dtype, generator), False, device)
+    drawn = random.integers(low, high, _sizes("randint", (size,)), dtype, generator, chosen(device))
+    return _finish(drawn, False, device)
 
 
 def randperm(n: int, *, generator: random.Generator | None = None, dtype: DType = dtypes.int64,
              device: Any = None) -> Tensor:
     """0 … n - 1 in random order."""
-    return _finish(random.permutation(n, dtype, generator), False, device)
+    return _finish(random.permutation(n, dtype, generator, chosen(device)), False, device)
 
 
 def rand_like(input: Tensor, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:

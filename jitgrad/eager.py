@@ -98,6 +98,11 @@ class EagerInterpreter:
         """A copy of `tensor` on another device."""
         return _Move.apply(tensor, where, non_blocking)
 
+    @staticmethod
+    def make_on(where: device, make: Callable[..., Any], arguments: tuple[Any, ...]) -> Tensor:
+        """What `make` computes of numbers, made by kernels of a GPU; see `functional.core.made_on`."""
+        return _wrap(gpu_ops.create(make, arguments, where))
+
     def full(self, shape: tuple[int, ...], value: Any, dtype: DType) -> Tensor:
         """A constant in full shape, which nobody may change: the same few are used again and again."""
         return _constant(shape, value, dtype, str(value) if value == 0 else "")

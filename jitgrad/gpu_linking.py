@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jitgrad import linking
-from jitgrad.codegen.cuda_call import GPU_IN_PLACE
+from jitgrad.codegen.cuda_call import GPU_ANY_TYPE, GPU_IN_PLACE
 from jitgrad.codegen.cuda_lower import lower_cuda
 from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLowered, ErrorWord, Table
 from jitgrad.codegen.sharing import shareable_by
@@ -61,7 +61,7 @@ def link(assignment: Assignment) -> GpuLinked:
 def lower_step(step: Step) -> CudaLowered | None:
     """The launches of one node; None where there is no GPU kernel."""
     node = step.node
-    if any(v.dtype.is_complex for v in (*node.inputs, *node.outputs)):
+    if node.op.name not in GPU_ANY_TYPE and any(v.dtype.is_complex for v in (*node.inputs, *node.outputs)):
         return None
     try:
         return lower_cuda(node.op, tuple([v.type for v in node.inputs]), node.attrs, step.shared)

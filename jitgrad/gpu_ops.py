@@ -1,19 +1,23 @@
 """Ops of eager execution on GPUs: every op, on arrays in device memory, is a plan of one node, made once and kept.
 
 `run` is what `dispatch.install` is given: an op on arrays of one GPU, and numbers in the computer's memory. `rewrite` is
-the same for an op whose results replace the contents of operands, and `gather` copies an array whose elements lie in
-another order. Operands that are transposed or expanded are taken as they lie: the plan's graph begins with the movement.
+the same for an op whose results replace the contents of operands, `gather` copies an array whose elements lie in
+another order, and `create` makes an array out of numbers alone: filled, counted, random. Operands that are transposed or
+expanded are taken as they lie: the plan's graph begins with the movement.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 from jitgrad import movement
-from jitgrad.dtypes import from_numpy
+from jitgrad.devices import device
+from jitgrad.dtypes import DType, from_numpy, get_default_dtype, int64
 from jitgrad.errors import CompileError
 from jitgrad.gpu_plans import compile_for
 from jitgrad.ir.graph import Graph, GraphBuilder, Value, attrs_key
@@ -23,7 +27,7 @@ from jitgrad.movement import Chain, dense_base
 from jitgrad.ops.derived import Derived
 from jitgrad.runtime.cuda import array as device_memory, dispatch
 from jitgrad.runtime.cuda.array import Array, DeviceArray, moved
-from jitgrad.runtime.cuda.driver import Gpu
+from jitgrad.runtime.cuda.driver import Gpu, gpu as gpu_number
 
 
 def run(op: Op, arrays: Sequence[Array], attrs: dict[str, Any], gpu: Gpu) -> Any:
@@ -60,6 +64,39 @@ def gather(target: DeviceArray, source: DeviceArray) -> bool:
         return False
     plan.run([base, target])
     return True
+
+
+def create(make: Callable[..., Any], arguments: tuple[Any, ...], where: device) -> DeviceArray:
+    """What ``make(*arguments)`` computes by ops that have no operands but numbers, on the GPU `where`. Its random draws are
+    taken from their streams as they would be on the CPU."""
+    graph, draws = _created(make, arguments, repr(arguments), get_default_dtype())
+    numbers = [np.array(number, np.int64) for generator, count in draws for number in generator.advance(count)]
+    (made,) = compile_for(graph, gpu_number(where.index)).run(numbers)
+    return made if type(made) is DeviceArray else moved(made, where)
+
+
+class _Maker(GraphBuilder):
+    """Records what `make` does; keys and offsets of random draws are inputs."""
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.draws: list[tuple[Any, int]] = []
+
+    def draw(self, generator: Any, count: int) -> tuple[Value, Value]:
+        """See `functional.random.next_offset`."""
+        self.draws.append((generator, count))
+        number = TensorType(int64, ())
+        return self.input(number), self.input(number)
+
+
+@lru_cache(maxsize=1024)
+def _created(make: Callable[..., Any], arguments: tuple[Any, ...], text: str,
+             default: DType) -> tuple[Graph, tuple[tuple[Any, int], ...]]:
+    """The graph and its draws. `text` tells 0.0, -0.0 and 0 apart; `default`: the default dtype."""
+    builder = _Maker(make.__name__)
+    with builder:
+        made = make(*arguments)
+    return builder.build([made]), tuple(builder.draws)
 
 
 # ---- operands ---------------------------------------------------------------------------------------------------------

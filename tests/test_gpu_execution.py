@@ -232,10 +232,10 @@ def test_branches_on_values_and_items(executing):
 
 def test_explain_lists_what_runs_on_the_host(executing):
     weight = tensor("cuda", 4, 4)
-    run = jg.compile(lambda x: (x.sort(0)[0] + 1).tanh())
+    run = jg.compile(lambda x: (jg.complex(x, x).abs() + 1).tanh())           # no kernels know complex numbers
     run(weight)
-    assert "by way of the host" in str(run.explain()) and "sort" in str(run.explain())
-    assert [entry.name for entry in run.plan.plan.host_entries] == ["sort"]
+    assert "by way of the host" in str(run.explain()) and "complex" in str(run.explain())
+    assert [entry.name for entry in run.plan.plan.host_entries] == ["complex", "abs"]
     kernels = jg.compile(lambda x: (x + 1).tanh())
     kernels(weight)
     (kernel,) = kernels.kernels

@@ -27,16 +27,21 @@ GPU_LIBRARY: dict[str, GpuLowering] = {}
 GPU_IN_PLACE: set[str] = set()
 """Those whose result may share a slot with operand 0."""
 
+GPU_ANY_TYPE: set[str] = set()
+"""Those whose kernels take complex numbers, too."""
+
 _HEADER = re.compile(r"def (\w+)\((args: )?.*?-> block\[(\d+)\]", re.DOTALL)
 
 
-def lowers_on_gpu(name: str, *, in_place: bool = False) -> Callable[[GpuLowering], GpuLowering]:
+def lowers_on_gpu(name: str, *, in_place: bool = False, any_type: bool = False) -> Callable[[GpuLowering], GpuLowering]:
     """Enter a function into `GPU_LIBRARY` under the name of an op."""
 
     def enter(function: GpuLowering) -> GpuLowering:
         GPU_LIBRARY[name] = function
         if in_place:
             GPU_IN_PLACE.add(name)
+        if any_type:
+            GPU_ANY_TYPE.add(name)
         return function
 
     return enter
@@ -46,7 +51,7 @@ def lower_library(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, An
                   aligned: bool) -> CudaLowered | None:
     """The launches of a node by its own kernels; None where there are none for it."""
     function = GPU_LIBRARY.get(op.name)
-    if function is None or any(t.dtype.is_complex for t in inputs):
+    if function is None or (any(t.dtype.is_complex for t in inputs) and op.name not in GPU_ANY_TYPE):
         return None
     if shared and (op.name not in GPU_IN_PLACE or shared != ((0, 0),)):
         return None

@@ -27,7 +27,7 @@ from jitgrad.errors import CompileError, complain
 from jitgrad.kernels.cpu import native
 from jitgrad.kernels.cpu.frontend import lower_function
 from jitgrad.kernels.cpu.intrinsics import STORAGE
-from jitgrad.kernels.cuda import math, vocabulary
+from jitgrad.kernels.cuda import helpers, math, vocabulary
 
 assert native.CONTRACT, "importing it is what teaches Numba the scalar functions"
 TRIPLE = "nvptx64-nvidia-cuda"
@@ -78,7 +78,7 @@ def _define(tree: ast.Module, name: str) -> FunctionType:
     function.returns = None
     for argument in function.args.args:
         argument.annotation = None
-    namespace: dict[str, Any] = {**math.NAMES, **vocabulary.NAMES}
+    namespace: dict[str, Any] = {**math.NAMES, **vocabulary.NAMES, **helpers.NAMES}
     exec(compile(tree, f"<kernel {name}>", "exec"), namespace)
     return namespace[name]  # type: ignore[no-any-return]
 

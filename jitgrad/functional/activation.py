@@ -335,7 +335,7 @@ def _below_largest(x: Tensor, axis: int) -> Tensor:
 def gumbel_softmax(logits: Tensor, tau: float = 1.0, hard: bool = False, dim: int = -1) -> Tensor:
     """A sample of the Gumbel-softmax distribution (Jang and others 2017); with `hard` one-hot forward, soft
     backward."""
-    noise = ops.neg(ops.log(random.exponential(tuple(logits.shape), 1.0, logits.dtype)))
+    noise = ops.neg(ops.log(random.exponential(tuple(logits.shape), 1.0, logits.dtype, device=logits.device)))
     soft = softmax(ops.div(ops.add(logits, noise), full_like(logits, float(tau))), dim)
     if not hard:
         return soft
@@ -367,7 +367,7 @@ def _dropped(op: str, x: Tensor, p: float, mask_shape: tuple[int, ...]) -> Tenso
     require_floating(op, x)
     if p == 1:
         return ops.mul(x, zeros_like(x))
-    kept = broadcast(random.keep_mask(mask_shape, p), x.shape)
+    kept = broadcast(random.keep_mask(mask_shape, p, device=x.device), x.shape)
     return ops.where(kept, mul(x, 1.0 / (1.0 - p)), zeros_like(x))
 
 
@@ -408,5 +408,5 @@ def _alpha_dropped(op: str, x: Tensor, p: float, training: bool, mask_shape: tup
     require_floating(op, x)
     floor = -_SELU_ALPHA * _SELU_SCALE
     scale = (1.0 - p + p * (1.0 - p) * floor ** 2) ** -0.5 if p < 1 else 0.0
-    kept = broadcast(random.keep_mask(mask_shape, p), x.shape)
+    kept = broadcast(random.keep_mask(mask_shape, p, device=x.device), x.shape)
     return add(mul(where(kept, x, floor), scale), -scale * floor * p)

@@ -18,6 +18,7 @@ import numpy as np
 from jitgrad import dtypes, ops
 from jitgrad.dtypes import DType
 from jitgrad.errors import DTypeError, JitgradError, ShapeError, complain
+from jitgrad.ir import interpreter
 from jitgrad.ops.builders import broadcast, full
 
 Operand = Any                    # a Tensor or another Typed value, or a number
@@ -312,6 +313,16 @@ def widened(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 # values
+
+def made_on(where: Any, make: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """``make(*arguments)``, which computes a Tensor out of no other. If `where`, a device, is a GPU it is made there, by one
+    kernel where that can be; but not while something is recorded or an argument is a tensor: then it lies nowhere yet."""
+    at = getattr(interpreter.state.current, "make_on", None)
+    if at is None or where is None or where.type == "cpu" or any([hasattr(a, "shape") for a in arguments]):
+        return make(*arguments)
+    made: Tensor = at(where, make, arguments)
+    return made
+
 
 _from_array: Callable[[np.ndarray], Tensor] | None = None
 

@@ -245,25 +245,26 @@ class TensorMethods:
 
     def normal_(self: Tensor, mean: Operand = 0.0, std: Operand = 1.0, *, generator: Any = None) -> Tensor:
         """Fill with normal numbers."""
-        return store(self, random.normal(mean, std, self.shape, dtype=self.dtype, generator=generator))
+        return store(self, random.normal(mean, std, self.shape, dtype=self.dtype, generator=generator,
+                                         device=self.device))
 
     def uniform_(self: Tensor, a: Operand = 0.0, b: Operand = 1.0, *, generator: Any = None) -> Tensor:
         """Fill with uniform numbers from [a, b)."""
-        return store(self, random.uniform(self.shape, a, b, self.dtype, generator))
+        return store(self, random.uniform(self.shape, a, b, self.dtype, generator, self.device))
 
     def bernoulli_(self: Tensor, p: Operand = 0.5, *, generator: Any = None) -> Tensor:
         """Fill with 1 (with probability `p`) and 0."""
-        drawn = random.uniform(self.shape, 0.0, 1.0, dtypes.float32, generator)
+        drawn = random.uniform(self.shape, 0.0, 1.0, dtypes.float32, generator, self.device)
         return self._assign(cast(logic.lt(drawn, p), self.dtype))
 
     def exponential_(self: Tensor, lambd: Operand = 1.0, *, generator: Any = None) -> Tensor:
         """Fill with exponentially distributed numbers."""
-        return store(self, random.exponential(self.shape, lambd, self.dtype, generator))
+        return store(self, random.exponential(self.shape, lambd, self.dtype, generator, self.device))
 
     def random_(self: Tensor, low: int = 0, high: int | None = None, *, generator: Any = None) -> Tensor:
         """Fill with uniform integers from [low, high), or [0, low)."""
         low, high = (0, low or 1 << 24) if high is None else (low, high)
-        return self._assign(random.integers(low, high, self.shape, self.dtype, generator))
+        return self._assign(random.integers(low, high, self.shape, self.dtype, generator, self.device))
 
     # filling and copying
     def fill_(self: Tensor, value: Operand) -> Tensor:

@@ -2,7 +2,7 @@
 
 A draw is named by a key (the seed) and an offset (how many draws came before, in program order); element i of it
 depends on these and on i alone: not on threads, on fusion, on eager or compiled. Uniform bits are equal everywhere;
-normal values go through log and cos and are equal up to rounding. """
+normal values go through log and cos and are equal up to rounding. `device`: where they are made, if that is said. """
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jitgrad import dtypes, ops
 from jitgrad.devices import placed
 from jitgrad.dtypes import DType
 from jitgrad.errors import ShapeError, complain
-from jitgrad.functional.core import Operand, Tensor, as_operand, cast, constant, describe, require_shape
+from jitgrad.functional.core import Operand, Tensor, as_operand, cast, constant, describe, made_on, require_shape
 from jitgrad.functional.elementwise import add, div, mul
 from jitgrad.functional.logic import lt
 from jitgrad.functional.reduce import cumsum
@@ -176,58 +176,77 @@ def _words63(shape: tuple[int, ...], generator: Generator | None) -> Tensor:
 # random tensors by shape
 
 def uniform(shape: tuple[int, ...], low: Operand = 0.0, high: Operand = 1.0, dtype: DType | None = None,
-            generator: Generator | None = None) -> Tensor:
+            generator: Generator | None = None, device: Any = None) -> Tensor:
     """Uniform floats in [low, high)."""
-    drawn = _uniform(tuple(shape), dtype or dtypes.get_default_dtype(), generator)
+    drawn = made_on(device, _uniform, tuple(shape), dtype or dtypes.get_default_dtype(), generator or default_generator)
     if type(low) is float and low == 0.0 and type(high) is float and high == 1.0:
         return drawn
     return add(mul(drawn, high - low), low)
 
 
-def standard_normal(shape: tuple[int, ...], dtype: DType | None = None, generator: Generator | None = None) -> Tensor:
+def standard_normal(shape: tuple[int, ...], dtype: DType | None = None, generator: Generator | None = None,
+                    device: Any = None) -> Tensor:
     """Normal floats of mean 0 and deviation 1."""
-    return _standard_normal(tuple(shape), dtype or dtypes.get_default_dtype(), generator)
+    return made_on(device, _standard_normal, tuple(shape), dtype or dtypes.get_default_dtype(),
+                   generator or default_generator)
 
 
 def normal(mean: Operand, std: Operand = 1.0, size: Sequence[int] | None = None, *, dtype: DType | None = None,
-           generator: Generator | None = None) -> Tensor:
+           generator: Generator | None = None, device: Any = None) -> Tensor:
     """Normal floats: of shape `size` with numbers `mean` and `std`, or one for each element of tensors."""
     given = [x for x in (mean, std) if hasattr(x, "shape")]
     if size is None:
         require_shape("normal", len(given) > 0, "give a size, or mean or std as a tensor")
         template = add(mean, std)
-        shape, dtype = template.shape, dtype or template.dtype
+        shape, dtype, device = template.shape, dtype or template.dtype, template.device
     else:
         shape = tuple(size)
-    return add(mul(standard_normal(shape, dtype, generator), std), mean)
+    return add(mul(standard_normal(shape, dtype, generator, device), std), mean)
 
 
 def integers(low: int, high: int, shape: Sequence[int], dtype: DType = dtypes.int64,
-             generator: Generator | None = None) -> Tensor:
+             generator: Generator | None = None, device: Any = None) -> Tensor:
     """Uniform integers in [low, high)."""
-    return cast(_integers(int(low), int(high), tuple(shape), generator), dtype)
+    return made_on(device, _integers_as, int(low), int(high), tuple(shape), dtype, generator or default_generator)
 
 
-def permutation(n: int, dtype: DType = dtypes.int64, generator: Generator | None = None) -> Tensor:
+def _integers_as(low: int, high: int, shape: tuple[int, ...], dtype: DType, generator: Generator) -> Tensor:
+    return cast(_integers(low, high, shape, generator), dtype)
+
+
+def permutation(n: int, dtype: DType = dtypes.int64, generator: Generator | None = None, device: Any = None) -> Tensor:
     """The numbers 0 … n - 1 in random order: that of as many random 63-bit words."""
+    return made_on(device, _permutation, n, dtype, generator or default_generator)
+
+
+def _permutation(n: int, dtype: DType, generator: Generator) -> Tensor:
     _, order = ops.sort(_words63((n,), generator), axis=0, descending=False, stable=True)
     return cast(order, dtype)
 
 
 def exponential(shape: tuple[int, ...], rate: Operand = 1.0, dtype: DType | None = None,
-                generator: Generator | None = None) -> Tensor:
+                generator: Generator | None = None, device: Any = None) -> Tensor:
     """Exponentially distributed floats above 0."""
     dtype = dtype or dtypes.get_default_dtype()
-    wide = dtype if dtype is dtypes.float64 else dtypes.float32
-    words = bits(tuple(shape), 1, generator)[0]
+    drawn = made_on(device, _exponential, tuple(shape), dtype if dtype is dtypes.float64 else dtypes.float32,
+                    generator or default_generator)
+    return cast(div(drawn, rate), dtype)
+
+
+def _exponential(shape: tuple[int, ...], wide: DType, generator: Generator) -> Tensor:
+    words = bits(shape, 1, generator)[0]
     upper = ops.cast(ops.shift_right(words, full(words.shape, 9, dtypes.uint32)), dtype=wide)
     between = ops.mul(ops.add(upper, full(words.shape, 0.5, wide)), full(words.shape, 2.0 ** -23, wide))
-    return cast(div(ops.neg(ops.log(between)), rate), dtype)
+    return ops.neg(ops.log(between))
 
 
-def keep_mask(shape: tuple[int, ...], p: Operand, generator: Generator | None = None) -> Tensor:
+def keep_mask(shape: tuple[int, ...], p: Operand, generator: Generator | None = None, device: Any = None) -> Tensor:
     """True with probability ``1 - p``: what dropout keeps."""
-    drawn = _uniform(tuple(shape), dtypes.float32, generator)
+    return made_on(device, _keep_mask, tuple(shape), p, generator or default_generator)
+
+
+def _keep_mask(shape: tuple[int, ...], p: Operand, generator: Generator) -> Tensor:
+    drawn = _uniform(shape, dtypes.float32, generator)
     return ops.ge(drawn, broadcast(as_operand(p, dtypes.float32), drawn.shape))
 
 
@@ -237,7 +256,7 @@ def bernoulli(input: Tensor, p: float | None = None, *, generator: Generator | N
     """1 with the probability that `input` gives for each element (or `p` for all), otherwise 0."""
     chance = input if p is None else as_operand(p, dtypes.get_default_dtype())
     wide = dtypes.float64 if chance.dtype is dtypes.float64 else dtypes.float32
-    drawn = _uniform(tuple(input.shape), wide, generator)
+    drawn = uniform(tuple(input.shape), dtype=wide, generator=generator, device=input.device)
     return cast(lt(drawn, cast(chance, wide)), input.dtype)
 
 
@@ -252,10 +271,11 @@ def multinomial(input: Tensor, num_samples: int, replacement: bool = False, *,
     weights = cast(input, wide)
     if not replacement:
         require_shape("multinomial", num_samples <= n, f"cannot draw {num_samples} of {n} without replacement")
-        keys = ops.div(weights, exponential(tuple(weights.shape), 1.0, wide, generator))
+        keys = ops.div(weights, exponential(tuple(weights.shape), 1.0, wide, generator, input.device))
         return topk(keys, num_samples).indices
     cumulative = cumsum(weights, -1)
     total = section(cumulative, len(input.shape) - 1, n - 1, n)
-    places = mul(_uniform((*input.shape[:-1], num_samples), wide, generator), total)
+    drawn = uniform((*input.shape[:-1], num_samples), dtype=wide, generator=generator, device=input.device)
+    places = mul(drawn, total)
     last = full(places.shape, n - 1, dtypes.int64)
     return ops.minimum(searchsorted(cumulative, places, right=True), last)

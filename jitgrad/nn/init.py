@@ -39,12 +39,13 @@ def _fill(tensor: Tensor, value: Tensor) -> Tensor:
 
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, generator: Generator | None = None) -> Tensor:
     """Uniform in [a, b)."""
-    return _fill(tensor, random.uniform(tuple(tensor.shape), a, b, tensor.dtype, generator))
+    return _fill(tensor, random.uniform(tuple(tensor.shape), a, b, tensor.dtype, generator, tensor.device))
 
 
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator: Generator | None = None) -> Tensor:
     """Normal with that mean and standard deviation."""
-    return _fill(tensor, random.normal(mean, std, tuple(tensor.shape), dtype=tensor.dtype, generator=generator))
+    return _fill(tensor, random.normal(mean, std, tuple(tensor.shape), dtype=tensor.dtype, generator=generator,
+                                       device=tensor.device))
 
 
 def constant_(tensor: Tensor, val: float) -> Tensor:
@@ -88,7 +89,7 @@ def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float 
     """Normal, but only values between a and b: the normal quantile function of uniform values."""
     low, high = (math.erf((bound - mean) / std / math.sqrt(2)) for bound in (a, b))
     wide = dtypes.float64 if tensor.dtype is dtypes.float64 else dtypes.float32
-    u = random.uniform(tuple(tensor.shape), low, high, wide, generator)
+    u = random.uniform(tuple(tensor.shape), low, high, wide, generator, tensor.device)
     values = (u.erfinv() * (std * math.sqrt(2)) + mean).clamp(a, b)
     return _fill(tensor, values.to(tensor.dtype))
 

@@ -231,7 +231,7 @@ def fill(target: DeviceArray, element: bytes) -> bool:
 
 def _upload(target: DeviceArray, source: np.ndarray, non_blocking: bool) -> None:
     """From the host into a contiguous array."""
-    if not any(source.strides) and fill(target, source.reshape(-1)[:1].tobytes()):
+    if not any(source.strides) and source.size > 1 and _upload_one(target, source.reshape(-1)[:1]):
         return
     whole = source if source.flags.c_contiguous else np.ascontiguousarray(source)
     stream = streams.current_stream(target.gpu.index)
@@ -241,6 +241,18 @@ def _upload(target: DeviceArray, source: np.ndarray, non_blocking: bool) -> None
         buffer.record_stream(stream)
     if buffer is None or not non_blocking:
         stream.synchronize()
+
+
+def _upload_one(target: DeviceArray, element: np.ndarray) -> bool:
+    """Set every element to the one of `element`: by the driver, or by a kernel that expands it; False where neither can."""
+    if fill(target, element.tobytes()):
+        return True
+    if _gather is None or target.dtype.kind == "c":          # there are no kernels of complex numbers
+        return False
+    one = empty((1,), target.dtype, target.gpu)
+    _upload(one, element, False)
+    expanded = DeviceArray(one.owner, one.gpu, one.address, target.shape, (0,) * target.ndim, target.dtype, True)
+    return _gather(target, expanded)
 
 
 def _update(target: DeviceArray, source: Array) -> None:
