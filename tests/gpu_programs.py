@@ -50,6 +50,16 @@ def contractions(device):
             F.embedding(jg.arange(3, device=device), w.reshape(12, 9))]
 
 
+def pooling(device):
+    """Windows of all kinds, and what they give back; adaptive ones are of several sizes."""
+    x = tensor(device, 2, 3, 9, 11).requires_grad_()
+    ys = [F.max_pool2d(x, 3, 2, 1), F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, count_include_pad=False),
+          F.max_pool2d(x, 2, 1, dilation=2), F.adaptive_max_pool2d(x, (4, 3)), F.avg_pool1d(x[0], 4, 3),
+          F.max_pool3d(x, (2, 3, 2))]
+    sum((y * y).sum() for y in ys).backward()
+    return [*ys, x.grad]
+
+
 def random_numbers(device):
     jg.manual_seed(7)
     x = tensor(device, 8, 9)
@@ -119,5 +129,5 @@ def training(device, optimizer="AdamW", compiled=False, steps=3):
     return [*losses, *model.parameters(), *model.buffers()], run
 
 
-PROGRAMS = {f.__name__: f for f in (arithmetic, reductions, movement, rows, contractions, random_numbers, in_place,
+PROGRAMS = {f.__name__: f for f in (arithmetic, reductions, movement, rows, contractions, pooling, random_numbers, in_place,
                                     gradients)}
