@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jitgrad.codegen import cuda_index, cuda_pooling
+from jitgrad.codegen import cuda_index, cuda_pooling, cuda_recurrence
 from jitgrad.codegen.cuda_call import lower_library
 from jitgrad.codegen.cuda_foreach import lower_foreach
 from jitgrad.codegen.cuda_matmul import lower_matmul
@@ -22,7 +22,7 @@ from jitgrad.ir.graph import GraphBuilder
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
 
-FAMILIES = (cuda_index, cuda_pooling)
+FAMILIES = (cuda_index, cuda_pooling, cuda_recurrence)
 
 TEMPLATES: dict[str, Callable[[Region, bool], list[CudaLaunch]]] = {
     "map": lower_map, "row": lower_row, "column": lower_column, "full": lower_full}
