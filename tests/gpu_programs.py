@@ -60,6 +60,16 @@ def pooling(device):
     return [*ys, x.grad]
 
 
+def recurrence(device):
+    """Layers of all kinds, in both directions, and their gradients."""
+    jg.manual_seed(5)
+    x = tensor(device, 4, 3, 6).requires_grad_()
+    layers = [nn.LSTM(6, 9).to(device), nn.GRU(6, 7, bidirectional=True).to(device), nn.RNN(6, 5).to(device)]
+    ys = [layer(x)[0] for layer in layers]
+    sum((y * y).sum() for y in ys).backward()
+    return [*ys, x.grad, *[p.grad for layer in layers for p in layer.parameters()]]
+
+
 def random_numbers(device):
     jg.manual_seed(7)
     x = tensor(device, 8, 9)
@@ -129,5 +139,5 @@ def training(device, optimizer="AdamW", compiled=False, steps=3):
     return [*losses, *model.parameters(), *model.buffers()], run
 
 
-PROGRAMS = {f.__name__: f for f in (arithmetic, reductions, movement, rows, contractions, pooling, random_numbers, in_place,
-                                    gradients)}
+PROGRAMS = {f.__name__: f for f in (arithmetic, reductions, movement, rows, contractions, pooling, recurrence,
+                                    random_numbers, in_place, gradients)}

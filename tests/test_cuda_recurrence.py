@@ -7,13 +7,17 @@ from functools import cache
 import numpy as np
 import pytest
 from cuda_launching import lower_node, run
+from gpu_programs import tensor
 from ptx import PtxError, sass
 
+import jitgrad as jg
+from jitgrad import nn
 from jitgrad.codegen import cuda_recurrence, cuda_toolchain as toolchain
 from jitgrad.codegen.cuda_lower import lower_cuda
 from jitgrad.codegen.cuda_native import compile_ptx
 from jitgrad.dtypes import bfloat16, float16, float32, float64
 from jitgrad.ir import REGISTRY, GraphBuilder, TensorType
+from jitgrad.nn import functional as F
 from jitgrad.ops.recurrence import GATES, _kept, _operands
 
 KINDS = ("rnn", "lstm", "gru")
@@ -73,16 +77,16 @@ def check(name, dtype, t, b, h, schedule="together", relu=False, aligned=True):
     ("gru_grad", "reversed")])
 def test_small_layers_are_one_launch(name, schedule):
     """Several tiles of units in turn, several steps, blocks with few rows; and the launch that packs the weights."""
-    assert check(name, float32, 3, 5, 37, schedule) == 2
+    assert check(name, float32, 2, 5, 37, schedule) == 2
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("lstm", float16), ("gru_grad", bfloat16), ("lstm_grad", float64)])
 def test_other_floats(name, dtype):
-    check(name, dtype, 3, 5, 37, "random")
+    check(name, dtype, 2, 5, 37, "random")
 
 
 def test_relu_backwards():
-    check("rnn_grad", float32, 3, 5, 37, relu=True)
+    check("rnn_grad", float32, 2, 5, 37, relu=True)
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru", "lstm_grad", "gru_grad"])
@@ -94,9 +98,7 @@ def test_states_of_16_bits_do_not_drift(name):
 # ---- a launch for each step ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "schedule"), [
-    ("rnn", "reversed"), ("lstm", "random"), ("gru", "reversed"), ("rnn_grad", "random"), ("lstm_grad", "reversed"),
-    ("gru_grad", "random")])
+@pytest.mark.parametrize(("name", "schedule"), [("lstm", "random"), ("rnn_grad", "reversed"), ("gru_grad", "random")])
 def test_larger_layers_are_a_launch_per_step(name, schedule, monkeypatch):
     """With a low bound on what is small. Backward there is one more, for the gradients of the first states."""
     monkeypatch.setattr(cuda_recurrence, "CACHED", 0)
@@ -114,8 +116,7 @@ def test_a_depth_of_several_pieces():
 
 
 @pytest.mark.parametrize(("name", "dtype"), [
-    ("rnn", float16), ("lstm", bfloat16), ("gru", bfloat16), ("rnn_grad", bfloat16), ("lstm_grad", bfloat16),
-    ("gru_grad", bfloat16)])
+    ("rnn", float16), ("lstm", bfloat16), ("lstm_grad", bfloat16), ("gru_grad", bfloat16)])
 def test_large_products_are_kernels_of_their_own(name, dtype, monkeypatch):
     monkeypatch.setattr(cuda_recurrence, "APART", 1)
     assert check(name, dtype, 2, 9, 37, "random") == (5 if name.endswith("_grad") else 4)
@@ -186,3 +187,36 @@ def test_machine_code(architecture, name, dtype, sizes, reads):
     columns = 4 if name.endswith("_grad") else GATES[name]
     assert codes["LDS.128"] == 8 and codes["FFMA"] >= 4 * 8 * columns
     assert sum(count for code, count in codes.items() if code.startswith(reads)) == 4
+
+
+# ---- from end to end -----------------------------------------------------------------------------------------------
+
+
+def training_step(device, steps=2):
+    """Losses and parameters of an LSTM that classifies pooled sequences, compiled; and the step."""
+    jg.manual_seed(0)
+    model = nn.ModuleDict({"lstm": nn.LSTM(4, 6), "head": nn.Linear(6, 3)}).to(device)
+    optimizer = jg.optim.SGD(model.parameters(), lr=0.1)
+
+    @jg.compile
+    def step(x, t):
+        optimizer.zero_grad()
+        pooled = F.avg_pool1d(F.max_pool1d(x, 3, 2, 1), 2)
+        loss = F.cross_entropy(model["head"](model["lstm"](pooled.permute(2, 0, 1))[0][-1]), t)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    losses = [step(tensor(device, 3, 4, 12, seed=k), (jg.arange(3) % 3).to(device)) for k in range(steps)]
+    return [*losses, *model.parameters()], step
+
+
+def test_a_training_step_leaves_none_of_this_to_the_computer(executing):
+    """An LSTM behind pooling layers, forward and backward."""
+    ours, step = training_step("cuda")
+    theirs, _ = training_step("cpu")
+    for x, y in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(x.detach().cpu().numpy(), y.detach().numpy(), rtol=1e-4, atol=1e-5)
+    names = {entry.name for entry in step.plan.plan.spec.entries if not entry.threads}
+    assert not names & {"lstm", "lstm_grad", "max_pool", "max_pool_grad", "avg_pool", "avg_pool_grad", "matmul"}, names
+    assert {"lstm_steps_4x1_f32", "lstm_grad_steps_4x1_f32"} <= set(executing.launches)
