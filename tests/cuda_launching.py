@@ -23,7 +23,8 @@ def lower_node(node, shared=(), aligned=True):
 
 def run(lowered, inputs, types, *, shared=(), schedule="together", skew=0, failure=(0, 0, 0)):
     """The outputs of `lowered` for arrays `inputs`. Outputs and scratch start as garbage; outputs that share an input's
-    memory lie in it. All buffers begin `skew` elements behind a round address. `failure` is what the error word must say."""
+    memory lie in it. All buffers but scratch begin `skew` elements behind a round address. `failure` is what the error word
+    must say."""
     memory, home = Memory(), dict(shared)
 
     def put(array, name, garbage=False):
@@ -32,7 +33,8 @@ def run(lowered, inputs, types, *, shared=(), schedule="together", skew=0, failu
     buffers = [put(np.asarray(x), f"input {k}") for k, x in enumerate(inputs)]
     results = [buffers[home[k]] if k in home else put(np.empty(t.shape, t.dtype.numpy), f"output {k}", True)
                for k, t in enumerate(types)]
-    buffers += [*results, *[put(np.empty(n // 8, np.int64), "scratch", True) for n in map(round_up, lowered.scratch)]]
+    buffers += [*results, *[memory.add(np.empty(n // 8, np.int64), "scratch", garbage=True)
+                           for n in map(round_up, lowered.scratch)]]
     word = memory.add(np.zeros(3, np.int64), "error word")
     for entry in lowered.launches:
         arguments = [argument_of(a, buffers, word, memory) for a in entry.arguments]

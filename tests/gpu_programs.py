@@ -50,6 +50,26 @@ def contractions(device):
             F.embedding(jg.arange(3, device=device), w.reshape(12, 9))]
 
 
+def pooling(device):
+    """Windows of all kinds, and what they give back; adaptive ones are of several sizes."""
+    x = tensor(device, 2, 3, 9, 11).requires_grad_()
+    ys = [F.max_pool2d(x, 3, 2, 1), F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, count_include_pad=False),
+          F.max_pool2d(x, 2, 1, dilation=2), F.adaptive_max_pool2d(x, (4, 3)), F.avg_pool1d(x[0], 4, 3),
+          F.max_pool3d(x, (2, 3, 2))]
+    sum((y * y).sum() for y in ys).backward()
+    return [*ys, x.grad]
+
+
+def recurrence(device):
+    """Layers of all kinds, in both directions, and their gradients."""
+    jg.manual_seed(5)
+    x = tensor(device, 4, 3, 6).requires_grad_()
+    layers = [nn.LSTM(6, 9).to(device), nn.GRU(6, 7, bidirectional=True).to(device), nn.RNN(6, 5).to(device)]
+    ys = [layer(x)[0] for layer in layers]
+    sum((y * y).sum() for y in ys).backward()
+    return [*ys, x.grad, *[p.grad for layer in layers for p in layer.parameters()]]
+
+
 def random_numbers(device):
     jg.manual_seed(7)
     x = tensor(device, 8, 9)
@@ -119,5 +139,5 @@ def training(device, optimizer="AdamW", compiled=False, steps=3):
     return [*losses, *model.parameters(), *model.buffers()], run
 
 
-PROGRAMS = {f.__name__: f for f in (arithmetic, reductions, movement, rows, contractions, random_numbers, in_place,
-                                    gradients)}
+PROGRAMS = {f.__name__: f for f in (arithmetic, reductions, movement, rows, contractions, pooling, recurrence,
+                                    random_numbers, in_place, gradients)}

@@ -548,7 +548,9 @@ def _pooling_rows(x: np.ndarray, common: dict[str, Any]) -> Iterator[Sample]:
     maximum = {**common, "dilation": (1,) * len(common["kernel"])}
     values, index = ops.max_pool.eager(x, **maximum)
     yield _max_pool_sample(x, maximum)
-    yield Sample("max_pool_grad", (values, index), {"input_shape": x.shape})
+    where = {name: maximum[name] for name in ("kernel", "stride", "padding", "dilation")}
+    for known in (where, dict.fromkeys(where, ())):
+        yield Sample("max_pool_grad", (values, index), {"input_shape": x.shape, **known})
     yield Sample("max_pool_gather", (x, index))
     for count_include_pad, divisor in ((True, 0), (False, 0), (True, 3)):
         mean = {**common, "count_include_pad": count_include_pad, "divisor": divisor}

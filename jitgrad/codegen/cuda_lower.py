@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jitgrad.codegen import cuda_attention, cuda_index, cuda_movement, cuda_scan, cuda_sort
+from jitgrad.codegen import (
+    cuda_attention,
+    cuda_index,
+    cuda_movement,
+    cuda_pooling,
+    cuda_recurrence,
+    cuda_scan,
+    cuda_sort,
+)
 from jitgrad.codegen.cuda_call import lower_library
 from jitgrad.codegen.cuda_foreach import lower_foreach
 from jitgrad.codegen.cuda_matmul import lower_matmul
@@ -22,7 +30,7 @@ from jitgrad.ir.graph import GraphBuilder
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
 
-FAMILIES = (cuda_attention, cuda_index, cuda_movement, cuda_scan, cuda_sort)
+FAMILIES = (cuda_attention, cuda_index, cuda_movement, cuda_pooling, cuda_recurrence, cuda_scan, cuda_sort)
 
 TEMPLATES: dict[str, Callable[[Region, bool], list[CudaLaunch]]] = {
     "map": lower_map, "row": lower_row, "column": lower_column, "full": lower_full}

@@ -26,6 +26,8 @@ __all__ = ["avg_pool", "avg_pool_grad", "max_pool", "max_pool_gather", "max_pool
 Ints = tuple[int, ...]
 Padding = tuple[tuple[int, int], ...]
 RANKS = (1, 2, 3)
+ANYWHERE: dict[str, Ints] = {"kernel": (), "stride": (), "padding": (), "dilation": ()}
+"""Windows of `max_pool_grad` of which nothing is known."""
 
 
 def pooled_size(size: int, kernel: int, stride: int, padding: tuple[int, int], dilation: int, ceil_mode: bool) -> int:
@@ -108,7 +110,7 @@ def _max_pool(x: np.ndarray, *, kernel: Ints, stride: Ints, padding: Padding, di
     return best, index
 
 
-def _infer_max_pool_grad(gradient: TensorType, index: TensorType, *, input_shape: Ints) -> TensorType:
+def _infer_max_pool_grad(gradient: TensorType, index: TensorType, *, input_shape: Ints, **_: Any) -> TensorType:
     require_same("max_pool_grad", gradient, index.with_dtype(gradient.dtype))
     return gradient.with_shape(tuple(input_shape))
 
@@ -118,7 +120,7 @@ def _plane_places(index: np.ndarray, planes: int, size: int) -> np.ndarray:
     return index.reshape(planes, math.prod(index.shape[2:])) + np.arange(planes)[:, None] * size
 
 
-def _max_pool_grad(gradient: np.ndarray, index: np.ndarray, *, input_shape: Ints) -> np.ndarray:
+def _max_pool_grad(gradient: np.ndarray, index: np.ndarray, *, input_shape: Ints, **_: Any) -> np.ndarray:
     planes, size = math.prod(input_shape[:2]), math.prod(input_shape[2:])
     places = _plane_places(index, planes, size).reshape(-1)
     total = np.bincount(places, gradient.reshape(-1), planes * size) if places.size else np.zeros(planes * size)
@@ -138,15 +140,17 @@ def _max_pool_gather(x: np.ndarray, index: np.ndarray) -> Any:
 
 max_pool: Op = register(Op(
     "max_pool", ("x",), _infer_max_pool, checked_first(_infer_max_pool, _max_pool), "window", outputs=2,
-    vjp=(lambda g0, out1, x_type: ops.max_pool_grad(g0, out1, input_shape=x_type.shape),),
+    vjp=(lambda g0, out1, x_type, kernel, stride, padding, dilation: ops.max_pool_grad(
+        g0, out1, input_shape=x_type.shape, kernel=kernel, stride=stride, padding=padding, dilation=dilation),),
     doc="Largest element of every window (nan if there is one), and its position within the plane."))
 max_pool_grad: Op = register(Op(
     "max_pool_grad", ("gradient", "index"), _infer_max_pool_grad, _max_pool_grad, "window",
     vjp=(lambda g, index: ops.max_pool_gather(g, index), None),
-    doc="Zeros of `input_shape` with `gradient` added at the positions `index` of each plane."))
+    doc="Zeros of `input_shape` with `gradient` added at the positions `index` of each plane. Each lies in its window; with "
+        "an empty `kernel` nothing is known of the windows, and it may lie anywhere."))
 max_pool_gather: Op = register(Op(
     "max_pool_gather", ("x", "index"), _infer_max_pool_gather, _max_pool_gather, "window",
-    vjp=(lambda g, index, x_type: ops.max_pool_grad(g, index, input_shape=x_type.shape), None),
+    vjp=(lambda g, index, x_type: ops.max_pool_grad(g, index, input_shape=x_type.shape, **ANYWHERE), None),
     doc="The elements of x at the positions `index` of each plane."))
 
 # ---- mean ------------------------------------------------------------------------------------------------------
