@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from jitgrad import linking
 from jitgrad.codegen.cuda_call import GPU_IN_PLACE
 from jitgrad.codegen.cuda_lower import lower_cuda
+from jitgrad.codegen.cuda_product import EXACT, Products
 from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLowered, ErrorWord, Table
 from jitgrad.codegen.sharing import shareable_by
 from jitgrad.errors import CompileError
@@ -46,25 +47,25 @@ def may_share(node: Node, output: int, operand: int) -> bool:
     return node.op.kind in ("region", "foreach") and (output, operand) in shareable_by(node)
 
 
-def link(assignment: Assignment) -> GpuLinked:
-    """Lower every step, and place all temporary memory."""
+def link(assignment: Assignment, allowed: Products = EXACT) -> GpuLinked:
+    """Lower every step, and place all temporary memory. `allowed`: what may be done about products."""
     steps = []
     for position, part in enumerate(assignment.steps):
         step = linking.copy_step(part) if isinstance(part, Copy) else part
-        lowered = lower_step(step)
+        lowered = lower_step(step, allowed)
         scratch = lowered.scratch if lowered else ()
         steps.append(GpuStep(step, lowered, tuple([Slot("arena", 0, n, position, position) for n in scratch])))
     shared = [slot for linked in steps for slot in linked.scratch]
     return GpuLinked(tuple(steps), place_temporaries([*assignment.temporaries, *shared]))
 
 
-def lower_step(step: Step) -> CudaLowered | None:
+def lower_step(step: Step, allowed: Products = EXACT) -> CudaLowered | None:
     """The launches of one node; None where there is no GPU kernel."""
     node = step.node
     if any(v.dtype.is_complex for v in (*node.inputs, *node.outputs)):
         return None
     try:
-        return lower_cuda(node.op, tuple([v.type for v in node.inputs]), node.attrs, step.shared)
+        return lower_cuda(node.op, tuple([v.type for v in node.inputs]), node.attrs, step.shared, allowed=allowed)
     except CompileError:
         return None
 

@@ -125,7 +125,8 @@ class PlanView:
     @cached_property
     def build(self) -> pipeline.Build | pipeline.GpuBuild:
         if isinstance(self.plan, GpuPlan):
-            return pipeline.build_for_gpu(self.graph, code.architecture(self.plan.gpu), self.memory_budget)
+            arch, allowed = code.architecture(self.plan.gpu), self.plan.allowed
+            return pipeline.build_for_gpu(self.graph, arch, self.memory_budget, allowed)
         return pipeline.build(self.graph, self.memory_budget, tuning.chooser(self.choices))
 
     @property

@@ -14,6 +14,7 @@ from math import prod
 
 from jitgrad.codegen import cuda_templates
 from jitgrad.codegen.cuda_gemm import PARTS, Product, Scalar, Side, Tensor, Tile, tile_of, write_place
+from jitgrad.codegen.cuda_product import EXACT, Products
 from jitgrad.codegen.cuda_reduce import lower_column
 from jitgrad.codegen.cuda_templates import close_elements, lane_width, lower_map, pack
 from jitgrad.codegen.epilogue import Shared, locate, restrict, split_epilogue
@@ -36,12 +37,12 @@ ENOUGH = 128
 FLOATS = (float32, float64, bfloat16, float16)
 
 
-def lower_matmul(body: Graph, shared: Shared, aligned: bool) -> CudaLowered:
+def lower_matmul(body: Graph, shared: Shared, aligned: bool, allowed: Products = EXACT) -> CudaLowered:
     """The launches of a region around one matrix product. No output may share the memory of an operand of it. CompileError
     where the factors are no floats."""
     if any(v.type.size == 0 for v in body.outputs):
         return CudaLowered(())
-    return _Lowering(body, dict(shared), aligned).lower()
+    return _Lowering(body, dict(shared), aligned, allowed).lower()
 
 
 @dataclass
@@ -51,6 +52,7 @@ class _Lowering:
     body: Graph
     shared: dict[int, int]
     aligned: bool
+    allowed: Products
     launches: list[CudaLaunch] = field(default_factory=list)
     scratch: list[int] = field(default_factory=list)
 
@@ -126,7 +128,7 @@ class _Lowering:
             a, b = self.compute(self.node.inputs[0]), self.compute(self.node.inputs[1])
             sizes, first, second = merge_batch(batch, a.matrices, b.matrices)
         large = prod(sizes) * -(-m // 128) * -(-n // 128) >= ENOUGH
-        tile, writer = tile_of(self.dtype, large), region.writer()
+        tile, writer = tile_of(self.dtype, large, self.allowed.tf32), region.writer()
         counts = -(-m // tile.size), -(-n // tile.size)
         sides = [self.side(writer, tile, "a", a.buffer, first, (m, k)),
                  self.side(writer, tile, "b", b.buffer, turned(second), (n, k))]

@@ -56,10 +56,11 @@ Step = LaunchPlan | Host | Check
 
 
 class GpuPlan:
-    """See the module. `captures`: whether calls may become CUDA graphs."""
+    """See the module. `captures`: whether calls may become CUDA graphs. `allowed`: what was allowed when it was made, for
+    whoever looks at it."""
 
-    def __init__(self, spec: PlanSpec, gpu: Gpu, captures: bool = False):
-        self.spec, self.gpu, self.captures = spec, gpu, captures
+    def __init__(self, spec: PlanSpec, gpu: Gpu, captures: bool = False, allowed: Any = None):
+        self.spec, self.gpu, self.captures, self.allowed = spec, gpu, captures, allowed
         self.functions = code.functions(spec.sources, gpu)
         self.constants = moved(np.frombuffer(spec.constants, np.uint8), gpu.device) if spec.constants else None
         self.failing = [k for k, entry in enumerate(spec.entries) if ("error", 0) in entry.arguments]
