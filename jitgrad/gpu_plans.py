@@ -7,16 +7,17 @@ neither Numba nor NVIDIA's packages.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import threading
 from collections import OrderedDict
 from importlib import import_module
 
-from jitgrad import plans, precision
+from jitgrad import config, plans, precision
 from jitgrad.codegen.cuda_product import EXACT, Products
 from jitgrad.ir.graph import Graph
 from jitgrad.runtime import cache
-from jitgrad.runtime.cuda import code
+from jitgrad.runtime.cuda import code, cublaslt
 from jitgrad.runtime.cuda.driver import Gpu
 from jitgrad.runtime.cuda.plan import GpuPlan
 from jitgrad.runtime.spec import PlanSpec
@@ -27,7 +28,7 @@ _lock = threading.RLock()
 
 def compile_for(graph: Graph, gpu: Gpu, memory_budget: float = 1.0, captures: bool = False) -> GpuPlan:
     """A plan that computes `graph` on `gpu`. `captures`: its calls may become CUDA graphs."""
-    allowed = Products(precision.allows_tf32())
+    allowed = _allowed(gpu)
     key = plan_key(graph, code.architecture(gpu), memory_budget, allowed)
     with _lock:
         plan = _plans.get((gpu, key, captures))
@@ -42,7 +43,16 @@ def compile_for(graph: Graph, gpu: Gpu, memory_budget: float = 1.0, captures: bo
 
 def settings() -> tuple[bool, ...]:
     """All settings that decide which plan a graph has, in a form that can be compared quickly."""
-    return (precision.allows_tf32(),)
+    return precision.allows_tf32(), config.current().cublas
+
+
+def _allowed(gpu: Gpu) -> Products:
+    """What may be done about products on `gpu` as things are set."""
+    tf32, library = settings()
+    identity = cublaslt.identity() if library else ""
+    if not identity:
+        return Products(tf32)
+    return Products(tf32, functools.partial(cublaslt.accepts, gpu), f"{identity}, {gpu.name}")
 
 
 def plan_key(graph: Graph, arch: str, memory_budget: float = 1.0, allowed: Products = EXACT) -> str:

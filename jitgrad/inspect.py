@@ -19,7 +19,7 @@ from functools import cached_property
 import numpy as np
 
 from jitgrad import pipeline, plans, tuning
-from jitgrad.codegen.kernel import CudaLaunch
+from jitgrad.codegen.kernel import CudaLaunch, CudaProduct
 from jitgrad.errors import describe_location
 from jitgrad.gpu_linking import GpuStep
 from jitgrad.ir.graph import Graph, Node, inner_graphs
@@ -253,7 +253,8 @@ def _entries(step: LinkedStep | GpuStep) -> int:
 def _step_view(linked: LinkedStep | GpuStep, seconds: list[float | None]) -> StepView:
     node = linked.step.node
     launches = linked.lowered.launches if linked.lowered else ()
-    kernels = [KernelView(k.name, k.source, k.grid, None) if isinstance(k, CudaLaunch) else
+    kernels = [KernelView(k.name, str(k.product), 1, None) if isinstance(k, CudaProduct) else
+               KernelView(k.name, k.source, k.grid, None) if isinstance(k, CudaLaunch) else
                KernelView(k.name, k.source, k.items, plans.compile_seconds.get(kernel_key(k.source))) for k in launches]
     known = [s for s in seconds if s is not None]
     return StepView(name=kernels[-1].name if kernels else node.op.name,

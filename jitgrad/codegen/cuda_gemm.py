@@ -117,7 +117,7 @@ def tile_of(dtype: DType, large: bool, tf32: bool = False) -> Tile:
     return Tile(dtype, size, 8, 256 if large else 64, size // PARTS, size)
 
 
-class Product:
+class Loops:
     """The product of one tile in the making. Names that the kernel knows: ``m, n, k``; ``first_row, first_column``, where
     the tile begins; ``a_start, b_start``, where the matrices of its batch begin; ``a_outer, a_step, b_outer, b_step``,
     strides along the outer dimension and along the depth."""
@@ -165,7 +165,7 @@ class Product:
 # ---- CUDA cores ------------------------------------------------------------------------------------------------------
 
 
-class Scalar(Product):
+class Scalar(Loops):
     """float32 and float64."""
 
     def write(self) -> None:
@@ -254,7 +254,7 @@ class Scalar(Product):
 # ---- tensor cores ----------------------------------------------------------------------------------------------------
 
 
-class Tensor(Product):
+class Tensor(Loops):
     """bfloat16 and float16, and float32 as TF32: every warp has `span` rows and a quarter (a half, if the tile is small) of
     the columns."""
 
