@@ -13,7 +13,7 @@
 Names and meaning are PyTorch's. A traced function becomes one graph, the graph a few kernels, a step one native call.
 """
 
-from jitgrad import amp, autograd, config, cuda, data, dtypes, errors, func, nn, optim, utils
+from jitgrad import amp, autograd, backends, config, cuda, data, dtypes, errors, func, nn, optim, utils
 from jitgrad.amp import (
     autocast,
     get_autocast_dtype,

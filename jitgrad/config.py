@@ -32,6 +32,7 @@ class Settings:
     check         verify every graph after every pass, and bounds-check what can be checked
     disable       run decorated functions eagerly
     plain         carry out kernels as plain Python, every access checked: slow, for finding errors in kernels
+    cublas        let NVIDIA's library compute matrix products on GPUs, where it is installed and faster
     """
 
     cache: Path
@@ -40,6 +41,7 @@ class Settings:
     check: bool = False
     disable: bool = False
     plain: bool = False
+    cublas: bool = True
 
 
 def current() -> Settings:
@@ -114,7 +116,7 @@ def _switch(name: str, value: object) -> bool:
 
 
 _ACCEPT: dict[str, Callable[[str, Any], Any]] = {"cache": _folder, "num_threads": _count, "debug": _words,
-                                                 "check": _switch, "disable": _switch, "plain": _switch}
+                                                 "check": _switch, "disable": _switch, "plain": _switch, "cublas": _switch}
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:

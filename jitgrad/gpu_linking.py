@@ -8,17 +8,21 @@ keys for one architecture. Nothing is compiled here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from jitgrad import linking
+from jitgrad.codegen.choice import answering
 from jitgrad.codegen.cuda_call import GPU_ANY_TYPE, GPU_IN_PLACE
 from jitgrad.codegen.cuda_lower import lower_cuda
-from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLowered, ErrorWord, Table
+from jitgrad.codegen.cuda_product import EXACT, Products
+from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLowered, CudaProduct, ErrorWord, Table
 from jitgrad.codegen.sharing import shareable_by
 from jitgrad.errors import CompileError
 from jitgrad.ir.graph import Graph, Node
 from jitgrad.runtime.cuda.code import kernel_key
-from jitgrad.runtime.spec import Argument, Entry, Output, PlanSpec, Ref
+from jitgrad.runtime.spec import Argument, Entry, LibraryCall, Output, PlanSpec, Ref
 from jitgrad.transforms.memory import Assignment, Copy, Slot, Step, place_temporaries
 
 
@@ -46,25 +50,38 @@ def may_share(node: Node, output: int, operand: int) -> bool:
     return node.op.kind in ("region", "foreach") and (output, operand) in shareable_by(node)
 
 
-def link(assignment: Assignment) -> GpuLinked:
-    """Lower every step, and place all temporary memory."""
+def link(assignment: Assignment, allowed: Products = EXACT, choose: linking.Choose | None = None) -> GpuLinked:
+    """Lower every step, with the answers that `choose` gives for it, and place all temporary memory. `allowed`: what may be
+    done about products."""
     steps = []
     for position, part in enumerate(assignment.steps):
         step = linking.copy_step(part) if isinstance(part, Copy) else part
-        lowered = lower_step(step)
+        known = replace(allowed, numbers=_numbers(step, assignment.constants))
+        if choose is None:
+            lowered = lower_step(step, known)
+        else:
+            with answering(choose(step)):
+                lowered = lower_step(step, known)
         scratch = lowered.scratch if lowered else ()
         steps.append(GpuStep(step, lowered, tuple([Slot("arena", 0, n, position, position) for n in scratch])))
     shared = [slot for linked in steps for slot in linked.scratch]
     return GpuLinked(tuple(steps), place_temporaries([*assignment.temporaries, *shared]))
 
 
-def lower_step(step: Step) -> CudaLowered | None:
+def _numbers(step: Step, constants: bytes) -> dict[int, float]:
+    """Which operands of a step are constant numbers, and their values."""
+    return {k: float(np.frombuffer(constants, v.dtype.numpy, 1, slot.index)[0])
+            for k, (v, slot) in enumerate(zip(step.node.inputs, step.inputs, strict=True))
+            if slot.space == "constant" and v.type.size == 1 and v.dtype.is_floating_point}
+
+
+def lower_step(step: Step, allowed: Products = EXACT) -> CudaLowered | None:
     """The launches of one node; None where there is no GPU kernel."""
     node = step.node
     if node.op.name not in GPU_ANY_TYPE and any(v.dtype.is_complex for v in (*node.inputs, *node.outputs)):
         return None
     try:
-        return lower_cuda(node.op, tuple([v.type for v in node.inputs]), node.attrs, step.shared)
+        return lower_cuda(node.op, tuple([v.type for v in node.inputs]), node.attrs, step.shared, allowed=allowed)
     except CompileError:
         return None
 
@@ -79,6 +96,9 @@ def plan_spec(graph: Graph, assignment: Assignment, linked: GpuLinked, arch: str
             entries.append(linking.host_entry(step.step))
             continue
         for launch in step.lowered.launches:
+            if isinstance(launch, CudaProduct):
+                entries.append(_library_entry(step, launch))
+                continue
             key = kernel_key(launch.source, arch)
             sources.setdefault(key, launch.source)
             entries.append(Entry(launch.name, key, None, launch.grid, _arguments(step, launch, tables),
@@ -88,6 +108,12 @@ def plan_spec(graph: Graph, assignment: Assignment, linked: GpuLinked, arch: str
     written = tuple(sorted({position for position, _ in graph.writes}))
     return PlanSpec(tuple([v.type for v in graph.inputs]), tuple(outputs), written, assignment.constants, linked.arena,
                     tuple(entries), sources, tables=tuple(tables))
+
+
+def _library_entry(step: GpuStep, launch: CudaProduct) -> Entry:
+    slots: Sequence[Slot] = (*step.step.inputs, *step.step.outputs, *step.scratch)
+    call = LibraryCall(launch.product, tuple([linking.reference(slots[buffer.index]) for buffer in launch.arguments]))
+    return Entry(launch.name, None, None, 1, (), step.step.node.where, library=call)
 
 
 def _arguments(step: GpuStep, launch: CudaLaunch, tables: list[tuple[Ref | int, ...]]) -> tuple[Argument, ...]:

@@ -7,15 +7,17 @@ neither Numba nor NVIDIA's packages.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import threading
 from collections import OrderedDict
 from importlib import import_module
 
-from jitgrad import plans
+from jitgrad import config, plans, precision
+from jitgrad.codegen.cuda_product import EXACT, Products
 from jitgrad.ir.graph import Graph
 from jitgrad.runtime import cache
-from jitgrad.runtime.cuda import code
+from jitgrad.runtime.cuda import code, cublaslt
 from jitgrad.runtime.cuda.driver import Gpu
 from jitgrad.runtime.cuda.plan import GpuPlan
 from jitgrad.runtime.spec import PlanSpec
@@ -26,20 +28,36 @@ _lock = threading.RLock()
 
 def compile_for(graph: Graph, gpu: Gpu, memory_budget: float = 1.0, captures: bool = False) -> GpuPlan:
     """A plan that computes `graph` on `gpu`. `captures`: its calls may become CUDA graphs."""
-    key = plan_key(graph, code.architecture(gpu), memory_budget)
+    allowed = _allowed(gpu)
+    key = plan_key(graph, code.architecture(gpu), memory_budget, allowed)
     with _lock:
         plan = _plans.get((gpu, key, captures))
         if plan is None:
-            plan = _plans[gpu, key, captures] = GpuPlan(_specification(graph, key, gpu, memory_budget), gpu, captures)
+            spec = _specification(graph, key, gpu, memory_budget, allowed)
+            plan = _plans[gpu, key, captures] = GpuPlan(spec, gpu, captures, allowed)
             if len(_plans) > plans.PLANS_IN_MEMORY:
                 _plans.popitem(last=False)
         _plans.move_to_end((gpu, key, captures))
         return plan
 
 
-def plan_key(graph: Graph, arch: str, memory_budget: float = 1.0) -> str:
-    """The key of a graph's plan: the graph, everything that made the plan, and the architecture."""
-    text = f"{graph.key!r}\0{memory_budget!r}\0{plans.fingerprint()}\0{code.fingerprint()}\0{arch}"
+def settings() -> tuple[bool, ...]:
+    """All settings that decide which plan a graph has, in a form that can be compared quickly."""
+    return precision.allows_tf32(), config.current().cublas
+
+
+def _allowed(gpu: Gpu) -> Products:
+    """What may be done about products on `gpu` as things are set."""
+    tf32, library = settings()
+    identity = cublaslt.identity() if library else ""
+    if not identity:
+        return Products(tf32)
+    return Products(tf32, functools.partial(cublaslt.accepts, gpu), f"{identity}, {gpu.name}")
+
+
+def plan_key(graph: Graph, arch: str, memory_budget: float = 1.0, allowed: Products = EXACT) -> str:
+    """The key of a graph's plan: the graph, everything that made the plan, what was allowed, and the architecture."""
+    text = f"{graph.key!r}\0{memory_budget!r}\0{plans.fingerprint()}\0{code.fingerprint()}\0{allowed.key}\0{arch}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -49,7 +67,7 @@ def clear_plans() -> None:
         _plans.clear()
 
 
-def _specification(graph: Graph, key: str, gpu: Gpu, memory_budget: float) -> PlanSpec:
+def _specification(graph: Graph, key: str, gpu: Gpu, memory_budget: float, allowed: Products) -> PlanSpec:
     """The plan stored under `key`, or one that is made and stored."""
     data = cache.current().get("plans", key)
     if data is not None:
@@ -57,7 +75,8 @@ def _specification(graph: Graph, key: str, gpu: Gpu, memory_budget: float) -> Pl
             return PlanSpec.from_json(data.decode())
         except ValueError:
             pass                                            # damaged: as good as absent
-    spec: PlanSpec = import_module("jitgrad.pipeline").build_for_gpu(graph, code.architecture(gpu), memory_budget).spec
+    build = import_module("jitgrad.pipeline").build_for_gpu
+    spec: PlanSpec = build(graph, code.architecture(gpu), memory_budget, allowed).spec
     cache.current().put("plans", key, spec.to_json().encode())
     return spec
 

@@ -19,7 +19,7 @@ from functools import cached_property
 import numpy as np
 
 from jitgrad import pipeline, plans, tuning
-from jitgrad.codegen.kernel import CudaLaunch
+from jitgrad.codegen.kernel import CudaLaunch, CudaProduct
 from jitgrad.errors import describe_location
 from jitgrad.gpu_linking import GpuStep
 from jitgrad.ir.graph import Graph, Node, inner_graphs
@@ -125,7 +125,8 @@ class PlanView:
     @cached_property
     def build(self) -> pipeline.Build | pipeline.GpuBuild:
         if isinstance(self.plan, GpuPlan):
-            return pipeline.build_for_gpu(self.graph, code.architecture(self.plan.gpu), self.memory_budget)
+            arch, allowed = code.architecture(self.plan.gpu), self.plan.allowed
+            return pipeline.build_for_gpu(self.graph, arch, self.memory_budget, allowed)
         return pipeline.build(self.graph, self.memory_budget, tuning.chooser(self.choices))
 
     @property
@@ -252,7 +253,8 @@ def _entries(step: LinkedStep | GpuStep) -> int:
 def _step_view(linked: LinkedStep | GpuStep, seconds: list[float | None]) -> StepView:
     node = linked.step.node
     launches = linked.lowered.launches if linked.lowered else ()
-    kernels = [KernelView(k.name, k.source, k.grid, None) if isinstance(k, CudaLaunch) else
+    kernels = [KernelView(k.name, str(k.product), 1, None) if isinstance(k, CudaProduct) else
+               KernelView(k.name, k.source, k.grid, None) if isinstance(k, CudaLaunch) else
                KernelView(k.name, k.source, k.items, plans.compile_seconds.get(kernel_key(k.source))) for k in launches]
     known = [s for s in seconds if s is not None]
     return StepView(name=kernels[-1].name if kernels else node.op.name,

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from jitgrad import config, gpu_linking
+from jitgrad.codegen.cuda_product import EXACT, Products
 from jitgrad.ir.graph import Graph
 from jitgrad.ir.printer import print_graph
 from jitgrad.ir.verify import verify
@@ -95,13 +96,13 @@ class GpuBuild:
     spec: PlanSpec
 
 
-def build_for_gpu(graph: Graph, arch: str, memory_budget: float = 1.0) -> GpuBuild:
-    """Run the passes for GPUs of an architecture ("sm_90"); compiles nothing."""
+def build_for_gpu(graph: Graph, arch: str, memory_budget: float = 1.0, allowed: Products = EXACT) -> GpuBuild:
+    """Run the passes for GPUs of an architecture ("sm_90"); compiles nothing. `allowed`: what may be done about products."""
     identities = output_identities(graph)
     stages = _stages(graph, passes(memory_budget, gpu=True))
     graph = stages[-1].graph
     assignment = assign_memory(graph, identities, gpu_linking.may_share)
-    linked = gpu_linking.link(assignment)
+    linked = gpu_linking.link(assignment, allowed)
     result = GpuBuild(stages, assignment, linked, gpu_linking.plan_spec(graph, assignment, linked, arch))
     _print(result)
     return result

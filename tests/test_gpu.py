@@ -139,6 +139,21 @@ def test_training(optimizer, compiled):
     assert not compiled or step.statistics.sealed_calls >= 3
 
 
+def test_products_in_tf32():
+    """Allowed, they are less exact than float32, and no worse than factors of 10 bits behind the point."""
+    x, y = jg.randn(300, 500), jg.randn(500, 200)
+    exact = x.double() @ y.double()
+    try:
+        errors = []
+        for precision in ("highest", "high"):
+            jg.set_float32_matmul_precision(precision)
+            found = (x.cuda() @ y.cuda()).cpu().double()
+            errors.append(((found - exact).abs().max() / exact.abs().max()).item())
+    finally:
+        jg.set_float32_matmul_precision("highest")
+    assert errors[0] < 1e-6 < errors[1] < 2e-3
+
+
 def test_a_captured_step():
     jg.manual_seed(0)
     model = nn.Sequential(nn.LayerNorm(512), nn.Dropout(0.5)).cuda()

@@ -47,6 +47,11 @@ class Choice(Generic[T]):
         return self.candidates[wanted if wanted in self.candidates else usual]
 
 
+def is_measured() -> bool:
+    """Whether somebody asks what there is to choose: only then candidates matter that are not the usual ones."""
+    return _answers.get() is not None
+
+
 @contextmanager
 def answering(wanted: Mapping[str, str]) -> Iterator[Answers]:
     """Lowerings in here get what is `wanted`; an answer that is no candidate is as good as none."""

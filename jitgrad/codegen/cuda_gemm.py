@@ -8,6 +8,10 @@ float32 and float64 are computed on CUDA cores: a thread has 16 / itemsize * 2 r
 multiplies one pair of slices of the factors, the next pair is on its way into registers. bfloat16 and float16 are computed
 on tensor cores, with float32 sums: three pairs of slices are in shared memory or on the way there, without registers in
 between. There a slice is swizzled, so that the eight rows that a matrix load reads at once lie in different banks.
+
+Where TF32 is allowed (`jitgrad.precision`), float32 takes the way of the 16-bit floats: a row of a slice has as many bytes
+and half as many elements, and what a warp has read is rounded to TF32 before it is multiplied. Matrix loads cannot
+transpose elements of 32 bits, so a slice that lies step by step is read element by element, swizzled for that.
 """
 
 from __future__ import annotations
@@ -19,13 +23,16 @@ from jitgrad.codegen.cuda_lanes import load_where
 from jitgrad.codegen.cuda_templates import share
 from jitgrad.codegen.kernel import Buffer, Let, Load, Operand, Statement, Store, When
 from jitgrad.codegen.writer import Writer
-from jitgrad.dtypes import DType, float32, int16
+from jitgrad.dtypes import DType, float32, int16, int32
 
 PARTS = 2
 """A tile goes through shared memory in so many parts."""
 
 STAGES = 3
 """Slices of each factor in shared memory on the way to tensor cores."""
+
+SLICE = 64
+"""Bytes of a row or column of a factor in one such slice; an instruction multiplies half of them."""
 
 GROUP = 8
 """Rows of tiles that blocks go through column by column: what they read meanwhile stays in the second cache."""
@@ -56,7 +63,7 @@ class Side:
 @dataclass(frozen=True)
 class Tile:
     """`size` rows and columns of the result, computed by `threads` threads, `depth` steps at a time. A part of it has
-    `group` rows out of every `span`. `dtype`: of the factors."""
+    `group` rows out of every `span`. `dtype`: of the factors; `tf32`: float32 on tensor cores."""
 
     dtype: DType
     size: int
@@ -64,10 +71,11 @@ class Tile:
     threads: int
     group: int
     span: int
+    tf32: bool = False
 
     @property
     def on_tensor_cores(self) -> bool:
-        return self.dtype.itemsize == 2
+        return self.tf32 or self.dtype.itemsize == 2
 
     @property
     def sum_dtype(self) -> DType:
@@ -90,7 +98,7 @@ class Tile:
 
     @property
     def slice_bytes(self) -> int:
-        return self.size * self.depth * 2
+        return self.size * self.depth * self.dtype.itemsize
 
     @property
     def shared_elements(self) -> int:
@@ -98,15 +106,18 @@ class Tile:
         return max(slices, self.size // PARTS * self.pitch)
 
 
-def tile_of(dtype: DType, large: bool) -> Tile:
-    """The tile for factors of `dtype`; a `large` one wherever there are enough of them for all multiprocessors."""
-    if dtype.itemsize == 2:
-        return Tile(dtype, 128, 32, 256, 32, 64) if large else Tile(dtype, 64, 32, 128, 16, 32)
+def tile_of(dtype: DType, large: bool, tf32: bool = False) -> Tile:
+    """The tile for factors of `dtype`; a `large` one wherever there are enough of them for all multiprocessors. `tf32`:
+    float32 may be rounded to TF32."""
+    tf32 = tf32 and dtype is float32
+    if tf32 or dtype.itemsize == 2:
+        depth = SLICE // dtype.itemsize
+        return Tile(dtype, 128, depth, 256, 32, 64, tf32) if large else Tile(dtype, 64, depth, 128, 16, 32, tf32)
     size = (32 if large else 16) * (16 // dtype.itemsize)
     return Tile(dtype, size, 8, 256 if large else 64, size // PARTS, size)
 
 
-class Product:
+class Loops:
     """The product of one tile in the making. Names that the kernel knows: ``m, n, k``; ``first_row, first_column``, where
     the tile begins; ``a_start, b_start``, where the matrices of its batch begin; ``a_outer, a_step, b_outer, b_step``,
     strides along the outer dimension and along the depth."""
@@ -154,7 +165,7 @@ class Product:
 # ---- CUDA cores ------------------------------------------------------------------------------------------------------
 
 
-class Scalar(Product):
+class Scalar(Loops):
     """float32 and float64."""
 
     def write(self) -> None:
@@ -243,21 +254,23 @@ class Scalar(Product):
 # ---- tensor cores ----------------------------------------------------------------------------------------------------
 
 
-class Tensor(Product):
-    """bfloat16 and float16: every warp has `span` rows and a quarter (a half, if the tile is small) of the columns."""
+class Tensor(Loops):
+    """bfloat16 and float16, and float32 as TF32: every warp has `span` rows and a quarter (a half, if the tile is small) of
+    the columns."""
 
     def __init__(self, writer: Writer, tile: Tile, a: Side, b: Side):
         super().__init__(writer, tile, a, b)
         self.across = tile.threads // 32 * tile.span // tile.size                  # warps beside each other
         self.width = tile.size // self.across
+        self.bits = int32 if tile.tf32 else int16
         self.raw = {side.name: self.view(f"{side.name}_bits", side.pointer) for side in self.sides}
         if not all(side.wide for side in self.sides):
-            self.halves = self.view("halves", self.memory)
+            self.pieces = self.view("pieces", self.memory)
 
     def view(self, name: str, of: str) -> str:
-        """`of`, an operand of 16-bit floats or shared memory, as 16-bit integers: bits that nobody computes with."""
-        self.writer.tables[Buffer(-1 - len(self.writer.tables))] = Operand(name, int16)
-        return self.writer.let(name, f"pointer_as({of}, i16)")
+        """`of`, an operand or shared memory, as integers of the operands' size: bits that nobody computes with."""
+        self.writer.tables[Buffer(-1 - len(self.writer.tables))] = Operand(name, self.bits)
+        return self.writer.let(name, f"pointer_as({of}, {self.bits.short})")
 
     def write(self) -> None:
         writer, tile = self.writer, self.tile
@@ -277,8 +290,8 @@ class Tensor(Product):
         self.call("barrier()")
         self.copy(f"slice + {STAGES - 1}")
         writer.let("out_of", f"slice % {STAGES} * {2 * tile.slice_bytes}")
-        for step in range(0, tile.depth, 16):
-            self.multiply(step)
+        for half in range(2):
+            self.multiply(half)
         writer.close()
         self.call("copy_wait(0)")
         self.call("barrier()")
@@ -290,10 +303,13 @@ class Tensor(Product):
 
     def locate_spot(self, side: Side, tag: str) -> None:
         """Where a piece of 16 bytes goes, in bytes from where its slice begins."""
+        lanes, line = self.tile.lanes, self.tile.size * self.tile.dtype.itemsize
         if side.along_depth:
-            spot = f"outer_{tag} * {2 * self.tile.depth} + ((step_{tag} >> 3) ^ (outer_{tag} >> 1 & 3)) * 16"
+            spot = f"outer_{tag} * {SLICE} + (step_{tag} // {lanes} ^ (outer_{tag} >> 1 & 3)) * 16"
+        elif self.tile.tf32:
+            spot = f"step_{tag} * {line} + (outer_{tag} // {lanes} ^ (step_{tag} & 3) * 2) * 16"
         else:
-            spot = f"step_{tag} * {2 * self.tile.size} + ((outer_{tag} >> 3) ^ (step_{tag} & 7)) * 16"
+            spot = f"step_{tag} * {line} + (outer_{tag} // {lanes} ^ (step_{tag} & 7)) * 16"
         self.writer.let(f"spot_{tag}", spot)
 
     def copy(self, number: str) -> None:
@@ -310,24 +326,25 @@ class Tensor(Product):
         self.call("copy_commit()")
 
     def copy_chunk(self, side: Side, tag: str) -> None:
-        writer = self.writer
+        writer, size = self.writer, self.tile.dtype.itemsize
         writer.let("from_", f"place_{tag} + ahead * {side.name}_step")
         writer.let("there", self.elements_there(side, tag))
         if side.wide:
-            self.call(f"copy_async(memory + into + spot_{tag}, {self.raw[side.name]}, from_, there * 2)")
+            self.call(f"copy_async(memory + into + spot_{tag}, {self.raw[side.name]}, from_, there * {size})")
             return
         writer.open("i", "0", str(self.tile.lanes))
         for statement in load_where("i < there", [Load("bits", self.raw[side.name], f"from_ + i * {self.stride(side)}")],
-                                    ["bits"], {self.raw[side.name]: int16}):
+                                    ["bits"], {self.raw[side.name]: self.bits}):
             writer.emit(statement)
-        writer.emit(Store(self.halves, f"((into + spot_{tag}) >> 1) + i", "bits"))
+        writer.emit(Store(self.pieces, f"(into + spot_{tag}) // {size} + i", "bits"))
         writer.close()
 
     # ---- from there into registers, and the products
 
     def locate_fragments(self) -> None:
-        """Which row of 16 bytes of the first fragment, 16 x 16 elements, each lane names: lanes 0 … 7 those of the first
-        matrix of 8 x 8, and so on; of A the second matrix is the next one in the outer dimension, of B in the depth."""
+        """Which row of 16 bytes of the first fragment, 16 rows of 32 bytes, each lane names: lanes 0 … 7 those of the first
+        matrix of 8 rows, and so on; of A the second matrix is the next one in the outer dimension, of B in the depth. In a
+        slice of float32 that lies step by step: which element is the lane's own, as a place among all of shared memory."""
         writer, tile = self.writer, self.tile
         writer.let("lane", "thread() % 32")
         writer.let("warp", "thread() // 32")
@@ -337,32 +354,50 @@ class Tensor(Product):
             outer, deep = (f"(lane >> {bit} & 1)" for bit in bits)
             if side.along_depth:
                 writer.let(f"line_{side.name}", f"{first} + {outer} * 8 + lane % 8")
-                row, line = 2 * tile.depth, f"line_{side.name}"
-                spot = f"{line} * {row} + ({deep} ^ ({line} >> 1 & 3)) * 16"
+                line = f"line_{side.name}"
+                spot = f"{line} * {SLICE} + ({deep} ^ ({line} >> 1 & 3)) * 16"
+            elif tile.tf32:
+                spot = f"lane % 4 * {tile.size} + (({first} + lane // 4) ^ lane % 4 * 8)"
             else:
                 spot = f"({deep} * 8 + lane % 8) * {2 * tile.size} + ((({first} >> 3) + {outer}) ^ (lane % 8)) * 16"
             writer.let(f"fragment_{side.name}", spot)
 
-    def multiply(self, step: int) -> None:
-        """16 steps of the depth: all fragments of the warp, then all products of two of them."""
-        kind = self.tile.dtype.short
+    def multiply(self, half: int) -> None:
+        """Half of the depth: all fragments of the warp, then all products of two of them."""
+        kind = "tf32" if self.tile.tf32 else self.tile.dtype.short
         for number, (side, size) in enumerate(zip(self.sides, (self.tile.span, self.width), strict=True)):
             for i in range(size // 16):
-                self.load_fragment(side, number, i, step)
+                self.load_fragment(side, number, i, half)
         for i, j in self.sums():
             a = ", ".join(f"a{i}_{w}" for w in range(4))
             b = ", ".join(f"b{j // 2}_{j % 2 * 2 + w}" for w in range(2))
             self.writer.let(f"c{i}_{j}", f"multiply_{kind}(({a}), ({b}), c{i}_{j})")
 
-    def load_fragment(self, side: Side, number: int, i: int, step: int) -> None:
+    def load_fragment(self, side: Side, number: int, i: int, half: int) -> None:
         tile, place = self.tile, f"fragment_{side.name}"
-        if side.along_depth:
-            fixed, turned = 16 * i * 2 * tile.depth, step * 2
+        names = [f"{'raw_' * tile.tf32}{side.name}{i}_{w}" for w in range(4)]
+        if tile.tf32 and not side.along_depth:
+            self.load_elements(side, number, i, half)
+        elif side.along_depth:
+            fixed, turned = 16 * i * SLICE, half * SLICE // 2
+            self.writer.let(", ".join(names),
+                            f"load_matrix_x4(memory + out_of + {number * tile.slice_bytes + fixed} + ({place} ^ {turned}))")
         else:
-            fixed, turned = step * 2 * tile.size, 32 * i
-        words = ", ".join(f"{side.name}{i}_{w}" for w in range(4))
-        word = "load_matrix_x4" if side.along_depth else "load_matrix_x4_transposed"
-        self.writer.let(words, f"{word}(memory + out_of + {number * tile.slice_bytes + fixed} + ({place} ^ {turned}))")
+            fixed, turned = half * tile.slice_bytes // 2, 32 * i
+            self.writer.let(", ".join(names), "load_matrix_x4_transposed("
+                            f"memory + out_of + {number * tile.slice_bytes + fixed} + ({place} ^ {turned}))")
+        for name in names if tile.tf32 else ():
+            self.writer.let(name.removeprefix("raw_"), f"tf32({name})")
+
+    def load_elements(self, side: Side, number: int, i: int, half: int) -> None:
+        """The four elements of a fragment that a lane multiplies: words of A and of B are in another order, see
+        `locate_fragments`. Each element by itself: 8 columns of 4 steps are in 32 banks."""
+        tile, place = self.tile, f"fragment_{side.name}"
+        for w in range(4):
+            outer, deep = (w % 2, w // 2) if side.name == "a" else (w // 2, w % 2)
+            fixed = number * tile.slice_bytes // 4 + (half * tile.depth // 2 + 4 * deep) * tile.size
+            self.writer.emit(Load(f"raw_{side.name}{i}_{w}", self.memory,
+                                  f"out_of // 4 + {fixed} + ({place} ^ {16 * i + 8 * outer})"))
 
     def place_part(self, part: int) -> list[Statement]:
         """A thread has two neighbours of a row of every product, and two in the row 8 below."""

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 from math import prod
 
 from jitgrad.codegen import cuda_templates
-from jitgrad.codegen.cuda_gemm import PARTS, Product, Scalar, Side, Tensor, Tile, tile_of, write_place
+from jitgrad.codegen.cuda_gemm import PARTS, Loops, Scalar, Side, Tensor, Tile, tile_of, write_place
+from jitgrad.codegen.cuda_product import APART, EXACT, LIBRARY, Following, Products, asked_for, choose_way, following
 from jitgrad.codegen.cuda_reduce import lower_column
 from jitgrad.codegen.cuda_templates import close_elements, lane_width, lower_map, pack
 from jitgrad.codegen.epilogue import Shared, locate, restrict, split_epilogue
-from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLowered, Let, Load, Table, When
+from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLowered, CudaProduct, Let, Load, Table, When
 from jitgrad.codegen.matmul import Factor, fold_rows, merge_batch, read_through, strides_through
 from jitgrad.codegen.region import Region, accesses, analyse, collapse
 from jitgrad.codegen.templates import kernel_name
@@ -26,6 +27,7 @@ from jitgrad.dtypes import bfloat16, float16, float32, float64
 from jitgrad.errors import CompileError, complain
 from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value
 from jitgrad.kernels.cpu.gemm import Matrices
+from jitgrad.products import SLACK, WORKSPACE, Product
 
 DIMENSIONS = 3
 """Of a batch, at most; of what has more of them, both factors are copied."""
@@ -36,12 +38,28 @@ ENOUGH = 128
 FLOATS = (float32, float64, bfloat16, float16)
 
 
-def lower_matmul(body: Graph, shared: Shared, aligned: bool) -> CudaLowered:
+def lower_matmul(body: Graph, shared: Shared, aligned: bool, allowed: Products = EXACT) -> CudaLowered:
     """The launches of a region around one matrix product. No output may share the memory of an operand of it. CompileError
     where the factors are no floats."""
     if any(v.type.size == 0 for v in body.outputs):
         return CudaLowered(())
-    return _Lowering(body, dict(shared), aligned).lower()
+    return _Lowering(body, dict(shared), aligned, allowed).lower()
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The factors of a batch of products of m x k with k x n matrices: their memory, and how they lie there. `folded`: the
+    rows of a whole batch are those of one product."""
+
+    a: Buffer
+    b: Buffer
+    m: int
+    n: int
+    k: int
+    sizes: tuple[int, ...]
+    first: Matrices
+    second: Matrices
+    folded: bool
 
 
 @dataclass
@@ -51,7 +69,8 @@ class _Lowering:
     body: Graph
     shared: dict[int, int]
     aligned: bool
-    launches: list[CudaLaunch] = field(default_factory=list)
+    allowed: Products
+    launches: list[CudaLaunch | CudaProduct] = field(default_factory=list)
     scratch: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -62,7 +81,18 @@ class _Lowering:
                            fix="keep this part on the CPU")
 
     def lower(self) -> CudaLowered:
-        a, b = [self.factor(v) for v in self.node.inputs]
+        factors = self.factors()
+        follows = None if self.shared else following(self.body, self.node, self.allowed.numbers)
+        asked = self.asked_for(factors, follows)
+        way = choose_way(asked, follows is not None, self.allowed)
+        if asked is not None and way == LIBRARY:
+            self.ask_library(asked, factors, self.output_buffer(0), follows.bias if follows else None)
+        else:
+            self.compute_all(factors, asked if way == APART else None)
+        return CudaLowered(tuple(self.launches), tuple(self.scratch))
+
+    def compute_all(self, factors: Factors, asked: Product | None) -> None:
+        """The product and what follows it by kernels, the product itself by the library if that is `asked` for it."""
         epilogue = split_epilogue(self.body, self.node)
         buffers = {v: self.output_buffer(k) for k, v in enumerate(epilogue.outputs)}
         producers = epilogue.producers()
@@ -73,10 +103,31 @@ class _Lowering:
         region = analyse(restrict(epilogue, list(outputs)), [])
         region.buffers = {v: Buffer(k) for k, v in enumerate(epilogue.inputs[1:])}
         region.outputs = [(v, index, buffer) for (v, index, _), buffer in zip(region.outputs, outputs.values(), strict=True)]
-        self.launches.append(self.multiply(region, a, b))
+        if asked is None:
+            self.launches.append(self.multiply(region, factors))
+        else:
+            region.buffers[epilogue.inputs[0]] = made = self.new_scratch(self.product.type.nbytes)
+            self.ask_library(asked, factors, made)
+            self.launches += lower_map(region, self.aligned)
         for node in sums:
             self.add_up(node, outputs[node.inputs[0]], buffers[node.output])
-        return CudaLowered(tuple(self.launches), tuple(self.scratch))
+
+    # ---- the library
+
+    def asked_for(self, factors: Factors, follows: Following | None) -> Product | None:
+        """What a library would be asked for; None where it cannot be, and where there is none."""
+        if self.allowed.library is None or self.product.dtype is not self.dtype:
+            return None
+        sizes = factors.m, factors.n, factors.k
+        return asked_for(self.dtype, self.allowed, factors.sizes, sizes, factors.first, factors.second, follows)
+
+    def ask_library(self, asked: Product, factors: Factors, result: Buffer, bias: Value | None = None) -> None:
+        """The launch that has the library compute the product."""
+        inputs = self.body.inputs
+        more = () if bias is None else (Buffer(inputs.index(bias)) if bias in inputs else self.stored(bias),)
+        workspace = self.new_scratch(WORKSPACE + SLACK)
+        name = "_".join(["cublaslt", "matmul", *["bias"] * asked.bias, *[asked.activation] * bool(asked.activation)])
+        self.launches.append(CudaProduct(name, asked, (factors.a, factors.b, result, workspace, *more)))
 
     # ---- memory
 
@@ -92,14 +143,19 @@ class _Lowering:
         return read_through(self.body, value) or self.compute(value)
 
     def compute(self, value: Value) -> Factor:
-        """A kernel that stores `value`, a function of the body's inputs."""
+        """`value`, a function of the body's inputs, computed into scratch memory."""
+        place = self.stored(value)
+        matrices = strides_through([], value.type, value.type)
+        assert matrices is not None
+        return Factor(place, matrices)
+
+    def stored(self, value: Value) -> Buffer:
+        """Where a kernel stores `value`, in one piece."""
         place = self.new_scratch(value.type.nbytes)
         region = analyse(restrict(self.body, [value]), [])
         region.outputs = [(v, index, place) for v, index, _ in region.outputs]
         self.launches += lower_map(region, self.aligned)
-        matrices = strides_through([], value.type, value.type)
-        assert matrices is not None
-        return Factor(place, matrices)
+        return place
 
     def add_up(self, node: Node, rows: Buffer, result: Buffer) -> None:
         """The launches of a sum over rows that lie in memory."""
@@ -114,8 +170,9 @@ class _Lowering:
 
     # ---- the product
 
-    def multiply(self, region: Region, a: Factor, b: Factor) -> CudaLaunch:
-        """The launch that makes all outputs of `region`, whose first value is the product."""
+    def factors(self) -> Factors:
+        """Both factors, with as few dimensions of a batch as there can be."""
+        a, b = [self.factor(v) for v in self.node.inputs]
         batch, (m, n), k = self.product.shape[:-2], self.product.shape[-2:], self.node.inputs[0].shape[-1]
         folded = fold_rows(batch, m, a.matrices, b.matrices)
         if folded is not None:
@@ -125,11 +182,16 @@ class _Lowering:
         if len(sizes) > DIMENSIONS:
             a, b = self.compute(self.node.inputs[0]), self.compute(self.node.inputs[1])
             sizes, first, second = merge_batch(batch, a.matrices, b.matrices)
+        return Factors(a.buffer, b.buffer, m, n, k, sizes, first, second, folded is not None)
+
+    def multiply(self, region: Region, factors: Factors) -> CudaLaunch:
+        """The launch that makes all outputs of `region`, whose first value is the product."""
+        m, n, k, sizes = factors.m, factors.n, factors.k, factors.sizes
         large = prod(sizes) * -(-m // 128) * -(-n // 128) >= ENOUGH
-        tile, writer = tile_of(self.dtype, large), region.writer()
+        tile, writer = tile_of(self.dtype, large, self.allowed.tf32), region.writer()
         counts = -(-m // tile.size), -(-n // tile.size)
-        sides = [self.side(writer, tile, "a", a.buffer, first, (m, k)),
-                 self.side(writer, tile, "b", b.buffer, turned(second), (n, k))]
+        sides = [self.side(writer, tile, "a", factors.a, factors.first, (m, k)),
+                 self.side(writer, tile, "b", factors.b, turned(factors.second), (n, k))]
         named = {"m": m, "n": n, "k": k, "row_tiles": counts[0], "column_tiles": counts[1],
                  **{f"size_{d}": size for d, size in enumerate(sizes)}}
         for name, value in named.items():
@@ -137,7 +199,7 @@ class _Lowering:
         write_place(writer, tile, len(sizes))
         made = (Tensor if tile.on_tensor_cores else Scalar)(writer, tile, *sides)
         made.write()
-        _Epilogue(writer, region, made, region.body.inputs[0], folded is not None, self.aligned).write()
+        _Epilogue(writer, region, made, region.body.inputs[0], factors.folded, self.aligned).write()
         name = kernel_name(region.body).removeprefix("fused_").removeprefix("copy_")
         kernel, arguments = writer.kernel(f"matmul_{name}")
         values = (*self.body.inputs, *self.body.outputs, *self.node.inputs, self.product)
@@ -177,7 +239,7 @@ class _Epilogue:
 
     writer: Writer
     region: Region
-    made: Product
+    made: Loops
     product: Value
     folded: bool
     aligned: bool

@@ -24,6 +24,7 @@ from typing import Union
 
 from jitgrad.dtypes import DType
 from jitgrad.ir.graph import Where
+from jitgrad.products import Product
 
 Statement = Union["Loop", "Let", "Load", "Store", "Accumulate", "When"]
 
@@ -183,8 +184,18 @@ class CudaLaunch:
 
 
 @dataclass(frozen=True, slots=True)
+class CudaProduct:
+    """A product that a library computes, in the place of a launch. `arguments`: A, B, the result, the library's workspace
+    and, where it has one, the bias."""
+
+    name: str
+    product: Product
+    arguments: tuple[Buffer, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class CudaLowered:
     """What a node becomes on a GPU: launches in order, and the sizes in bytes of the scratch memory that they share."""
 
-    launches: tuple[CudaLaunch, ...]
+    launches: tuple[CudaLaunch | CudaProduct, ...]
     scratch: tuple[int, ...] = ()

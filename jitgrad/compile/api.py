@@ -24,7 +24,7 @@ from jitgrad.compile.analysis import analyze
 from jitgrad.compile.edge import Edge, EdgeNode
 from jitgrad.compile.evaluator import Findings
 from jitgrad.compile.guards import compile_guard
-from jitgrad.compile.location import CPU, ON_CPU, Location, bare, plan_for
+from jitgrad.compile.location import CPU, ON_CPU, Location, bare, plan_for, settings
 from jitgrad.compile.number import Number, trace_number
 from jitgrad.compile.recorder import READ, Recorder
 from jitgrad.compile.seal import NESTED, Sealed, Start, Unfinished, signature_of
@@ -312,7 +312,7 @@ class CompiledFunction:
         return run_on_memory(self._plan(graph, Location(location.device)), arrays, [])
 
     def _plan(self, graph: Graph, location: Location) -> Any:
-        key = graph.key, location
+        key = graph.key, location, settings(location)
         plan = self._plans.get(key)
         if plan is None:
             plan = self._plans[key] = self._compile(graph, location)
@@ -335,6 +335,8 @@ class CompiledFunction:
         before = self.statistics.compilations[-1].location.device
         if before != location.device:
             return f"it ran on {before}, now it runs on {location.device}"
+        if last.key == graph.key:
+            return "the precision of float32 products, or what may compute them, was changed"
         for k, (a, b) in enumerate(zip(last.inputs, graph.inputs)):
             if a.type != b.type:
                 return f"input {k} was {a.type}, now it is {b.type}"

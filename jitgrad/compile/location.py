@@ -75,6 +75,11 @@ def plan_for(graph: Graph, location: Location, memory_budget: float, mode: str) 
     return Homeward(plan, location.homeward) if location.homeward else plan
 
 
+def settings(location: Location) -> Any:
+    """What else decides which plan a graph has there."""
+    return None if location.device == CPU else gpu_plans.settings()
+
+
 class Homeward:
     """A plan on a GPU of which some outputs are brought to the computer's own memory."""
 

@@ -28,14 +28,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from jitgrad import dtypes, ops
+from jitgrad import dtypes, ops, precision
 from jitgrad.dtypes import DType
 from jitgrad.errors import DTypeError, complain
 from jitgrad.ir.interpreter import state as interpreter
 
 DEVICES = ("cpu", "cuda")
 RULES = ("lower", "full", "total", "widest", "plain", "refused")
-PRECISIONS = ("highest", "high", "medium")
 
 _HALF = (dtypes.float16, dtypes.bfloat16)
 _CASTABLE = (*_HALF, dtypes.float32)
@@ -71,7 +70,6 @@ class _State(threading.local):
 
 
 state = _State()
-_precision = "highest"
 
 
 def set_to(setting: Setting) -> None:
@@ -103,22 +101,8 @@ def clear_autocast_cache() -> None:
 def key() -> tuple[Any, ...] | None:
     """Everything that decides which casts are made: what a compiled function must find unchanged. None, which is cheap
     to look up, where nothing was ever set."""
-    return None if state.setting is USUAL and _precision == "highest" else (state.setting, _precision)
-
-
-def get_float32_matmul_precision() -> str:
-    """What `set_float32_matmul_precision` was given last."""
-    return _precision
-
-
-def set_float32_matmul_precision(precision: str) -> None:
-    """How exactly float32 products must be computed: "highest" (the default), "high" or "medium". The last two allow
-    less than float32 and do not ask for it: on a CPU float32 products are computed in float32 whatever is set."""
-    global _precision
-    if precision not in PRECISIONS:
-        raise complain(DTypeError, "set_float32_matmul_precision", f"{precision!r} is none of "
-                       f"{', '.join(map(repr, PRECISIONS))}")
-    _precision = precision
+    exact = precision.get_float32_matmul_precision()
+    return None if state.setting is USUAL and exact == "highest" else (state.setting, exact)
 
 
 def casts(cpu: str | None = None, cuda: str | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

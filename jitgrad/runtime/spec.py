@@ -15,7 +15,7 @@ import base64
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from jitgrad import dtypes, ops
@@ -24,6 +24,7 @@ from jitgrad.ir.graph import Graph, Where
 from jitgrad.ir.op import REGISTRY
 from jitgrad.ir.parse import parse_graph
 from jitgrad.ir.types import TensorType, parse_type
+from jitgrad.products import ACTIVATIONS, DTYPES, SLACK, WORKSPACE, Laid, Product
 
 Ref = tuple[str, int]
 Argument = Ref | int | str
@@ -52,9 +53,18 @@ class HostCall:
 
 
 @dataclass(frozen=True, slots=True)
+class LibraryCall:
+    """An entry that a library of matrix products carries out. `operands`: the places of A, B, the result, the workspace and,
+    where the product has one, the bias."""
+
+    product: Product
+    operands: tuple[Ref, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """One step: a kernel (by its cache key) for `items` work items with `arguments`, or a host call. On a GPU `items` are
-    blocks of `threads` threads, and numbers among the arguments are int32, int64 where `wide`."""
+    """One step: a kernel (by its cache key) for `items` work items with `arguments`, a host call, or a call of a library. On
+    a GPU `items` are blocks of `threads` threads, and numbers among the arguments are int32, int64 where `wide`."""
 
     name: str
     kernel: str | None
@@ -64,6 +74,7 @@ class Entry:
     where: Where = None
     threads: int = 0
     wide: bool = False
+    library: LibraryCall | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +185,8 @@ def _check_spec(spec: PlanSpec) -> None:
 
 
 def _check_entry(entry: Entry, check_ref: Callable[[Ref, int], None]) -> None:
-    _require((entry.kernel is None) != (entry.host is None), f"{entry.name}: neither kernel nor host call, or both")
+    kinds = sum(kind is not None for kind in (entry.kernel, entry.host, entry.library))
+    _require(kinds == 1, f"{entry.name}: neither kernel nor call, or several")
     _require(0 <= entry.items < 1 << 31, f"{entry.name}: {entry.items} items")
     _require(0 <= entry.threads <= 1024, f"{entry.name}: blocks of {entry.threads} threads")
     _require(entry.kernel is None or bool(_KEY.match(entry.kernel)), f"{entry.name}: a kernel's key is hexadecimal")
@@ -189,6 +201,24 @@ def _check_entry(entry: Entry, check_ref: Callable[[Ref, int], None]) -> None:
         _require(entry.host.op in REGISTRY, f"there is no op {entry.host.op!r}")
         for ref, type in entry.host.inputs + entry.host.outputs:
             check_ref(ref, type.nbytes)
+    if entry.library is not None:
+        _check_call(entry.library, check_ref)
+
+
+def _check_call(call: LibraryCall, check_ref: Callable[[Ref, int], None]) -> None:
+    """What is read and written exists."""
+    product = call.product
+    _require(min(product.m, product.n, product.k, product.batch) > 0, "a product of nothing")
+    _require(product.dtype in DTYPES and product.activation in ACTIVATIONS, "a product that no library knows")
+    _require(min(x for laid in (product.a, product.b) for x in (laid.pitch, laid.stride + 1, laid.first + 1)) > 0,
+             "a factor that begins before its memory")
+    _require(len(call.operands) == 4 + product.bias, "operands of a product are missing")
+    batch, m, n, k = product.batch, product.m, product.n, product.k
+    item = dtypes.BY_SHORT[product.dtype].itemsize
+    needed = (product.a.end(batch, m, k) * item, product.b.end(batch, k, n) * item, batch * m * n * item, WORKSPACE + SLACK,
+              n * item)
+    for ref, nbytes in zip(call.operands, needed, strict=False):
+        check_ref(ref, nbytes)
 
 
 def _ref_checker(spec: PlanSpec) -> Callable[[Ref, int], None]:
@@ -216,7 +246,9 @@ def _write_entry(entry: Entry) -> dict[str, Any]:
                            "outputs": [[list(r), str(t)] for r, t in entry.host.outputs]}
     return {"name": entry.name, "kernel": entry.kernel, "host": host, "items": entry.items,
             "arguments": [a if isinstance(a, (int, str)) else list(a) for a in entry.arguments],
-            "where": entry.where and list(entry.where), "threads": entry.threads, "wide": entry.wide}
+            "where": entry.where and list(entry.where), "threads": entry.threads, "wide": entry.wide,
+            "library": entry.library and {"product": asdict(entry.library.product),
+                                          "operands": [list(ref) for ref in entry.library.operands]}}
 
 
 def _read_spec(data: Any) -> PlanSpec:
@@ -239,7 +271,18 @@ def _read_entry(data: Any) -> Entry:
     kernel = None if data["kernel"] is None else _read(data["kernel"], str)
     arguments = tuple([a if type(a) in (int, str) else _read_ref(a) for a in data["arguments"]])
     return Entry(_read(data["name"], str), kernel, host, _read(data["items"], int), arguments, where,
-                 _read(data["threads"], int), _read(data["wide"], bool))
+                 _read(data["threads"], int), _read(data["wide"], bool), data["library"] and _read_call(data["library"]))
+
+
+def _read_call(data: Any) -> LibraryCall:
+    given = {**data["product"], "a": _read_fields(Laid, data["product"]["a"]), "b": _read_fields(Laid, data["product"]["b"])}
+    return LibraryCall(_read_fields(Product, given), tuple([_read_ref(ref) for ref in data["operands"]]))
+
+
+def _read_fields(kind: type, data: Mapping[str, Any]) -> Any:
+    """A dataclass from its fields by name, each of the type that its annotation names."""
+    types = {"bool": bool, "int": int, "str": str, "Laid": Laid}
+    return kind(**{f.name: _read(data[f.name], types[str(f.type)]) for f in fields(kind)})
 
 
 def _read(value: Any, kind: type) -> Any:

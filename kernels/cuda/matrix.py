@@ -75,6 +75,18 @@ def _packing(name: str, kind: str) -> Any:
     return intrinsic(pack)
 
 
+@intrinsic
+def tf32(typing: Any, x: types.Type) -> Any:
+    """``tf32(x)``: x, a float32 or its 32 bits, rounded to TF32 as a 32-bit word: to nearest, ties away from zero."""
+    kind = types.unliteral(x)
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        asked = ir.FunctionType(I32, [F32])
+        return builder.call(ir.InlineAsm(asked, "cvt.rna.tf32.f32 $0, $1;", "=r,f"), [builder.bitcast(arguments[0], F32)])
+
+    return types.int32(kind), codegen
+
+
 # Shared memory
 
 @intrinsic
@@ -163,7 +175,7 @@ def copy_wait(typing: Any, pending: types.Type) -> Any:
 NAMES: dict[str, Any] = {
     "multiply_bf16": _product("multiply_bf16", "m16n8k16", "bf16"),
     "multiply_f16": _product("multiply_f16", "m16n8k16", "f16"),
-    "multiply_tf32": _product("multiply_tf32", "m16n8k8", "tf32"),
+    "multiply_tf32": _product("multiply_tf32", "m16n8k8", "tf32"), "tf32": tf32,
     "pack_bf16": _packing("pack_bf16", "bf16"), "pack_f16": _packing("pack_f16", "f16"),
     "shared_address": shared_address, "pointer_as": pointer_as,
     "load_matrix_x2": _matrix_load("load_matrix_x2", 2, False),

@@ -27,6 +27,7 @@ from jitgrad.ir.types import TensorType
 from jitgrad.runtime import errors
 from jitgrad.runtime.cuda import code, memory, streams
 from jitgrad.runtime.cuda.array import Array, DeviceArray, copy_into, empty, moved, to_host
+from jitgrad.runtime.cuda.cublaslt import ProductCall
 from jitgrad.runtime.cuda.driver import Gpu
 from jitgrad.runtime.cuda.launch import ConstantBlock, Launch, LaunchPlan, Slot
 from jitgrad.runtime.cuda.streams import Stream
@@ -56,10 +57,11 @@ Step = LaunchPlan | Host | Check
 
 
 class GpuPlan:
-    """See the module. `captures`: whether calls may become CUDA graphs."""
+    """See the module. `captures`: whether calls may become CUDA graphs. `allowed`: what was allowed when it was made, for
+    whoever looks at it."""
 
-    def __init__(self, spec: PlanSpec, gpu: Gpu, captures: bool = False):
-        self.spec, self.gpu, self.captures = spec, gpu, captures
+    def __init__(self, spec: PlanSpec, gpu: Gpu, captures: bool = False, allowed: Any = None):
+        self.spec, self.gpu, self.captures, self.allowed = spec, gpu, captures, allowed
         self.functions = code.functions(spec.sources, gpu)
         self.constants = moved(np.frombuffer(spec.constants, np.uint8), gpu.device) if spec.constants else None
         self.failing = [k for k, entry in enumerate(spec.entries) if ("error", 0) in entry.arguments]
@@ -119,7 +121,7 @@ class Frame:
     def _steps(self) -> Iterator[Step]:
         """Launches that follow each other are one step. Errors are looked for where Python waits anyway, and behind the
         last kernel that may report one."""
-        launches: list[Launch] = []
+        launches: list[Launch | ProductCall] = []
         unchecked, last = False, max(self.plan.failing, default=-1)
         for k, entry in enumerate(self.spec.entries):
             unchecked = unchecked or k in self.plan.failing
@@ -136,10 +138,13 @@ class Frame:
         if launches:
             yield self._together(launches)
 
-    def _together(self, launches: list[Launch]) -> LaunchPlan:
+    def _together(self, launches: list[Launch | ProductCall]) -> LaunchPlan:
         return LaunchPlan(launches, self.first["error"] + 1, self.gpu)
 
-    def _launch(self, position: int, entry: Entry) -> Launch:
+    def _launch(self, position: int, entry: Entry) -> Launch | ProductCall:
+        if entry.library is not None:
+            slots = [Slot(*self._slot(ref)) for ref in entry.library.operands]
+            return ProductCall(entry.library.product, slots, self.gpu, entry.where)
         assert entry.kernel is not None
         number = np.int64 if entry.wide else np.int32
 
