@@ -18,7 +18,8 @@ def pytest_addoption(parser):
     group.addoption("--gpu-samples", action="store_true", help="run every sample of every op on the stand-in of a GPU")
     group.addoption("--device", choices=["cpu", "cuda"], default="cpu",
                     help="cuda: the tests of what users compute, with a GPU as the default device (on_gpu.py)")
-    group.addoption("--cases", type=int, default=1 << 30, metavar="N", help="with --device cuda: N cases of each test at most")
+    group.addoption("--cases", type=int, default=1 << 30, metavar="N",
+                    help="with --device cuda: the first N cases of each test")
     group.addoption("--update-golden", action="store_true", help="write the files of tests/golden anew")
 
 

@@ -116,6 +116,7 @@ def test_gradients_are_those_of_the_composition():
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.cpu
 def test_memory_is_linear_in_the_length():
     """The scores of 2,048 tokens alone would be eight times as much as all operands and results."""
     def step(q, k, v):
