@@ -70,8 +70,8 @@ class OnGpu:
             raise
         finally:
             problems, self.standin.problems[:] = list(self.standin.problems), []
-            for queue in self.standin.queues():
-                queue.captured = None
+            for queue in self.standin.queues() if clock.passed else ():
+                queue.captured, queue.done = None, len(queue.actions)     # what was begun has lost its memory
             assert clock.passed or not problems, problems
 
 

@@ -514,9 +514,10 @@ class Recorder:
         self.deferrals = []
 
     def flush(self, where: Any = None, reason: str = "") -> None:
-        """Run everything recorded so far. With a `where` this is a cut; without, the end of the call."""
+        """Run everything recorded so far. With a `where` this is a cut; without, the end of the call. Going on on another
+        device is no reading: such a call can be sealed."""
         if where is not None:
-            if self.fullgraph:
+            if self.fullgraph and not reason.startswith(GOES_ON):
                 raise complain(CompileError, self.name, f"{reason} in the middle of the function, but fullgraph=True",
                                where=where, fix="Return the tensor and read it outside, or compile without fullgraph")
             self.cuts.append((where, reason))

@@ -55,6 +55,16 @@ class Check:
 Step = LaunchPlan | Host | Check
 
 
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The memory of one call: of its inputs (None: a number) and outputs, the address of every slot, and its arena."""
+
+    places: list[DeviceArray | None]
+    own: list[DeviceArray | None]
+    addresses: list[int]
+    lent: memory.Memory | None
+
+
 class GpuPlan:
     """See the module. `captures`: whether calls may become CUDA graphs."""
 
@@ -167,6 +177,15 @@ class Frame:
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """See `GpuPlan.run`."""
         captured = self.plan.captures and self.calls >= WARM
+        ready = self.prepare(inputs, captured)
+        for step in self.steps:
+            self.carry_out(step, ready.addresses, captured)
+        self.calls += 1
+        self._write_back(inputs, ready.places, ready.addresses)
+        return [self._result(k, output, inputs, ready, captured) for k, output in enumerate(self.spec.outputs)]
+
+    def prepare(self, inputs: Sequence[Array], captured: bool) -> Ready:
+        """The memory of a call on `inputs`."""
         places = [self._placed(k, x, captured) for k, x in enumerate(inputs)]
         if captured:
             self._stage(places)
@@ -175,14 +194,10 @@ class Frame:
         addresses = self._addresses(inputs, places, own, lent)
         if self.words.size:
             self.gpu.driver.call("cuMemsetD8Async", self.words.address, 0, self.words.nbytes, self.stream.handle)
-        for step in self.steps:
-            self._carry_out(step, addresses, captured)
-        self.calls += 1
-        self._write_back(inputs, places, addresses)
-        return [self._result(k, output, inputs, places, own, addresses, captured)
-                for k, output in enumerate(self.spec.outputs)]
+        return Ready(places, own, addresses, lent)
 
-    def _carry_out(self, step: Step, addresses: list[int], captured: bool) -> None:
+    def carry_out(self, step: Step, addresses: list[int], captured: bool) -> None:
+        """Carry out one step."""
         if isinstance(step, Host):
             self._host_call(step.entry, addresses)
         elif isinstance(step, Check):
@@ -316,18 +331,17 @@ class Frame:
             if places[k] is not inputs[k]:
                 copy_into(inputs[k], self._at(("input", k), self.spec.inputs[k], addresses))
 
-    def _result(self, k: int, output: Output, inputs: Sequence[Array], places: list[DeviceArray | None],
-                own: list[DeviceArray | None], addresses: list[int], captured: bool) -> Array:
+    def _result(self, k: int, output: Output, inputs: Sequence[Array], ready: Ready, captured: bool) -> Array:
         space, place = output.source
         if space == "input":
             given = inputs[place]
             if type(given) is not DeviceArray or given.gpu is not self.gpu:
                 given = moved(given, self.gpu.device)
             return given if tuple(given.shape) == output.type.shape else given.reshape(output.type.shape)
-        home = own[place] if space == "output" else None
+        home = ready.own[place] if space == "output" else None
         if home is not None and not captured:
             return home if home.shape == output.type.shape else home.reshape(output.type.shape)
-        return self._at(output.source, output.type, addresses).copy()
+        return self._at(output.source, output.type, ready.addresses).copy()
 
 
 def resolve(spec: PlanSpec, ref: Ref) -> Ref:
