@@ -23,7 +23,7 @@ SUITES = ("amp", "amp_dtypes", "attention", "autodiff", "autograd", "bad_input",
           "compile", "conv", "data", "eager", "functional", "grad_scaler", "nn", "ops", "optim", "recurrent", "sealing",
           "serialization", "tensor_api", "windows", "against_torch", "windows_against_torch")
 LIMIT = 10
-OWN_DEVICE = {"connect", "standin", "executing", "no_driver"}          # fixtures of tests that choose one themselves
+OWN_DEVICE = {"connect", "standin", "executing", "no_driver", "gpu"}          # fixtures of tests that choose one themselves
 
 
 class TooSlow(Exception):

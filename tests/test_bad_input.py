@@ -344,6 +344,7 @@ def test_processes_fill_one_cache_together(tmp_path, filled):
 # ---- threads and forks -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cpu
 def test_threads_make_the_first_calls_together():
     """Different shapes at once, several times: everybody gets the results of their own."""
     compiled = jg.compile(scaled)

@@ -60,7 +60,7 @@ def _enqueue(step: LaunchPlan, gpu: Gpu) -> list[Callable[[], float]]:
 
 def _keep_busy(gpu: Gpu, launches: int) -> None:
     """Work for as long as Python takes to enqueue so many launches."""
-    piece = empty((min(BUSY, gpu.total_memory // 64),), np.dtype(np.uint8), gpu)
+    piece = empty((min(BUSY, gpu.total_memory // 256),), np.dtype(np.uint8), gpu)
     for _ in range(2 + launches):
         fill(piece, b"\0")
 
@@ -85,7 +85,7 @@ def time_call(plan: GpuPlan, inputs: Sequence[Array]) -> tuple[float, float]:
 @lru_cache(maxsize=16)
 def bandwidth(gpu: Gpu) -> float:
     """Bytes per second, read and written, of a copy within the memory of `gpu`: the best of some, by events."""
-    size = min(COPIED, gpu.total_memory // 16)
+    size = min(COPIED, gpu.total_memory // 64)
     source, target = (empty((size,), np.dtype(np.uint8), gpu) for _ in range(2))
     stream, best = streams.current_stream(gpu.index), float("inf")
     for _ in range(6):
