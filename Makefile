@@ -2,7 +2,8 @@
 #
 #   make demo        train a digit classifier, print the receipt, save demo.png
 #   make test        all checks: ruff, mypy, the import contract, pytest, notebooks
-#   make test-gpu    the tests that need an NVIDIA GPU; make bench-gpu: the training steps on it
+#   make test-gpu    the tests that need an NVIDIA GPU, and the CPU's tests on it; make bench-gpu: the training steps. Where
+#                    pip reaches no index: python tests/run_on_gpu.py
 #   make bench       the training steps of benchmarks/ beside PyTorch and JAX, in an environment of their own
 
 PYTHON ?= python3
@@ -33,7 +34,7 @@ bench: $(PEERS)/.ready
 # Both say so and do nothing where there is no GPU. PyTorch takes part in the second where it is installed with CUDA.
 test-gpu: $(VENV)/.ready
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test,cuda]'
-	$(VENV)/bin/python -m pytest -q -rs -m gpu tests
+	$(VENV)/bin/python tests/run_on_gpu.py --tests || [ $$? -eq 2 ]
 
 bench-gpu: $(VENV)/.ready
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[demo,cuda]'

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jitgrad
-from benchmarks import measure
+from benchmarks import measure, prerequisites
 from benchmarks.contenders import equal_start, step_in
 from benchmarks.report import Table, milliseconds
 from benchmarks.steps import TrainingStep, chosen
@@ -26,6 +26,8 @@ Result = dict[str, Any]
 def run(names: Sequence[str] = (), *, budget: float, repeats: int | None = None,
         tell: Callable[[str], None] = print) -> Result:
     """Per step the timings and first losses of every contender; or ``{"why": …}``: why nothing can be measured."""
+    for finding in prerequisites.findings():
+        tell(f"  {finding}")
     if not driver.available():
         tell(f"  nothing is measured: {driver.why_not()}")
         return {"why": driver.why_not(), "steps": {}}

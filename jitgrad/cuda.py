@@ -189,7 +189,7 @@ def empty_cache() -> None:
     """Give idle memory of all GPUs, and idle pinned memory, back."""
     if not _in_use():
         return
-    for index in list(driver.current()._gpus):
+    for index in driver.in_use():
         memory.pool(index).empty_cache()
     pinned.pool().empty_cache()
 

@@ -103,6 +103,11 @@ class EagerInterpreter:
         """What `make` computes of numbers, made by kernels of a GPU; see `functional.core.made_on`."""
         return _wrap(gpu_ops.create(make, arguments, where))
 
+    @staticmethod
+    def transfer(tensor: Tensor, where: device, non_blocking: bool) -> Tensor:
+        """The same without history."""
+        return _wrap(device_memory.moved(tensor._forced(), where, non_blocking))
+
     def full(self, shape: tuple[int, ...], value: Any, dtype: DType) -> Tensor:
         """A constant in full shape, which nobody may change: the same few are used again and again."""
         return _constant(shape, value, dtype, str(value) if value == 0 else "")
@@ -139,7 +144,8 @@ class EagerInterpreter:
                 and gpu_ops.rewrite(op, _placed([t._forced() for t in inputs], inputs), attrs, places):
             _count_write(targets)
             return
-        if autograd.mode.enabled or not all([type(a) is _ndarray and a.flags.writeable for a in places]) \
+        if autograd.mode.enabled or DeviceArray in [type(t._array) for t in inputs] \
+                or not all([type(a) is _ndarray and a.flags.writeable for a in places]) \
                 or [v.dtype for v in attrs["body"].outputs for _ in range(attrs["groups"])] != [t.dtype for t in targets]:
             assign(self.run(op, inputs, attrs), targets)
             return
@@ -215,7 +221,7 @@ class _Move(autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, where: device, non_blocking: bool) -> Tensor:
         ctx.origin = x.device
-        return _wrap(device_memory.moved(x._forced(), where, non_blocking))
+        return interpreter.state.current.transfer(x, where, non_blocking)  # type: ignore[union-attr]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:

@@ -29,12 +29,13 @@ from jitgrad.linking import LinkedStep
 from jitgrad.ops import recurrence
 from jitgrad.runtime import threads
 from jitgrad.runtime.build import kernel_key
-from jitgrad.runtime.cuda import code
+from jitgrad.runtime.cuda import code, timing
 from jitgrad.runtime.cuda.plan import GpuPlan
 from jitgrad.runtime.plan import Plan
 from jitgrad.runtime.spec import Decision
 from jitgrad.runtime.timing import time_entries
 
+_MUCH = 16                                   # operations per byte
 IN_CACHE = 16 << 20
 """Bytes that may still lie in the cache of a processor."""
 
@@ -74,14 +75,18 @@ class StepView:
     flops: int
     in_place: bool
     seconds: float | None = None
+    bandwidth: float | None = None
 
     @property
     def share_of_peak(self) -> float | None:
         """Measured against what this machine's memory and arithmetic could do at best; 1.0 is perfect. What fits into
-        the cache is not held against memory."""
+        the cache is not held against memory. On a GPU, which has a `bandwidth` of its own, against a copy of as many
+        bytes there."""
         if not self.seconds:
             return None
         moved = self.bytes_read + self.bytes_written
+        if self.bandwidth is not None:
+            return moved / self.bandwidth / self.seconds
         memory = moved / machine_bandwidth() if moved > IN_CACHE else 0.0
         return max(memory, self.flops / machine_flops()) / self.seconds
 
@@ -115,12 +120,14 @@ class MemoryView:
 
 @dataclass(frozen=True)
 class PlanView:
-    """A graph and what it is carried out by. `measured` holds seconds per entry, when `time` has been called."""
+    """A graph and what it is carried out by. `measured` holds seconds per entry, when `time` has been called; on a GPU
+    `call` the seconds of a call until Python has it back, and until it is done."""
 
     graph: Graph
     plan: Plan | GpuPlan
     measured: tuple[float, ...] = ()
     memory_budget: float = 1.0
+    call: tuple[float, float] | None = None
 
     @cached_property
     def build(self) -> pipeline.Build | pipeline.GpuBuild:
@@ -143,7 +150,8 @@ class PlanView:
     def steps(self) -> tuple[StepView, ...]:
         """What runs, in order."""
         seconds = iter(self.measured)
-        return tuple([_step_view(step, [next(seconds, None) for _ in range(_entries(step))])
+        bandwidth = timing.bandwidth(self.plan.gpu) if self.measured and isinstance(self.plan, GpuPlan) else None
+        return tuple([_step_view(step, [next(seconds, None) for _ in range(_entries(step))], bandwidth)
                       for step in self.build.linked.steps])
 
     @property
@@ -161,10 +169,13 @@ class PlanView:
                           tuple([(s.first, s.last, s.index, s.nbytes) for s in slots]))
 
     def time(self, inputs: Sequence[np.ndarray], repeats: int = 5) -> PlanView:
-        """The same view with the time of every step: the least of `repeats` runs on copies of `inputs`. On a GPU steps are
-        not timed one by one."""
+        """The same view with the time of every step: the least of `repeats` runs on copies of `inputs`; on a GPU by its
+        own clock."""
         if isinstance(self.plan, GpuPlan):
-            return self
+            arrays = timing.on_gpu(inputs, self.plan.gpu)
+            runs = [timing.time_entries(self.plan, arrays) for _ in range(repeats)]
+            return PlanView(self.graph, self.plan, tuple(np.min(runs, axis=0).tolist()), self.memory_budget,
+                            timing.time_call(self.plan, arrays))
         runs = [time_entries(self.plan, [np.array(x, order="C") for x in inputs]) for _ in range(repeats)]
         return PlanView(self.graph, self.plan, tuple(np.min(runs, axis=0).tolist()), self.memory_budget)
 
@@ -180,8 +191,22 @@ class PlanView:
 
     def __str__(self) -> str:
         longest = max([step.seconds or 0.0 for step in self.steps], default=0.0)
-        return "\n".join([_HEADER, *[_row(step, longest) for step in self.steps], "", *show_choices(self.choices),
-                          str(self.memory)])
+        header = _GPU_HEADER if isinstance(self.plan, GpuPlan) else _HEADER
+        return "\n".join([header, *[_row(step, longest) for step in self.steps], "", *show_choices(self.choices),
+                          *self._show_call(), str(self.memory)])
+
+    def _show_call(self) -> list[str]:
+        """What a call on a GPU costs beside its kernels."""
+        if self.call is None or not isinstance(self.plan, GpuPlan):
+            return []
+        entries = self.plan.spec.entries
+        launched = sum(entry.host is None for entry in entries)
+        how = " as CUDA graphs" if self.plan.is_captured else ""
+        started, done = (f"{1e6 * seconds:.1f} us" for seconds in self.call)
+        copy = f"a copy moves {show_bytes(timing.bandwidth(self.plan.gpu))} per second"
+        return [f"{self.plan.gpu.device}, {self.plan.gpu.name}: {copy}",
+                f"a call: {launched} launches{how}, {len(entries) - launched} steps of NumPy's; Python has it back after "
+                f"{started}, it is done after {done}", ""]
 
     __repr__ = __str__
 
@@ -250,7 +275,7 @@ def _entries(step: LinkedStep | GpuStep) -> int:
     return 1 if step.lowered is None else len(step.lowered.launches)
 
 
-def _step_view(linked: LinkedStep | GpuStep, seconds: list[float | None]) -> StepView:
+def _step_view(linked: LinkedStep | GpuStep, seconds: list[float | None], bandwidth: float | None = None) -> StepView:
     node = linked.step.node
     launches = linked.lowered.launches if linked.lowered else ()
     kernels = [KernelView(k.name, str(k.product), 1, None) if isinstance(k, CudaProduct) else
@@ -262,7 +287,7 @@ def _step_view(linked: LinkedStep | GpuStep, seconds: list[float | None]) -> Ste
                     where=describe_location(node.where), kernels=tuple(kernels),
                     bytes_read=sum({v: v.type.nbytes for v in node.inputs}.values()),
                     bytes_written=sum(v.type.nbytes for v in node.outputs), flops=flops(node),
-                    in_place=bool(linked.step.shared), seconds=sum(known) if known else None)
+                    in_place=bool(linked.step.shared), seconds=sum(known) if known else None, bandwidth=bandwidth)
 
 
 def _note(linked: LinkedStep | GpuStep) -> str:
@@ -330,6 +355,7 @@ _FLOPS: dict[str, Callable[[Node], int]] = {
 # ---- text -------------------------------------------------------------------------------------------------------
 
 _HEADER = f"{'kernel':<36}{'kind':<10}{'bytes':>10}{'flops':>10}{'time':>10}{'of peak':>9}  line, note"
+_GPU_HEADER = f"{'kernel':<36}{'kind':<10}{'bytes':>10}{'flops':>10}{'time':>10}{'rate':>13}{'of copy':>9}  line, note"
 
 
 def _row(step: StepView, longest: float) -> str:
@@ -339,8 +365,18 @@ def _row(step: StepView, longest: float) -> str:
     where = f"{step.where}, " if step.where else ""
     note = f"{where}{step.note}{', in place' if step.in_place else ''}"
     length = bar(step.seconds, longest) + " " if step.seconds is not None and longest else ""
+    rate = f"{_rate(step):>13}" if step.bandwidth is not None else ""
     return (f"{step.name[:35]:<36}{step.kind[:9]:<10}{show_bytes(moved):>10}{show_count(step.flops):>10}"
-            f"{seconds:>10}{'' if share is None else f'{share:.0%}':>9}  {length}{note}")
+            f"{seconds:>10}{rate}{'' if share is None else f'{share:.0%}':>9}  {length}{note}")
+
+
+def _rate(step: StepView) -> str:
+    """Arithmetic per second where there is much of it for each byte, else bytes per second."""
+    moved = step.bytes_read + step.bytes_written
+    if not step.seconds:
+        return ""
+    much = step.flops > _MUCH * moved
+    return f"{show_count(step.flops / step.seconds)}FLOP/s" if much else f"{moved / step.seconds / 1e9:.3g} GB/s"
 
 
 def show_choices(choices: Sequence[Decision]) -> list[str]:

@@ -52,12 +52,13 @@ class Placement:
     @property
     def is_cuda(self) -> bool:
         """Whether it is on a GPU."""
-        return type(self._array) is DeviceArray
+        array = self._array
+        return type(array) is DeviceArray if array is not None else self._type.device != "cpu"
 
     @property
     def is_cpu(self) -> bool:
         """Whether it is in the computer's own memory."""
-        return type(self._array) is not DeviceArray
+        return not self.is_cuda
 
     def get_device(self) -> int:
         """The number of the GPU that it is on, -1 on the CPU."""
@@ -105,9 +106,10 @@ class Placement:
 
     def record_stream(self, stream: streams.Stream) -> None:
         """`stream` uses it, too: its memory is not used again before that work is done."""
-        if type(self._array) is not DeviceArray:
+        array: Any = self._forced()
+        if type(array) is not DeviceArray:
             raise complain(DeviceError, "record_stream", f"{self.tensor_type} is on no GPU")
-        self._array.record_stream(stream)
+        array.record_stream(stream)
 
     # --- other libraries -------------------------------------------------------------------------------------------
 

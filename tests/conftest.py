@@ -5,6 +5,7 @@ import gc
 import pytest
 from cuda_executing import Executing, hand_through
 from cuda_standin import StandIn
+from on_gpu import OnGpu
 
 from jitgrad import devices, gpu_ops, gpu_plans
 from jitgrad.runtime.cuda import array as device_memory, code, driver
@@ -15,7 +16,16 @@ def pytest_addoption(parser):
     group.addoption("--programs", type=int, default=2160, metavar="N",
                     help="how many random programs test_programs.py draws (default: 2160)")
     group.addoption("--gpu-samples", action="store_true", help="run every sample of every op on the stand-in of a GPU")
+    group.addoption("--device", choices=["cpu", "cuda"], default="cpu",
+                    help="cuda: the tests of what users compute, with a GPU as the default device (on_gpu.py)")
+    group.addoption("--cases", type=int, default=1 << 30, metavar="N",
+                    help="with --device cuda: the first N cases of each test")
     group.addoption("--update-golden", action="store_true", help="write the files of tests/golden anew")
+
+
+def pytest_configure(config):
+    if config.getoption("--device") == "cuda":
+        config.pluginmanager.register(OnGpu(config.getoption("--cases")))
 
 
 def pytest_collection_modifyitems(items):

@@ -223,6 +223,10 @@ class StandIn:
             raise Failure(INVALID_CONTEXT)
         return queue
 
+    def queues(self):
+        """Those of all GPUs."""
+        return [queue for gpu in range(self.gpus) for queue in self._queues(gpu)]
+
     def _queues(self, gpu):
         return [self._defaults[gpu], *[q for q in self.handles.values() if type(q) is Queue and q.gpu == gpu]]
 

@@ -13,6 +13,7 @@ from jitgrad import nn
 from jitgrad.functional import autocast as casting
 from jitgrad.utils.checkpoint import checkpoint
 
+HERE, ELSEWHERE = ("cpu", "cuda") if jg.get_default_device().type == "cpu" else ("cuda", "cpu")
 HALF = pytest.mark.parametrize("lower", [jg.bfloat16, jg.float16], ids=["bf16", "f16"])
 
 
@@ -29,70 +30,70 @@ def w():
 # regions
 
 def test_a_region_has_a_dtype_and_an_end(x, w):
-    assert not jg.is_autocast_enabled("cpu")
-    with jg.autocast("cpu"):
-        assert jg.is_autocast_enabled("cpu") and not jg.is_autocast_enabled("cuda")
+    assert not jg.is_autocast_enabled(HERE)
+    with jg.autocast(HERE):
+        assert jg.is_autocast_enabled(HERE) and not jg.is_autocast_enabled(ELSEWHERE)
         assert F.linear(x, w).dtype is jg.bfloat16
-    with jg.autocast("cpu", dtype=jg.float16):
-        assert jg.get_autocast_dtype("cpu") is jg.float16
+    with jg.autocast(HERE, dtype=jg.float16):
+        assert jg.get_autocast_dtype(HERE) is jg.float16
         assert F.linear(x, w).dtype is jg.float16
-    assert jg.get_autocast_dtype("cpu") is jg.bfloat16
+    assert jg.get_autocast_dtype(HERE) is jg.bfloat16
     assert F.linear(x, w).dtype is jg.float32
 
 
 def test_regions_nest(x, w):
-    with jg.autocast("cpu"):
-        with jg.autocast("cpu", enabled=False):
+    with jg.autocast(HERE):
+        with jg.autocast(HERE, enabled=False):
             assert F.linear(x, w).dtype is jg.float32
-            with jg.autocast("cpu", dtype=jg.float16):
+            with jg.autocast(HERE, dtype=jg.float16):
                 assert F.linear(x, w).dtype is jg.float16
         assert F.linear(x, w).dtype is jg.bfloat16
 
 
 def test_a_region_ends_with_an_exception(x, w):
-    with pytest.raises(KeyError), jg.autocast("cpu"):
+    with pytest.raises(KeyError), jg.autocast(HERE):
         raise KeyError
     assert F.linear(x, w).dtype is jg.float32
-    with jg.autocast("cpu"):
+    with jg.autocast(HERE):
         with pytest.raises(jg.errors.ShapeError):
             F.linear(x, w[:, :3])
         assert F.linear(x, w).dtype is jg.bfloat16
 
 
 def test_decorator(x, w):
-    @jg.autocast("cpu", dtype=jg.float16)
+    @jg.autocast(HERE, dtype=jg.float16)
     def product(depth):
         return product(depth - 1) if depth else F.linear(x, w)
 
     assert product(3).dtype is jg.float16
-    assert not jg.is_autocast_enabled("cpu")
+    assert not jg.is_autocast_enabled(HERE)
 
 
 def test_settings_belong_to_a_thread(x, w):
     found = []
-    with jg.autocast("cpu"):
-        thread = threading.Thread(target=lambda: found.append((F.linear(x, w).dtype, jg.is_autocast_enabled("cpu"))))
+    with jg.autocast(HERE):
+        thread = threading.Thread(target=lambda: found.append((F.linear(x, w).dtype, jg.is_autocast_enabled(HERE))))
         thread.start()
         thread.join()
     assert found == [(jg.float32, False)]
 
 
 def test_switches(x, w):
-    jg.set_autocast_dtype("cpu", jg.float16)
-    jg.set_autocast_enabled("cpu", True)
+    jg.set_autocast_dtype(HERE, jg.float16)
+    jg.set_autocast_enabled(HERE, True)
     try:
         assert F.linear(x, w).dtype is jg.float16
-        jg.set_autocast_dtype("cpu", jg.bfloat16)
+        jg.set_autocast_dtype(HERE, jg.bfloat16)
         assert F.linear(x, w).dtype is jg.bfloat16
     finally:
-        jg.set_autocast_enabled("cpu", False)
-        jg.set_autocast_dtype("cpu", jg.bfloat16)
+        jg.set_autocast_enabled(HERE, False)
+        jg.set_autocast_dtype(HERE, jg.bfloat16)
     assert F.linear(x, w).dtype is jg.float32
 
 
 @HALF
 def test_values_and_gradients(x, w, lower):
-    with jg.autocast("cpu", dtype=lower):
+    with jg.autocast(HERE, dtype=lower):
         out = F.linear(x, w)
         loss = F.mse_loss(out, jg.zeros(4, 5))
     loss.backward()
@@ -106,24 +107,24 @@ def test_values_and_gradients(x, w, lower):
 # casts of parameters
 
 def test_a_parameter_is_cast_once_per_region(x, w):
-    with jg.autocast("cpu"):
+    with jg.autocast(HERE):
         F.linear(x, w)
         (first,) = [cast for _, _, cast in casting.state.kept.values()]
         F.linear(x, w)
         assert [cast for _, _, cast in casting.state.kept.values()] == [first]
-        with jg.autocast("cpu", enabled=False), jg.autocast("cpu"):
+        with jg.autocast(HERE, enabled=False), jg.autocast(HERE):
             assert len(casting.state.kept) == 1
         jg.clear_autocast_cache()
         assert not casting.state.kept
     assert casting.state.kept is None
-    with jg.autocast("cpu", cache_enabled=False):
+    with jg.autocast(HERE, cache_enabled=False):
         assert not jg.is_autocast_cache_enabled()
         F.linear(x, w)
         assert not casting.state.kept
 
 
 def test_kept_casts_follow_changes_in_place(x, w):
-    with jg.autocast("cpu"):
+    with jg.autocast(HERE):
         before = F.linear(x, w)
         with jg.no_grad():
             w.mul_(2.0)
@@ -132,12 +133,12 @@ def test_kept_casts_follow_changes_in_place(x, w):
 
 
 def test_kept_casts_have_a_history(x, w):
-    with jg.autocast("cpu"):
+    with jg.autocast(HERE):
         with jg.no_grad():
             F.linear(x, w)
         for _ in range(2):                            # the second walk back goes through a cast of its own
             F.linear(x, w).sum().backward()
-    with jg.autocast("cpu"):
+    with jg.autocast(HERE):
         F.linear(x, w).sum().backward()
     expected = np.broadcast_to(3 * x.bfloat16().float().numpy().sum(0), (5, 8))
     np.testing.assert_allclose(w.grad.numpy(), expected, rtol=3e-2, atol=3e-2)
@@ -151,7 +152,7 @@ def test_checkpointed_function_runs_again_in_its_region(x, w):
         seen.append(out.dtype)
         return out.relu()
 
-    with jg.autocast("cpu"):
+    with jg.autocast(HERE):
         out = checkpoint(block, x, use_reentrant=False)
     out.sum().backward()
     assert seen == [jg.bfloat16, jg.bfloat16] and w.grad.dtype is jg.float32
@@ -161,31 +162,31 @@ def test_checkpointed_function_runs_again_in_its_region(x, w):
 
 class Product(jg.autograd.Function):
     @staticmethod
-    @jg.amp.custom_fwd(device_type="cpu")
+    @jg.amp.custom_fwd(device_type=HERE)
     def forward(ctx, a, b):
         ctx.save_for_backward(a, b)
         return a @ b
 
     @staticmethod
-    @jg.amp.custom_bwd(device_type="cpu")
+    @jg.amp.custom_bwd(device_type=HERE)
     def backward(ctx, g):
         a, b = ctx.saved_tensors
-        Product.seen = jg.is_autocast_enabled("cpu"), (g @ b.mT).dtype
+        Product.seen = jg.is_autocast_enabled(HERE), (g @ b.mT).dtype
         return g @ b.mT, a.mT @ g
 
 
 class Exact(Product):
     @staticmethod
-    @jg.amp.custom_fwd(device_type="cpu", cast_inputs=jg.float32)
+    @jg.amp.custom_fwd(device_type=HERE, cast_inputs=jg.float32)
     def forward(ctx, a, b):
-        Exact.seen = jg.is_autocast_enabled("cpu")
+        Exact.seen = jg.is_autocast_enabled(HERE)
         ctx.save_for_backward(a, b)
         return a @ b
 
 
 def test_custom_function_goes_back_as_it_came(x):
     a, b = (jg.randn(3, 3, requires_grad=True) for _ in range(2))
-    with jg.autocast("cpu"):
+    with jg.autocast(HERE):
         out = Product.apply(a, b)
     assert out.dtype is jg.bfloat16
     out.sum().backward()
@@ -196,7 +197,7 @@ def test_custom_function_goes_back_as_it_came(x):
 
 def test_custom_function_with_cast_inputs():
     a = jg.randn(3, 3, requires_grad=True)
-    with jg.autocast("cpu"):
+    with jg.autocast(HERE):
         out = Exact.apply(a.bfloat16(), a)
     assert out.dtype is jg.float32 and Exact.seen is False
     out.sum().backward()
@@ -210,18 +211,22 @@ def test_bad_input(w):
         jg.autocast("tpu")
     with pytest.raises(ValueError, match="device_type is a string"):
         jg.autocast(jg.bfloat16)
+    with pytest.warns(UserWarning, match="bfloat16 or float16, not jitgrad.float64"):
+        region = jg.autocast(HERE, dtype=jg.float64)
+    with region:
+        assert not jg.is_autocast_enabled(HERE)
+    with pytest.raises(TypeError, match="neither bfloat16 nor float16"):
+        jg.set_autocast_dtype(HERE, jg.float32)
+    with pytest.raises(ValueError, match="device_type is a string"):
+        jg.amp.custom_fwd(lambda ctx: None, device_type=0)
+
+
+@pytest.mark.cpu
+def test_without_a_gpu_a_region_on_one_casts_nothing():
     with pytest.warns(UserWarning, match="no GPU"):
         region = jg.autocast("cuda")
     with region:
         assert not jg.is_autocast_enabled("cuda")
-    with pytest.warns(UserWarning, match="bfloat16 or float16, not jitgrad.float64"):
-        region = jg.autocast("cpu", dtype=jg.float64)
-    with region:
-        assert not jg.is_autocast_enabled("cpu")
-    with pytest.raises(TypeError, match="neither bfloat16 nor float16"):
-        jg.set_autocast_dtype("cpu", jg.float32)
-    with pytest.raises(ValueError, match="device_type is a string"):
-        jg.amp.custom_fwd(lambda ctx: None, device_type=0)
 
 
 def test_float32_matmul_precision(x, w):
@@ -256,7 +261,7 @@ def test_autocast_state_is_guarded(x, w):
             if region is None:
                 assert product(x).dtype is dtype
                 continue
-            with jg.autocast("cpu", dtype=region):
+            with jg.autocast(HERE, dtype=region):
                 assert product(x).dtype is dtype
     assert product.statistics.sealed_calls == 3       # of each state two calls are replayed
 
@@ -265,7 +270,7 @@ def test_autocast_state_is_guarded(x, w):
 def test_region_inside_of_a_compiled_function(x, w, lower):
     @jg.compile(fullgraph=True)
     def loss(v):
-        with jg.autocast("cpu", dtype=lower):
+        with jg.autocast(HERE, dtype=lower):
             out = F.linear(v, w).relu()
         return (out.float() ** 2).sum()
 
@@ -284,7 +289,7 @@ def test_region_around_compiled_calls_keeps_nothing_lazy(x, w):
     def product(v):
         return F.linear(v, w).sum()
 
-    with jg.autocast("cpu"):
+    with jg.autocast(HERE):
         eager = F.linear(x, w).sum()
         for _ in range(4):
             w.grad = None
@@ -296,16 +301,16 @@ def test_region_around_compiled_calls_keeps_nothing_lazy(x, w):
 
 def test_a_switch_inside_of_a_function_keeps_it_replayed(x, w):
     def product(v):
-        jg.set_autocast_enabled("cpu", True)
+        jg.set_autocast_enabled(HERE, True)
         return F.linear(v, w.detach())
 
     compiled = jg.compile(product)
     try:
         for _ in range(4):
-            jg.set_autocast_enabled("cpu", False)
-            assert compiled(x).dtype is jg.bfloat16 and jg.is_autocast_enabled("cpu")
+            jg.set_autocast_enabled(HERE, False)
+            assert compiled(x).dtype is jg.bfloat16 and jg.is_autocast_enabled(HERE)
     finally:
-        jg.set_autocast_enabled("cpu", False)
+        jg.set_autocast_enabled(HERE, False)
     assert compiled.statistics.sealed_calls == 0
 
 
@@ -317,7 +322,7 @@ def test_casts_are_part_of_other_kernels():
     def step(v):
         for p in model.parameters():
             p.grad = None
-        with jg.autocast("cpu"):
+        with jg.autocast(HERE):
             out = model(v)
         out.float().square().sum().backward()
 
@@ -333,7 +338,7 @@ def test_kept_casts_of_tied_weights_are_one_in_the_graph(x):
 
     @jg.compile
     def twice(v):
-        with jg.autocast("cpu"):
+        with jg.autocast(HERE):
             return F.linear(F.linear(v, w), w).sum()
 
     twice(x).backward()
@@ -343,7 +348,7 @@ def test_kept_casts_of_tied_weights_are_one_in_the_graph(x):
 # copies
 
 def test_a_scaler_is_copied_and_pickled_as_numbers(x, w):
-    scaler = jg.amp.GradScaler("cpu", init_scale=8.0)
+    scaler = jg.amp.GradScaler(HERE, init_scale=8.0)
     scaler.scale(x)
     for other in (copy.deepcopy(scaler), pickle.loads(pickle.dumps(scaler))):
         assert other.state_dict() == scaler.state_dict()
@@ -357,7 +362,7 @@ def test_decorated_layers_are_sealed(x):
             super().__init__()
             self.layer = nn.Linear(8, 3)
 
-        @jg.autocast("cpu", dtype=jg.float16)
+        @jg.autocast(HERE, dtype=jg.float16)
         def forward(self, v):
             return self.layer(v)
 
@@ -371,13 +376,13 @@ def test_decorated_layers_are_sealed(x):
 def test_switches_that_a_function_asks_for(x, w):
     @jg.compile
     def product(v):
-        if jg.is_autocast_enabled("cpu"):
+        if jg.is_autocast_enabled(HERE):
             return F.linear(v, w.detach()) * 2
         return F.linear(v, w.detach())
 
     for _ in range(4):
         plain = product(x)
-        with jg.autocast("cpu"):
+        with jg.autocast(HERE):
             doubled = product(x)
     np.testing.assert_allclose(doubled.float().numpy(), 2 * plain.numpy(), rtol=3e-2, atol=3e-2)
 
@@ -388,7 +393,7 @@ def test_recurrent_layers(layer, lower):
     net = layer(8, 6)
     v = jg.tensor(np.random.default_rng(2).standard_normal((3, 2, 8)).astype(np.float32))
     exact, _ = net(v)
-    with jg.autocast("cpu", dtype=lower):
+    with jg.autocast(HERE, dtype=lower):
         out, _ = net(v)
     out.float().sum().backward()
     assert all(p.grad.dtype is jg.float32 for p in net.parameters())

@@ -219,6 +219,7 @@ def test_binary_cross_entropy_is_refused_on_a_gpu(gpu):
     assert OURS.F.binary_cross_entropy_with_logits(gpu.half(), gpu.sigmoid()).dtype is jg.float32
 
 
+@pytest.mark.cpu
 def test_a_region_on_a_gpu_leaves_other_devices_alone():
     jg.set_autocast_enabled("cuda", True)
     try:

@@ -200,6 +200,7 @@ def test_one_compiled_function_takes_all_memory_layouts():
                 np.testing.assert_allclose(found.numpy(), eager.numpy(), rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("name", ["read-only", "repeated"])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_memory_that_may_not_be_written_is_not(name, compiled):
@@ -343,6 +344,7 @@ def test_processes_fill_one_cache_together(tmp_path, filled):
 # ---- threads and forks -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cpu
 def test_threads_make_the_first_calls_together():
     """Different shapes at once, several times: everybody gets the results of their own."""
     compiled = jg.compile(scaled)

@@ -463,6 +463,7 @@ def test_the_pass_keeps_every_value(budget):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.cpu
 def test_a_budget_of_one_changes_nothing_and_others_are_refused():
     stages = {}
     for budget in (1.0, 0.5):

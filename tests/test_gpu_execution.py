@@ -234,7 +234,8 @@ def test_explain_lists_what_runs_on_the_host(executing):
     weight = tensor("cuda", 4, 4)
     run = jg.compile(lambda x: (jg.complex(x, x).abs() + 1).tanh())           # no kernels know complex numbers
     run(weight)
-    assert "by way of the host" in str(run.explain()) and "complex" in str(run.explain())
+    shown = str(run.explain(times=False))
+    assert "by way of the host" in shown and "complex" in shown
     assert [entry.name for entry in run.plan.plan.host_entries] == ["complex", "abs"]
     kernels = jg.compile(lambda x: (x + 1).tanh())
     kernels(weight)
@@ -328,3 +329,44 @@ print([m for m in ("numba", "llvmlite", "cuda") if m in sys.modules], driver.is_
 """
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] False"
+
+
+def test_explain_times_kernels_by_events(executing):
+    """The clock of the stand-in: a millisecond for everything in the queue, so two from one mark to the next."""
+    table = tensor("cuda", 8, 3)
+
+    @jg.compile
+    def step(x):
+        return (x + 1).tanh().sum(), x.sort(0)[0]
+
+    step(table)
+    view = step.explain().plans[0]
+    (host,), kernels = ([s for s in view.steps if bool(s.kernels) is k] for k in (False, True))
+    assert host.name == "sort" and host.seconds > 0
+    for kernel in kernels:
+        assert kernel.seconds == pytest.approx(2e-3 * len(kernel.kernels))
+        assert kernel.share_of_peak == pytest.approx((kernel.bytes_read + kernel.bytes_written) / kernel.seconds
+                                                     / kernel.bandwidth)
+    started, done = view.call
+    assert 0 < started <= done
+    shown = str(view)
+    assert " GB/s" in shown and "of copy" in shown and "cuda:0, Stand-in: a copy moves" in shown
+    assert f"a call: {sum(len(k.kernels) for k in kernels)} launches" in shown and "1 steps of NumPy's" in shown
+    assert "GB/s" not in str(step.explain(times=False))
+
+
+def test_the_receipt_of_a_function_on_a_gpu(executing):
+    weight = tensor("cuda", 6, seed=1)
+    run = jg.compile(lambda x: (x.cuda() * weight).tanh().cpu())
+    receipt = jg.compare(run, tensor("cpu", 3, 6), seconds=0.01)
+    assert receipt.sealed and receipt.difference < 4 and receipt.memory_eager > 0
+    assert receipt.first_cold > receipt.compiled > 0
+    assert jg.verify(run, tensor("cpu", 3, 6)).ok
+
+
+def test_verify_finds_what_kernels_of_a_gpu_do_wrong(executing, monkeypatch):
+    """It is the GPU's kernels that are looked at: one that adds 2 instead of 1 is found, at its line."""
+    given = code._compile
+    monkeypatch.setattr(code, "_compile", lambda text, arch: given(text.replace("+ v0)", "+ f32(v0 + v0))"), arch))
+    found = jg.verify(lambda x: (x + 1).tanh(), tensor("cuda", 3, 11))
+    assert not found.ok and found.divergences[0].side == "compiled" and found.divergences[0].op == "add"

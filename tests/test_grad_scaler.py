@@ -6,6 +6,7 @@ import pytest
 import jitgrad as jg
 from jitgrad import nn
 
+HERE = jg.get_default_device().type
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.standard_normal((14, 8, 16)).astype(np.float32)
 CLASSES = RANDOM.integers(0, 4, (14, 8))
@@ -40,7 +41,7 @@ def train(library, optimizer, lower="float16", clip=True, compiled=False, steps=
 
     def step(x, y, factor):
         descent.zero_grad()
-        with library.autocast("cpu", dtype=getattr(library, lower)):
+        with library.autocast(HERE if library is jg else "cpu", dtype=getattr(library, lower)):
             loss = criterion(model(x), y)
         scaler.scale(loss * factor).backward()
         if clip:
@@ -194,7 +195,7 @@ def test_gradients_accumulate_before_they_are_unscaled(compiled):
     def step(parts):
         descent.zero_grad()
         for k in range(4):
-            with jg.autocast("cpu"):
+            with jg.autocast(HERE):
                 loss = (weight * parts[k]).sum() / 4
             scaler.scale(loss).backward()
         scaler.step(descent)
@@ -409,10 +410,20 @@ def test_bad_options():
         jg.amp.GradScaler("cpu", growth_factor=1.0)
     with pytest.raises(AssertionError, match=r"backoff_factor must be below 1, got 1\.5"):
         jg.amp.GradScaler("cpu", backoff_factor=1.5)
-    with pytest.warns(UserWarning, match="no GPU"):
-        assert not jg.amp.GradScaler().is_enabled()
     with pytest.raises(RuntimeError, match="'tpu' is none of"):
         jg.amp.GradScaler("tpu")
+
+
+@pytest.mark.cpu
+def test_without_a_gpu_the_default_scaler_does_nothing():
+    with pytest.warns(UserWarning, match="no GPU"):
+        assert not jg.amp.GradScaler().is_enabled()
+
+
+def test_the_scale_lies_where_the_loss_is():
+    scaler = jg.amp.GradScaler("cpu")
+    loss = jg.ones(1, requires_grad=True).sum()
+    assert scaler.scale(loss).device == scaler._scale.device == loss.device
 
 
 def test_gradients_in_float16_are_refused():
@@ -433,7 +444,7 @@ def test_kernels_of_a_scaled_step():
     @jg.compile(fullgraph=True)
     def step(x):
         descent.zero_grad()
-        with jg.autocast("cpu", dtype=jg.float16):
+        with jg.autocast(HERE, dtype=jg.float16):
             loss = model(x).float().square().mean()
         scaler.scale(loss).backward()
         scaler.step(descent)
@@ -451,7 +462,7 @@ def test_a_scaled_step_is_verified():
     weight, _, scaler, step = stepping(compiled=True)
 
     def mixed(x):
-        with jg.autocast("cpu", dtype=jg.float16):
+        with jg.autocast(HERE, dtype=jg.float16):
             out = x @ x.mT
         return scaler.scale(out.float().sum() * weight.detach()[0])
 
@@ -471,7 +482,7 @@ class Trainer:
     @jg.compile
     def step(self, x):
         self.descent.zero_grad()
-        with jg.autocast("cpu", dtype=jg.bfloat16):
+        with jg.autocast(HERE, dtype=jg.bfloat16):
             loss = self.model(x).float().square().mean()
         self.scaler.scale(loss).backward()
         self.scaler.step(self.descent)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch")
 
 def tensor(*shape, seed=0, positive=False):
     values = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-    return Tensor(np.abs(values) if positive else values)
+    return jg.from_numpy(np.abs(values) if positive else values)
 
 
 class Net(nn.Module):
@@ -26,9 +26,9 @@ class Net(nn.Module):
         self.body = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3))
         self.head = nn.Linear(3, 2)
         self.head_again = self.head
-        self.scale = Parameter(np.ones(3, np.float32))
-        self.register_buffer("seen", Tensor(np.zeros(2, np.float32)))
-        self.register_buffer("scratch", Tensor(np.zeros(5, np.float32)), persistent=False)
+        self.scale = Parameter(jg.ones(3))
+        self.register_buffer("seen", jg.from_numpy(np.zeros(2, np.float32)))
+        self.register_buffer("scratch", jg.from_numpy(np.zeros(5, np.float32)), persistent=False)
 
     def forward(self, x):
         return self.head(self.body(x) * self.scale)
@@ -387,7 +387,7 @@ def same_module(torch, source):
     for p, t in zip(ours.parameters(), theirs.parameters()):
         values = rng.standard_normal(p.shape).astype(np.float32)
         with no_grad():
-            p.copy_(Tensor(values))
+            p.copy_(jg.from_numpy(values))
         t.data = torch.tensor(values)
     return ours, theirs
 
@@ -405,7 +405,7 @@ def compare(torch, ours, theirs, inputs):
     assert out.shape == tuple(expected.shape)
     assert_close(out, expected)
     g = np.random.default_rng(9).standard_normal(out.shape).astype(np.float32)
-    out.backward(Tensor(np.asarray(g)))
+    out.backward(jg.from_numpy(np.asarray(g)))
     expected.backward(torch.tensor(g))
     for x, t in zip(xs, ts):
         assert_close(x.grad, t.grad, 3e-5)
@@ -456,7 +456,7 @@ def test_losses_are_those_of_torch(name, options, reduction):
     if name in ("CrossEntropyLoss", "NLLLoss"):
         target = np.array([1, 2, 4, 0])
     ours, theirs = build(nn, Tensor), build(torch.nn, torch.tensor)
-    compare(torch, lambda_module(lambda a: ours(a, Tensor(target))),
+    compare(torch, lambda_module(lambda a: ours(a, jg.from_numpy(target))),
             lambda_module(lambda a: theirs(a, torch.tensor(target))), [x])
 
 
@@ -483,8 +483,8 @@ def test_attention_is_that_of_torch(batch_first, masks, need_weights):
         options["attn_mask"] = np.where(causal, -1.5, 0).astype(np.float32)
     if masks in ("padding", "both"):
         options["key_padding_mask"] = np.array([[False] * 6, [False] * 5 + [True], [True] + [False] * 5])
-    mine = ours(Tensor(q), Tensor(k), Tensor(k), need_weights=need_weights,
-                **{n: Tensor(m) for n, m in options.items()})
+    mine = ours(jg.from_numpy(q), jg.from_numpy(k), jg.from_numpy(k), need_weights=need_weights,
+                **{n: jg.from_numpy(m) for n, m in options.items()})
     other = theirs(*map(torch.tensor, (q, k, k)), need_weights=need_weights,
                    **{n: torch.tensor(m) for n, m in options.items()})
     assert_close(mine[0], other[0])
@@ -516,7 +516,7 @@ def test_embedding():
     (expected * expected).sum().backward()
     assert_close(ours.weight.grad, theirs.weight.grad)
     frozen = nn.Embedding.from_pretrained(tensor(4, 2))
-    assert not frozen.weight.requires_grad and frozen(Tensor(np.array(3))).shape == (2,)
+    assert not frozen.weight.requires_grad and frozen(jg.from_numpy(np.array(3))).shape == (2,)
 
 
 def test_batch_norm_averages_over_several_steps():
@@ -533,12 +533,12 @@ def test_batch_norm_averages_over_several_steps():
 
 
 def test_dropout_scales_what_it_keeps_and_rests_in_evaluation():
-    x = Tensor(np.ones((100, 50), np.float32))
+    x = jg.from_numpy(np.ones((100, 50), np.float32))
     layer = nn.Dropout(0.25)
     out = layer(x).numpy()
     assert set(np.unique(out)) == {0.0, np.float32(1 / 0.75)} and abs((out == 0).mean() - 0.25) < 0.03
     assert layer.eval()(x) is x or (layer(x).numpy() == 1).all()
-    channels = nn.Dropout2d(0.5)(Tensor(np.ones((20, 10, 3, 3), np.float32))).numpy()
+    channels = nn.Dropout2d(0.5)(jg.from_numpy(np.ones((20, 10, 3, 3), np.float32))).numpy()
     assert ((channels == 0).all((2, 3)) | (channels == 2).all((2, 3))).all()
     with pytest.raises(ValueError, match="probability"):
         nn.Dropout(1.5)
@@ -561,7 +561,7 @@ def spread(x):
 
 
 def test_initial_values_have_the_right_spread():
-    w = Tensor(np.zeros((200, 300), np.float32))
+    w = jg.from_numpy(np.zeros((200, 300), np.float32))
     assert spread(init.uniform_(w, -1, 1)) == pytest.approx(1 / 3 ** 0.5, rel=0.05)
     assert spread(init.normal_(w, 1.0, 0.5)) == pytest.approx(0.5, rel=0.05)
     assert spread(init.xavier_uniform_(w)) == pytest.approx((2 / 500) ** 0.5, rel=0.05)

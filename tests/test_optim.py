@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
+import jitgrad as jg
 from jitgrad import changes, optim
 from jitgrad.optim import lr_scheduler
-from jitgrad.tensor import Tensor
 
 SHAPES = [(4, 3), (7,), (2, 2, 2), ()]
 
 
 def parameters(seed=0, dtype=np.float32):
     rng = np.random.default_rng(seed)
-    return [Tensor(np.array(rng.standard_normal(s), dtype), requires_grad=True) for s in SHAPES]
+    return [jg.tensor(np.array(rng.standard_normal(s), dtype), requires_grad=True) for s in SHAPES]
 
 
 def two_groups(params):
@@ -36,7 +36,7 @@ def test_sgd_with_momentum_follows_its_formula():
     for _ in range(5):
         for k, p in enumerate(params):
             g = gradient(rng, p)
-            p.grad = Tensor(g)
+            p.grad = jg.from_numpy(g)
             buffers[k] = 0.9 * buffers[k] + g + 0.01 * expected[k]
             expected[k] = expected[k] - 0.1 * buffers[k]
         optimizer.step()
@@ -52,7 +52,7 @@ def test_adam_follows_its_formula():
     for n in range(1, 6):
         for k, p in enumerate(params):
             g = gradient(rng, p)
-            p.grad = Tensor(g)
+            p.grad = jg.from_numpy(g)
             m[k], v[k] = 0.9 * m[k] + 0.1 * g, 0.999 * v[k] + 0.001 * g.astype(np.float64) ** 2
             expected[k] = expected[k] - 0.01 * (m[k] / (1 - 0.9 ** n)) / (np.sqrt(v[k] / (1 - 0.999 ** n)) + 1e-8)
         optimizer.step()
@@ -85,7 +85,7 @@ def steps(torch, rng, count, params, theirs, ours, reference):
         for k, (p, t) in enumerate(zip(params, theirs)):
             g = gradient(rng, p)
             absent = k == 1 and step % 3 == 0
-            p.grad, t.grad = (None, None) if absent else (Tensor(g), torch.tensor(g))
+            p.grad, t.grad = (None, None) if absent else (jg.from_numpy(g), torch.tensor(g))
         ours.step()
         reference.step()
 
@@ -169,7 +169,7 @@ def test_plateau_schedule_is_that_of_torch(options):
     mine = lr_scheduler.ReduceLROnPlateau(ours, patience=1, **options)
     other = torch.optim.lr_scheduler.ReduceLROnPlateau(reference, patience=1, **options)
     for metric in [1.0, 0.9, 0.9, 0.95, 0.9, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.7, 0.7, 0.7, 0.7]:
-        mine.step(Tensor(np.array(metric)))
+        mine.step(jg.from_numpy(np.array(metric)))
         other.step(metric)
         assert [g["lr"] for g in ours.param_groups] == pytest.approx([g["lr"] for g in reference.param_groups])
 
@@ -259,9 +259,9 @@ def test_closure_result_and_zero_grad():
 
 def test_mixed_dtypes_and_a_learning_rate_tensor():
     single, double = parameters()[:1], parameters(dtype=np.float64)[:1]
-    optimizer = optim.Adam(single + double, lr=Tensor(np.array(0.1)))
+    optimizer = optim.Adam(single + double, lr=jg.from_numpy(np.array(0.1)))
     for p in single + double:
-        p.grad = Tensor(np.ones(p.shape, p.dtype.numpy))
+        p.grad = jg.from_numpy(np.ones(p.shape, p.dtype.numpy))
     optimizer.step()
     np.testing.assert_allclose(single[0].detach().numpy(), double[0].detach().numpy(), rtol=1e-5, atol=1e-6)
 

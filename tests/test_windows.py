@@ -63,6 +63,7 @@ def test_a_network_on_volumes_learns_the_same_compiled():
         np.testing.assert_allclose(p.numpy(), q.numpy(), rtol=2e-2, atol=2e-3, err_msg=name)
 
 
+@pytest.mark.cpu
 def test_pooling_volumes_has_kernels_and_resampling_is_sealed():
     def pooled(x):
         x = F.avg_pool3d(F.max_pool3d(x, 2, 1, 1), 2)

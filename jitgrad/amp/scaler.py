@@ -41,7 +41,7 @@ class Progress:
 class GradScaler:
     """``GradScaler("cpu")``.
 
-    device            "cpu" or "cuda"
+    device            "cpu" or "cuda"; "cuda" without a GPU disables it. The scale itself lies where the first loss is
     init_scale        what the loss is multiplied by at first
     growth_factor     what the scale is multiplied by after `growth_interval` steps in a row without overflow; above 1
     backoff_factor    and after a step with one; below 1
@@ -56,7 +56,6 @@ class GradScaler:
             warnings.warn(f"GradScaler on {device!r}: no GPU can be used: {driver.why_not()}. It is disabled.",
                           stacklevel=2)
             enabled = False
-        self._device = device
         self._enabled = bool(enabled)
         self._init_scale, self._init_growth_tracker = float(init_scale), 0
         self._growth_interval = int(growth_interval)
@@ -72,18 +71,22 @@ class GradScaler:
         """A Tensor times the scale, or each Tensor of a list, a tuple or another iterable."""
         if not self._enabled:
             return outputs
-        if self._scale is None:
-            self._scale = eager_state(lambda: tensor_on(np.array(self._init_scale, np.float32), self._device))
-            tracker = np.array(self._init_growth_tracker, np.int32)
-            self._growth_tracker = eager_state(lambda: tensor_on(tracker, self._device))
-            changes.bump()
         if isinstance(outputs, Tensor):
+            if self._scale is None:
+                self._make_state(outputs.device)
             return outputs * self._scale
         if not hasattr(outputs, "__iter__"):
             raise ValueError(f"GradScaler.scale: outputs is a Tensor or an iterable of Tensors, not a "
                              f"{type(outputs).__name__}")
         scaled = [self.scale(x) for x in outputs]
         return type(outputs)(scaled) if isinstance(outputs, (list, tuple)) else scaled
+
+    def _make_state(self, where: Any) -> None:
+        """Scale and tracker, where the first loss is, as in PyTorch."""
+        scale, tracker = np.array(self._init_scale, np.float32), np.array(self._init_growth_tracker, np.int32)
+        self._scale = eager_state(lambda: tensor_on(scale, where))
+        self._growth_tracker = eager_state(lambda: tensor_on(tracker, where))
+        changes.bump()
 
     def unscale_(self, optimizer: Optimizer) -> None:
         """Divide the gradients of the optimizer's parameters by the scale, in place, and note whether one of them is

@@ -10,6 +10,7 @@ The linker is one shared library, nvJitLink, called as its header says.
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import shutil
 import struct
@@ -28,6 +29,9 @@ from jitgrad.errors import CompileError, complain
 INSTALL = "pip install 'jitgrad[cuda]'"
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100", "sm_100a", "sm_120", "sm_120a")
 """What can be asked for. A cubin runs on its own generation; one with an ``a`` on exactly that processor."""
+
+TOOLKITS = Path("/usr/local")
+_LIBRARY = "libnvJitLink.so"
 
 PTX = 2
 """What the linker calls a text of PTX."""
@@ -199,11 +203,26 @@ def versions() -> dict[str, str]:
 
 @cache
 def _linker() -> Any:
-    """The library of NVIDIA's package, or the one that the system finds."""
-    found = [str(file) for folder in sys.path for file in sorted(Path(folder or ".").glob("nvidia/*/lib/libnvJitLink.so*"))]
-    for name in (*found, "libnvJitLink.so.13", "libnvJitLink.so.12"):
+    """The library, from wherever it can be loaded first."""
+    for name in linker_places():
         try:
             return ctypes.CDLL(name)
         except OSError:
             continue
     raise complain(CompileError, "cuda", "the library nvJitLink is not installed", fix=INSTALL)
+
+
+def linker_in_use() -> str:
+    """The file of the library that links."""
+    return str(_linker()._name)
+
+
+def linker_places() -> list[str]:
+    """Where nvJitLink may be, the likeliest first: in a package of NVIDIA's (ours, or one that came with PyTorch), where the
+    system finds it, in a CUDA toolkit, beside Python."""
+    packages = [file for folder in sys.path for file in sorted(Path(folder or ".").glob(f"nvidia/*/lib/{_LIBRARY}*"))]
+    named = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    toolkits = [*named, *sorted(TOOLKITS.glob("cuda*"), reverse=True), Path(sys.prefix)]
+    installed = [file for root in toolkits for part in ("lib64", "targets/*/lib", "lib")
+                 for file in sorted(root.glob(f"{part}/{_LIBRARY}*"))]
+    return [*map(str, packages), f"{_LIBRARY}.13", f"{_LIBRARY}.12", *map(str, installed)]

@@ -26,7 +26,7 @@ from jitgrad.compile.evaluator import Findings
 from jitgrad.compile.guards import compile_guard
 from jitgrad.compile.location import CPU, ON_CPU, Location, bare, plan_for, settings
 from jitgrad.compile.number import Number, trace_number
-from jitgrad.compile.recorder import READ, Recorder
+from jitgrad.compile.recorder import GOES_ON, READ, Recorder
 from jitgrad.compile.seal import NESTED, Sealed, Start, Unfinished, signature_of
 from jitgrad.compile.stage import run_on_memory
 from jitgrad.compile.trace import Outcome, Segment
@@ -103,7 +103,7 @@ def _path(recorder: Recorder) -> Any:
     if recorder.reads and recorder.defers:
         raise Impure("Python reads a value", recorder.reads[0])
     for where, why in recorder.cuts:
-        if why != READ:
+        if why != READ and not why.startswith(GOES_ON):
             raise Impure(why, where)
     if not recorder.segments:
         raise Impure("nothing is computed", None)
@@ -155,7 +155,7 @@ class CompiledFunction:
         if signature is not None:
             mode = autograd.mode
             key = (structure, signature, mode.enabled, mode.inference, dtypes.get_default_dtype(), devices.default(),
-                   autocast.key())
+                   devices.current_gpu(), autocast.key())
             for sealed in self._sealed.get(key, ()):
                 if sealed.matches(call):
                     result = sealed.run(call)
@@ -306,7 +306,7 @@ class CompiledFunction:
         results = run_on_memory(self._plan(edge.forward, location), arrays, [k for k, _ in edge.graph.writes])
         count = len(edge.graph.outputs)
         run = self._run_backward if location.device == CPU else functools.partial(self._run_backward, location=location)
-        return results[:count], edge.node(tensors, results[count:], run)
+        return results[:count], edge.node(tensors, results[count:], run, location.device)
 
     def _run_backward(self, graph: Graph, arrays: list[np.ndarray], location: Location = ON_CPU) -> list[np.ndarray]:
         return run_on_memory(self._plan(graph, Location(location.device)), arrays, [])

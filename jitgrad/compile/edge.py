@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from jitgrad import autograd, ops
+from jitgrad.compile.location import CPU
 from jitgrad.errors import AutogradError, complain
 from jitgrad.ir import interpreter, replay
 from jitgrad.ir.graph import Graph
@@ -45,20 +46,21 @@ class Edge:
         self.forward = self.halves.forward.replace(outputs=(*graph.outputs, *saved))
         self.types = tuple([graph.outputs[k].type for k in self.halves.seeds])
 
-    def node(self, tensors: Sequence[Tensor], saved: list[np.ndarray], run: Run) -> EdgeNode:
-        """The tape node of one call on `tensors` whose forward plan gave `saved`."""
-        return EdgeNode(self, tensors, saved, run)
+    def node(self, tensors: Sequence[Tensor], saved: list[np.ndarray], run: Run, device: str) -> EdgeNode:
+        """The tape node of one call on `tensors` whose forward plan, which ran on `device`, gave `saved`."""
+        return EdgeNode(self, tensors, saved, run, device)
 
 
 class EdgeNode(autograd.TapeNode):
     """One compiled call on the tape."""
 
-    __slots__ = ("edge", "run", "saved", "versions")
+    __slots__ = ("device", "edge", "run", "saved", "versions")
 
-    def __init__(self, edge: Edge, tensors: Sequence[Tensor], saved: list[np.ndarray], run: Run):
+    def __init__(self, edge: Edge, tensors: Sequence[Tensor], saved: list[np.ndarray], run: Run, device: str):
         super().__init__(tuple([autograd.edge_of(tensors[k]) for k in edge.wrt]))
         self.edge = edge
         self.run = run
+        self.device = device                    # of the graph; its inputs, outputs and gradients may be elsewhere
         # Kept: inputs that the backward plan reads, those that a second order would start from, and what was saved.
         kept = (*tensors, *[_wrap(a) for a in saved])
         edges = [*[autograd.edge_of(t) for t in tensors], *[None] * len(saved)]
@@ -106,13 +108,18 @@ class EdgeNode(autograd.TapeNode):
         if isinstance(interpreter.state.current, type(interpreter._State.current)):
             results = [_wrap(a) for a in self.run(halves.backward, [t._array for t in (*saved, *seeds)])]
         else:                                         # inside of another compiled function: recorded there
-            results = list(replay(halves.backward, [*saved, *seeds]))
-        return [None if k is None else results[k] for k in halves.gradients]
+            results = list(replay(halves.backward, self._here([*saved, *seeds])))
+        return [None if k is None else results[k].to(inputs[of].device) for k, of in zip(halves.gradients, self.edge.wrt)]
 
     def _again(self, inputs: Sequence[Tensor], seeds: list[Any]) -> list[Any]:
         """The gradient with a history: forward once more, op by op, and back with ``create_graph``."""
         edge = self.edge
-        results = replay(edge.graph, inputs)
+        results = replay(edge.graph, self._here(inputs))
         outputs = [results[k] for k in edge.halves.seeds]
         wanted = [inputs[k] for k in edge.wrt]
-        return list(autograd.grad(outputs, wanted, seeds, retain_graph=True, create_graph=True, allow_unused=True))
+        found = autograd.grad(outputs, wanted, self._here(seeds), retain_graph=True, create_graph=True, allow_unused=True)
+        return list(found)
+
+    def _here(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Those of a GPU's graph on that GPU."""
+        return list(tensors) if self.device == CPU else [t.to(self.device) for t in tensors]

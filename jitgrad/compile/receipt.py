@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from jitgrad import config, plans
+from jitgrad import config, gpu_plans, plans
 from jitgrad.compile.api import CompiledFunction
+from jitgrad.compile.location import bare
 from jitgrad.compile.state import State
 from jitgrad.runtime import build as kernels
+from jitgrad.runtime.cuda import code, driver, memory, streams
 from jitgrad.tensor import Tensor
 from jitgrad.tree import flatten
 
@@ -96,7 +98,7 @@ def compare(function: Any, *args: Any, seconds: float = 1.0, **kwargs: Any) -> R
             got = _observed(compiled, state, args, kwargs)
             per_call = _median(lambda: compiled(*args, **kwargs), seconds)
         look: Any = import_module("jitgrad.inspect")
-        views = [look.PlanView(c.graph, c.plan, memory_budget=given.memory_budget)
+        views = [look.PlanView(c.graph, bare(c.plan), memory_budget=given.memory_budget)
                  for c in compiled.statistics.compilations]
         memory = max([view.memory.peak for view in views], default=0)
         ulps, absolute = _difference(expected, got)
@@ -115,7 +117,7 @@ def _observed(function: Callable[..., Any], state: State, args: Any, kwargs: Any
     state.restore()
     leaves: list[Any] = []
     flatten(function(*args, **kwargs), leaves)
-    results = [t.detach().numpy().copy() for t in leaves if isinstance(t, Tensor)]
+    results = [np.array(t.numpy(force=True)) for t in leaves if isinstance(t, Tensor)]
     return results + list(state.observe().values())
 
 
@@ -124,29 +126,44 @@ def _first_call(function: Any, options: dict[str, Any], state: State, args: Any,
     state.restore()
     plans.clear_plans()
     kernels.forget()
+    gpu_plans.clear_plans()
+    code.forget()
     begin = time.perf_counter()
     CompiledFunction(function, **options)(*args, **kwargs)
+    _wait()
     return time.perf_counter() - begin
 
 
+def _wait() -> None:
+    """Until all GPUs in use are done."""
+    for index in driver.in_use():
+        streams.synchronize(index)
+
+
 def _allocated(function: Callable[[], Any]) -> int:
-    """The most bytes that one call holds beyond what was there before."""
+    """The most bytes that one call holds beyond what was there before, on the CPU and on GPUs together."""
+    pools = [memory.pool(index) for index in driver.in_use()]
+    before = sum(pool.allocated.current for pool in pools)
+    for pool in pools:
+        pool.reset_peaks()
     tracemalloc.start()
     try:
         function()
-        return tracemalloc.get_traced_memory()[1]
+        return tracemalloc.get_traced_memory()[1] + sum(pool.allocated.peak for pool in pools) - before
     finally:
         tracemalloc.stop()
 
 
 def _median(function: Callable[[], Any], seconds: float) -> float:
-    """The median of as many calls as fit into `seconds`, three at least."""
+    """The median of as many calls as fit into `seconds`, three at least; a call on a GPU ends when that is done."""
     for _ in range(3):
         function()
+    _wait()
     times: list[float] = []
     while len(times) < 3 or (sum(times) < seconds and len(times) < 10_000):
         begin = time.perf_counter()
         function()
+        _wait()
         times.append(time.perf_counter() - begin)
     return statistics.median(times)
 

@@ -38,6 +38,7 @@ from jitgrad.shapes import contiguous_strides, reshape_strides
 from jitgrad.tensor import Tensor, _new, assign, undo_movement
 
 READ = "a value is read"
+GOES_ON = "the computation goes on on "
 _EAGER = EagerInterpreter()
 _BYTE = np.zeros(1, np.int8)
 
@@ -206,17 +207,33 @@ class Recorder:
     def _enter(self, device: str) -> None:
         """What is recorded next runs on `device`. A graph runs on one; another one begins a new graph."""
         if self.device and self.device != device:
-            self.flush(user_location(2), f"the computation goes on on {device}")
+            self.flush(user_location(2), f"{GOES_ON}{device}")
+            self.trace.append(Outcome(None, None, None, len(self.guards)))
         self.device = device
 
     def move(self, tensor: Tensor, where: Any, non_blocking: bool) -> Tensor:
-        """A copy of `tensor` on another device: at once, which cuts, but for what lies nowhere yet."""
-        if tensor._unplaced and str(where) != CPU:
-            self._enter(str(where))
-            if tensor._array is None:
-                return self.lazy(self.builder.run(ops.cast, (self.read(tensor),), {"dtype": tensor.dtype}), str(where))
-        self._bring_about(tensor, user_location(2), f"a tensor is moved to {where}")
-        return _EAGER.move(tensor, where, non_blocking)
+        """A copy of `tensor` on another device. A backward pass that has been through its history goes no further."""
+        history = tensor._history_node()
+        if history is not None and history.freed:
+            moved = self.transfer(tensor, where, non_blocking)
+            moved._node, moved._index = history, tensor._index
+            return moved
+        moved = _EAGER.move(tensor, where, non_blocking)
+        if tensor.requires_grad:
+            (self.tracked if autograd.mode.enabled else self.partial).add(moved._pending.unit.value)
+        return moved
+
+    def transfer(self, tensor: Tensor, where: Any, non_blocking: bool) -> Tensor:
+        """`move` without history. It is part of the graph of the GPU: what comes from elsewhere is an input that the plan
+        takes to itself, what goes to the CPU an output that is brought there."""
+        there = str(where)
+        if there != CPU:
+            self._enter(there)
+        elif tensor._array is not None or tensor._type.device != CPU:
+            self._enter(tensor.device_name)
+        value = self.read(tensor)
+        self.builder.where = user_location(2)
+        return self.lazy(self.builder.run(ops.cast, (value,), {"dtype": tensor.dtype}), there)
 
     # --- memory ----------------------------------------------------------------------------------------------------
 
@@ -247,11 +264,11 @@ class Recorder:
 
     def store(self, target: Tensor, value: Tensor) -> None:
         """Give the memory of `target` new contents."""
-        self._locate("in-place operation", (target, value))
         root = target if target._root is None else target._root
         for deferred in self.deferrals:
             if root is deferred.tensor or root is deferred.tensor._root:
-                deferred.take()
+                deferred.take()                       # which may cut, so that what follows is another graph
+        self._locate("in-place operation", (target, value))
         place, new = self._place_and_value(target, value)
         unit = place.unit
         if unit.tensor is not None and not unit.tensor._array.flags.writeable:
@@ -338,7 +355,9 @@ class Recorder:
         if (low, high) not in self.flat:
             self.flat.append((low, high))
             if self.units:
+                device = self.device                  # of what is being recorded, also behind this cut
                 self.flush(user_location(2), "tensors share part of their memory")
+                self.device = device
         unit = self.memory.get((low, high))
         if unit is None:
             unit = self.memory[low, high] = self._new_unit(Tensor(owner))
@@ -346,8 +365,7 @@ class Recorder:
         return Pending(unit, (*own, *chain))
 
     def _new_unit(self, tensor: Tensor) -> Unit:
-        type_ = tensor.tensor_type
-        unit = Unit(self.builder.input(type_ if type_.device == CPU else TensorType(type_.dtype, type_.shape)), tensor)
+        unit = Unit(self.builder.input(tensor.tensor_type), tensor)
         if tensor.requires_grad:
             self.tracked.add(unit.value)
         self.units.append(unit)
@@ -359,7 +377,10 @@ class Recorder:
 
     def own(self, tensor: Tensor) -> Tensor:
         """A lazy root with the contents of `tensor`."""
-        return self.lazy(self.read(tensor), self._locate("copy", (tensor,)))
+        if tensor._array is None:
+            return self.lazy(self.read(tensor), "" if tensor._unplaced else tensor._type.device)
+        device = self._locate("copy", (tensor,))      # first: it may begin a new graph
+        return self.lazy(self.read(tensor), device)
 
     # --- numbers, state, random offsets ------------------------------------------------------------------------------
 
@@ -493,9 +514,10 @@ class Recorder:
         self.deferrals = []
 
     def flush(self, where: Any = None, reason: str = "") -> None:
-        """Run everything recorded so far. With a `where` this is a cut; without, the end of the call."""
+        """Run everything recorded so far. With a `where` this is a cut; without, the end of the call. Going on on another
+        device is no reading: such a call can be sealed."""
         if where is not None:
-            if self.fullgraph:
+            if self.fullgraph and not reason.startswith(GOES_ON):
                 raise complain(CompileError, self.name, f"{reason} in the middle of the function, but fullgraph=True",
                                where=where, fix="Return the tensor and read it outside, or compile without fullgraph")
             self.cuts.append((where, reason))
@@ -534,10 +556,10 @@ class Recorder:
         result nor held only by the tape and by views. A root held only by its detached aliases loses its history."""
         held: dict[int, int] = {id(t): -1000 for t in results}
         for node in nodes:
-            saved = node.saved
+            saved = getattr(node, "saved", ())        # a move keeps nothing
             for key in map(id, saved if type(saved) is tuple else ()):
                 held[key] = held.get(key, 0) + 1
-        frames = {id(n.saved.frame): n.saved.frame for n in nodes if type(n.saved) is autograd.Held}
+        frames = {id(n.saved.frame): n.saved.frame for n in nodes if type(getattr(n, "saved", ())) is autograd.Held}
         for inputs in {id(f.tensors()): f.tensors() for f in frames.values()}.values():
             for key in map(id, inputs):
                 held[key] = held.get(key, 0) + 1

@@ -63,7 +63,7 @@ def fingerprint(findings: Findings, arguments: Any) -> tuple[Any, ...]:
 
 
 def _gradient_state(t: Tensor) -> tuple[Any, ...]:
-    return t._requires_grad, t._node is None, t._grad is None, t.is_cuda, \
+    return t._requires_grad, t._node is None, t._grad is None, t.get_device(), \
         None if t._hooks is None else tuple(t._hooks.entries)
 
 

@@ -2,7 +2,8 @@
 the end.
 
 A call in which Python asks for no value has one stage. ``bool(tensor)`` and ``int(tensor)`` divide it: what comes next
-depends on the outcome and on nothing else, so the stages form a tree, with one branch for each outcome that was seen.
+depends on the outcome and on nothing else, so the stages form a tree, with one branch for each outcome that was seen. So
+does a change of the device that is computed on, which has one outcome: None.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ class Stage:
         self.asks: tuple[type, Fetch | Made] | None = None
         self.segment = segment
         self.conditions: list[tuple[Fetch, Any]] = []           # how to fetch a Tensor, what it must look like
-        if outcome is not None:
-            self._ask_for(outcome, places)
+        self.goes_on = outcome is not None                      # there is a stage behind it
+        if outcome is not None and outcome.kind is not None:
+            self._ask_for(outcome.kind, outcome.source, places)
         if segment is None:
             return
         self.edge = owner._edges[segment.graph.key, segment.edge] if segment.edge else None
@@ -96,8 +98,8 @@ class Stage:
         no memory twice that writes, or after which the body may have to be recorded again."""
         self.dense = segment.dense
         moving = [k for k, _ in self.leaves] + [k for k, _ in self.fetched]
-        self.apart = bool(self.written) or self.asks is not None
-        self.moving_apart = self.asks is not None or not set(self.written).isdisjoint(moving)   # another one on each call
+        self.apart = bool(self.written) or self.goes_on
+        self.moving_apart = self.goes_on or not set(self.written).isdisjoint(moving)   # another one on each call
         self.outer = [k for k in self.written if type(segment.inputs[k]) is Tensor]
         self.known: list[int] = []
         self.known_arrays: list[np.ndarray] = []
@@ -121,16 +123,15 @@ class Stage:
             return False
         return not self.moving_apart or len(set(others)) == len(others)
 
-    def _ask_for(self, outcome: Outcome, places: Places) -> None:
-        """After this stage Python asks for the outcome."""
-        source: Any = outcome.source
+    def _ask_for(self, kind: type, source: Any, places: Places) -> None:
+        """After this stage Python asks for a value of `kind`."""
         if type(source) is not Made:
             place = places.find(source)
             if place is None:
                 raise Impure("Python reads a value of a tensor that cannot be found again", None)
             self.conditions += places.conditions(source)
             source = as_fetch(place)
-        self.asks = outcome.kind, source
+        self.asks = kind, source
 
     # --- the call ------------------------------------------------------------------------------------------------------
 
@@ -186,8 +187,9 @@ class Stage:
         return run_on_memory(self.plan, arrays, self.written), None
 
     def ask(self, call: Any, made: list[np.ndarray]) -> Any:
-        """What Python learns after this stage."""
-        assert self.asks is not None
+        """What Python learns after this stage: nothing where the call only goes on on another device."""
+        if self.asks is None:
+            return None
         kind, source = self.asks
         array = moved(made, source) if isinstance(source, Made) else source(call)._array
         return kind(array.item())

@@ -70,11 +70,12 @@ class Segment:
 
 @dataclass(slots=True)
 class Outcome:
-    """What Python learned about a Tensor: a bool or an int, of what, and how many guards had been noted by then."""
+    """What Python learned about a Tensor: a bool or an int, of what, and how many guards had been noted by then. With no
+    `kind` Python learned nothing: the call goes on with a graph for another device."""
 
-    kind: type
+    kind: type | None
     value: Any
-    source: Tensor | Made
+    source: Tensor | Made | None
     guards: int
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from jitgrad import dtypes, plans
+from jitgrad import dtypes
 from jitgrad.compile.api import CompiledFunction
-from jitgrad.compile.location import CPU, overwrite
+from jitgrad.compile.location import CPU, Location, overwrite, plan_for
 from jitgrad.compile.recorder import Recorder
 from jitgrad.compile.state import State
 from jitgrad.compile.trace import Segment
@@ -70,18 +70,18 @@ class Verification:
 
 def verify(function: Any, *args: Any, tolerance: float = 64.0, **kwargs: Any) -> Verification:
     """Record one call of `function`, and compute every value of its graphs three times: by the eager reference, by
-    compiled kernels, and in float64. A value may differ from float64 by `tolerance` units in the last place of the
-    largest value, in the coarsest dtype on the way to it, times the square root of the number of terms behind it. State
-    is restored; what Python does besides happens once."""
+    compiled kernels (those of the GPU, if the function runs on one), and in float64. A value may differ from float64 by
+    `tolerance` units in the last place of the largest value, in the coarsest dtype on the way to it, times the square
+    root of the number of terms behind it. State is restored; what Python does besides happens once."""
     plain = function.function if isinstance(function, CompiledFunction) else function
     name = getattr(plain, "__name__", type(plain).__name__)
     state = State(plain, (args, kwargs))
-    recorded: list[tuple[Graph, list[np.ndarray]]] = []
+    recorded: list[tuple[Graph, Location, list[np.ndarray]]] = []
 
     def execute(recorder: Recorder, segment: Segment, arrays: list[Any]) -> tuple[Any, None]:
         graph = segment.graph
         values = [to_host(a) if type(a) is DeviceArray else a.copy() for a in arrays]
-        recorded.append((graph, values))
+        recorded.append((graph, segment.location, values))
         results = evaluate(graph, values)
         for (k, _), value in zip(graph.writes, results[len(graph.outputs):]):
             overwrite(arrays[k], np.asarray(value))
@@ -97,17 +97,18 @@ def verify(function: Any, *args: Any, tolerance: float = 64.0, **kwargs: Any) ->
     finally:
         state.restore()
     found: list[Divergence] = []
-    for graph, arrays in recorded:
-        found.extend(_compare(graph, arrays, tolerance))
-    return Verification(name, len(recorded), sum(len(g.nodes) for g, _ in recorded), tuple(found))
+    for graph, location, arrays in recorded:
+        found.extend(_compare(graph, location, arrays, tolerance))
+    return Verification(name, len(recorded), sum(len(g.nodes) for g, _, _ in recorded), tuple(found))
 
 
-def _compare(graph: Graph, arrays: list[np.ndarray], tolerance: float) -> list[Divergence]:
+def _compare(graph: Graph, location: Location, arrays: list[np.ndarray], tolerance: float) -> list[Divergence]:
     everything = [v for node in graph.nodes for v in node.outputs]
     eager = evaluate(graph.replace(outputs=tuple(everything), writes=()), arrays)
     exact = _in_float64(graph, arrays)
     inputs = [np.ascontiguousarray(a).reshape(a.shape) for a in arrays]
-    compiled = plans.compile_graph(graph.replace(outputs=tuple(everything), writes=())).run(inputs)
+    plan = plan_for(graph.replace(outputs=tuple(everything), writes=()), Location(location.device), 1.0, "default")
+    compiled = [to_host(a) if type(a) is DeviceArray else a for a in plan.run(inputs)]
     terms: dict[Value, float] = {}
     coarse: dict[Value, float] = {}                   # the widest spacing of a dtype on the way to a value
     found = []

@@ -32,7 +32,7 @@ def default_collate(batch: Sequence[Any]) -> Any:
 
 
 def _stacked_tensors(batch: Sequence[Tensor]) -> Tensor:
-    if any(t.requires_grad for t in batch):
+    if any(t.requires_grad or t.is_cuda for t in batch):
         return functional.stack(batch)
     shapes = {t.shape for t in batch}
     if len(shapes) > 1:

@@ -191,7 +191,7 @@ def _tensor_batch(dataset: Any, indices: Sequence[int]) -> list[Tensor] | None:
         return None
     if any(t.requires_grad for t in dataset.tensors):
         return None
-    return [Tensor(t.numpy()[rows]) for t in dataset.tensors]
+    return [t[rows] if t.is_cuda else Tensor(t.numpy()[rows]) for t in dataset.tensors]
 
 
 class _Workers:

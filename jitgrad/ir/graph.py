@@ -178,7 +178,8 @@ class GraphBuilder:
         return Value(self.count - 1, type)
 
     def input(self, type: TensorType) -> Value:
-        v = self.value(type)
+        """A new input. A graph says what is computed, and nothing about where: the device of `type` is left out."""
+        v = self.value(type if type.device == "cpu" else TensorType(type.dtype, type.shape))
         self.inputs.append(v)
         return v
 

@@ -158,7 +158,7 @@ def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, generator: Gener
     rows, columns = tensor.shape
     normal_(tensor, 0.0, std, generator)
     order = np.argsort(random.uniform((rows, columns), dtype=dtypes.float64, generator=generator).numpy(), axis=0)
-    return _from_numpy(tensor, np.where(order < math.ceil(sparsity * rows), 0.0, tensor.detach().numpy()))
+    return _from_numpy(tensor, np.where(order < math.ceil(sparsity * rows), 0.0, tensor.numpy(force=True)))
 
 
 def _from_numpy(tensor: Tensor, values: np.ndarray[Any, Any]) -> Tensor:

@@ -229,6 +229,15 @@ def fill(target: DeviceArray, element: bytes) -> bool:
     return False
 
 
+def upload(target: DeviceArray, source: np.ndarray) -> None:
+    """From the host into a contiguous array, without waiting: by way of pinned memory, so that `source` may change at
+    once."""
+    if source.size:
+        staging = pinned.allocate(source.nbytes).array(source.shape, source.dtype)
+        np.copyto(staging, source)
+        _upload(target, staging, True)
+
+
 def _upload(target: DeviceArray, source: np.ndarray, non_blocking: bool) -> None:
     """From the host into a contiguous array."""
     if not any(source.strides) and source.size > 1 and _upload_one(target, source.reshape(-1)[:1]):

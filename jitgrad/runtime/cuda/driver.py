@@ -287,6 +287,11 @@ def is_initialized() -> bool:
     return _connection.driver is not None and bool(_connection.driver._gpus)
 
 
+def in_use() -> list[int]:
+    """The numbers of the GPUs that this process uses."""
+    return list(_connection.driver._gpus) if _connection.driver is not None else []
+
+
 def current() -> Driver:
     """The driver; DeviceError when there is none."""
     found = _look()

@@ -26,7 +26,7 @@ from jitgrad.ir.op import REGISTRY
 from jitgrad.ir.types import TensorType
 from jitgrad.runtime import errors
 from jitgrad.runtime.cuda import code, memory, streams
-from jitgrad.runtime.cuda.array import Array, DeviceArray, copy_into, empty, moved, to_host
+from jitgrad.runtime.cuda.array import Array, DeviceArray, copy_into, empty, moved, to_host, upload
 from jitgrad.runtime.cuda.cublaslt import ProductCall
 from jitgrad.runtime.cuda.driver import Gpu
 from jitgrad.runtime.cuda.launch import ConstantBlock, Launch, LaunchPlan, Slot
@@ -54,6 +54,16 @@ class Check:
 
 
 Step = LaunchPlan | Host | Check
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The memory of one call: of its inputs (None: a number) and outputs, the address of every slot, and its arena."""
+
+    places: list[DeviceArray | None]
+    own: list[DeviceArray | None]
+    addresses: list[int]
+    lent: memory.Memory | None
 
 
 class GpuPlan:
@@ -172,7 +182,16 @@ class Frame:
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """See `GpuPlan.run`."""
         captured = self.plan.captures and self.calls >= WARM
-        places = [self._placed(k, x) for k, x in enumerate(inputs)]
+        ready = self.prepare(inputs, captured)
+        for step in self.steps:
+            self.carry_out(step, ready.addresses, captured)
+        self.calls += 1
+        self._write_back(inputs, ready.places, ready.addresses)
+        return [self._result(k, output, inputs, ready, captured) for k, output in enumerate(self.spec.outputs)]
+
+    def prepare(self, inputs: Sequence[Array], captured: bool) -> Ready:
+        """The memory of a call on `inputs`."""
+        places = [self._placed(k, x, captured) for k, x in enumerate(inputs)]
         if captured:
             self._stage(places)
         own = self._outputs(captured)
@@ -180,14 +199,10 @@ class Frame:
         addresses = self._addresses(inputs, places, own, lent)
         if self.words.size:
             self.gpu.driver.call("cuMemsetD8Async", self.words.address, 0, self.words.nbytes, self.stream.handle)
-        for step in self.steps:
-            self._carry_out(step, addresses, captured)
-        self.calls += 1
-        self._write_back(inputs, places, addresses)
-        return [self._result(k, output, inputs, places, own, addresses, captured)
-                for k, output in enumerate(self.spec.outputs)]
+        return Ready(places, own, addresses, lent)
 
-    def _carry_out(self, step: Step, addresses: list[int], captured: bool) -> None:
+    def carry_out(self, step: Step, addresses: list[int], captured: bool) -> None:
+        """Carry out one step."""
         if isinstance(step, Host):
             self._host_call(step.entry, addresses)
         elif isinstance(step, Check):
@@ -199,25 +214,35 @@ class Frame:
             else:
                 step.run(self.stream)
 
-    def _placed(self, k: int, array: Array) -> DeviceArray | None:
-        """The memory that kernels use for an input: its own, if they can; None for a number."""
-        if type(array) is not DeviceArray:
-            return None if array.nbytes <= ALIGNMENT else moved(np.ascontiguousarray(array), self.gpu.device)
-        if array.flags.c_contiguous and array.address % ALIGNMENT == 0:
-            return array
-        return dense_copy(array)
+    def _placed(self, k: int, array: Array, captured: bool) -> DeviceArray | None:
+        """The memory that kernels use for an input: its own, if they can; None for a number. What lies elsewhere, in the
+        computer's memory or on another GPU, is brought here."""
+        if type(array) is DeviceArray:
+            if array.gpu is self.gpu and array.flags.c_contiguous and array.address % ALIGNMENT == 0:
+                return array
+            home = empty(array.shape, array.dtype, self.gpu)
+            copy_into(home, array)
+            return home
+        if array.nbytes <= ALIGNMENT:
+            return None
+        home = self._home(k, array) if captured else empty(array.shape, array.dtype, self.gpu)
+        upload(home, array)
+        return home
+
+    def _home(self, k: int, array: Array) -> DeviceArray:
+        """Where a graph finds operand `k`, wherever it comes from."""
+        if k not in self.staged:
+            self.staged[k] = empty(array.shape, array.dtype, self.gpu)
+        return self.staged[k]
 
     def _stage(self, places: list[DeviceArray | None]) -> None:
         """Operands that are not where they were in the last call are copied to where a graph finds them."""
         for k, array in enumerate(places):
-            if array is None or k in self.spec.written or not array.size:
+            if array is None or k in self.spec.written or not array.size or array is self.staged.get(k):
                 continue
             if k in self.staged or (self.seen and self.seen[k] != array.address):
-                home = self.staged.get(k)
-                if home is None:
-                    home = self.staged[k] = empty(array.shape, array.dtype, self.gpu)
-                copy_into(home, array)
-                places[k] = home
+                places[k] = self._home(k, array)
+                copy_into(places[k], array)
 
     def _outputs(self, captured: bool) -> list[DeviceArray | None]:
         """Memory for every output that has its own."""
@@ -311,25 +336,19 @@ class Frame:
             if places[k] is not inputs[k]:
                 copy_into(inputs[k], self._at(("input", k), self.spec.inputs[k], addresses))
 
-    def _result(self, k: int, output: Output, inputs: Sequence[Array], places: list[DeviceArray | None],
-                own: list[DeviceArray | None], addresses: list[int], captured: bool) -> Array:
+    def _result(self, k: int, output: Output, inputs: Sequence[Array], ready: Ready, captured: bool) -> Array:
         space, place = output.source
         if space == "input":
             given = inputs[place]
+            if type(given) is not DeviceArray or given.gpu is not self.gpu:
+                given = moved(given, self.gpu.device)
             return given if tuple(given.shape) == output.type.shape else given.reshape(output.type.shape)
-        home = own[place] if space == "output" else None
+        home = ready.own[place] if space == "output" else None
         if home is not None and not captured:
             return home if home.shape == output.type.shape else home.reshape(output.type.shape)
-        return self._at(output.source, output.type, addresses).copy()
+        return self._at(output.source, output.type, ready.addresses).copy()
 
 
 def resolve(spec: PlanSpec, ref: Ref) -> Ref:
     """Where the memory at `ref` really is: an output may have the memory of an input or of another output."""
     return spec.outputs[ref[1]].source if ref[0] == "output" else ref
-
-
-def dense_copy(array: DeviceArray) -> DeviceArray:
-    """A copy in row-major order at a round address."""
-    fresh = empty(array.shape, array.dtype, array.gpu)
-    copy_into(fresh, array)
-    return fresh
