@@ -46,25 +46,25 @@ def may_share(node: Node, output: int, operand: int) -> bool:
     return node.op.kind in ("region", "foreach") and (output, operand) in shareable_by(node)
 
 
-def link(assignment: Assignment) -> GpuLinked:
-    """Lower every step, and place all temporary memory."""
+def link(assignment: Assignment, arch: str) -> GpuLinked:
+    """Lower every step for GPUs of that architecture, and place all temporary memory."""
     steps = []
     for position, part in enumerate(assignment.steps):
         step = linking.copy_step(part) if isinstance(part, Copy) else part
-        lowered = lower_step(step)
+        lowered = lower_step(step, arch)
         scratch = lowered.scratch if lowered else ()
         steps.append(GpuStep(step, lowered, tuple([Slot("arena", 0, n, position, position) for n in scratch])))
     shared = [slot for linked in steps for slot in linked.scratch]
     return GpuLinked(tuple(steps), place_temporaries([*assignment.temporaries, *shared]))
 
 
-def lower_step(step: Step) -> CudaLowered | None:
+def lower_step(step: Step, arch: str) -> CudaLowered | None:
     """The launches of one node; None where there is no GPU kernel."""
     node = step.node
     if any(v.dtype.is_complex for v in (*node.inputs, *node.outputs)):
         return None
     try:
-        return lower_cuda(node.op, tuple([v.type for v in node.inputs]), node.attrs, step.shared)
+        return lower_cuda(node.op, tuple([v.type for v in node.inputs]), node.attrs, step.shared, arch=arch)
     except CompileError:
         return None
 
@@ -82,7 +82,8 @@ def plan_spec(graph: Graph, assignment: Assignment, linked: GpuLinked, arch: str
             key = kernel_key(launch.source, arch)
             sources.setdefault(key, launch.source)
             entries.append(Entry(launch.name, key, None, launch.grid, _arguments(step, launch, tables),
-                                 step.step.node.where, launch.threads, launch.wide))
+                                 step.step.node.where, launch.threads, launch.wide,
+                                 launch.dynamic))
     outputs = [Output(v.type, linking.reference(slot))
                for v, slot in zip(graph.outputs, assignment.outputs, strict=True)]
     written = tuple(sorted({position for position, _ in graph.writes}))

@@ -19,7 +19,7 @@ SEPARATOR = "\n// ---- next kernel\n"
 
 def hand_through(texts, arch):
     """In place of NVIDIA's linker."""
-    assert arch == "sm_90"
+    assert arch == "sm_90a"
     return SEPARATOR.join(texts).encode()
 
 
@@ -46,6 +46,7 @@ class Executing(StandIn):
         self._handle(out, (name.decode(), found))
 
     def _cuLaunchKernel(self, function, gx, gy, gz, bx, by, bz, shared, stream, parameters, extra):
+        self._check_shared(function, shared)
         name, module = self.handles[function]
         places = ctypes.cast(parameters, ctypes.POINTER(ctypes.c_void_p))
         words = [int.from_bytes(ctypes.string_at(places[k], 8), "little")

@@ -17,8 +17,8 @@ def module_of(source):
     return parse(compile_ptx(source))
 
 
-def lower_node(node, shared=(), aligned=True):
-    return lower_cuda(node.op, tuple([v.type for v in node.inputs]), node.attrs, shared, aligned)
+def lower_node(node, shared=(), aligned=True, arch="sm_80"):
+    return lower_cuda(node.op, tuple([v.type for v in node.inputs]), node.attrs, shared, aligned, arch)
 
 
 def run(lowered, inputs, types, *, shared=(), schedule="together", skew=0, failure=(0, 0, 0)):
@@ -37,7 +37,7 @@ def run(lowered, inputs, types, *, shared=(), schedule="together", skew=0, failu
     for entry in lowered.launches:
         arguments = [argument_of(a, buffers, word, memory) for a in entry.arguments]
         launch_module(module_of(entry.source), entry.name, memory, (entry.grid, 1, 1), (entry.threads, 1, 1), arguments,
-                      dynamic=0, schedule=schedule, seed=0, wave=16384)
+                      dynamic=entry.dynamic, schedule=schedule, seed=0, wave=16384)
     assert tuple(word.array()) == failure
     return [result.array() for result in results]
 
@@ -55,14 +55,14 @@ def argument_of(argument, buffers, word, memory):
     return word if isinstance(argument, ErrorWord) else argument
 
 
-def carry_out(graph, arrays, aligned=True, schedule="together"):
+def carry_out(graph, arrays, aligned=True, schedule="together", arch="sm_80"):
     """The results of a fused graph, its regions by their GPU kernels; operands do not begin at round addresses unless they
     are `aligned`. Library ops run as they do eagerly."""
     environment = dict(zip(graph.inputs, arrays, strict=True))
     for node in graph.nodes:
         inputs = [np.asarray(environment[v], v.dtype.numpy).reshape(v.shape) for v in node.inputs]
         if node.op.kind in ("foreach", "region") or node.op.name == "matmul":
-            results = run(lower_node(node, (), aligned), inputs, [v.type for v in node.outputs], schedule=schedule,
+            results = run(lower_node(node, (), aligned, arch), inputs, [v.type for v in node.outputs], schedule=schedule,
                           skew=0 if aligned else 1)
         else:
             found = node.op.eager(*inputs, **node.attrs)

@@ -47,6 +47,7 @@ class StandIn:
         self.pinned = {}                                    # address -> ctypes buffer
         self.current = None                                 # the current context
         self.handles = {}
+        self.allowed = {}                                   # (function, attribute) -> what it was set to
         self.problems = []                                  # exceptions of the stand-in itself
         self._numbers = itertools.count(0x1000)
         self._next = [BASE + g * ROOM for g in range(gpus)]
@@ -307,12 +308,20 @@ class StandIn:
         out[0] = {0: 1024, 1: 0, 2: 0, 3: 0, 4: 32, 8: 49152}[number]
 
     def _cuFuncSetAttribute(self, function, number, value):
-        pass
+        if number == 8 and value > ATTRIBUTES[97]:
+            raise Failure(INVALID_VALUE)
+        self.allowed[function, number] = value
+
+    def _check_shared(self, function, nbytes):
+        """More than 48 KiB of dynamic shared memory have to be asked for."""
+        if nbytes > self.allowed.get((function, 8), ATTRIBUTES[8]):
+            raise Failure(INVALID_VALUE)
 
     def _cuOccupancyMaxActiveBlocksPerMultiprocessor(self, out, function, threads, shared):
         out[0] = 2048 // threads if not shared else min(2048 // threads, 233472 // shared)
 
     def _cuLaunchKernel(self, function, gx, gy, gz, bx, by, bz, shared, stream, parameters, extra):
+        self._check_shared(function, shared)
         name, count = self.handles[function]
         places = ctypes.cast(parameters, POINTER(ctypes.c_void_p))
         words = [int.from_bytes(ctypes.string_at(places[k], 8), "little") for k in range(count)]    # frozen here

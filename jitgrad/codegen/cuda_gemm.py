@@ -7,7 +7,8 @@ the product reads them row by row.
 float32 and float64 are computed on CUDA cores: a thread has 16 / itemsize * 2 rows and as many columns, and while it
 multiplies one pair of slices of the factors, the next pair is on its way into registers. bfloat16 and float16 are computed
 on tensor cores, with float32 sums: three pairs of slices are in shared memory or on the way there, without registers in
-between. There a slice is swizzled, so that the eight rows that a matrix load reads at once lie in different banks.
+between. There a slice is swizzled, so that the eight rows that a matrix load reads at once lie in different banks. Large
+tiles on sm_90a have `cuda_warpgroup`.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ class Side:
 
 @dataclass(frozen=True)
 class Tile:
-    """`size` rows and columns of the result, computed by `threads` threads, `depth` steps at a time. A part of it has
-    `group` rows out of every `span`. `dtype`: of the factors."""
+    """`size` rows and `columns` columns of the result, computed by `threads` threads, `depth` steps at a time. It goes
+    through shared memory in `parts` parts, which have `group` rows out of every `span`. `dtype`: of the factors."""
 
     dtype: DType
     size: int
@@ -64,6 +65,8 @@ class Tile:
     threads: int
     group: int
     span: int
+    columns: int
+    parts: int = PARTS
 
     @property
     def on_tensor_cores(self) -> bool:
@@ -81,7 +84,7 @@ class Tile:
     @property
     def pitch(self) -> int:
         """From row to row of a part in shared memory."""
-        return self.size + 8
+        return self.columns + 8
 
     @property
     def slice_pitch(self) -> int:
@@ -95,15 +98,15 @@ class Tile:
     @property
     def shared_elements(self) -> int:
         slices = 2 * STAGES * self.slice_bytes // 4 if self.on_tensor_cores else 4 * self.depth * self.slice_pitch
-        return max(slices, self.size // PARTS * self.pitch)
+        return max(slices, self.size // self.parts * self.pitch)
 
 
 def tile_of(dtype: DType, large: bool) -> Tile:
     """The tile for factors of `dtype`; a `large` one wherever there are enough of them for all multiprocessors."""
     if dtype.itemsize == 2:
-        return Tile(dtype, 128, 32, 256, 32, 64) if large else Tile(dtype, 64, 32, 128, 16, 32)
+        return Tile(dtype, 128, 32, 256, 32, 64, 128) if large else Tile(dtype, 64, 32, 128, 16, 32, 64)
     size = (32 if large else 16) * (16 // dtype.itemsize)
-    return Tile(dtype, size, 8, 256 if large else 64, size // PARTS, size)
+    return Tile(dtype, size, 8, 256 if large else 64, size // PARTS, size, size)
 
 
 class Product:
@@ -113,8 +116,17 @@ class Product:
 
     def __init__(self, writer: Writer, tile: Tile, a: Side, b: Side):
         self.writer, self.tile, self.sides = writer, tile, (a, b)
-        self.memory = share(writer, tile.sum_dtype, tile.shared_elements)
+        self.memory = self.share()
         self.chunks = range(tile.size * tile.depth // tile.lanes // tile.threads)
+
+    def share(self) -> str:
+        """The memory that the threads share, by name."""
+        return share(self.writer, self.tile.sum_dtype, self.tile.shared_elements)
+
+    @property
+    def dynamic_bytes(self) -> int:
+        """Of shared memory whose size the launch says."""
+        return 0
 
     def write(self) -> None:
         """Everything up to the sums. No thread needs the shared memory any more."""
@@ -126,6 +138,11 @@ class Product:
 
     def call(self, text: str) -> None:
         self.writer.emit(Let("_", None, text))
+
+    def view(self, name: str, of: str) -> str:
+        """`of`, an operand of 16-bit floats or shared memory, as 16-bit integers: bits that nobody computes with."""
+        self.writer.tables[Buffer(-1 - len(self.writer.tables))] = Operand(name, int16)
+        return self.writer.let(name, f"pointer_as({of}, i16)")
 
     def locate_chunks(self, side: Side) -> None:
         """Where the pieces of a slice that this thread fetches begin: in the outer dimension and in the depth."""
@@ -253,11 +270,6 @@ class Tensor(Product):
         self.raw = {side.name: self.view(f"{side.name}_bits", side.pointer) for side in self.sides}
         if not all(side.wide for side in self.sides):
             self.halves = self.view("halves", self.memory)
-
-    def view(self, name: str, of: str) -> str:
-        """`of`, an operand of 16-bit floats or shared memory, as 16-bit integers: bits that nobody computes with."""
-        self.writer.tables[Buffer(-1 - len(self.writer.tables))] = Operand(name, int16)
-        return self.writer.let(name, f"pointer_as({of}, i16)")
 
     def write(self) -> None:
         writer, tile = self.writer, self.tile
@@ -389,7 +401,7 @@ def write_place(writer: Writer, tile: Tile, batch: int) -> None:
     writer.let("top", f"tile // strip * {GROUP}")
     writer.let("height", f"min(row_tiles - top, {GROUP})")
     writer.let("first_row", f"(top + tile % strip % height) * {tile.size}")
-    writer.let("first_column", f"tile % strip // height * {tile.size}")
+    writer.let("first_column", f"tile % strip // height * {tile.columns}")
     rest = "batch"
     for d in reversed(range(batch)):
         writer.let(f"batch_{d}", f"{rest} % size_{d}" if d else rest)

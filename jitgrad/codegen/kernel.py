@@ -170,8 +170,9 @@ class ErrorWord:
 
 @dataclass(frozen=True, slots=True)
 class CudaLaunch:
-    """One launch of the GPU kernel with this text: `grid` blocks of `threads` threads, no dynamic shared memory. Numbers
-    among `arguments` are int32, int64 where `wide`. Pointers of arguments are multiples of `alignment` bytes."""
+    """One launch of the GPU kernel with this text: `grid` blocks of `threads` threads. Numbers among `arguments` are
+    int32, int64 where `wide`. Pointers of arguments are multiples of `alignment` bytes. `dynamic`: bytes of shared memory
+    of a block, beside what the text says."""
 
     name: str
     source: str
@@ -180,6 +181,7 @@ class CudaLaunch:
     arguments: tuple[Buffer | Table | ErrorWord | int, ...]
     alignment: int
     wide: bool
+    dynamic: int = 0
 
 
 @dataclass(frozen=True, slots=True)

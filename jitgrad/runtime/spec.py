@@ -54,7 +54,8 @@ class HostCall:
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One step: a kernel (by its cache key) for `items` work items with `arguments`, or a host call. On a GPU `items` are
-    blocks of `threads` threads, and numbers among the arguments are int32, int64 where `wide`."""
+    blocks of `threads` threads with `dynamic` bytes of shared memory beside what their code says, and numbers among the
+    arguments are int32, int64 where `wide`."""
 
     name: str
     kernel: str | None
@@ -64,6 +65,7 @@ class Entry:
     where: Where = None
     threads: int = 0
     wide: bool = False
+    dynamic: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +179,7 @@ def _check_entry(entry: Entry, check_ref: Callable[[Ref, int], None]) -> None:
     _require((entry.kernel is None) != (entry.host is None), f"{entry.name}: neither kernel nor host call, or both")
     _require(0 <= entry.items < 1 << 31, f"{entry.name}: {entry.items} items")
     _require(0 <= entry.threads <= 1024, f"{entry.name}: blocks of {entry.threads} threads")
+    _require(0 <= entry.dynamic < 1 << 20, f"{entry.name}: {entry.dynamic} bytes of shared memory")
     _require(entry.kernel is None or bool(_KEY.match(entry.kernel)), f"{entry.name}: a kernel's key is hexadecimal")
     for argument in entry.arguments:
         if isinstance(argument, int):
@@ -216,7 +219,8 @@ def _write_entry(entry: Entry) -> dict[str, Any]:
                            "outputs": [[list(r), str(t)] for r, t in entry.host.outputs]}
     return {"name": entry.name, "kernel": entry.kernel, "host": host, "items": entry.items,
             "arguments": [a if isinstance(a, (int, str)) else list(a) for a in entry.arguments],
-            "where": entry.where and list(entry.where), "threads": entry.threads, "wide": entry.wide}
+            "where": entry.where and list(entry.where), "threads": entry.threads, "wide": entry.wide,
+            "dynamic": entry.dynamic}
 
 
 def _read_spec(data: Any) -> PlanSpec:
@@ -239,7 +243,7 @@ def _read_entry(data: Any) -> Entry:
     kernel = None if data["kernel"] is None else _read(data["kernel"], str)
     arguments = tuple([a if type(a) in (int, str) else _read_ref(a) for a in data["arguments"]])
     return Entry(_read(data["name"], str), kernel, host, _read(data["items"], int), arguments, where,
-                 _read(data["threads"], int), _read(data["wide"], bool))
+                 _read(data["threads"], int), _read(data["wide"], bool), _read(data["dynamic"], int))
 
 
 def _read(value: Any, kind: type) -> Any:

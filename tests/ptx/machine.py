@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ptx import access, registers, warp
+from ptx import access, registers, warp, warpgroup
 from ptx.errors import Deadlock, PtxError, Unsupported
 from ptx.memory import Buffer, Memory
 from ptx.operations import decode
@@ -67,6 +67,8 @@ class Wave:
         self.executed = 0
         self.copies: list[Any] = []
         self.copy_groups = np.zeros(self.count, np.int64)
+        sums = warpgroup.sums_of(kernel.code)
+        self.products = warpgroup.Products(self, sums) if sums else None
         self.grid, self.block = grid, block
         self.groups = self.make_groups()
         self.steps = [self.decode(instruction) for instruction in kernel.code]
@@ -333,6 +335,8 @@ class Wave:
             return lambda lanes: -inner(lanes)
         register = self.registers.get(text)
         if register is not None:
+            if self.products and text in self.products.flying:
+                return warpgroup.guarded_reader(self, text, lambda lanes: register[lanes].view(target))
             if register.dtype.itemsize == np.dtype(target).itemsize:
                 return lambda lanes: register[lanes].view(target)
             plain = np.bool_ if kind == "pred" else unsigned(np.dtype(target).itemsize)
@@ -373,12 +377,16 @@ class Wave:
             wide = values.view(TYPES[kind]).astype(np.dtype(f"i{width}" if kind[0] == "s" else f"u{width}"))
             register[lanes] = wide.view(register.dtype)
 
-        return same if width == size else other
+        write = same if width == size else other
+        return warpgroup.guarded_writer(self, text, write) if self.products and text in self.products.flying else write
 
     # --- decoding -----------------------------------------------------------------------------------------------------
 
     def decode(self, instruction: Instruction) -> Step:
         """What carries out one instruction for some lanes."""
+        background = warpgroup.decode(self, instruction)
+        if background is not None:
+            return background
         if instruction.opcode[0] in (*NOTHING, "bra", "ret", "exit", "trap", "bar", "barrier"):
             if instruction.opcode[:2] == ("bar", "warp"):
                 return warp.barrier(self, instruction)
@@ -422,7 +430,8 @@ class Wave:
 
 def is_warp_wide(instruction: Instruction) -> bool:
     name = instruction.opcode[0]
-    return name in ("shfl", "vote", "mma", "ldmatrix", "redux", "activemask") or instruction.opcode[:2] == ("bar", "warp")
+    return (name in ("shfl", "vote", "mma", "wgmma", "ldmatrix", "redux", "activemask")
+            or instruction.opcode[:2] == ("bar", "warp"))
 
 
 def launch(module: Module, name: str, memory: Memory, grid: tuple[int, int, int], block: tuple[int, int, int],

@@ -155,7 +155,7 @@ class Frame:
             return Slot(*self._slot(given))
 
         return Launch(self.plan.functions[entry.kernel], (entry.items,), (entry.threads,),
-                      [argument(a) for a in entry.arguments], where=entry.where)
+                      [argument(a) for a in entry.arguments], entry.dynamic, entry.where)
 
     def _slot(self, ref: Ref) -> tuple[int, int]:
         """The slot of the memory at `ref`, and how many bytes behind its begin."""
