@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from jitgrad import linking
 from jitgrad.codegen.cuda_call import GPU_IN_PLACE
 from jitgrad.codegen.cuda_lower import lower_cuda
-from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLowered, ErrorWord, Table
+from jitgrad.codegen.kernel import BoxMap, Buffer, CudaLaunch, CudaLowered, ErrorWord, Table
 from jitgrad.codegen.sharing import shareable_by
 from jitgrad.errors import CompileError
 from jitgrad.ir.graph import Graph, Node
 from jitgrad.runtime.cuda.code import kernel_key
-from jitgrad.runtime.spec import Argument, Entry, Output, PlanSpec, Ref
+from jitgrad.runtime.spec import Argument, Boxes, Entry, Output, PlanSpec, Ref
 from jitgrad.transforms.memory import Assignment, Copy, Slot, Step, place_temporaries
 
 
@@ -98,7 +98,9 @@ def _arguments(step: GpuStep, launch: CudaLaunch, tables: list[tuple[Ref | int, 
     def place(buffer: Buffer | int) -> Ref | int:
         return linking.reference(slots[buffer.index]) if isinstance(buffer, Buffer) else buffer
 
-    def argument(given: Buffer | Table | ErrorWord | int) -> Argument:
+    def argument(given: Buffer | Table | BoxMap | ErrorWord | int) -> Argument:
+        if isinstance(given, BoxMap):
+            return Boxes(linking.reference(slots[given.buffer.index]), given.start, given.sizes, given.pitch, given.box)
         if isinstance(given, ErrorWord):
             return "error", 0
         if isinstance(given, Table):

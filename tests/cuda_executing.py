@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 from cuda_standin import Failure, StandIn
 from ptx import parse
+from ptx.boxes import MAP_BYTES
 from ptx.errors import OutOfBounds
 from ptx.machine import launch
 from ptx.memory import LOCAL, SHARED, WINDOW, Memory, Region
@@ -49,8 +50,9 @@ class Executing(StandIn):
         self._check_shared(function, shared)
         name, module = self.handles[function]
         places = ctypes.cast(parameters, ctypes.POINTER(ctypes.c_void_p))
-        words = [int.from_bytes(ctypes.string_at(places[k], 8), "little")
-                 for k in range(len(module.kernels[name].parameters))]
+        words = [ctypes.string_at(places[k], MAP_BYTES) if kind == "map" else
+                 int.from_bytes(ctypes.string_at(places[k], 8), "little")
+                 for k, kind in enumerate(module.kernels[name].parameters.values())]
         self._enqueue(stream, name, lambda: self._execute(module, name, (gx, gy, gz), (bx, by, bz), words, shared))
 
     def _execute(self, module, name, grid, block, words, shared):

@@ -11,6 +11,8 @@ import ctypes
 import itertools
 from ctypes import CFUNCTYPE, POINTER, c_int
 
+from ptx.boxes import MAP_BYTES, encode
+
 from jitgrad.runtime.cuda.driver import PROTOTYPES
 
 BASE = 0x7_0000_0000_0000                        # where device memory seems to be; 64 GiB of addresses per GPU
@@ -326,6 +328,16 @@ class StandIn:
         places = ctypes.cast(parameters, POINTER(ctypes.c_void_p))
         words = [int.from_bytes(ctypes.string_at(places[k], 8), "little") for k in range(count)]    # frozen here
         self._enqueue(stream, name, lambda: self.kernels[name](self, *words))
+
+    def _cuTensorMapEncodeTiled(self, out, kind, rank, address, sizes, pitches, box, steps, layout, swizzle, _, fill):
+        lengths, lines = ((ctypes.c_uint64 * n).from_address(place) for n, place in ((2, sizes), (1, pitches)))
+        shape, apart = ((ctypes.c_uint32 * 2).from_address(place) for place in (box, steps))
+        if out % 64 or (kind, rank, layout, swizzle, fill, *apart) != (1, 2, 0, 3, 0, 1, 1):
+            raise Failure(INVALID_VALUE)
+        try:
+            ctypes.memmove(out, encode(address, tuple(lengths), lines[0], tuple(shape)), MAP_BYTES)
+        except ValueError:
+            raise Failure(INVALID_VALUE) from None
 
     def _cuStreamBeginCapture_v2(self, stream, mode):
         if not stream:

@@ -1,5 +1,5 @@
-"""Large products of 16-bit floats by warpgroups (sm_90a): on the PTX interpreter against float64, what is found when a fence
-or a wait is missing, machine code, and the shared memory that such a launch asks for."""
+"""Large products of 16-bit floats by warpgroups (sm_90a), their slices fetched by the copy engine or copied by threads: on
+the PTX interpreter against float64, what is found when a fence or a wait is missing, machine code, and launches."""
 
 import re
 from dataclasses import replace
@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from canonical import build, gelu, inputs_of
-from cuda_launching import carry_out, lower_node, run
+from cuda_launching import argument_of, carry_out, lower_node, run
 from ptx import PtxError, parse, sass
 from ptx.machine import launch as launch_module
 from ptx.memory import Memory
@@ -16,12 +16,15 @@ from test_cuda_matmul import FOLLOWED, LAYOUTS, TOLERANCE, exact, product_of, tu
 import jitgrad as jg
 from jitgrad import ops
 from jitgrad.codegen import cuda_matmul, cuda_templates, cuda_toolchain as toolchain
+from jitgrad.codegen.cuda_boxes import map_of
 from jitgrad.codegen.cuda_native import compile_ptx
+from jitgrad.codegen.kernel import BoxMap, Buffer
 from jitgrad.dtypes import bfloat16, float16
 from jitgrad.errors import DeviceError
 from jitgrad.gpu_plans import compile_for
+from jitgrad.kernels.cpu.gemm import Matrices
 from jitgrad.runtime.cuda import code, driver, module
-from jitgrad.runtime.spec import PlanSpec
+from jitgrad.runtime.spec import Boxes, PlanSpec
 from jitgrad.transforms.fuse import fuse
 
 ARCH = "sm_90a"
@@ -31,6 +34,12 @@ ARCH = "sm_90a"
 def always(monkeypatch):
     """Large tiles for every size."""
     monkeypatch.setattr(cuda_matmul, "ENOUGH", 1)
+
+
+@pytest.fixture
+def copying(always, monkeypatch):
+    """The same, and threads copy."""
+    monkeypatch.setattr(cuda_matmul, "map_of", lambda *_: None)
 
 
 def check(graph, schedule="together", tolerance=None):
@@ -52,6 +61,11 @@ def uses_warpgroups(launch):
     return launch.dynamic > 0
 
 
+def uses_engine(launch):
+    assert ("fetch_box" in launch.source) != ("copy_async" in launch.source)
+    return "fetch_box" in launch.source
+
+
 EVERY = {
     "rows": LAYOUTS["rows"],
     "columns": LAYOUTS["columns"],
@@ -70,7 +84,16 @@ def test_layouts(always, layout, m, k, n, schedule):
     """Sizes that are multiples of 16 bytes where memory runs along, and else of nothing; one column tile and several, of
     128 and of 256 columns."""
     graph = build(*EVERY[layout](m, k, n), bfloat16)
-    assert uses_warpgroups(launch_of(graph))
+    assert uses_warpgroups(launch_of(graph)) and uses_engine(launch_of(graph))
+    check(graph, schedule)
+
+
+@pytest.mark.parametrize(("layout", "m", "k", "n", "schedule"), [
+    ("rows", 72, 72, 264, "random"), ("columns", 136, 72, 136, "together"), ("along the depth", 77, 136, 131, "reversed"),
+    ("across the depth", 72, 77, 264, "together")])
+def test_layouts_that_threads_copy(copying, layout, m, k, n, schedule):
+    graph = build(*EVERY[layout](m, k, n), bfloat16)
+    assert uses_warpgroups(launch_of(graph)) and not uses_engine(launch_of(graph))
     check(graph, schedule)
 
 
@@ -85,8 +108,14 @@ def test_schedules_agree(always, schedule):
     check(build([(130, 328), (328, 120)], ops.matmul, bfloat16), schedule)
 
 
+@pytest.mark.parametrize("schedule", ["in order", "random"])
+def test_schedules_agree_where_threads_copy(copying, schedule):
+    check(build([(40, 328), (328, 120)], ops.matmul, bfloat16), schedule)
+
+
 def test_half_precision_and_little_depth(always):
     check(build([(40, 8), (8, 136)], ops.matmul, float16))
+    check(build([(1, 72), (72, 136)], ops.matmul, float16))
 
 
 def test_sums_of_nothing_are_zeros(always):
@@ -107,7 +136,26 @@ def test_batches(always):
     shapes = [(3, 24, 40), (24, 40)]
     graph = build(shapes, lambda x, y: ops.matmul(turned(x, 0, 2, 1), ops.broadcast_to(
         ops.reshape(y, shape=(1, 24, 40)), shape=(3, 24, 40))), bfloat16)
+    assert not uses_engine(launch_of(graph))
     check(graph)
+
+
+def test_rows_of_a_batch_are_rows(always):
+    """One matrix for all of a batch of rows is a plain product; the copy engine can fetch both."""
+    graph = build([(2, 40, 72), (72, 136)], lambda x, w: ops.matmul(x, ops.broadcast_to(ops.reshape(
+        w, shape=(1, 72, 136)), shape=(2, 72, 136))), bfloat16)
+    assert uses_engine(launch_of(graph))
+    check(graph)
+
+
+def test_what_the_copy_engine_can_fetch():
+    rows = Matrices((), 72, 1, 16)
+    assert map_of(Buffer(3), rows, (40, 64), True, 128) == BoxMap(Buffer(3), 32, (64, 40), 144, (64, 128))
+    assert map_of(Buffer(3), Matrices((), 1, 72, 0), (40, 64), False, 128) == BoxMap(Buffer(3), 0, (40, 64), 144, (64, 64))
+    assert map_of(Buffer(3), Matrices((), 0, 1, 0), (1, 63), True, 256) == BoxMap(Buffer(3), 0, (63, 1), 128, (64, 256))
+    assert map_of(Buffer(3), Matrices((800,), 72, 1, 0), (40, 64), True, 128) is None
+    assert map_of(Buffer(3), Matrices((), 0, 1, 0), (40, 64), True, 128) is None
+    assert map_of(Buffer(3), rows, (40, 0), True, 128) is None
 
 
 # ---- which kernel ----------------------------------------------------------------------------------------------------
@@ -138,7 +186,7 @@ def test_a_new_shape_gives_the_same_text(always):
 SHAPES = [(40, 328), (328, 72)]
 
 
-def broken(change, text="source"):
+def broken(change, text="source", schedule="random"):
     """A product after `change` of the kernel's text, or of its PTX."""
     (node,) = build(SHAPES, ops.matmul, bfloat16).nodes
     lowered = lower_node(node, (), True, ARCH)
@@ -148,15 +196,15 @@ def broken(change, text="source"):
         changed = change(launch.source)
         assert changed != launch.source
         return run(replace(lowered, launches=(replace(launch, source=changed),)), arrays, [node.output.type],
-                   schedule="random")
-    ptx = compile_ptx(launch.source)
+                   schedule=schedule, arch=ARCH)
+    ptx = compile_ptx(launch.source, ARCH)
     assert change(ptx) != ptx
     memory = Memory()
     buffers = [memory.add(x, f"input {k}") for k, x in enumerate(arrays)]
     buffers.append(memory.add(np.empty(node.output.shape, node.output.dtype.numpy), "output", garbage=True))
     launch_module(parse(change(ptx)), launch.name, memory, (launch.grid, 1, 1), (launch.threads, 1, 1),
-                  [buffers[a.index] if not isinstance(a, int) else a for a in launch.arguments], dynamic=launch.dynamic,
-                  schedule="random", seed=0, wave=16384)
+                  [argument_of(a, buffers, None, memory) for a in launch.arguments], dynamic=launch.dynamic,
+                  schedule=schedule, seed=0, wave=16384)
     return buffers[-1].array()
 
 
@@ -176,9 +224,24 @@ def without(word, number=0):
     (without("barrier()", 2), "no barrier in between|never written"),
     (without("products_wait(1)"), "still being copied|overwritten while a product read it"),
     (lambda text: text.replace("finished_sums(sums)", "sums"), "to which a product still adds")])
-def test_what_a_kernel_forgets_is_found(always, change, error):
+def test_what_a_kernel_that_copies_forgets_is_found(copying, change, error):
     with pytest.raises(PtxError, match=error):
         broken(change)
+
+
+@pytest.mark.parametrize(("change", "error"), [
+    (without("show_to_products()"), "initialized without a fence.proxy.async since"),
+    (without("barrier()", 0), "nobody has initialized|no barrier in between"),
+    (without("barrier()", 1), "no barrier in between|still being copied|overwritten while a product|never come"),
+    (without("barrier()", 2), "no barrier in between|overwritten while a product read it|fence.proxy.async"),
+    (without("barrier()", 3), "no barrier in between|never written"),
+    (lambda text: re.sub(r"arrival_wait\(.*\)", "pass", text), "never written or still being copied"),
+    (lambda text: re.sub(r"arrival_expect\(.*\)", "pass", text), "waits for bytes that never come"),
+    (without("products_wait(1)"), "still being copied|overwritten while a product read it"),
+    (lambda text: text.replace("finished_sums(sums)", "sums"), "to which a product still adds")])
+def test_what_a_kernel_with_the_copy_engine_forgets_is_found(always, change, error):
+    with pytest.raises(PtxError, match=error):
+        broken(change, schedule="reversed")
 
 
 def test_a_missing_fence_of_sums_is_found(always):
@@ -190,8 +253,8 @@ def test_too_little_shared_memory_is_found(always):
     graph = build(SHAPES, ops.matmul, bfloat16)
     lowered = lower_node(graph.nodes[0], (), True, ARCH)
     less = replace(lowered, launches=(replace(lowered.launches[0], dynamic=65536),))
-    with pytest.raises(PtxError, match=r"writes 16 bytes of shared memory \(65536 bytes\) at byte 65536"):
-        run(less, inputs_of(graph), [graph.nodes[0].output.type])
+    with pytest.raises(PtxError, match=r"writes \d+ bytes of shared memory \(65536 bytes\) at byte"):
+        run(less, inputs_of(graph), [graph.nodes[0].output.type], arch=ARCH)
 
 
 # ---- machine code ----------------------------------------------------------------------------------------------------
@@ -199,11 +262,13 @@ def test_too_little_shared_memory_is_found(always):
 
 @pytest.mark.skipif(not toolchain.is_available() or toolchain._disassembler() is None,
                     reason="nvJitLink or nvdisasm is not installed")
-@pytest.mark.parametrize("layout", EVERY)
-@pytest.mark.parametrize("columns", [640, 4096])
-def test_machine_code(layout, columns):
+@pytest.mark.parametrize(("layout", "columns", "engine"), [
+    *[(layout, 4096, True) for layout in EVERY], ("rows", 640, True), ("rows", 4096, False), ("columns", 4096, False)])
+def test_machine_code(layout, columns, engine, monkeypatch):
     """All products of a slice are under way at once, which the assembler gives up where it sees a call: the quotient in
     gelu would be one. Nothing is spilled; accesses are 16 bytes wide."""
+    if not engine:
+        monkeypatch.setattr(cuda_matmul, "map_of", lambda *_: None)
     shapes, product = EVERY[layout](4096, 1024, columns)
     graph = build([*shapes, (columns,)], lambda x, w, b: gelu(ops.add(product(x, w), along(b, (4096, columns)))), bfloat16)
     launch = launch_of(graph)
@@ -219,7 +284,8 @@ def test_machine_code(layout, columns):
     assert products == {f"HGMMA.64x{256 if columns == 4096 else 128}x16.F32.BF16": 4}
     assert codes["WARPGROUP.ARRIVE"] == 1 and codes["WARPGROUP.DEPBAR.LE"] == 2
     assert {code for code in codes if code.startswith("STG")} == {"STG.E.128"}
-    assert all("128" in code.split(".") for code in codes if code.startswith("LDGSTS"))
+    copies = {code for code in codes if code.startswith(("LDGSTS", "UTMALDG"))}
+    assert copies == {"UTMALDG.2D"} if engine else copies and all("128" in code.split(".") for code in copies)
     assert not any(code.startswith("CALL") for code in codes)
 
 
@@ -234,12 +300,15 @@ def test_a_plan_asks_for_shared_memory(always, executing):
     """From end to end on the stand-in, whose driver refuses a launch that did not ask."""
     x = jg.randn(40, 72, generator=jg.Generator().manual_seed(0)).bfloat16()
     w = jg.randn(72, 136, generator=jg.Generator().manual_seed(1)).bfloat16()
-    found = jg.compile(lambda x, w: jg.relu(x @ w))(x.cuda(), w.cuda())
-    wanted = jg.relu(x.float() @ w.float())
-    np.testing.assert_allclose(found.float().cpu().numpy(), wanted.numpy(), rtol=2 ** -8, atol=2 ** -6)
-    assert (131072 in executing.allowed.values()) and any(name.startswith("matmul") for name in executing.launches)
+    function = jg.compile(lambda x, w: jg.relu(x @ w))
+    wanted = jg.relu(x.float() @ w.float()).numpy()
+    for sign in (1, -1, 1, -1):                              # later calls are captured, with operands elsewhere
+        found = function(sign * x.cuda(), sign * w.cuda())
+        np.testing.assert_allclose(found.float().cpu().numpy(), wanted, rtol=2 ** -8, atol=2 ** -6)
+    assert 131104 in executing.allowed.values() and "cuTensorMapEncodeTiled" in executing.calls
     plan = compile_for(build([(40, 72), (72, 136)], ops.matmul, bfloat16), driver.gpu())
-    assert [entry.dynamic for entry in plan.spec.entries] == [131072]
+    (entry,) = plan.spec.entries
+    assert entry.dynamic == 131104 and [a.sizes for a in entry.arguments if isinstance(a, Boxes)] == [(72, 40), (136, 72)]
     assert PlanSpec.from_json(plan.spec.to_json()) == plan.spec
 
 

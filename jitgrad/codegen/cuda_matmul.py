@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 
 from jitgrad.codegen import cuda_templates
+from jitgrad.codegen.cuda_boxes import Boxed, map_of
 from jitgrad.codegen.cuda_gemm import Product, Scalar, Side, Tensor, Tile, tile_of, write_place
 from jitgrad.codegen.cuda_reduce import lower_column
 from jitgrad.codegen.cuda_templates import close_elements, lane_width, lower_map, pack
@@ -129,20 +130,26 @@ class _Lowering:
             sizes, first, second = merge_batch(batch, a.matrices, b.matrices)
         large = prod(sizes) * -(-m // 128) * -(-n // 128) >= ENOUGH
         tile, writer = tile_of(self.dtype, large), region.writer()
-        sides = [self.side(writer, tile, "a", a.buffer, first, (m, k)),
-                 self.side(writer, tile, "b", b.buffer, turned(second), (n, k))]
+        operands = (a.buffer, first, (m, k)), (b.buffer, turned(second), (n, k))
+        sides = [self.side(writer, tile, name, *operand) for name, operand in zip("ab", operands, strict=True)]
         values = (*self.body.inputs, *self.body.outputs, *self.node.inputs, self.product)
         wide = any(v.type.size >= cuda_templates.WIDE for v in values)
-        kind: type[Product] = Tensor if tile.on_tensor_cores else Scalar
-        if large and not wide and self.suits_warpgroups(sides):
-            tile, kind = warpgroup_tile(self.dtype, columns_of(n, prod(sizes) * -(-m // 128))), Warpgroups
+        by_warpgroups = large and not wide and self.suits_warpgroups(sides)
+        if by_warpgroups:
+            tile = warpgroup_tile(self.dtype, columns_of(n, prod(sizes) * -(-m // 128)))
         counts = -(-m // tile.size), -(-n // tile.columns)
         named = {"m": m, "n": n, "k": k, "row_tiles": counts[0], "column_tiles": counts[1],
                  **{f"size_{d}": size for d, size in enumerate(sizes)}}
         for name, value in named.items():
             writer.size(name, value)
         write_place(writer, tile, len(sizes))
-        made = kind(writer, tile, *sides)
+        made: Product
+        if by_warpgroups:
+            maps = [map_of(*operand, side.along_depth, outer)
+                    for operand, side, outer in zip(operands, sides, (tile.size, tile.columns), strict=True)]
+            made = Boxed(writer, tile, *sides, maps) if all(maps) else Warpgroups(writer, tile, *sides)
+        else:
+            made = (Tensor if tile.on_tensor_cores else Scalar)(writer, tile, *sides)
         made.write()
         _Epilogue(writer, region, made, region.body.inputs[0], folded is not None, self.aligned).write()
         name = kernel_name(region.body).removeprefix("fused_").removeprefix("copy_")

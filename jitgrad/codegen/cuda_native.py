@@ -30,6 +30,9 @@ from jitgrad.kernels.cuda import math, vocabulary
 assert native.CONTRACT, "importing it is what teaches Numba the scalar functions"
 TRIPLE = "nvptx64-nvidia-cuda"
 
+MAP: types.Type = types.CPointer(types.uint64)  # type: ignore[no-untyped-call]
+"""What Numba takes a parameter ``box_map`` for: 128 bytes that come with the launch, at an address of their own."""
+
 NEAR = {"div.rn.f32": "div.full.f32", "rcp.rn.f32": "rcp.approx.f32", "sqrt.rn.f32": "sqrt.approx.f32"}
 """Instructions that the assembler carries out by calls, and less accurate ones of the same meaning that need none."""
 
@@ -80,6 +83,8 @@ def read_header(tree: ast.Module) -> Header:
 
 
 def _type_of(annotation: Any) -> types.Type:
+    if not isinstance(annotation, ast.Subscript) and annotation.id == "box_map":
+        return MAP
     is_pointer = isinstance(annotation, ast.Subscript)
     element: types.Type = STORAGE[vocabulary.NAMES[(annotation.slice if is_pointer else annotation).id]]
     return types.CPointer(element) if is_pointer else element  # type: ignore[no-untyped-call]
@@ -111,7 +116,9 @@ def _entry(header: Header, function: str) -> str:
     """Numba's calling convention returns a status and takes two more pointers; kernels do not raise."""
     sizes: dict[types.Type, str] = {types.int32: "i32", types.int64: "i64"}
     kinds = [sizes.get(t, "ptr") for t in header.parameters]
-    parameters = ", ".join(f"{k}{' noalias' if k == 'ptr' else ''} %a{n}" for n, k in enumerate(kinds))
+    said = {MAP: ' byval([128 x i8]) align 64 "nvvm.grid_constant"'}
+    parameters = ", ".join(f"{k}{said.get(t, ' noalias') if k == 'ptr' else ''} %a{n}"
+                           for n, (k, t) in enumerate(zip(kinds, header.parameters, strict=True)))
     arguments = "".join(f", {k} %a{n}" for n, k in enumerate(kinds))
     return f"""
 declare i32 @"{function}"({", ".join(["ptr", "ptr", *kinds])})

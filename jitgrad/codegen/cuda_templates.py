@@ -13,6 +13,7 @@ from math import prod
 from jitgrad.codegen.cuda_lanes import Chunk, Lanes, is_contiguous, replace
 from jitgrad.codegen.emit_cuda import emit_cuda, may_fail
 from jitgrad.codegen.kernel import (
+    BoxMap,
     Buffer,
     CudaLaunch,
     ErrorWord,
@@ -47,7 +48,7 @@ def finish(writer: Writer, region: Region, grid: int, aligned: bool, phase: str 
     return pack(kernel, arguments, grid, threads, aligned, wide)
 
 
-def pack(kernel: Kernel, arguments: tuple[Buffer | Table | int, ...], grid: int, threads: int, aligned: bool,
+def pack(kernel: Kernel, arguments: tuple[Buffer | Table | BoxMap | int, ...], grid: int, threads: int, aligned: bool,
          wide: bool, dynamic: int = 0) -> CudaLaunch:
     """The launch of `kernel` with these arguments, and with the error word where it may fail; with `dynamic` bytes of
     shared memory beside what its text says."""

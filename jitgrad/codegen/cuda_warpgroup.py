@@ -13,6 +13,7 @@ from __future__ import annotations
 from jitgrad.codegen.cuda_gemm import Product, Side, Tile
 from jitgrad.codegen.cuda_templates import share_dynamic
 from jitgrad.codegen.kernel import Let, Statement, Store, When
+from jitgrad.codegen.writer import Writer
 from jitgrad.dtypes import DType
 
 ARCHITECTURES = ("sm_90a",)
@@ -39,6 +40,10 @@ def warpgroup_tile(dtype: DType, columns: int) -> Tile:
 class Warpgroups(Product):
     """Both factors are `wide`."""
 
+    def __init__(self, writer: Writer, tile: Tile, a: Side, b: Side):
+        super().__init__(writer, tile, a, b)
+        self.raw: dict[str, str] = {}
+
     def share(self) -> str:
         return share_dynamic(self.writer, self.tile.sum_dtype)
 
@@ -57,26 +62,34 @@ class Warpgroups(Product):
 
     def write(self) -> None:
         writer, tile = self.writer, self.tile
-        raw = {side.name: self.view(f"{side.name}_bits", side.pointer) for side in self.sides}
-        for side in self.sides:
-            self.locate_pieces(side)
         writer.let("memory", f"shared_address({self.memory})")
         writer.let("rows_at", f"memory + thread() // 128 * {BLOCK}")
         writer.let("columns_at", f"memory + {tile.size * ROW}")
         writer.emit(Let("sums", None, f"zero_sums({tile.columns // 2})"))
         writer.let("slices", f"(k + {tile.depth - 1}) // {tile.depth}")
-        for early in range(AHEAD):
-            self.copy(str(early), raw)
+        self.prepare()
         writer.open("slice", "0", "slices")
+        self.step()
+        writer.close()
+        writer.emit(Let("sums", None, "finished_sums(sums)"))
+        self.call("barrier()")
+
+    def prepare(self) -> None:
+        """Where this thread copies from and to; the first copies."""
+        for side in self.sides:
+            self.raw[side.name] = self.view(f"{side.name}_bits", side.pointer)
+            self.locate_pieces(side)
+        for early in range(AHEAD):
+            self.copy(str(early))
+
+    def step(self) -> None:
+        """One slice. The stage of the one before the last is free behind the barrier."""
         self.call(f"copy_wait({AHEAD - 1})")
         self.call("show_to_products()")
         self.call("barrier()")
         self.multiply()
-        self.copy(f"slice + {AHEAD}", raw)
+        self.copy(f"slice + {AHEAD}")
         self.call("products_wait(1)")
-        writer.close()
-        writer.emit(Let("sums", None, "finished_sums(sums)"))
-        self.call("barrier()")
 
     # ---- slices on their way into shared memory
 
@@ -94,7 +107,7 @@ class Warpgroups(Product):
         writer.let(f"room_{name}", f"{side.limit} - outer_{name}")
         writer.let(f"spot_{name}", f"{piece} // 8 * {BLOCK} + {line} * {ROW} + (({piece} & 7) ^ ({line} & 7)) * 16")
 
-    def copy(self, number: str, raw: dict[str, str]) -> None:
+    def copy(self, number: str) -> None:
         """Begin to copy slice `number`, if there is one; in any case it is a group of copies."""
         writer = self.writer
         writer.let("next_", number)
@@ -102,11 +115,11 @@ class Warpgroups(Product):
         writer.let("ahead", f"next_ * {self.tile.depth}")
         writer.let("into", f"next_ % {STAGES} * {self.stage_bytes}")
         for side in self.sides:
-            self.copy_side(side, raw[side.name])
+            self.copy_side(side)
         writer.close()
         self.call("copy_commit()")
 
-    def copy_side(self, side: Side, raw: str) -> None:
+    def copy_side(self, side: Side) -> None:
         """Pieces begin at multiples of 16 bytes; where the factor ends within one, zeros come behind it."""
         writer, name, lanes = self.writer, side.name, self.tile.lanes
         across = (self.tile.depth if side.along_depth else self.outer_size(side)) // lanes
@@ -122,7 +135,7 @@ class Warpgroups(Product):
         for line in range(0, lines, apart):
             writer.let("there", f"present if beyond > {line} else 0")
             writer.let("source", f"from_ + {line} * {stride}")
-            self.call(f"copy_async(onto + {line * ROW}, {raw}, source, there)")
+            self.call(f"copy_async(onto + {line * ROW}, {self.raw[name]}, source, there)")
 
     # ---- the products
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ptx import access, registers, warp, warpgroup
+from ptx import access, boxes, registers, warp, warpgroup
 from ptx.errors import Deadlock, PtxError, Unsupported
 from ptx.memory import Buffer, Memory
 from ptx.operations import decode
@@ -69,6 +69,7 @@ class Wave:
         self.copy_groups = np.zeros(self.count, np.int64)
         sums = warpgroup.sums_of(kernel.code)
         self.products = warpgroup.Products(self, sums) if sums else None
+        self.arrivals = boxes.Arrivals(self)
         self.grid, self.block = grid, block
         self.groups = self.make_groups()
         self.steps = [self.decode(instruction) for instruction in kernel.code]
@@ -111,6 +112,7 @@ class Wave:
                 start = -(-ends[variable.space] // variable.align) * variable.align
                 self.symbols[variable.name] = start
                 ends[variable.space] = start + variable.size
+        self.symbols |= {name: self.parameters[name] for name, kind in self.kernel.parameters.items() if kind == "map"}
         for buffer in self.memory.buffers:
             self.symbols.setdefault(buffer.name, buffer.address)
         self.memory.launch(ends["shared"] + dynamic, ends["local"], blocks, self.count)
@@ -132,7 +134,7 @@ class Wave:
             if self.schedule == "random":
                 turn = int(self.random.integers(len(active)))
             moved, rounds = self.advance(active[turn % len(active)]), 1
-            while moved and self.schedule in ("together", "in order", "reversed"):
+            while moved and self.schedule in ("together", "in order", "reversed") and not self.arrivals.give_way():
                 moved = self.advance(active[turn % len(active)])
             while not moved and rounds < len(active):                # this one cannot go on, but another may
                 turn += 1
@@ -142,7 +144,7 @@ class Wave:
                 if active and not self.release():
                     self.report_deadlock()
                 turn = 0
-            elif self.schedule == "interleaved":
+            else:
                 turn += 1
 
     def advance(self, group: Group) -> bool:
@@ -391,7 +393,7 @@ class Wave:
             if instruction.opcode[:2] == ("bar", "warp"):
                 return warp.barrier(self, instruction)
             return lambda lanes: None
-        for special in (access.decode, warp.decode, registers.decode):
+        for special in (boxes.decode, access.decode, warp.decode, registers.decode):
             step = special(self, instruction)
             if step is not None:
                 return step
@@ -446,6 +448,9 @@ def launch(module: Module, name: str, memory: Memory, grid: tuple[int, int, int]
         raise PtxError(f"{name} was made for blocks of at most {kernel.max_threads} threads, not for {block}")
     parameters = {}
     for (parameter, kind), value in zip(kernel.parameters.items(), arguments):
+        if kind == "map":
+            parameters[parameter] = memory.add(np.frombuffer(value, np.uint8), parameter, writable=False).address
+            continue
         number = value.address if isinstance(value, Buffer) else value
         plain = np.array(number, TYPES[kind]) if kind[0] == "f" else np.array(
             int(number) & ((1 << 8 * size_of(kind)) - 1), unsigned(size_of(kind)))

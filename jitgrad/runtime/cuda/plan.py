@@ -28,9 +28,9 @@ from jitgrad.runtime import errors
 from jitgrad.runtime.cuda import code, memory, streams
 from jitgrad.runtime.cuda.array import Array, DeviceArray, copy_into, empty, moved, to_host
 from jitgrad.runtime.cuda.driver import Gpu
-from jitgrad.runtime.cuda.launch import ConstantBlock, Launch, LaunchPlan, Slot
+from jitgrad.runtime.cuda.launch import ConstantBlock, Launch, LaunchPlan, MatrixMap, Slot
 from jitgrad.runtime.cuda.streams import Stream
-from jitgrad.runtime.spec import Argument, Entry, Output, PlanSpec, Ref
+from jitgrad.runtime.spec import Argument, Boxes, Entry, Output, PlanSpec, Ref
 from jitgrad.shapes import contiguous_strides
 
 ALIGNMENT = 16                                 # of the address of every operand, which kernels rely on
@@ -147,6 +147,9 @@ class Frame:
             assert not isinstance(given, str)
             if isinstance(given, int):
                 return number(given)
+            if isinstance(given, Boxes):
+                slot, offset = self._slot(given.ref)
+                return MatrixMap(Slot(slot, offset + given.start), given.sizes, given.pitch, given.box)
             space, place = given
             if space == "error":
                 return Slot(self.first["error"], WORD * self.plan.failing.index(position))
