@@ -36,9 +36,7 @@ class Boxed(Warpgroups):
 
     def __init__(self, writer: Writer, tile: Tile, a: Side, b: Side, maps: Sequence[BoxMap]):
         super().__init__(writer, tile, a, b)
-        self.maps = dict(zip("ab", maps, strict=True))
-        for name, given in self.maps.items():
-            writer.operands[given] = Operand(f"{name}_map", int16, is_map=True)
+        self.maps = {Operand(f"{name}_map", int16, is_map=True): given for name, given in zip("ab", maps, strict=True)}
 
     @property
     def dynamic_bytes(self) -> int:
@@ -84,3 +82,14 @@ class Boxed(Warpgroups):
         for block in range(1 if side.along_depth else self.outer_size(side) // ACROSS):
             place = f"ahead, {side.first}" if side.along_depth else f"{side.first} + {ACROSS * block}, ahead"
             self.call(f"fetch_box(onto + {start + BLOCK * block}, {side.name}_map, arrival, {place})")
+
+
+def product_by_warpgroups(writer: Writer, tile: Tile, sides: Sequence[Side],
+                          factors: Sequence[tuple[Buffer, Matrices, tuple[int, int]]]) -> Warpgroups:
+    """The product whose factors the copy engine fetches, where it can fetch both, else threads copy them. `factors`: where
+    those of `sides` are, and their sizes, the outer dimension and the depth."""
+    a, b = sides
+    maps = [map_of(*factor, side.along_depth, outer)
+            for factor, side, outer in zip(factors, sides, (tile.size, tile.columns), strict=True)]
+    found = [given for given in maps if given is not None]
+    return Boxed(writer, tile, a, b, found) if len(found) == len(maps) else Warpgroups(writer, tile, a, b)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from jitgrad.codegen.cuda_lanes import load_where
 from jitgrad.codegen.cuda_templates import share
-from jitgrad.codegen.kernel import Buffer, Let, Load, Operand, Statement, Store, When
+from jitgrad.codegen.kernel import BoxMap, Buffer, Let, Load, Operand, Statement, Store, When
 from jitgrad.codegen.writer import Writer
 from jitgrad.dtypes import DType, float32, int16
 
@@ -116,6 +116,7 @@ class Product:
 
     def __init__(self, writer: Writer, tile: Tile, a: Side, b: Side):
         self.writer, self.tile, self.sides = writer, tile, (a, b)
+        self.maps: dict[Operand, BoxMap] = {}                                      # operands beside those of the writer
         self.memory = self.share()
         self.chunks = range(tile.size * tile.depth // tile.lanes // tile.threads)
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from math import prod
 
 from jitgrad.codegen import cuda_templates
-from jitgrad.codegen.cuda_boxes import Boxed, map_of
+from jitgrad.codegen.cuda_boxes import product_by_warpgroups
 from jitgrad.codegen.cuda_gemm import Product, Scalar, Side, Tensor, Tile, tile_of, write_place
 from jitgrad.codegen.cuda_reduce import lower_column
 from jitgrad.codegen.cuda_templates import close_elements, lane_width, lower_map, pack
-from jitgrad.codegen.cuda_warpgroup import ARCHITECTURES, Warpgroups, warpgroup_tile
+from jitgrad.codegen.cuda_warpgroup import ARCHITECTURES, warpgroup_tile
 from jitgrad.codegen.epilogue import Shared, locate, restrict, split_epilogue
 from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLowered, Let, Load, Table, When
 from jitgrad.codegen.matmul import Factor, fold_rows, merge_batch, read_through, strides_through
@@ -145,16 +145,16 @@ class _Lowering:
         write_place(writer, tile, len(sizes))
         made: Product
         if by_warpgroups:
-            maps = [map_of(*operand, side.along_depth, outer)
-                    for operand, side, outer in zip(operands, sides, (tile.size, tile.columns), strict=True)]
-            made = Boxed(writer, tile, *sides, maps) if all(maps) else Warpgroups(writer, tile, *sides)
+            made = product_by_warpgroups(writer, tile, sides, operands)
         else:
             made = (Tensor if tile.on_tensor_cores else Scalar)(writer, tile, *sides)
         made.write()
         _Epilogue(writer, region, made, region.body.inputs[0], folded is not None, self.aligned).write()
         name = kernel_name(region.body).removeprefix("fused_").removeprefix("copy_")
         kernel, arguments = writer.kernel(f"matmul_{name}")
-        return pack(kernel, arguments, prod(sizes) * prod(counts), tile.threads, self.aligned, wide, made.dynamic_bytes)
+        kernel = replace(kernel, operands=(*made.maps, *kernel.operands))
+        return pack(kernel, (*made.maps.values(), *arguments), prod(sizes) * prod(counts), tile.threads, self.aligned, wide,
+                    made.dynamic_bytes)
 
     def suits_warpgroups(self, sides: list[Side]) -> bool:
         """Whether warpgroups can multiply: they read slices of 16-bit floats as copies of 16 bytes leave them. (With indices

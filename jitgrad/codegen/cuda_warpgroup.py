@@ -2,10 +2,11 @@
 of `cuda_gemm` for tiles whose factors tensor cores read from shared memory themselves.
 
 What goes in and what comes out is the same. A block has 256 threads, two warpgroups, each with 64 of 128 rows. A slice has
-64 steps of the depth, and there is room for four of each factor: one that is being multiplied, one that comes next, two on
-the way. While the products of a slice are under way the threads begin to copy a later one, and nobody waits for products
-but those of the slice before, so that tensor cores go from slice to slice without a pause. Slices lie as
-`kernels.cuda.warpgroup` says, and products take them along the depth or across it: no factor is transposed on its way.
+64 steps of the depth, and there is room for four of each factor: that of the products which may still be under way, that
+of those which begin, two on the way. While the products of a slice are under way the threads begin to copy a later one, and
+nobody waits for products but those of the slice before, so that tensor cores go from slice to slice without a pause. Slices
+lie as `kernels.cuda.warpgroup` says, and products take them along the depth or across it: no factor is transposed on its
+way.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from jitgrad import dtypes
-from jitgrad.codegen.kernel import Accumulate, BoxMap, Buffer, Kernel, Let, Load, Loop, Operand, Statement, Store, When
+from jitgrad.codegen.kernel import Accumulate, Buffer, Kernel, Let, Load, Loop, Operand, Statement, Store, When
 from jitgrad.dtypes import DType
 from jitgrad.ir.axes import Axes, Dim, Index, Strided, atoms_of, is_plain, source_index
 from jitgrad.ir.graph import Node, Value
@@ -59,7 +59,7 @@ class Writer:
         self.axes = axes
         self.producers = producers
         self.buffers = buffers
-        self.operands: dict[Buffer | BoxMap, Operand] = {}
+        self.operands: dict[Buffer, Operand] = {}
         self.tables: dict[Buffer, Operand] = {}      # operands whose pointers the kernel takes from a table,
         self.table_level = 0                         # in the loop at this depth
         self.filled_at: dict[Buffer, int] = {}       # memory that the loop at this depth fills: loads stay in there
@@ -321,7 +321,7 @@ class Writer:
         self.emit(Let(place, dtypes.int64, f"{position} if {better} else {place}"))
         self.emit(Let(best, compute_dtype(node.inputs[0].dtype), f"{value} if {better} else {best}"))
 
-    def kernel(self, name: str) -> tuple[Kernel, tuple[Buffer | BoxMap | int, ...]]:
+    def kernel(self, name: str) -> tuple[Kernel, tuple[Buffer | int, ...]]:
         """The finished kernel, and its arguments in order."""
         made = Kernel(name, tuple(self.operands.values()), tuple(self.sizes), self.levels[0].body,
                       tuple(self.tables.values()))

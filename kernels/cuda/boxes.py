@@ -17,7 +17,6 @@ from numba.core import types
 from jitgrad.kernels.cpu.frontend import intrinsic
 from jitgrad.kernels.cuda.matrix import I64, VOID, assembly
 
-
 FETCH = "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
 
 

@@ -134,7 +134,10 @@ class Wave:
             if self.schedule == "random":
                 turn = int(self.random.integers(len(active)))
             moved, rounds = self.advance(active[turn % len(active)]), 1
-            while moved and self.schedule in ("together", "in order", "reversed") and not self.arrivals.give_way():
+            while moved and self.schedule in ("together", "in order", "reversed"):
+                if self.arrivals.give_way():
+                    turn += 1
+                    break
                 moved = self.advance(active[turn % len(active)])
             while not moved and rounds < len(active):                # this one cannot go on, but another may
                 turn += 1
@@ -144,7 +147,7 @@ class Wave:
                 if active and not self.release():
                     self.report_deadlock()
                 turn = 0
-            else:
+            elif self.schedule == "interleaved":
                 turn += 1
 
     def advance(self, group: Group) -> bool:

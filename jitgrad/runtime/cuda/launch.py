@@ -57,10 +57,10 @@ class MatrixMap:
         """The 128 bytes that a kernel takes, for a matrix at `address`."""
         room = ctypes.create_string_buffer(2 * MAP_BYTES)
         place = -(-ctypes.addressof(room) // MAP_BYTES) * MAP_BYTES
-        sizes, pitches = (ctypes.c_uint64 * 2)(*self.sizes), (ctypes.c_uint64 * 1)(self.pitch)
-        box, steps = (ctypes.c_uint32 * 2)(*self.box), (ctypes.c_uint32 * 2)(1, 1)
-        gpu.driver.call("cuTensorMapEncodeTiled", place, _UINT16, 2, address, *map(ctypes.addressof, (
-            sizes, pitches, box, steps)), _PLAIN, _SWIZZLE_128, _PROMOTE_256, _ZEROS)
+        numbers: list[Any] = [(ctypes.c_uint64 * 2)(*self.sizes), (ctypes.c_uint64 * 1)(self.pitch),
+                              (ctypes.c_uint32 * 2)(*self.box), (ctypes.c_uint32 * 2)(1, 1)]
+        gpu.driver.call("cuTensorMapEncodeTiled", place, _UINT16, 2, address, *[ctypes.addressof(n) for n in numbers],
+                        _PLAIN, _SWIZZLE_128, _PROMOTE_256, _ZEROS)
         return ctypes.string_at(place, MAP_BYTES)
 
 
