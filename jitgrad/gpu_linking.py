@@ -17,12 +17,12 @@ from jitgrad.codegen.choice import answering
 from jitgrad.codegen.cuda_call import GPU_ANY_TYPE, GPU_IN_PLACE
 from jitgrad.codegen.cuda_lower import lower_cuda
 from jitgrad.codegen.cuda_product import EXACT, Products
-from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLowered, CudaProduct, ErrorWord, Table
+from jitgrad.codegen.kernel import BoxMap, Buffer, CudaLaunch, CudaLowered, CudaProduct, ErrorWord, Table
 from jitgrad.codegen.sharing import shareable_by
 from jitgrad.errors import CompileError
 from jitgrad.ir.graph import Graph, Node
 from jitgrad.runtime.cuda.code import kernel_key
-from jitgrad.runtime.spec import Argument, Entry, LibraryCall, Output, PlanSpec, Ref
+from jitgrad.runtime.spec import Argument, Boxes, Entry, LibraryCall, Output, PlanSpec, Ref
 from jitgrad.transforms.memory import Assignment, Copy, Slot, Step, place_temporaries
 
 
@@ -50,18 +50,15 @@ def may_share(node: Node, output: int, operand: int) -> bool:
     return node.op.kind in ("region", "foreach") and (output, operand) in shareable_by(node)
 
 
-def link(assignment: Assignment, allowed: Products = EXACT, choose: linking.Choose | None = None) -> GpuLinked:
-    """Lower every step, with the answers that `choose` gives for it, and place all temporary memory. `allowed`: what may be
-    done about products."""
+def link(assignment: Assignment, arch: str, allowed: Products = EXACT, choose: linking.Choose | None = None) -> GpuLinked:
+    """Lower every step for GPUs of that architecture, with the answers that `choose` gives for it, and place all temporary
+    memory. `allowed`: what may be done about products."""
     steps = []
     for position, part in enumerate(assignment.steps):
         step = linking.copy_step(part) if isinstance(part, Copy) else part
         known = replace(allowed, numbers=_numbers(step, assignment.constants))
-        if choose is None:
-            lowered = lower_step(step, known)
-        else:
-            with answering(choose(step)):
-                lowered = lower_step(step, known)
+        with answering(choose(step) if choose else {}):
+            lowered = lower_step(step, arch, known)
         scratch = lowered.scratch if lowered else ()
         steps.append(GpuStep(step, lowered, tuple([Slot("arena", 0, n, position, position) for n in scratch])))
     shared = [slot for linked in steps for slot in linked.scratch]
@@ -75,13 +72,13 @@ def _numbers(step: Step, constants: bytes) -> dict[int, float]:
             if slot.space == "constant" and v.type.size == 1 and v.dtype.is_floating_point}
 
 
-def lower_step(step: Step, allowed: Products = EXACT) -> CudaLowered | None:
+def lower_step(step: Step, arch: str, allowed: Products = EXACT) -> CudaLowered | None:
     """The launches of one node; None where there is no GPU kernel."""
     node = step.node
     if node.op.name not in GPU_ANY_TYPE and any(v.dtype.is_complex for v in (*node.inputs, *node.outputs)):
         return None
     try:
-        return lower_cuda(node.op, tuple([v.type for v in node.inputs]), node.attrs, step.shared, allowed=allowed)
+        return lower_cuda(node.op, tuple([v.type for v in node.inputs]), node.attrs, step.shared, allowed=allowed, arch=arch)
     except CompileError:
         return None
 
@@ -102,7 +99,7 @@ def plan_spec(graph: Graph, assignment: Assignment, linked: GpuLinked, arch: str
             key = kernel_key(launch.source, arch)
             sources.setdefault(key, launch.source)
             entries.append(Entry(launch.name, key, None, launch.grid, _arguments(step, launch, tables),
-                                 step.step.node.where, launch.threads, launch.wide))
+                                 step.step.node.where, launch.threads, launch.wide, dynamic=launch.dynamic))
     outputs = [Output(v.type, linking.reference(slot))
                for v, slot in zip(graph.outputs, assignment.outputs, strict=True)]
     written = tuple(sorted({position for position, _ in graph.writes}))
@@ -123,7 +120,9 @@ def _arguments(step: GpuStep, launch: CudaLaunch, tables: list[tuple[Ref | int, 
     def place(buffer: Buffer | int) -> Ref | int:
         return linking.reference(slots[buffer.index]) if isinstance(buffer, Buffer) else buffer
 
-    def argument(given: Buffer | Table | ErrorWord | int) -> Argument:
+    def argument(given: Buffer | Table | BoxMap | ErrorWord | int) -> Argument:
+        if isinstance(given, BoxMap):
+            return Boxes(linking.reference(slots[given.buffer.index]), given.start, given.sizes, given.pitch, given.box)
         if isinstance(given, ErrorWord):
             return "error", 0
         if isinstance(given, Table):

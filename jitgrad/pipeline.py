@@ -102,7 +102,7 @@ def build_for_gpu(graph: Graph, arch: str, memory_budget: float = 1.0, allowed: 
     stages = _stages(graph, passes(memory_budget, gpu=True))
     graph = stages[-1].graph
     assignment = assign_memory(graph, identities, gpu_linking.may_share)
-    linked = gpu_linking.link(assignment, allowed)
+    linked = gpu_linking.link(assignment, arch, allowed)
     result = GpuBuild(stages, assignment, linked, gpu_linking.plan_spec(graph, assignment, linked, arch))
     _print(result)
     return result

@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 from cuda_standin import Failure, StandIn
 from ptx import parse
+from ptx.boxes import MAP_BYTES
 from ptx.errors import OutOfBounds
 from ptx.machine import launch
 from ptx.memory import LOCAL, SHARED, WINDOW, Memory, Region
@@ -19,7 +20,7 @@ SEPARATOR = "\n// ---- next kernel\n"
 
 def hand_through(texts, arch):
     """In place of NVIDIA's linker."""
-    assert arch == "sm_90"
+    assert arch == "sm_90a"
     return SEPARATOR.join(texts).encode()
 
 
@@ -46,10 +47,12 @@ class Executing(StandIn):
         self._handle(out, (name.decode(), found))
 
     def _cuLaunchKernel(self, function, gx, gy, gz, bx, by, bz, shared, stream, parameters, extra):
+        self._check_shared(function, shared)
         name, module = self.handles[function]
         places = ctypes.cast(parameters, ctypes.POINTER(ctypes.c_void_p))
-        words = [int.from_bytes(ctypes.string_at(places[k], 8), "little")
-                 for k in range(len(module.kernels[name].parameters))]
+        words = [ctypes.string_at(places[k], MAP_BYTES) if kind == "map" else
+                 int.from_bytes(ctypes.string_at(places[k], 8), "little")
+                 for k, kind in enumerate(module.kernels[name].parameters.values())]
         self._enqueue(stream, name, lambda: self._execute(module, name, (gx, gy, gz), (bx, by, bz), words, shared))
 
     def _execute(self, module, name, grid, block, words, shared):

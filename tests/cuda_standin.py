@@ -11,6 +11,8 @@ import ctypes
 import itertools
 from ctypes import CFUNCTYPE, POINTER, c_int
 
+from ptx.boxes import MAP_BYTES, encode
+
 from jitgrad.runtime.cuda.driver import PROTOTYPES
 
 BASE = 0x7_0000_0000_0000                        # where device memory seems to be; 64 GiB of addresses per GPU
@@ -47,6 +49,7 @@ class StandIn:
         self.pinned = {}                                    # address -> ctypes buffer
         self.current = None                                 # the current context
         self.handles = {}
+        self.allowed = {}                                   # (function, attribute) -> what it was set to
         self.problems = []                                  # exceptions of the stand-in itself
         self._numbers = itertools.count(0x1000)
         self._next = [BASE + g * ROOM for g in range(gpus)]
@@ -311,16 +314,34 @@ class StandIn:
         out[0] = {0: 1024, 1: 0, 2: 0, 3: 0, 4: 32, 8: 49152}[number]
 
     def _cuFuncSetAttribute(self, function, number, value):
-        pass
+        if number == 8 and value > ATTRIBUTES[97]:
+            raise Failure(INVALID_VALUE)
+        self.allowed[function, number] = value
+
+    def _check_shared(self, function, nbytes):
+        """More than 48 KiB of dynamic shared memory have to be asked for."""
+        if nbytes > self.allowed.get((function, 8), ATTRIBUTES[8]):
+            raise Failure(INVALID_VALUE)
 
     def _cuOccupancyMaxActiveBlocksPerMultiprocessor(self, out, function, threads, shared):
         out[0] = 2048 // threads if not shared else min(2048 // threads, 233472 // shared)
 
     def _cuLaunchKernel(self, function, gx, gy, gz, bx, by, bz, shared, stream, parameters, extra):
+        self._check_shared(function, shared)
         name, count = self.handles[function]
         places = ctypes.cast(parameters, POINTER(ctypes.c_void_p))
         words = [int.from_bytes(ctypes.string_at(places[k], 8), "little") for k in range(count)]    # frozen here
         self._enqueue(stream, name, lambda: self.kernels[name](self, *words))
+
+    def _cuTensorMapEncodeTiled(self, out, kind, rank, address, sizes, pitches, box, steps, layout, swizzle, _, fill):
+        lengths, lines = ((ctypes.c_uint64 * n).from_address(place) for n, place in ((2, sizes), (1, pitches)))
+        shape, apart = ((ctypes.c_uint32 * 2).from_address(place) for place in (box, steps))
+        if out % 64 or (kind, rank, layout, swizzle, fill, *apart) != (1, 2, 0, 3, 0, 1, 1):
+            raise Failure(INVALID_VALUE)
+        try:
+            ctypes.memmove(out, encode(address, tuple(lengths), lines[0], tuple(shape)), MAP_BYTES)
+        except ValueError:
+            raise Failure(INVALID_VALUE) from None
 
     def _cuStreamBeginCapture_v2(self, stream, mode):
         if not stream:

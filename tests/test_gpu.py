@@ -74,6 +74,20 @@ def test_memory_is_counted_and_given_back():
         memory.allocate(2 * jg.cuda.mem_get_info()[1])
 
 
+@pytest.mark.parametrize("turned_a", [False, True])
+@pytest.mark.parametrize("turned_b", [False, True])
+@pytest.mark.parametrize("dtype", [jg.bfloat16, jg.float16], ids=str)
+def test_large_products(turned_a, turned_b, dtype):
+    """By warpgroups where the GPU has them, with slices fetched by the copy engine, or (the batch) copied by threads."""
+    a, b = jg.randn(2000, 520).to(dtype), jg.randn(520, 2040).to(dtype)
+    for batch in ((), (3,)):
+        x, y = [jg.stack([v * (k + 1) for k in range(3)]) if batch else v for v in (a, b)]
+        x, y = [v.mT.contiguous().cuda().mT if turned else v.cuda() for v, turned in ((x, turned_a), (y, turned_b))]
+        found = jg.relu(x @ y).float().cpu()
+        wanted = jg.relu(x.float().cpu() @ y.float().cpu())
+        np.testing.assert_allclose(found.numpy(), wanted.numpy(), rtol=2 ** -7, atol=0.05)
+
+
 def test_launching_capturing_and_replaying(add):
     n = 1000
     x, y = jg.ones(n, device="cuda"), jg.full((n,), 2.0, device="cuda")

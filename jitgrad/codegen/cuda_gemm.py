@@ -7,7 +7,8 @@ the product reads them row by row.
 float32 and float64 are computed on CUDA cores: a thread has 16 / itemsize * 2 rows and as many columns, and while it
 multiplies one pair of slices of the factors, the next pair is on its way into registers. bfloat16 and float16 are computed
 on tensor cores, with float32 sums: three pairs of slices are in shared memory or on the way there, without registers in
-between. There a slice is swizzled, so that the eight rows that a matrix load reads at once lie in different banks.
+between. There a slice is swizzled, so that the eight rows that a matrix load reads at once lie in different banks. Large
+tiles on sm_90a have `cuda_warpgroup`.
 
 Where TF32 is allowed (`jitgrad.precision`), float32 takes the way of the 16-bit floats: a row of a slice has as many bytes
 and half as many elements, and what a warp has read is rounded to TF32 before it is multiplied. Matrix loads cannot
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 
 from jitgrad.codegen.cuda_lanes import load_where
 from jitgrad.codegen.cuda_templates import share
-from jitgrad.codegen.kernel import Buffer, Let, Load, Operand, Statement, Store, When
+from jitgrad.codegen.kernel import BoxMap, Buffer, Let, Load, Operand, Statement, Store, When
 from jitgrad.codegen.writer import Writer
 from jitgrad.dtypes import DType, float32, int16, int32
 
@@ -62,8 +63,9 @@ class Side:
 
 @dataclass(frozen=True)
 class Tile:
-    """`size` rows and columns of the result, computed by `threads` threads, `depth` steps at a time. A part of it has
-    `group` rows out of every `span`. `dtype`: of the factors; `tf32`: float32 on tensor cores."""
+    """`size` rows and `columns` columns of the result, computed by `threads` threads, `depth` steps at a time. It goes
+    through shared memory in `parts` parts, which have `group` rows out of every `span`. `dtype`: of the factors; `tf32`:
+    float32 on tensor cores."""
 
     dtype: DType
     size: int
@@ -71,6 +73,8 @@ class Tile:
     threads: int
     group: int
     span: int
+    columns: int
+    parts: int = PARTS
     tf32: bool = False
 
     @property
@@ -89,7 +93,7 @@ class Tile:
     @property
     def pitch(self) -> int:
         """From row to row of a part in shared memory."""
-        return self.size + 8
+        return self.columns + 8
 
     @property
     def slice_pitch(self) -> int:
@@ -103,7 +107,7 @@ class Tile:
     @property
     def shared_elements(self) -> int:
         slices = 2 * STAGES * self.slice_bytes // 4 if self.on_tensor_cores else 4 * self.depth * self.slice_pitch
-        return max(slices, self.size // PARTS * self.pitch)
+        return max(slices, self.size // self.parts * self.pitch)
 
 
 def tile_of(dtype: DType, large: bool, tf32: bool = False) -> Tile:
@@ -111,10 +115,10 @@ def tile_of(dtype: DType, large: bool, tf32: bool = False) -> Tile:
     float32 may be rounded to TF32."""
     tf32 = tf32 and dtype is float32
     if tf32 or dtype.itemsize == 2:
-        depth = SLICE // dtype.itemsize
-        return Tile(dtype, 128, depth, 256, 32, 64, tf32) if large else Tile(dtype, 64, depth, 128, 16, 32, tf32)
+        depth, size, threads = SLICE // dtype.itemsize, 128 if large else 64, 256 if large else 128
+        return Tile(dtype, size, depth, threads, size // 4, size // 2, size, tf32=tf32)
     size = (32 if large else 16) * (16 // dtype.itemsize)
-    return Tile(dtype, size, 8, 256 if large else 64, size // PARTS, size)
+    return Tile(dtype, size, 8, 256 if large else 64, size // PARTS, size, size)
 
 
 class Loops:
@@ -124,8 +128,18 @@ class Loops:
 
     def __init__(self, writer: Writer, tile: Tile, a: Side, b: Side):
         self.writer, self.tile, self.sides = writer, tile, (a, b)
-        self.memory = share(writer, tile.sum_dtype, tile.shared_elements)
+        self.maps: dict[Operand, BoxMap] = {}                                      # operands beside those of the writer
+        self.memory = self.share()
         self.chunks = range(tile.size * tile.depth // tile.lanes // tile.threads)
+
+    def share(self) -> str:
+        """The memory that the threads share, by name."""
+        return share(self.writer, self.tile.sum_dtype, self.tile.shared_elements)
+
+    @property
+    def dynamic_bytes(self) -> int:
+        """Of shared memory whose size the launch says."""
+        return 0
 
     def write(self) -> None:
         """Everything up to the sums. No thread needs the shared memory any more."""
@@ -137,6 +151,11 @@ class Loops:
 
     def call(self, text: str) -> None:
         self.writer.emit(Let("_", None, text))
+
+    def view(self, name: str, of: str) -> str:
+        """`of`, an operand of 16-bit floats or shared memory, as 16-bit integers: bits that nobody computes with."""
+        self.writer.tables[Buffer(-1 - len(self.writer.tables))] = Operand(name, int16)
+        return self.writer.let(name, f"pointer_as({of}, i16)")
 
     def locate_chunks(self, side: Side) -> None:
         """Where the pieces of a slice that this thread fetches begin: in the outer dimension and in the depth."""
@@ -424,7 +443,7 @@ def write_place(writer: Writer, tile: Tile, batch: int) -> None:
     writer.let("top", f"tile // strip * {GROUP}")
     writer.let("height", f"min(row_tiles - top, {GROUP})")
     writer.let("first_row", f"(top + tile % strip % height) * {tile.size}")
-    writer.let("first_column", f"tile % strip // height * {tile.size}")
+    writer.let("first_column", f"tile % strip // height * {tile.columns}")
     rest = "batch"
     for d in reversed(range(batch)):
         writer.let(f"batch_{d}", f"{rest} % size_{d}" if d else rest)

@@ -38,23 +38,25 @@ TEMPLATES: dict[str, Callable[[Region, bool], list[CudaLaunch]]] = {
 
 
 def lower_cuda(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any],
-               shared: tuple[tuple[int, int], ...] = (), aligned: bool = True, allowed: Products = EXACT) -> CudaLowered:
+               shared: tuple[tuple[int, int], ...] = (), aligned: bool = True, allowed: Products = EXACT,
+               arch: str = "sm_80") -> CudaLowered:
     """The kernels of a region or foreach node, or of an op that has its own. `shared` holds pairs (output, input) that
     are one memory. `aligned`: the address of every operand is a multiple of 16 bytes, which accesses of several elements
-    need. `allowed`: what may be done about products. CompileError for what has no GPU kernel."""
+    need. `allowed`: what may be done about products. `arch`: what machine code is made for, all of which the kernels may
+    use. CompileError for what has no GPU kernel."""
     if op.kind == "foreach":
         return lower_foreach(inputs, attrs, shared, aligned)
     if op.name == "matmul":
         builder = GraphBuilder(op.name)
         product = builder.run(op, tuple([builder.input(t) for t in inputs]), dict(attrs))
-        return lower_matmul(builder.build([product]), (), aligned, allowed)
+        return lower_matmul(builder.build([product]), (), aligned, allowed, arch)
     if op.kind != "region":
         lowered = lower_library(op, inputs, attrs, shared, aligned)
         if lowered is None:
             raise complain(CompileError, op.name, "there is no GPU kernel for it", fix="keep this part on the CPU")
         return lowered
     if attrs["template"] in ("matmul", "update"):
-        return lower_matmul(attrs["body"], shared, aligned, allowed)
+        return lower_matmul(attrs["body"], shared, aligned, allowed, arch)
     if attrs["template"] not in TEMPLATES:
         raise complain(CompileError, op.name, f"there is no GPU kernel for the template {attrs['template']!r}",
                        fix="keep this part on the CPU")

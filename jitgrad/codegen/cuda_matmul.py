@@ -13,10 +13,12 @@ from dataclasses import dataclass, field, replace
 from math import prod
 
 from jitgrad.codegen import cuda_templates
-from jitgrad.codegen.cuda_gemm import PARTS, Loops, Scalar, Side, Tensor, Tile, tile_of, write_place
+from jitgrad.codegen.cuda_boxes import product_by_warpgroups
+from jitgrad.codegen.cuda_gemm import Loops, Scalar, Side, Tensor, Tile, tile_of, write_place
 from jitgrad.codegen.cuda_product import APART, EXACT, LIBRARY, Following, Products, asked_for, choose_way, following
 from jitgrad.codegen.cuda_reduce import lower_column
 from jitgrad.codegen.cuda_templates import close_elements, lane_width, lower_map, pack
+from jitgrad.codegen.cuda_warpgroup import ARCHITECTURES, warpgroup_tile
 from jitgrad.codegen.epilogue import Shared, locate, restrict, split_epilogue
 from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLowered, CudaProduct, Let, Load, Table, When
 from jitgrad.codegen.matmul import Factor, fold_rows, merge_batch, read_through, strides_through
@@ -38,12 +40,12 @@ ENOUGH = 128
 FLOATS = (float32, float64, bfloat16, float16)
 
 
-def lower_matmul(body: Graph, shared: Shared, aligned: bool, allowed: Products = EXACT) -> CudaLowered:
-    """The launches of a region around one matrix product. No output may share the memory of an operand of it. CompileError
-    where the factors are no floats."""
+def lower_matmul(body: Graph, shared: Shared, aligned: bool, allowed: Products = EXACT, arch: str = "sm_80") -> CudaLowered:
+    """The launches of a region around one matrix product, for GPUs of `arch`. No output may share the memory of an operand
+    of it. CompileError where the factors are no floats."""
     if any(v.type.size == 0 for v in body.outputs):
         return CudaLowered(())
-    return _Lowering(body, dict(shared), aligned, allowed).lower()
+    return _Lowering(body, dict(shared), aligned, allowed, arch).lower()
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class _Lowering:
     shared: dict[int, int]
     aligned: bool
     allowed: Products
+    arch: str
     launches: list[CudaLaunch | CudaProduct] = field(default_factory=list)
     scratch: list[int] = field(default_factory=list)
 
@@ -189,22 +192,36 @@ class _Lowering:
         m, n, k, sizes = factors.m, factors.n, factors.k, factors.sizes
         large = prod(sizes) * -(-m // 128) * -(-n // 128) >= ENOUGH
         tile, writer = tile_of(self.dtype, large, self.allowed.tf32), region.writer()
-        counts = -(-m // tile.size), -(-n // tile.size)
-        sides = [self.side(writer, tile, "a", factors.a, factors.first, (m, k)),
-                 self.side(writer, tile, "b", factors.b, turned(factors.second), (n, k))]
+        operands = (factors.a, factors.first, (m, k)), (factors.b, turned(factors.second), (n, k))
+        sides = [self.side(writer, tile, name, *operand) for name, operand in zip("ab", operands, strict=True)]
+        values = (*self.body.inputs, *self.body.outputs, *self.node.inputs, self.product)
+        wide = any(v.type.size >= cuda_templates.WIDE for v in values)
+        by_warpgroups = large and not wide and self.suits_warpgroups(sides)
+        if by_warpgroups:
+            tile = warpgroup_tile(self.dtype, columns_of(n, prod(sizes) * -(-m // 128)))
+        counts = -(-m // tile.size), -(-n // tile.columns)
         named = {"m": m, "n": n, "k": k, "row_tiles": counts[0], "column_tiles": counts[1],
                  **{f"size_{d}": size for d, size in enumerate(sizes)}}
         for name, value in named.items():
             writer.size(name, value)
         write_place(writer, tile, len(sizes))
-        made = (Tensor if tile.on_tensor_cores else Scalar)(writer, tile, *sides)
+        made: Loops
+        if by_warpgroups:
+            made = product_by_warpgroups(writer, tile, sides, operands)
+        else:
+            made = (Tensor if tile.on_tensor_cores else Scalar)(writer, tile, *sides)
         made.write()
         _Epilogue(writer, region, made, region.body.inputs[0], factors.folded, self.aligned).write()
         name = kernel_name(region.body).removeprefix("fused_").removeprefix("copy_")
         kernel, arguments = writer.kernel(f"matmul_{name}")
-        values = (*self.body.inputs, *self.body.outputs, *self.node.inputs, self.product)
-        wide = any(v.type.size >= cuda_templates.WIDE for v in values)
-        return pack(kernel, arguments, prod(sizes) * prod(counts), tile.threads, self.aligned, wide)
+        kernel = replace(kernel, operands=(*made.maps, *kernel.operands))
+        return pack(kernel, (*made.maps.values(), *arguments), prod(sizes) * prod(counts), tile.threads, self.aligned, wide,
+                    made.dynamic_bytes)
+
+    def suits_warpgroups(self, sides: list[Side]) -> bool:
+        """Whether warpgroups can multiply: they read slices of 16-bit floats as copies of 16 bytes leave them. (With indices
+        in int64 there are quotients by calls, which would make every product wait for the one before.)"""
+        return self.dtype.itemsize == 2 and self.arch in ARCHITECTURES and all([side.wide for side in sides])
 
     def side(self, writer: Writer, tile: Tile, name: str, buffer: Buffer, matrices: Matrices,
              sizes: tuple[int, int]) -> Side:
@@ -223,6 +240,13 @@ class _Lowering:
 def turned(matrices: Matrices) -> Matrices:
     """The matrices transposed."""
     return Matrices(matrices.batch, matrices.column, matrices.row, matrices.first)
+
+
+def columns_of(n: int, strips: int) -> int:
+    """Of the tiles of warpgroups, of which each strip of 128 rows has some: 256 where they give every multiprocessor one and
+    at most an eighth of what they compute is beyond the last column, else 128."""
+    count = -(-n // 256)
+    return 256 if strips * count >= ENOUGH and 256 * count * 7 <= 8 * n else 128
 
 
 def is_wide(tile: Tile, along_depth: bool, matrices: Matrices, sizes: tuple[int, int]) -> bool:
@@ -246,12 +270,14 @@ class _Epilogue:
 
     def write(self) -> None:
         writer = self.writer
-        writer.open("part", "0", str(PARTS))
-        for part in range(PARTS):
+        tile = self.made.tile
+        writer.open("part", "0", str(tile.parts))
+        for part in range(tile.parts):
             writer.emit(When(f"part == {part}", self.made.place_part(part)))
         writer.emit(Let("_", None, "barrier()"))
         self.write_rows()
-        writer.emit(Let("_", None, "barrier()"))
+        if tile.parts > 1:
+            writer.emit(Let("_", None, "barrier()"))
         writer.close()
 
     def write_rows(self) -> None:
@@ -261,8 +287,8 @@ class _Epilogue:
         *outer, last = index
         columns = collapse(region.axes.flat((last,)), accesses(region))
         width = lane_width(region, columns[-1], False, self.aligned) if columns else 1
-        across = tile.size // width
-        writer.open("round", "0", str(tile.size // PARTS * across // tile.threads))
+        across = tile.columns // width
+        writer.open("round", "0", str(tile.size // tile.parts * across // tile.threads))
         writer.let("unit", f"round * {tile.threads} + thread()")
         writer.let("line", f"unit // {across}")
         writer.let("at", f"unit % {across} * {width}")

@@ -134,6 +134,7 @@ def product(form: Form, batch: int, depth: int, columns: int) -> CudaLaunch:
         body = builder.build([made if form.sum_dtype is form.dtype else ops.cast(made, dtype=form.sum_dtype)])
     lowered = lower_matmul(body, (), form.aligned)
     (launch,) = lowered.launches
+    assert isinstance(launch, CudaLaunch), "no library was allowed"
     return launch
 
 

@@ -13,6 +13,7 @@ from math import prod
 from jitgrad.codegen.cuda_lanes import Chunk, Lanes, is_contiguous, replace
 from jitgrad.codegen.emit_cuda import emit_cuda, may_fail
 from jitgrad.codegen.kernel import (
+    BoxMap,
     Buffer,
     CudaLaunch,
     ErrorWord,
@@ -47,12 +48,14 @@ def finish(writer: Writer, region: Region, grid: int, aligned: bool, phase: str 
     return pack(kernel, arguments, grid, threads, aligned, wide)
 
 
-def pack(kernel: Kernel, arguments: tuple[Buffer | Table | int, ...], grid: int, threads: int, aligned: bool,
-         wide: bool) -> CudaLaunch:
-    """The launch of `kernel` with these arguments, and with the error word where it may fail."""
+def pack(kernel: Kernel, arguments: tuple[Buffer | Table | BoxMap | int, ...], grid: int, threads: int, aligned: bool,
+         wide: bool, dynamic: int = 0) -> CudaLaunch:
+    """The launch of `kernel` with these arguments, and with the error word where it may fail; with `dynamic` bytes of
+    shared memory beside what its text says."""
     word = (ErrorWord(),) if may_fail(kernel.body) else ()
     alignment = ACCESS if aligned else max([operand.dtype.itemsize for operand in kernel.operands], default=1)
-    return CudaLaunch(kernel.name, emit_cuda(kernel, threads, wide), grid, threads, (*word, *arguments), alignment, wide)
+    return CudaLaunch(kernel.name, emit_cuda(kernel, threads, wide), grid, threads, (*word, *arguments), alignment, wide,
+                      dynamic)
 
 
 def lane_width(region: Region, inner: Place, is_one_row: bool, aligned: bool) -> int:
@@ -215,3 +218,10 @@ def share(writer: Writer, dtype: DType, count: int) -> str:
     short = "boolean" if dtype.category == "b" else dtype.short
     writer.levels[0].body.insert(0, Let(name, None, f"shared({len(writer.tables) - 1}, {short}, {count})"))
     return name
+
+
+def share_dynamic(writer: Writer, dtype: DType) -> str:
+    """The same for memory whose size the launch says: there can be more of it. A kernel has no other beside it."""
+    writer.tables[Buffer(-1 - len(writer.tables))] = Operand("dynamic", dtype)
+    writer.levels[0].body.insert(0, Let("dynamic", None, f"dynamic_shared({dtype.short})"))
+    return "dynamic"

@@ -19,7 +19,8 @@ def emit_cuda(kernel: Kernel, threads: int, wide: bool = False) -> str:
     numbers = {operand.name: k for k, operand in enumerate((*kernel.operands, *kernel.tables))}
     kind = "i64" if wide else "i32"
     parameters = ["args: pointer[i64]"] if may_fail(kernel.body) else []
-    parameters += [f"{operand.name}: pointer[{dtype_name(operand.dtype)}]" for operand in kernel.operands]
+    parameters += [f"{operand.name}: {'box_map' if operand.is_map else f'pointer[{dtype_name(operand.dtype)}]'}"
+                   for operand in kernel.operands]
     parameters += [f"{size}: {kind}" for size in kernel.sizes]
     lines = [f"def {kernel.name}({', '.join(parameters)}) -> block[{threads}]:"]
     lines += [commented(f"    # {operand.name}", operand.type) for operand in kernel.operands if operand.type]

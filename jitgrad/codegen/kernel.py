@@ -31,11 +31,12 @@ Statement = Union["Loop", "Let", "Load", "Store", "Accumulate", "When"]
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """A pointer argument. `type` says, in the text's comment, what it points to."""
+    """A pointer argument, or the map of a matrix (`BoxMap`). `type` says, in the text's comment, what it points to."""
 
     name: str
     dtype: DType
     type: str = ""
+    is_map: bool = False
 
 
 @dataclass(slots=True)
@@ -101,6 +102,19 @@ class Buffer:
     """The argument that points to memory number `index`: inputs first, then outputs, then scratch."""
 
     index: int
+
+
+@dataclass(frozen=True, slots=True)
+class BoxMap:
+    """The argument that tells a GPU's copy engine of a matrix of 16-bit elements in `buffer`, `start` bytes behind its
+    begin: `sizes` are elements of a line and lines, `pitch` bytes from line to line, `box` elements and lines of what is
+    copied at once. Bytes are multiples of 16."""
+
+    buffer: Buffer
+    start: int
+    sizes: tuple[int, int]
+    pitch: int
+    box: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,16 +185,18 @@ class ErrorWord:
 
 @dataclass(frozen=True, slots=True)
 class CudaLaunch:
-    """One launch of the GPU kernel with this text: `grid` blocks of `threads` threads, no dynamic shared memory. Numbers
-    among `arguments` are int32, int64 where `wide`. Pointers of arguments are multiples of `alignment` bytes."""
+    """One launch of the GPU kernel with this text: `grid` blocks of `threads` threads. Numbers among `arguments` are
+    int32, int64 where `wide`. Pointers of arguments are multiples of `alignment` bytes. `dynamic`: bytes of shared memory
+    of a block, beside what the text says."""
 
     name: str
     source: str
     grid: int
     threads: int
-    arguments: tuple[Buffer | Table | ErrorWord | int, ...]
+    arguments: tuple[Buffer | Table | BoxMap | ErrorWord | int, ...]
     alignment: int
     wide: bool
+    dynamic: int = 0
 
 
 @dataclass(frozen=True, slots=True)

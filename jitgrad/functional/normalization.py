@@ -159,8 +159,8 @@ def _normalized(x: Tensor, weight: Tensor, bias: Tensor, *, axes: tuple[int, ...
     return _affine(_standardized(x, axes=axes, eps=eps), weight, bias)
 
 
-def _standardized_and_affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, axes: tuple[int, ...],
-                             eps: float) -> Tensor:
+def _standardized_and_affine(x: Tensor, axes: tuple[int, ...], eps: float, weight: Tensor | None,
+                             bias: Tensor | None) -> Tensor:
     if weight is not None and bias is not None and weight.dtype is bias.dtype is x.dtype:
         return _normalized(x, weight, bias, axes=axes, eps=eps)
     return _affine(_standardized(x, axes=axes, eps=eps), weight, bias)
@@ -182,7 +182,7 @@ def layer_norm(input: Tensor, normalized_shape: Sequence[int] | int, weight: Ten
     """The last dimensions (of `normalized_shape`) brought to mean 0 and variance 1, then ``* weight + bias``."""
     axes = _inner_axes("layer_norm", input, normalized_shape, weight, bias)
     x = _wide(require_floating("layer_norm", input))
-    return cast(_standardized_and_affine(x, _wide(weight), _wide(bias), axes, eps), input.dtype)
+    return cast(_standardized_and_affine(x, axes, eps, _wide(weight), _wide(bias)), input.dtype)
 
 
 @casts(cuda="full")
@@ -240,7 +240,7 @@ def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor |
                                                f"{describe(input)}")
         if training and running_mean is not None and running_var is not None:
             _update_running(detached(x), axes, running_mean, running_var, momentum, count)
-        return cast(_standardized_and_affine(x, *_per_channel("batch_norm", x, weight, bias), axes, eps), input.dtype)
+        return cast(_standardized_and_affine(x, axes, eps, *_per_channel("batch_norm", x, weight, bias)), input.dtype)
     center, variance = _per_channel("batch_norm", x, running_mean, running_var)
     scaled = _scaled(sub(x, center), variance, eps)
     return cast(_affine(scaled, *_per_channel("batch_norm", x, weight, bias)), input.dtype)
@@ -294,7 +294,7 @@ def instance_norm(input: Tensor, running_mean: Tensor | None = None, running_var
         unbiased = mul(_mean(variance, (0,)), count / (count - 1))
         _move(running_mean, ops.reshape(mean, shape=running_mean.shape), momentum)
         _move(running_var, ops.reshape(unbiased, shape=running_var.shape), momentum)
-    return cast(_standardized_and_affine(x, *parameters, axes, eps), input.dtype)
+    return cast(_standardized_and_affine(x, axes, eps, *parameters), input.dtype)
 
 
 def normalize(input: Tensor, p: float = 2.0, dim: int | Sequence[int] = 1, eps: float = 1e-12) -> Tensor:

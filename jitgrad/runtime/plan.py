@@ -246,7 +246,7 @@ def _patches(spec: PlanSpec, threads: int) -> Iterator[tuple[int, int, int, int]
     first_slot = {"arena": extra + _ARENA_SLOT, "constant": extra + _CONSTANT_SLOT}
     for k, entry in enumerate(spec.entries):
         for position, argument in enumerate(entry.arguments):
-            if isinstance(argument, (int, str)):
+            if not isinstance(argument, tuple):
                 continue
             space, place = resolve(spec, argument)
             if space == "private":

@@ -27,7 +27,20 @@ from jitgrad.ir.types import TensorType, parse_type
 from jitgrad.products import ACTIVATIONS, DTYPES, SLACK, WORKSPACE, Laid, Product
 
 Ref = tuple[str, int]
-Argument = Ref | int | str
+
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """An argument of a GPU kernel that tells the copy engine of a matrix of 16-bit elements, `start` bytes behind `ref`:
+    elements of a line and lines, bytes from line to line, elements and lines of a box."""
+
+    ref: Ref
+    start: int
+    sizes: tuple[int, int]
+    pitch: int
+    box: tuple[int, int]
+
+
+Argument = Ref | Boxes | int | str
 SPACES = ("input", "output", "arena", "constant", "private", "table", "error")
 OPS = ops                                                   # importing them is what fills the registry
 _KEY = re.compile(r"[0-9a-f]{16,64}\Z")
@@ -64,7 +77,8 @@ class LibraryCall:
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One step: a kernel (by its cache key) for `items` work items with `arguments`, a host call, or a call of a library. On
-    a GPU `items` are blocks of `threads` threads, and numbers among the arguments are int32, int64 where `wide`."""
+    a GPU `items` are blocks of `threads` threads with `dynamic` bytes of shared memory beside what their code says, and
+    numbers among the arguments are int32, int64 where `wide`."""
 
     name: str
     kernel: str | None
@@ -75,6 +89,7 @@ class Entry:
     threads: int = 0
     wide: bool = False
     library: LibraryCall | None = None
+    dynamic: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,12 +204,16 @@ def _check_entry(entry: Entry, check_ref: Callable[[Ref, int], None]) -> None:
     _require(kinds == 1, f"{entry.name}: neither kernel nor call, or several")
     _require(0 <= entry.items < 1 << 31, f"{entry.name}: {entry.items} items")
     _require(0 <= entry.threads <= 1024, f"{entry.name}: blocks of {entry.threads} threads")
+    _require(0 <= entry.dynamic < 1 << 20, f"{entry.name}: {entry.dynamic} bytes of shared memory")
     _require(entry.kernel is None or bool(_KEY.match(entry.kernel)), f"{entry.name}: a kernel's key is hexadecimal")
     for argument in entry.arguments:
         if isinstance(argument, int):
             _require(-(1 << 63) <= argument < 1 << 63, f"{entry.name}: {argument} is no int64")
         elif isinstance(argument, str):
             _require(bool(_KEY.match(argument)), f"{entry.name}: a kernel's key is hexadecimal")
+        elif isinstance(argument, Boxes):
+            _require(min(argument.start, argument.pitch, *argument.sizes, *argument.box) >= 0, f"{entry.name}: {argument}")
+            check_ref(argument.ref, argument.start + argument.pitch * (argument.sizes[1] - 1) + 2 * argument.sizes[0])
         else:
             check_ref(argument, 0)
     if entry.host is not None:
@@ -245,10 +264,25 @@ def _write_entry(entry: Entry) -> dict[str, Any]:
                            "inputs": [[list(r), str(t)] for r, t in entry.host.inputs],
                            "outputs": [[list(r), str(t)] for r, t in entry.host.outputs]}
     return {"name": entry.name, "kernel": entry.kernel, "host": host, "items": entry.items,
-            "arguments": [a if isinstance(a, (int, str)) else list(a) for a in entry.arguments],
+            "arguments": [_write_argument(a) for a in entry.arguments],
             "where": entry.where and list(entry.where), "threads": entry.threads, "wide": entry.wide,
             "library": entry.library and {"product": asdict(entry.library.product),
-                                          "operands": [list(ref) for ref in entry.library.operands]}}
+                                          "operands": [list(ref) for ref in entry.library.operands]},
+            "dynamic": entry.dynamic}
+
+
+def _write_argument(argument: Argument) -> Any:
+    if isinstance(argument, Boxes):
+        return {"ref": list(argument.ref), "start": argument.start, "sizes": list(argument.sizes), "pitch": argument.pitch,
+                "box": list(argument.box)}
+    return argument if isinstance(argument, (int, str)) else list(argument)
+
+
+def _read_argument(data: Any) -> Argument:
+    if type(data) is dict:
+        sizes, box = [(_read(data[key][0], int), _read(data[key][1], int)) for key in ("sizes", "box")]
+        return Boxes(_read_ref(data["ref"]), _read(data["start"], int), sizes, _read(data["pitch"], int), box)
+    return data if type(data) in (int, str) else _read_ref(data)
 
 
 def _read_spec(data: Any) -> PlanSpec:
@@ -269,9 +303,10 @@ def _read_entry(data: Any) -> Entry:
                                      _read_places(data["host"]["inputs"]), _read_places(data["host"]["outputs"]))
     where = data["where"] and (_read(data["where"][0], str), _read(data["where"][1], int))
     kernel = None if data["kernel"] is None else _read(data["kernel"], str)
-    arguments = tuple([a if type(a) in (int, str) else _read_ref(a) for a in data["arguments"]])
+    arguments = tuple([_read_argument(a) for a in data["arguments"]])
     return Entry(_read(data["name"], str), kernel, host, _read(data["items"], int), arguments, where,
-                 _read(data["threads"], int), _read(data["wide"], bool), data["library"] and _read_call(data["library"]))
+                 _read(data["threads"], int), _read(data["wide"], bool), data["library"] and _read_call(data["library"]),
+                 _read(data["dynamic"], int))
 
 
 def _read_call(data: Any) -> LibraryCall:

@@ -1,5 +1,5 @@
 """The names that GPU kernel text may use besides scalar math, as intrinsics: threads and blocks, shared memory, shuffles,
-accesses of several elements at once, and integer division that fits an index. Tensor cores have `matrix`.
+accesses of several elements at once, and integer division that fits an index. Tensor cores have `matrix` and `warpgroup`.
 
 Kernel text is Python with explicit types, as on the CPU, and the names that mean the same on both are the CPU's own:
 casts, `load`, `store`, accumulation. The rest is here. A warp has 32 threads, of which all call a `shuffle` and all
@@ -17,7 +17,7 @@ from numba.core import types
 from jitgrad.kernels.cpu import intrinsics as cpu
 from jitgrad.kernels.cpu.frontend import intrinsic, teach
 from jitgrad.kernels.cpu.intrinsics import STORAGE, from_memory, kept, tag_scope, to_memory
-from jitgrad.kernels.cuda import math, matrix
+from jitgrad.kernels.cuda import boxes, math, matrix, warpgroup
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
 GLOBAL, SHARED = 1, 3                           # address spaces
@@ -136,6 +136,21 @@ def shared(typing: Any, number: types.Type, dtype: types.Type, count: types.Type
 
 
 @intrinsic
+def dynamic_shared(typing: Any, dtype: types.Type) -> Any:
+    """``dynamic_shared(dtype)``: a pointer to the memory that all threads of a block share and whose size the launch says.
+    It begins at a multiple of 1,024 bytes. A kernel that has it has no other `shared` memory."""
+    result = types.CPointer(STORAGE[dtype.typing_key])
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        array = ir.GlobalVariable(builder.module, ir.ArrayType(ir.IntType(8), 0), "dynamic_shared", SHARED)
+        array.linkage, array.align = "external", 1024
+        pointer = context.get_value_type(result)
+        return builder.addrspacecast(builder.bitcast(array, ir.PointerType(pointer.pointee, SHARED)), pointer)
+
+    return result(dtype), codegen
+
+
+@intrinsic
 def pointer_at(typing: Any, address: types.Type, dtype: types.Type) -> Any:
     """``pointer_at(a, dtype)``: the address a, an int64, as a pointer to elements of `dtype` in global memory."""
     result = types.CPointer(STORAGE[dtype.typing_key])
@@ -248,5 +263,5 @@ NAMES: dict[str, Any] = {
     "thread": thread, "block": block, "barrier": barrier, "quotient": quotient, "rest": rest, "shared": shared,
     "pointer_at": pointer_at, "load_lanes": load_lanes, "store_lanes": store_lanes, "shuffle": shuffle, "fail": fail,
     "is_better": math.is_better, "warp_barrier": warp_barrier, "multiply_add": multiply_add, "atomic_max": atomic_max,
-    "quick_exp2": quick_exp2, **matrix.NAMES,
+    "quick_exp2": quick_exp2, "dynamic_shared": dynamic_shared, **matrix.NAMES, **warpgroup.NAMES, **boxes.NAMES,
 }

@@ -14,6 +14,7 @@ under several schedules of its warps and compares the results, so that a missing
     values       types, roundings, conversions
     operations   what instructions on registers compute
     registers, access, warp   moves and carries; memory; shuffles, votes, matrices
+    warpgroup, boxes          products in the background; the copy engine and what counts its bytes
     memory       buffers with bounds; shadow: the detector of races
     machine      threads, divergence, barriers, schedules
     sass         what the machine code of a kernel must be like

@@ -138,6 +138,8 @@ def store(wave: Wave, instruction: Instruction) -> Step:
             for k, read in enumerate(readers):
                 view[first + k] = read(target)
             mark_known(region, places, size * count)
+            if wave.products and region is wave.memory.shared:
+                wave.products.hide(places, size * count, wave.numbers(target))
 
     return step
 
@@ -266,6 +268,8 @@ def arrive(wave: Wave, lanes: Lanes, pending: int) -> None:
         at = expand(places[done], data.shape[1])
         region.bytes[at] = data[done]
         region.known[at] = True
+        if wave.products:
+            wave.products.hide(places[done], data.shape[1], numbers[done])
         if wave.memory.races and done.any():
             wave.memory.track(region, places[done], data.shape[1], wave.who(numbers[done]), True,
                               lambda error, lane, problem, who=numbers[done]: wave.fail(error, lane, problem, who))

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ptx import access, registers, warp
+from ptx import access, boxes, registers, warp, warpgroup
 from ptx.errors import Deadlock, PtxError, Unsupported
 from ptx.memory import Buffer, Memory
 from ptx.operations import decode
@@ -67,6 +67,9 @@ class Wave:
         self.executed = 0
         self.copies: list[Any] = []
         self.copy_groups = np.zeros(self.count, np.int64)
+        sums = warpgroup.sums_of(kernel.code)
+        self.products = warpgroup.Products(self, sums) if sums else None
+        self.arrivals = boxes.Arrivals(self)
         self.grid, self.block = grid, block
         self.groups = self.make_groups()
         self.steps = [self.decode(instruction) for instruction in kernel.code]
@@ -109,6 +112,7 @@ class Wave:
                 start = -(-ends[variable.space] // variable.align) * variable.align
                 self.symbols[variable.name] = start
                 ends[variable.space] = start + variable.size
+        self.symbols |= {name: self.parameters[name] for name, kind in self.kernel.parameters.items() if kind == "map"}
         for buffer in self.memory.buffers:
             self.symbols.setdefault(buffer.name, buffer.address)
         self.memory.launch(ends["shared"] + dynamic, ends["local"], blocks, self.count)
@@ -131,6 +135,9 @@ class Wave:
                 turn = int(self.random.integers(len(active)))
             moved, rounds = self.advance(active[turn % len(active)]), 1
             while moved and self.schedule in ("together", "in order", "reversed"):
+                if self.arrivals.give_way():
+                    turn += 1
+                    break
                 moved = self.advance(active[turn % len(active)])
             while not moved and rounds < len(active):                # this one cannot go on, but another may
                 turn += 1
@@ -333,6 +340,8 @@ class Wave:
             return lambda lanes: -inner(lanes)
         register = self.registers.get(text)
         if register is not None:
+            if self.products and text in self.products.flying:
+                return warpgroup.guarded_reader(self, text, lambda lanes: register[lanes].view(target))
             if register.dtype.itemsize == np.dtype(target).itemsize:
                 return lambda lanes: register[lanes].view(target)
             plain = np.bool_ if kind == "pred" else unsigned(np.dtype(target).itemsize)
@@ -373,17 +382,21 @@ class Wave:
             wide = values.view(TYPES[kind]).astype(np.dtype(f"i{width}" if kind[0] == "s" else f"u{width}"))
             register[lanes] = wide.view(register.dtype)
 
-        return same if width == size else other
+        write = same if width == size else other
+        return warpgroup.guarded_writer(self, text, write) if self.products and text in self.products.flying else write
 
     # --- decoding -----------------------------------------------------------------------------------------------------
 
     def decode(self, instruction: Instruction) -> Step:
         """What carries out one instruction for some lanes."""
+        background = warpgroup.decode(self, instruction)
+        if background is not None:
+            return background
         if instruction.opcode[0] in (*NOTHING, "bra", "ret", "exit", "trap", "bar", "barrier"):
             if instruction.opcode[:2] == ("bar", "warp"):
                 return warp.barrier(self, instruction)
             return lambda lanes: None
-        for special in (access.decode, warp.decode, registers.decode):
+        for special in (boxes.decode, access.decode, warp.decode, registers.decode):
             step = special(self, instruction)
             if step is not None:
                 return step
@@ -422,7 +435,8 @@ class Wave:
 
 def is_warp_wide(instruction: Instruction) -> bool:
     name = instruction.opcode[0]
-    return name in ("shfl", "vote", "mma", "ldmatrix", "redux", "activemask") or instruction.opcode[:2] == ("bar", "warp")
+    return (name in ("shfl", "vote", "mma", "wgmma", "ldmatrix", "redux", "activemask")
+            or instruction.opcode[:2] == ("bar", "warp"))
 
 
 def launch(module: Module, name: str, memory: Memory, grid: tuple[int, int, int], block: tuple[int, int, int],
@@ -437,6 +451,9 @@ def launch(module: Module, name: str, memory: Memory, grid: tuple[int, int, int]
         raise PtxError(f"{name} was made for blocks of at most {kernel.max_threads} threads, not for {block}")
     parameters = {}
     for (parameter, kind), value in zip(kernel.parameters.items(), arguments):
+        if kind == "map":
+            parameters[parameter] = memory.add(np.frombuffer(value, np.uint8), parameter, writable=False).address
+            continue
         number = value.address if isinstance(value, Buffer) else value
         plain = np.array(number, TYPES[kind]) if kind[0] == "f" else np.array(
             int(number) & ((1 << 8 * size_of(kind)) - 1), unsigned(size_of(kind)))

@@ -127,7 +127,7 @@ def _parameters(text: str) -> dict[str, str]:
         match = re.search(r"\.(\w+)\s+(?:\.ptr\b[^%\w]*(?:\.\w+\s+)*(?:\d+\s+)?)?([\w$]+)(?:\[\d+\])?$", part)
         assert match, part
         kind = re.findall(r"\.([a-z]+\d+)\b", part)[0]
-        found[match.group(2)] = kind
+        found[match.group(2)] = "map" if part.endswith("[128]") else kind
     return found
 
 

@@ -27,6 +27,9 @@ Link = Callable[[list[str], str], bytes]
 ARCHITECTURES = {80: "sm_80", 86: "sm_86", 89: "sm_89", 90: "sm_90", 100: "sm_100", 120: "sm_120"}
 """What machine code is made for, by capability. It runs on later GPUs of the same generation, too."""
 
+EXACT = {90: "sm_90a"}
+"""What it is made for instead, where GPUs of exactly that capability have instructions of their own."""
+
 _LINKERS = ("nvidia-nvjitlink", "nvidia-nvjitlink-cu12", "cuda-bindings")
 _COMMENT = re.compile(r"[ \t]*#[^\n]*")
 _DEFINITION = re.compile(r"\bdef (\w+)\(")
@@ -50,7 +53,7 @@ def architecture(gpu: Gpu) -> str:
     if not fitting:
         raise complain(CompileError, "cuda", f"there are no kernels for {gpu.name}, a GPU of capability {gpu.major}."
                        f"{gpu.minor}", fix="The oldest that is supported is 8.0; use the device 'cpu'")
-    return ARCHITECTURES[max(fitting)]
+    return EXACT.get(capability) or ARCHITECTURES[max(fitting)]
 
 
 @lru_cache(maxsize=4096)

@@ -71,6 +71,8 @@ PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "cuFuncSetAttribute": (c_void_p, c_int, c_int),
     "cuOccupancyMaxActiveBlocksPerMultiprocessor": (_OUT_INT, c_void_p, c_int, c_size_t),
     "cuLaunchKernel": (c_void_p, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_void_p, c_void_p, c_void_p),
+    "cuTensorMapEncodeTiled": (c_void_p, c_int, c_uint, _ADDRESS, c_void_p, c_void_p, c_void_p, c_void_p, c_int, c_int,
+                               c_int, c_int),
     "cuGraphInstantiateWithFlags": (_OUT_HANDLE, c_void_p, c_uint64),
     "cuGraphLaunch": (c_void_p, c_void_p),
     "cuGraphExecDestroy": (c_void_p,),

@@ -31,6 +31,8 @@ from jitgrad.runtime.cuda.module import Function
 from jitgrad.runtime.cuda.streams import Event, Stream
 
 _THREAD_LOCAL = 1                               # capture mode: other threads may go on as they like
+_UINT16, _PLAIN, _SWIZZLE_128, _PROMOTE_256, _ZEROS = 1, 0, 3, 3, 0           # of the driver's tensor maps
+MAP_BYTES = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,29 @@ class Slot:
     offset: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class MatrixMap:
+    """An argument that tells the copy engine of a matrix of 16-bit elements at `slot`: elements of a line and lines, bytes
+    from line to line, elements and lines of a box. Boxes arrive swizzled by 128 bytes."""
+
+    slot: Slot
+    sizes: tuple[int, int]
+    pitch: int
+    box: tuple[int, int]
+
+    def encode(self, address: int, gpu: Gpu) -> bytes:
+        """The 128 bytes that a kernel takes, for a matrix at `address`."""
+        room = ctypes.create_string_buffer(2 * MAP_BYTES)
+        place = -(-ctypes.addressof(room) // MAP_BYTES) * MAP_BYTES
+        numbers: list[Any] = [(ctypes.c_uint64 * 2)(*self.sizes), (ctypes.c_uint64 * 1)(self.pitch),
+                              (ctypes.c_uint32 * 2)(*self.box), (ctypes.c_uint32 * 2)(1, 1)]
+        gpu.driver.call("cuTensorMapEncodeTiled", place, _UINT16, 2, address, *[ctypes.addressof(n) for n in numbers],
+                        _PLAIN, _SWIZZLE_128, _PROMOTE_256, _ZEROS)
+        return ctypes.string_at(place, MAP_BYTES)
+
+
 Argument = Any
-"""A `Slot`, a `DeviceArray`, an address (int), or a NumPy scalar of the parameter's type."""
+"""A `Slot`, a `MatrixMap`, a `DeviceArray`, an address (int), or a NumPy scalar of the parameter's type."""
 
 
 class Entry(Protocol):
@@ -66,10 +89,13 @@ class Launch:
         self._check()
         if shared:
             function.allow_shared(shared)
-        self._words = ctypes.create_string_buffer(max(8 * len(arguments), 8))
+        sizes = [MAP_BYTES if isinstance(argument, MatrixMap) else 8 for argument in arguments]
+        self._places = list(itertools.accumulate(sizes, initial=0))
+        self._words = ctypes.create_string_buffer(max(self._places[-1], 8))
         start = ctypes.addressof(self._words)
-        self._parameters = (c_void_p * max(len(arguments), 1))(*[start + 8 * k for k in range(len(arguments))])
+        self._parameters = (c_void_p * max(len(arguments), 1))(*[start + place for place in self._places[:-1]])
         self._slots: list[tuple[int, Slot]] = []
+        self._maps: list[tuple[int, MatrixMap]] = []
         self._kept: list[DeviceArray] = []                                   # what arguments lie in
         for k, argument in enumerate(arguments):
             self._write(k, argument)
@@ -84,8 +110,11 @@ class Launch:
 
     def _write(self, k: int, argument: Argument) -> None:
         if isinstance(argument, Slot):
-            self._slots.append((k, argument))
+            self._slots.append((self._places[k], argument))
             data = bytes(8)
+        elif isinstance(argument, MatrixMap):
+            self._maps.append((self._places[k], argument))
+            return
         elif type(argument) is DeviceArray:
             self._kept.append(argument)
             data = struct.pack("Q", argument.address)
@@ -95,11 +124,14 @@ class Launch:
             data = struct.pack("Q", argument)
         if len(data) > 8:
             raise complain(DeviceError, self.function.name, f"argument {k} has {len(data)} bytes, at most 8 can be passed")
-        ctypes.memmove(ctypes.addressof(self._words) + 8 * k, data, len(data))
+        ctypes.memmove(ctypes.addressof(self._words) + self._places[k], data, len(data))
 
     def bind(self, addresses: Sequence[int]) -> None:
-        for k, slot in self._slots:
-            struct.pack_into("Q", self._words, 8 * k, addresses[slot.index] + slot.offset)
+        for place, slot in self._slots:
+            struct.pack_into("Q", self._words, place, addresses[slot.index] + slot.offset)
+        for place, matrix in self._maps:
+            address = addresses[matrix.slot.index] + matrix.slot.offset
+            struct.pack_into(f"{MAP_BYTES}s", self._words, place, matrix.encode(address, self.function.module.gpu))
 
     def enqueue(self, stream: Stream) -> None:
         self._alone.enqueue(stream)

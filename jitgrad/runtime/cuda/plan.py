@@ -29,9 +29,9 @@ from jitgrad.runtime.cuda import code, memory, streams
 from jitgrad.runtime.cuda.array import Array, DeviceArray, copy_into, empty, moved, to_host, upload
 from jitgrad.runtime.cuda.cublaslt import ProductCall
 from jitgrad.runtime.cuda.driver import Gpu
-from jitgrad.runtime.cuda.launch import ConstantBlock, Launch, LaunchPlan, Slot
+from jitgrad.runtime.cuda.launch import ConstantBlock, Launch, LaunchPlan, MatrixMap, Slot
 from jitgrad.runtime.cuda.streams import Stream
-from jitgrad.runtime.spec import Argument, Entry, Output, PlanSpec, Ref
+from jitgrad.runtime.spec import Argument, Boxes, Entry, Output, PlanSpec, Ref
 from jitgrad.shapes import contiguous_strides
 
 ALIGNMENT = 16                                 # of the address of every operand, which kernels rely on
@@ -162,6 +162,9 @@ class Frame:
             assert not isinstance(given, str)
             if isinstance(given, int):
                 return number(given)
+            if isinstance(given, Boxes):
+                slot, offset = self._slot(given.ref)
+                return MatrixMap(Slot(slot, offset + given.start), given.sizes, given.pitch, given.box)
             space, place = given
             if space == "error":
                 return Slot(self.first["error"], WORD * self.plan.failing.index(position))
@@ -170,7 +173,7 @@ class Frame:
             return Slot(*self._slot(given))
 
         return Launch(self.plan.functions[entry.kernel], (entry.items,), (entry.threads,),
-                      [argument(a) for a in entry.arguments], where=entry.where)
+                      [argument(a) for a in entry.arguments], entry.dynamic, entry.where)
 
     def _slot(self, ref: Ref) -> tuple[int, int]:
         """The slot of the memory at `ref`, and how many bytes behind its begin."""
