@@ -19,6 +19,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from jitgrad import processors
+from jitgrad.processors import Processor
+
 DEBUG_WORDS = ("kernels", "times", "graphs", "source")
 
 
@@ -32,6 +35,8 @@ class Settings:
     check         verify every graph after every pass, and bounds-check what can be checked
     disable       run decorated functions eagerly
     plain         carry out kernels as plain Python, every access checked: slow, for finding errors in kernels
+    cpu           the processor that kernels are generated for, a name of `processors.NAMED`; None: this machine's. It is
+                  the same for the whole process, so the environment alone can set it
     """
 
     cache: Path
@@ -40,11 +45,17 @@ class Settings:
     check: bool = False
     disable: bool = False
     plain: bool = False
+    cpu: str | None = None
 
 
 def current() -> Settings:
     """The settings that hold here: those of the innermost `scope`, or the process's."""
     return _scoped.get() or _process
+
+
+def processor() -> Processor:
+    """The processor that kernels are generated for."""
+    return processors.find(_process.cpu)
 
 
 @contextmanager
@@ -64,6 +75,8 @@ def update(**changes: Any) -> None:
 
 
 def _changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    if "cpu" in changes:
+        raise TypeError("config: cpu is the same for the whole process. Set JITGRAD_CPU before jitgrad is imported")
     for name in changes:
         if name not in _ACCEPT:
             raise TypeError(f"config: there is no knob {name!r}. The knobs are {', '.join(_ACCEPT)}")
@@ -113,8 +126,15 @@ def _switch(name: str, value: object) -> bool:
     return _SWITCH[str(value).lower()]
 
 
+def _processor(name: str, value: object) -> str:
+    if value not in processors.NAMED:
+        raise _refuse(name, value, ", ".join(processors.NAMED))
+    return str(value)
+
+
 _ACCEPT: dict[str, Callable[[str, Any], Any]] = {"cache": _folder, "num_threads": _count, "debug": _words,
-                                                 "check": _switch, "disable": _switch, "plain": _switch}
+                                                 "check": _switch, "disable": _switch, "plain": _switch,
+                                                 "cpu": _processor}
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:

@@ -168,7 +168,8 @@ def test_mapped_convolution_is_as_accurate_as_a_direct_one(channels):
         exact = op.eager(*[array.astype(np.float64) for array in inputs], **attributes)
         ours = np.abs(check(op, inputs, attributes) - exact)
         direct = np.abs(op.eager(*inputs, **attributes) - exact)
-        assert ours.mean() < 1.5 * direct.mean() and ours.max() < 4 * direct.max(), op.name
+        ratio = 1.5 if not {"fma", "neon"}.isdisjoint(config.processor().features) else 1.75       # products rounded, too
+        assert ours.mean() < ratio * direct.mean() and ours.max() < 4 * direct.max(), op.name
 
 
 @pytest.mark.parametrize("out", (16, 64))

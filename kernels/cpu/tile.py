@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from jitgrad import config
 from jitgrad.kernels.cpu import tile_transform
 
 Pointer = Any                                   # a typed pointer of kernel text
@@ -30,24 +31,26 @@ is reused out of the nearest caches."""
 @dataclass(frozen=True, slots=True)
 class Tile:
     """The register tile for one element type: `rows` x `columns` accumulators in vectors of `lanes` elements. `embeds`:
-    an instruction can multiply with an element in memory, as those of AVX-512 can."""
+    an instruction can multiply with an element in memory, as those of AVX-512 can. `edge`: how the micro-kernels of fewer
+    columns do without those that there are not (`tile_text.MicroKernel.edge`)."""
 
     rows: int
     vectors: int
     lanes: int
     embeds: bool = False
+    edge: str = "masked"
 
     @property
     def columns(self) -> int:
         return self.vectors * self.lanes
 
     @property
-    def forms(self) -> list[tuple[int, bool, tuple[int, ...]]]:
-        """(vectors, masked, heights) of the micro-kernels: for each width below the full one in vectors, for one that
+    def forms(self) -> list[tuple[int, str, tuple[int, ...]]]:
+        """(vectors, edge, heights) of the micro-kernels: for each width below the full one in vectors, for one that
         ends inside of the last vector, and for the full one. A tile of another height is several, one below the other:
         eight accumulators are enough to keep the processor's multipliers busy."""
         low = tuple([n for n in (8, 4, 2, 1) if n < self.rows])
-        return [*[(v, True, low) for v in range(1, self.vectors + 1)], (self.vectors, False, (self.rows, *low))]
+        return [*[(v, self.edge, low) for v in range(1, self.vectors + 1)], (self.vectors, "", (self.rows, *low))]
 
     @property
     def layouts(self) -> tuple[str, ...]:
@@ -63,21 +66,18 @@ class Tile:
 @functools.cache
 def tile_for(itemsize: int) -> Tile:
     """The tile of this machine for elements of 4 or 8 bytes: two vectors wide, and as high as the registers allow
-    beside two vectors of B and what a broadcast needs."""
+    beside two vectors of B and what a broadcast needs. Where every element of A passes through a register, several are on
+    their way at a time: a quarter of the registers is left for them and for B."""
     bits, registers = vector_unit()
-    return Tile((registers - 4) // 2, 2, bits // 8 // itemsize, embeds=bits == 512)
+    embeds = bits == 512
+    rows = (registers - (4 if embeds else registers // 4)) // 2
+    edge = "masked" if config.processor().masks else "clamped"
+    return Tile(rows, 2, bits // 8 // itemsize, embeds=embeds, edge=edge)
 
 
-@functools.cache
 def vector_unit() -> tuple[int, int]:
-    """(vector width in bits, number of vector registers) of the processor we run on."""
-    import llvmlite.binding as llvm  # loads in milliseconds, and only when something is lowered
-    features = llvm.get_host_cpu_features()
-    if features.get("avx512f") and features.get("avx512vl"):
-        return 512, 32
-    if features.get("avx2") and features.get("fma"):
-        return 256, 16
-    return 128, 32 if features.get("neon") else 16
+    """(vector width in bits, number of vector registers) of the processor that kernels are generated for."""
+    return config.processor().vectors
 
 
 # --- plain meanings -------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from jitgrad.kernels.cpu.tile_vectors import (
     splat,
     suffix,
     teach,
+    where_all,
 )
 
 # --- the tile -----------------------------------------------------------------------------------------------------------
@@ -61,8 +62,8 @@ def _emit_multiply(context: Any, builder: ir.IRBuilder, signature: Any, values: 
     bits = 8 * element_bytes(element)
     beside = {"rows": a_row, "steps": stride(a_step)}
     adjacent = {name: builder.icmp_signed("==", beside[name], constant(bits // 8)) for name in shape.layouts if name}
-    families = [[MicroKernel(n, vectors, shape.lanes, bits, masked, layout) for n in heights
-                 for layout in (shape.layouts if n >= tile.HIGH else ("",))] for vectors, masked, heights in shape.forms]
+    families = [[MicroKernel(n, vectors, shape.lanes, bits, edge, layout) for n in heights
+                 for layout in (shape.layouts if n >= tile.HIGH else ("",))] for vectors, edge, heights in shape.forms]
     _for_pieces(builder, rows, (place(a, a_offset), a_row), (place(c, c_offset), c_row), form, families, adjacent, call)
     return context.get_dummy_value()
 
@@ -210,6 +211,10 @@ def _emit_gather_run(context: Any, builder: ir.IRBuilder, signature: Any, values
                      [ir.VectorType(POINTER, lanes), I32, ir.VectorType(I1, lanes), vector])
     load, store = masked_load(builder.module, vector), masked_store(builder.module, vector)
     zero = ir.Constant(vector, None)
+
+    def read(function: ir.Function, place: ir.Value) -> ir.Value:
+        return where_all(builder, inside, lambda mask: builder.call(function, [place, alignment, mask, zero]))
+
     with cgutils.for_range_slice(builder, constant(0), count, constant(lanes), intp=I64) as (start, _):
         places = builder.add(splat(builder, start, lanes), ir.Constant(ir.VectorType(I64, lanes), list(range(lanes))))
         inside = builder.and_(builder.icmp_signed(">=", places, splat(builder, low, lanes)),
@@ -217,18 +222,18 @@ def _emit_gather_run(context: Any, builder: ir.IRBuilder, signature: Any, values
         with builder.if_else(contiguous) as (then, otherwise):
             with then:
                 line = builder.bitcast(builder.gep(first, [start]), POINTER)
-                near, block_near = builder.call(load, [line, alignment, inside, zero]), builder.block
+                near, block_near = read(load, line), builder.block
             with otherwise:
                 steps = builder.mul(places, splat(builder, builder.mul(x_step, constant(alignment.constant)), lanes))
                 base = splat(builder, builder.ptrtoint(first, I64), lanes)
                 lines = builder.inttoptr(builder.add(base, steps), ir.VectorType(POINTER, lanes))
-                far, block_far = builder.call(gather, [lines, alignment, inside, zero]), builder.block
+                far, block_far = read(gather, lines), builder.block
         value = builder.phi(vector)
         value.add_incoming(near, block_near)
         value.add_incoming(far, block_far)
         target = builder.bitcast(builder.gep(o, [builder.add(o_offset, start)]), POINTER)
         wanted = builder.icmp_signed("<", places, splat(builder, count, lanes))
-        builder.call(store, [value, target, alignment, wanted])
+        where_all(builder, wanted, lambda mask: builder.call(store, [value, target, alignment, mask]))
     return context.get_dummy_value()
 
 
