@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from jitgrad import dtypes
-from jitgrad.codegen import depthwise, taps, winograd
+from jitgrad.codegen import depthwise, planes, taps, winograd
 from jitgrad.codegen.call import BLOCK, LIBRARY, Call, launch, lowers, product_core
 from jitgrad.codegen.choice import Choice, usual_first
 from jitgrad.codegen.epilogue import Shared, WithEpilogue
@@ -25,7 +25,7 @@ from jitgrad.codegen.templates import lower_map
 from jitgrad.ir.graph import Graph, GraphBuilder
 from jitgrad.ir.op import REGISTRY
 from jitgrad.ir.types import TensorType
-from jitgrad.kernels.cpu import conv, gemm, taps as conv_taps
+from jitgrad.kernels.cpu import conv, gemm, planes as conv_planes, taps as conv_taps
 from jitgrad.kernels.cpu.gemm import Matrices
 from jitgrad.kernels.cpu.tile import DEPTH_BLOCK
 
@@ -62,13 +62,14 @@ class _Lowering:
     def add(self, source: str, items: int, *arguments: Argument, blocks: Blocks | None = None) -> None:
         self.launches.append(launch(source, items, *arguments, blocks=blocks))
 
-    def add_work(self, source: str, work: taps.Work, *operands: Argument) -> None:
-        """A launch whose threads have memory of their own. Launches follow each other, so they can have the same."""
+    def add_work(self, source: str, work: taps.Work, *operands: Argument, core: bool = True) -> None:
+        """A launch whose threads have memory of their own. Launches follow each other, so they can have the same. `core`:
+        it calls the core of products."""
         for k, elements in enumerate(work.private):
             nbytes = elements * self.type.dtype.itemsize
             self.private[k:k + 1] = [max(nbytes, *self.private[k:k + 1], 8)]
-        self.add(source, work.items, *operands, *[Private(k) for k in range(len(work.private))], self.core, *work.integers,
-                 blocks=work.blocks)
+        self.add(source, work.items, *operands, *[Private(k) for k in range(len(work.private))], *[self.core] * core,
+                 *work.integers, blocks=work.blocks)
 
     def by_taps(self, usual: bool) -> bool:
         """Whether it is done tap by tap, or by an implicit product; `usual`: which is the usual way."""
@@ -76,6 +77,12 @@ class _Lowering:
         if self.volumes or self.groups > 1 or few:
             return self.volumes
         return Choice(ALGORITHM, usual_first({"tap by tap": True, "implicit product": False}, usual)).take()
+
+    def by_planes(self, image: tuple[int, ...], out: tuple[int, ...], steps: dict[str, int]) -> bool:
+        """Whether it is done on planes with zeros around them, or by an implicit product."""
+        if self.groups == 1 or not planes.suits(image, out, self.groups, steps):
+            return False
+        return Choice(ALGORITHM, {"planes": True, "implicit product": False}).take()
 
     def memory(self, elements: int) -> Buffer:
         self.scratch.append(max(elements, 1) * self.type.dtype.itemsize)
@@ -99,6 +106,10 @@ class _Lowering:
         if self.by_taps(taps.suits(self.short, channels, rows, self.groups) and (kernel > 1 or positions < LARGE)):
             self.add_taps("tap_weights", weights, source, result, kernel, taps.convolve(self.short, image, out, steps),
                           rows, channels)
+            return
+        if self.by_planes(image, out, steps):
+            self.add_work(conv_planes.source("convolve_planes", self.short), planes.convolve(
+                self.short, image, out, self.groups, steps, result_blocks), weights, source, result, core=False)
             return
         packed, high, panels = self.pack(weights, (self.groups,), rows, channels * kernel)
         per_item = columns_per_item(out[0] * self.groups, positions, self.tile.columns)
@@ -131,6 +142,12 @@ class _Lowering:
         blocks = -(-columns // self.tile.columns)
         per_item = -(-image[0] // min(image[0], -(-ITEMS // (blocks * self.groups))))
         runs = -(-image[0] // per_item)
+        if self.by_planes(image, gradient, steps):
+            self.sum_up(runs, lambda partial: self.add_work(
+                conv_planes.source("planes_weight_gradient", self.short), planes.weight_gradient(
+                    self.short, image, gradient, self.groups, steps, per_item), self.call.input(0), self.call.input(1),
+                partial, core=False))
+            return
         numbers = {**steps, "channels": channels, "height": image[3], "width": image[4], "out_height": gradient[3],
                    "out_width": gradient[4], "groups": self.groups, "rows": rows,
                    "panel_rows": gemm.panel_height(rows, self.tile), "blocks": blocks, "images": image[0],

@@ -100,6 +100,20 @@ def multiply_tile(rows: int, columns: int, depth: int, a: Pointer, a_offset: int
             c[c_offset + i * c_row + j] = old + total if accumulate else total
 
 
+def multiply_placed(rows: int, columns: int, depth: int, a: Pointer, a_offset: int, a_row: int, a_step: int,
+                    b: Pointer, b_offset: int, places: Pointer, first_place: int, c: Pointer, c_offset: int, c_row: int,
+                    accumulate: int) -> None:
+    """`multiply_tile` for a B whose rows are anywhere: B[d, j] is ``b[b_offset + places[first_place + d] + j]``. M. Dukhan,
+    "The Indirect Convolution Algorithm" (2019), has such a table."""
+    for i in range(rows):
+        for j in range(columns):
+            old = c[c_offset + i * c_row + j]
+            total = type(old)(0)
+            for d in range(depth):
+                total += a[a_offset + i * a_row + d * a_step] * b[b_offset + places[first_place + d] + j]
+            c[c_offset + i * c_row + j] = old + total if accumulate else total
+
+
 def transpose_tile(rows: int, x: Pointer, x_offset: int, x_row: int, o: Pointer, o_offset: int, o_row: int,
                    lanes: int) -> None:
     """o[o_offset + j * o_row + i] = x[x_offset + min(i, rows - 1) * x_row + j] for i, j < lanes, in the order of j: where
@@ -204,5 +218,5 @@ def core_block(rows: Any, columns: Any, depth: Any, depth_block: Any, panel_rows
 
 
 NAMES: dict[str, Callable[..., Any]] = {**tile_transform.NAMES, **{f.__name__: f for f in (
-    multiply_tile, transpose_tile, transpose_block, gather_run, largest_run, weighted_run, dot_rows, invoke, make_panel,
+    multiply_tile, multiply_placed, transpose_tile, transpose_block, gather_run, largest_run, weighted_run, dot_rows, invoke, make_panel,
     multiply_block)}}

@@ -38,10 +38,11 @@ from jitgrad.kernels.cpu.tile_vectors import (
 # --- the tile -----------------------------------------------------------------------------------------------------------
 
 
-def _emit_multiply(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+def _emit_multiply(placed: bool, context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    """`tile.multiply_tile`, or `multiply_placed`: the table of places is then where B's step would be."""
     element = context.get_value_type(signature.args[3].dtype)
     shape = tile.tile_for(element_bytes(element))
-    (rows, columns, depth, a, a_offset, a_row, a_step, b, b_offset, b_step, c, c_offset, c_row,
+    (rows, columns, depth, a, a_offset, a_row, a_step, b, b_offset, *b_steps, c, c_offset, c_row,
      accumulate) = integers(context, builder, signature, values)
 
     def place(pointer: ir.Value, offset: ir.Value) -> ir.Value:
@@ -51,7 +52,8 @@ def _emit_multiply(context: Any, builder: ir.IRBuilder, signature: Any, values: 
         return builder.mul(value, constant(element_bytes(element)))
 
     a_row, c_row = stride(a_row), stride(c_row)
-    tail = [_odd_multiples(builder, a_row, shape.rows), stride(a_step), place(b, b_offset), stride(b_step)]
+    b_step = builder.ptrtoint(builder.gep(b_steps[0], b_steps[1:]), I64) if placed else stride(b_steps[0])
+    tail = [_odd_multiples(builder, a_row, shape.rows), stride(a_step), place(b, b_offset), b_step]
     form = _form(builder, shape, columns)
 
     def call(kernel: MicroKernel, a: ir.Value, c: ir.Value) -> None:
@@ -62,7 +64,7 @@ def _emit_multiply(context: Any, builder: ir.IRBuilder, signature: Any, values: 
     bits = 8 * element_bytes(element)
     beside = {"rows": a_row, "steps": stride(a_step)}
     adjacent = {name: builder.icmp_signed("==", beside[name], constant(bits // 8)) for name in shape.layouts if name}
-    families = [[MicroKernel(n, vectors, shape.lanes, bits, edge, layout) for n in heights
+    families = [[MicroKernel(n, vectors, shape.lanes, bits, edge, layout, placed) for n in heights
                  for layout in (shape.layouts if n >= tile.HIGH else ("",))] for vectors, edge, heights in shape.forms]
     _for_pieces(builder, rows, (place(a, a_offset), a_row), (place(c, c_offset), c_row), form, families, adjacent, call)
     return context.get_dummy_value()
@@ -335,7 +337,8 @@ def _emit_multiply_block(context: Any, builder: ir.IRBuilder, signature: Any, va
     return context.get_dummy_value()
 
 
-teach(tile.multiply_tile, _emit_multiply)
+teach(tile.multiply_tile, partial(_emit_multiply, False))
+teach(tile.multiply_placed, partial(_emit_multiply, True))
 teach(tile.transpose_tile, _emit_transpose)
 teach(tile.transpose_block, _emit_transpose_block)
 teach(tile.gather_run, _emit_gather_run)

@@ -17,11 +17,12 @@ from jitgrad.kernels.cpu.tile_transform import transform_text
 PARAMETERS = ("columns", "depth", "a", "a_rows", "a_step", "b", "b_step", "c", "c_row", "accumulate")
 """Those of `tile.multiply_tile` without `rows`, with addresses for pointers and offsets, and strides in bytes. `a_rows`
 points to the odd multiples of A's row stride: read from memory they stay independent of each other, and the loop
-addresses each row by a base, one of them and a scale; LLVM would else walk from row to row, and wait for each addition."""
+addresses each row by a base, one of them and a scale; LLVM would else walk from row to row, and wait for each addition.
+Of `tile.multiply_placed`, `b_step` is the address of the places."""
 
 POINTERS = frozenset(("a", "a_rows", "b", "c"))
 
-_MULTIPLY = re.compile(r"multiply_(\d+)x(\d+)_v(\d+)f(\d+)(?:_(masked|clamped))?(?:_(rows|steps))?")
+_MULTIPLY = re.compile(r"multiply_(\d+)x(\d+)_v(\d+)f(\d+)(?:_(masked|clamped))?(?:_(rows|steps))?(_placed)?")
 _TRANSPOSE = re.compile(r"transpose_v(\d+)f(\d+)")
 _TRANSFORM = re.compile(r"(winograd_\w+)_v(\d+)f(\d+)")
 
@@ -69,7 +70,8 @@ class MicroKernel:
     `adjacent` says of A what lies side by side in memory, "rows" or "steps" ("": neither has to). Then an instruction can
     multiply with an element of A where it lies, at a fixed distance from a register; with an index register beside it,
     the processor would take it apart again. Every second row does so. Without, each row takes one instruction more, and a
-    core that serves two threads cannot bring in so many; with all of them, there are more loads than its ports can do."""
+    core that serves two threads cannot bring in so many; with all of them, there are more loads than its ports can do.
+    `placed`: a table says where the rows of B are."""
 
     rows: int
     vectors: int
@@ -77,10 +79,12 @@ class MicroKernel:
     bits: int
     edge: str
     adjacent: str = ""
+    placed: bool = False
 
     @property
     def name(self) -> str:
-        return "_".join([f"multiply_{self.rows}x{self.vectors}", self.suffix, *filter(None, (self.edge, self.adjacent))])
+        kinds = self.edge, self.adjacent, "placed" if self.placed else ""
+        return "_".join([f"multiply_{self.rows}x{self.vectors}", self.suffix, *filter(None, kinds)])
 
     @property
     def suffix(self) -> str:
@@ -105,7 +109,8 @@ class MicroKernel:
             [("begin", "single", "done", 1)]
         return _DEFINITION.format(
             name=self.name, parameters=", ".join(f"{'ptr' if p in POINTERS else 'i64'} %{p}" for p in PARAMETERS),
-            entry="\n".join([*self._edges(), *self._odd_multiples(), *self._places_in_c(), *self._first_places()]),
+            entry="\n".join([*self._edges(), *self._odd_multiples(), *self._places_in_c(), *self._first_places(),
+                             *["  %places = inttoptr i64 %b_step to ptr"] * self.placed]),
             begin="\n".join([f"  %begin.{name} = phi {kind} [ {first}, %entry ]" for kind, name, first in self._first()]),
             loops="\n".join([self._loop(*loop) for loop in loops]),
             add="\n".join([line for i, j in self.cells for line in (
@@ -128,7 +133,7 @@ class MicroKernel:
 
     def _first(self) -> list[tuple[str, str, str]]:
         """What the loops carry: type, name, and value at first."""
-        return [("i64", "left", "%depth"), ("ptr", "b", "%b"), *[("ptr", f"a{i}", f"%first{i}") for i in self.bases],
+        return [("i64", "left", "%depth"), ("ptr", "b", "%places" if self.placed else "%b"), *[("ptr", f"a{i}", f"%first{i}") for i in self.bases],
                 *[(self.vector, f"sum{i}.{j}", "zeroinitializer") for i, j in self.cells]]
 
     def _loop(self, before: str, name: str, after: str, steps: int) -> str:
@@ -196,9 +201,14 @@ class MicroKernel:
             if self.adjacent:                   # LLVM shall not derive it from another register
                 lines.append(f'  {new} = call ptr asm "", "=r,0"(ptr {free})')
 
-        move("b", "%b_step")
+        move("b", "8" if self.placed else "%b_step")
+        row = state("b", step)
+        if self.placed:
+            row = f"{here}.row"
+            lines += [f"  {row}.number = load i64, ptr {state('b', step)}",
+                      f"  {row} = getelementptr {self.element}, ptr %b, i64 {row}.number"]
         for j in range(self.vectors):
-            lines += [f"  {here}.b{j}.place = getelementptr i8, ptr {state('b', step)}, i64 {self._distance(j)}",
+            lines += [f"  {here}.b{j}.place = getelementptr i8, ptr {row}, i64 {self._distance(j)}",
                       self._load(f"{here}.b{j}", f"{here}.b{j}.place", j)]
         for i in range(self.rows):
             a, place = f"{here}.a{i}", f"{here}.a{i}.place"
@@ -313,7 +323,8 @@ def exchanged_halves(lanes: int, kind: str) -> list[str]:
 
 def definitions(names: Iterable[str]) -> str:
     """The module that defines those of `names` that are pieces of this file; "" if there are none."""
-    kernels = [MicroKernel(*[int(n) for n in match.groups()[:4]], edge=match[5] or "", adjacent=match[6] or "")
+    kernels = [MicroKernel(*[int(n) for n in match.groups()[:4]], edge=match[5] or "", adjacent=match[6] or "",
+                           placed=match[7] is not None)
                for match in map(_MULTIPLY.fullmatch, names) if match]
     transposes = [transpose_text(int(match[1]), int(match[2])) for match in map(_TRANSPOSE.fullmatch, names) if match]
     transforms = [transform_text(match[1], int(match[2]), int(match[3]))

@@ -1,0 +1,57 @@
+"""Lowering of convolutions in groups of few channels to the kernels of `jitgrad.kernels.cpu.planes`: what they are told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jitgrad.codegen.kernel import Blocks
+from jitgrad.codegen.taps import Steps, Work
+from jitgrad.kernels.cpu import gemm, planes
+
+MOST = 1 << 20                                  # elements of a group's planes: they fit into the second cache
+FEW = 16                                        # channels of a group on either side, up to which it is done this way
+
+
+def suits(image: tuple[int, ...], out: tuple[int, ...], groups: int, steps: Steps) -> bool:
+    """Whether this is the fastest way for a convolution of `image`, [N, C, 1, H, W], to `out`."""
+    channels, rows = image[1] // groups, out[1] // groups
+    return groups > 1 and max(channels, rows) <= FEW and geometry(image, out, groups, steps)["planes_size"] <= MOST
+
+
+def geometry(image: tuple[int, ...], out: tuple[int, ...], groups: int, steps: Steps) -> dict[str, int]:
+    """`planes.GEOMETRY` and the steps."""
+    found = {**steps, "channels": image[1] // groups, "height": image[3], "width": image[4], "rows": out[1] // groups,
+             "out_height": out[3], "out_width": out[4], "groups": groups}
+    for axis, name, size in (("y", "height", out[3]), ("x", "width", out[4])):
+        reach = (steps[f"kernel_{name}"] - 1) * steps[f"tap_{axis}"]
+        found[f"low_{axis}"] = steps[f"shift_{axis}"] + min(reach, 0)
+        found[f"plane_{name}"] = size + abs(reach) // steps[f"stride_{axis}"]
+    found["planes_size"] = (found["channels"] * steps["stride_y"] * steps["stride_x"] * found["plane_height"]
+                            * found["plane_width"])
+    return found
+
+
+def convolve(short: str, image: tuple[int, ...], out: tuple[int, ...], groups: int, steps: Steps,
+             blocks: Callable[[dict[str, int]], Blocks]) -> Work:
+    """The convolution of `image` to `out`; `blocks` says what items like those of `conv.convolve` make."""
+    numbers = geometry(image, out, groups, steps)
+    positions = (out[3] - 1) * numbers["plane_width"] + out[4]
+    table = numbers["channels"] * steps["kernel_height"] * steps["kernel_width"]
+    numbers |= {"table_size": table, "result_size": numbers["rows"] * positions,
+                "blocks": 1, "columns_per_item": out[3] * out[4], "images": out[0], "images_per_item": 1}
+    private = numbers["planes_size"], table * 8 // gemm.ITEMSIZES[short], numbers["result_size"]
+    return Work(out[0] * groups, tuple([numbers[name] for name in planes.ARGUMENTS]), private, blocks(numbers))
+
+
+def weight_gradient(short: str, image: tuple[int, ...], gradient: tuple[int, ...], groups: int, steps: Steps,
+                    images_per_item: int) -> Work:
+    """The gradient in the weights; an item has so many images."""
+    numbers = geometry(image, gradient, groups, steps)
+    lanes = gemm.element_tile(short).lanes
+    line = gradient[3] * numbers["plane_width"]
+    line += -line % lanes
+    numbers |= {"images": image[0], "images_per_item": images_per_item, "line_size": line,
+                "lines_size": numbers["rows"] * line, "sums_size": (
+                    numbers["rows"] * numbers["channels"] * steps["kernel_height"] * steps["kernel_width"])}
+    private = numbers["planes_size"], numbers["lines_size"], numbers["sums_size"]
+    return Work(-(-image[0] // images_per_item) * groups, tuple([numbers[name] for name in planes.WEIGHT_ARGUMENTS]), private)
