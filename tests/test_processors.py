@@ -99,19 +99,24 @@ MULTIPLY = re.compile(r"v?(fmla|fmadd\d*p[sd]|mulp[sd])\b|vfmadd231p[sd]")
 SPILLED = re.compile(r"mm\d+.*\(%rsp|\(%rsp.*, %[xyz]mm|^(ldr|str|ldp|stp|ldur|stur)\s+[qds]\d.*\[sp")
 
 
+def micro_kernels(size):
+    """All of the processor's for elements of `size` bytes."""
+    shape = tile.tile_for(size)
+    for vectors, edge, heights in shape.forms:
+        for rows in heights:
+            for layout in shape.layouts if rows >= tile.HIGH else ("",):
+                for placed in (False, True):
+                    yield MicroKernel(rows, vectors, shape.lanes, 8 * size, edge, layout, placed)
+
+
 @each
 def test_loops_of_micro_kernels_multiply_and_spill_nothing(processor):
-    for size in (4, 8):
-        shape = tile.tile_for(size)
-        for vectors, edge, heights in shape.forms:
-            for rows in heights:
-                for layout in shape.layouts if rows >= tile.HIGH else ("",):
-                    name = MicroKernel(rows, vectors, shape.lanes, 8 * size, edge, layout).name
-                    found = list(loops(machine_code(name)))
-                    assert len(found) == (2 if layout else 1), name
-                    for body, steps in zip(found, (tile_text.UNROLLED, 1)[-len(found):], strict=True):
-                        assert sum(bool(MULTIPLY.match(line)) for line in body) == steps * rows * vectors, name
-                        assert not [line for line in body if SPILLED.search(line)], name
+    for kernel in [*micro_kernels(4), *micro_kernels(8)]:
+        found = list(loops(machine_code(kernel.name)))
+        assert len(found) == (2 if kernel.adjacent else 1), kernel
+        for body, steps in zip(found, (tile_text.UNROLLED, 1)[-len(found):], strict=True):
+            assert sum(bool(MULTIPLY.match(line)) for line in body) == steps * kernel.rows * kernel.vectors, kernel
+            assert not [line for line in body if SPILLED.search(line)], kernel
 
 
 @each

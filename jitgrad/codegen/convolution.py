@@ -1,10 +1,10 @@
 """Lowering of convolution and its two gradients to the kernels of `jitgrad.kernels.cpu.conv` on the GEMM core.
 
-The fastest way is chosen from shapes: Winograd's maps, tap by tap with channels last, or, where channels do not fill
-vectors, this: pack the left operand (weights, or the gradient for the weights' gradient), then multiply it with columns
-that are gathered from the image. The weights' gradient of few taps is summed up per run of images first, so that there
-are items enough; the runs depend on shapes alone. Shapes are those of volumes in here, [N, C, D, H, W]; images have a
-depth of 1.
+The fastest way is chosen from shapes: Winograd's maps, tap by tap with channels last, for groups planes with zeros around
+them, or, where channels do not fill vectors, this: pack the left operand (weights, or the gradient for the weights'
+gradient), then multiply it with columns that are gathered from the image. The weights' gradient of few taps is summed up
+per run of images first, so that there are items enough; the runs depend on shapes alone. Shapes are those of volumes in
+here, [N, C, D, H, W]; images have a depth of 1.
 """
 
 from __future__ import annotations
@@ -78,12 +78,6 @@ class _Lowering:
             return self.volumes
         return Choice(ALGORITHM, usual_first({"tap by tap": True, "implicit product": False}, usual)).take()
 
-    def by_planes(self, image: tuple[int, ...], out: tuple[int, ...], steps: dict[str, int]) -> bool:
-        """Whether it is done on planes with zeros around them, or by an implicit product."""
-        if self.groups == 1 or not planes.suits(image, out, self.groups, steps):
-            return False
-        return Choice(ALGORITHM, {"planes": True, "implicit product": False}).take()
-
     def memory(self, elements: int) -> Buffer:
         self.scratch.append(max(elements, 1) * self.type.dtype.itemsize)
         return self.call.scratch(len(self.scratch) - 1)
@@ -107,7 +101,7 @@ class _Lowering:
             self.add_taps("tap_weights", weights, source, result, kernel, taps.convolve(self.short, image, out, steps),
                           rows, channels)
             return
-        if self.by_planes(image, out, steps):
+        if planes.suits(image, out, self.groups, steps):
             self.add_work(conv_planes.source("convolve_planes", self.short), planes.convolve(
                 self.short, image, out, self.groups, steps, result_blocks), weights, source, result, core=False)
             return
@@ -142,7 +136,7 @@ class _Lowering:
         blocks = -(-columns // self.tile.columns)
         per_item = -(-image[0] // min(image[0], -(-ITEMS // (blocks * self.groups))))
         runs = -(-image[0] // per_item)
-        if self.by_planes(image, gradient, steps):
+        if planes.suits(image, gradient, self.groups, steps):
             self.sum_up(runs, lambda partial: self.add_work(
                 conv_planes.source("planes_weight_gradient", self.short), planes.weight_gradient(
                     self.short, image, gradient, self.groups, steps, per_item), self.call.input(0), self.call.input(1),

@@ -8,8 +8,9 @@ from jitgrad.codegen.kernel import Blocks
 from jitgrad.codegen.taps import Steps, Work
 from jitgrad.kernels.cpu import gemm, planes
 
-MOST = 1 << 20                                  # elements of a group's planes: they fit into the second cache
-FEW = 16                                        # channels of a group on either side, up to which it is done this way
+MOST = 1 << 18                                  # elements of a group's planes: they fit into the second cache
+SEVERAL = 1 << 14                               # elements of planes up to which they have several images
+FEW = 64                                        # channels of a group on either side, up to which it is done this way
 
 
 def suits(image: tuple[int, ...], out: tuple[int, ...], groups: int, steps: Steps) -> bool:
@@ -35,9 +36,9 @@ def convolve(short: str, image: tuple[int, ...], out: tuple[int, ...], groups: i
              blocks: Callable[[dict[str, int]], Blocks]) -> Work:
     """The convolution of `image` to `out`; `blocks` says what items like those of `conv.convolve` make."""
     numbers = geometry(image, out, groups, steps)
-    positions = (out[3] - 1) * numbers["plane_width"] + out[4]
     table = numbers["channels"] * steps["kernel_height"] * steps["kernel_width"]
-    numbers |= {"table_size": table, "result_size": numbers["rows"] * positions,
+    numbers |= {"table_size": table, "panel_rows": gemm.panel_height(numbers["rows"], gemm.element_tile(short)),
+                "result_size": numbers["rows"] * numbers["plane_height"] * numbers["plane_width"],
                 "blocks": 1, "columns_per_item": out[3] * out[4], "images": out[0], "images_per_item": 1}
     private = numbers["planes_size"], table * 8 // gemm.ITEMSIZES[short], numbers["result_size"]
     return Work(out[0] * groups, tuple([numbers[name] for name in planes.ARGUMENTS]), private, blocks(numbers))
@@ -47,11 +48,14 @@ def weight_gradient(short: str, image: tuple[int, ...], gradient: tuple[int, ...
                     images_per_item: int) -> Work:
     """The gradient in the weights; an item has so many images."""
     numbers = geometry(image, gradient, groups, steps)
-    lanes = gemm.element_tile(short).lanes
-    line = gradient[3] * numbers["plane_width"]
+    lanes, at_once = gemm.element_tile(short).lanes, max(min(images_per_item, SEVERAL // numbers["planes_size"]), 1)
+    at_once = -(-images_per_item // -(-images_per_item // at_once))                 # evenly
+    line = at_once * numbers["plane_height"] * numbers["plane_width"]
     line += -line % lanes
-    numbers |= {"images": image[0], "images_per_item": images_per_item, "line_size": line,
-                "lines_size": numbers["rows"] * line, "sums_size": (
-                    numbers["rows"] * numbers["channels"] * steps["kernel_height"] * steps["kernel_width"])}
+    taps = steps["kernel_height"] * steps["kernel_width"]
+    numbers |= {"images": image[0], "images_per_item": images_per_item, "images_at_once": at_once,
+                "planes_size": at_once * numbers["planes_size"], "line_size": line, "lines_size": numbers["rows"] * line,
+                "sums_size": numbers["rows"] * numbers["channels"] * taps}
     private = numbers["planes_size"], numbers["lines_size"], numbers["sums_size"]
-    return Work(-(-image[0] // images_per_item) * groups, tuple([numbers[name] for name in planes.WEIGHT_ARGUMENTS]), private)
+    items = -(-image[0] // images_per_item) * groups
+    return Work(items, tuple([numbers[name] for name in planes.WEIGHT_ARGUMENTS]), private)

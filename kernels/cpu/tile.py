@@ -133,7 +133,8 @@ def transpose_block(rows: int, columns: int, x: Pointer, x_offset: int, x_row: i
 
 def gather_run(count: int, low: int, high: int, x: Pointer, x_offset: int, x_step: int, o: Pointer,
                o_offset: int) -> None:
-    """o[o_offset + r] = x[x_offset + (r - low) * x_step] if low <= r < high else 0, for r < count."""
+    """o[o_offset + r] = x[x_offset + (r - low) * x_step] if low <= r < high else 0, for r < count. `count`, `low` and
+    `high` are below 2**31."""
     for r in range(count):
         inside = low <= r < high
         o[o_offset + r] = x[x_offset + (r - low) * x_step] if inside else o.memory.dtype.type(0)
@@ -218,5 +219,5 @@ def core_block(rows: Any, columns: Any, depth: Any, depth_block: Any, panel_rows
 
 
 NAMES: dict[str, Callable[..., Any]] = {**tile_transform.NAMES, **{f.__name__: f for f in (
-    multiply_tile, multiply_placed, transpose_tile, transpose_block, gather_run, largest_run, weighted_run, dot_rows, invoke, make_panel,
-    multiply_block)}}
+    multiply_tile, multiply_placed, transpose_tile, transpose_block, gather_run, largest_run, weighted_run, dot_rows, invoke,
+    make_panel, multiply_block)}}

@@ -217,15 +217,21 @@ def _emit_gather_run(context: Any, builder: ir.IRBuilder, signature: Any, values
     def read(function: ir.Function, place: ir.Value) -> ir.Value:
         return where_all(builder, inside, lambda mask: builder.call(function, [place, alignment, mask, zero]))
 
+    numbers = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
+    span = builder.select(builder.icmp_signed(">", high, low), builder.sub(high, low), constant(0))
+
+    def narrow(value: ir.Value) -> ir.Value:
+        return splat(builder, builder.trunc(value, I32), lanes)
+
     with cgutils.for_range_slice(builder, constant(0), count, constant(lanes), intp=I64) as (start, _):
-        places = builder.add(splat(builder, start, lanes), ir.Constant(ir.VectorType(I64, lanes), list(range(lanes))))
-        inside = builder.and_(builder.icmp_signed(">=", places, splat(builder, low, lanes)),
-                              builder.icmp_signed("<", places, splat(builder, high, lanes)))
+        inside = builder.icmp_unsigned("<", builder.add(numbers, narrow(builder.sub(start, low))), narrow(span))
         with builder.if_else(contiguous) as (then, otherwise):
             with then:
                 line = builder.bitcast(builder.gep(first, [start]), POINTER)
                 near, block_near = read(load, line), builder.block
             with otherwise:
+                along = ir.Constant(ir.VectorType(I64, lanes), list(range(lanes)))
+                places = builder.add(splat(builder, start, lanes), along)
                 steps = builder.mul(places, splat(builder, builder.mul(x_step, constant(alignment.constant)), lanes))
                 base = splat(builder, builder.ptrtoint(first, I64), lanes)
                 lines = builder.inttoptr(builder.add(base, steps), ir.VectorType(POINTER, lanes))
@@ -234,7 +240,7 @@ def _emit_gather_run(context: Any, builder: ir.IRBuilder, signature: Any, values
         value.add_incoming(near, block_near)
         value.add_incoming(far, block_far)
         target = builder.bitcast(builder.gep(o, [builder.add(o_offset, start)]), POINTER)
-        wanted = builder.icmp_signed("<", places, splat(builder, count, lanes))
+        wanted = builder.icmp_signed("<", numbers, narrow(builder.sub(count, start)))
         where_all(builder, wanted, lambda mask: builder.call(store, [value, target, alignment, mask]))
     return context.get_dummy_value()
 

@@ -133,7 +133,8 @@ class MicroKernel:
 
     def _first(self) -> list[tuple[str, str, str]]:
         """What the loops carry: type, name, and value at first."""
-        return [("i64", "left", "%depth"), ("ptr", "b", "%places" if self.placed else "%b"), *[("ptr", f"a{i}", f"%first{i}") for i in self.bases],
+        return [("i64", "left", "%depth"), ("ptr", "b", "%places" if self.placed else "%b"),
+                *[("ptr", f"a{i}", f"%first{i}") for i in self.bases],
                 *[(self.vector, f"sum{i}.{j}", "zeroinitializer") for i, j in self.cells]]
 
     def _loop(self, before: str, name: str, after: str, steps: int) -> str:
