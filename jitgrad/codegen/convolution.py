@@ -93,8 +93,9 @@ class _Lowering:
         return panels, high, -(-rows // high)
 
     def convolve(self, weights: Buffer, source: Buffer, image: tuple[int, ...], result: Buffer, out: tuple[int, ...],
-                 steps: dict[str, int]) -> None:
-        """`weights`, contiguous [groups, rows, channels * kernel], times columns of `source`, to `result`."""
+                 steps: dict[str, int], spread: planes.Spread | None = None) -> None:
+        """`weights`, contiguous [groups, rows, channels * kernel], times columns of `source`, to `result`. Only planes can
+        spread it."""
         rows, channels = out[1] // self.groups, image[1] // self.groups
         kernel, positions = taps_of(steps), out[3] * out[4]
         if self.by_taps(taps.suits(self.short, channels, rows, self.groups) and (kernel > 1 or positions < LARGE)):
@@ -103,7 +104,7 @@ class _Lowering:
             return
         if planes.suits(image, out, self.groups, steps):
             self.add_work(conv_planes.source("convolve_planes", self.short), planes.convolve(
-                self.short, image, out, self.groups, steps, result_blocks), weights, source, result, core=False)
+                self.short, image, out, self.groups, steps, result_blocks, spread), weights, source, result, core=False)
             return
         packed, high, panels = self.pack(weights, (self.groups,), rows, channels * kernel)
         per_item = columns_per_item(out[0] * self.groups, positions, self.tile.columns)
@@ -176,19 +177,19 @@ class _Lowering:
             if len(all_phases) == 1 and exists:
                 self.phase(y, x, self.call.output(), size)
                 continue
+            if exists and planes.suits(gradient, size, self.groups, phase_steps(y, x)):
+                spread = planes.Spread((shape[3], shape[4]), (y.number, x.number), strides[1:])
+                self.phase(y, x, self.call.output(), size, spread)
+                continue
             part = self.memory(math.prod(size)) if exists else self.call.input(0)
             if exists:
                 self.phase(y, x, part, size)
             self.add(conv.interleave_source(self.short), size[0] * size[1], part, self.call.output(), y.size, x.size,
                      *shape[3:], y.number, x.number, *strides[1:], int(exists))
 
-    def phase(self, y: Phase, x: Phase, result: Buffer, shape: tuple[int, ...]) -> None:
-        places = {"y": y, "x": x}
-        steps = {f"{name}_{axis}": value for axis, p in places.items()
-                 for name, value in (("stride", 1), ("shift", p.shift), ("tap", p.tap))}
-        kernel = {"kernel_depth": 1, **{KERNEL[axis]: p.taps for axis, p in places.items()}}
+    def phase(self, y: Phase, x: Phase, result: Buffer, shape: tuple[int, ...], spread: planes.Spread | None = None) -> None:
         self.convolve(self.swapped_weights(y, x), self.call.input(0), volume(self.call.inputs[0].shape), result, shape,
-                      {**steps, **kernel})
+                      phase_steps(y, x), spread)
 
     def swapped_weights(self, *places: Phase) -> Buffer:
         """The weights of the taps of a phase as [groups, channels, rows, taps]: the left operand of its product."""
@@ -232,6 +233,14 @@ class Phase:
     taps: int
     shift: int
     tap: int
+
+
+def phase_steps(y: Phase, x: Phase) -> dict[str, int]:
+    """The steps of the convolution that makes a phase."""
+    places = {"y": y, "x": x}
+    steps = {f"{name}_{axis}": value for axis, p in places.items()
+             for name, value in (("stride", 1), ("shift", p.shift), ("tap", p.tap))}
+    return {**steps, "kernel_depth": 1, **{KERNEL[axis]: p.taps for axis, p in places.items()}}
 
 
 def phases(size: int, steps: dict[str, int], axis: str) -> list[Phase]:

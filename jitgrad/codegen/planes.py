@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from jitgrad.codegen.kernel import Blocks
 from jitgrad.codegen.taps import Steps, Work
@@ -11,6 +12,15 @@ from jitgrad.kernels.cpu import gemm, planes
 MOST = 1 << 18                                  # elements of a group's planes: they fit into the second cache
 SEVERAL = 1 << 14                               # elements of planes up to which they have several images
 FEW = 64                                        # channels of a group on either side, up to which it is done this way
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Where a result goes: to every `step`th row and column, from `first` on, of planes of a `size`."""
+
+    size: tuple[int, int]
+    first: tuple[int, int] = (0, 0)
+    step: tuple[int, int] = (1, 1)
 
 
 def suits(image: tuple[int, ...], out: tuple[int, ...], groups: int, steps: Steps) -> bool:
@@ -33,15 +43,20 @@ def geometry(image: tuple[int, ...], out: tuple[int, ...], groups: int, steps: S
 
 
 def convolve(short: str, image: tuple[int, ...], out: tuple[int, ...], groups: int, steps: Steps,
-             blocks: Callable[[dict[str, int]], Blocks]) -> Work:
-    """The convolution of `image` to `out`; `blocks` says what items like those of `conv.convolve` make."""
+             blocks: Callable[[dict[str, int]], Blocks], spread: Spread | None) -> Work:
+    """The convolution of `image` to `out`, which is all of the result or spread over it; `blocks` says what items like those
+    of `conv.convolve` make."""
     numbers = geometry(image, out, groups, steps)
+    whole = spread or Spread((out[3], out[4]))
+    for axis, name, size, first, step in zip("yx", ("height", "width"), whole.size, whole.first, whole.step, strict=True):
+        numbers |= {f"whole_{name}": size, f"first_{axis}": first, f"spread_{axis}": step}
     table = numbers["channels"] * steps["kernel_height"] * steps["kernel_width"]
     numbers |= {"table_size": table, "panel_rows": gemm.panel_height(numbers["rows"], gemm.element_tile(short)),
                 "result_size": numbers["rows"] * numbers["plane_height"] * numbers["plane_width"],
                 "blocks": 1, "columns_per_item": out[3] * out[4], "images": out[0], "images_per_item": 1}
     private = numbers["planes_size"], table * 8 // gemm.ITEMSIZES[short], numbers["result_size"]
-    return Work(out[0] * groups, tuple([numbers[name] for name in planes.ARGUMENTS]), private, blocks(numbers))
+    return Work(out[0] * groups, tuple([numbers[name] for name in planes.ARGUMENTS]), private,
+                blocks(numbers) if spread is None else None)
 
 
 def weight_gradient(short: str, image: tuple[int, ...], gradient: tuple[int, ...], groups: int, steps: Steps,

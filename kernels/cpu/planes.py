@@ -29,8 +29,10 @@ GEOMETRY = ("channels", "height", "width", "rows", "out_height", "out_width", "k
 `kernels.cpu.conv`, where the first row and column of the image that any tap meets are `low_y` and `low_x`; the size of a
 plane; elements of all planes of a group."""
 
-ARGUMENTS = (*GEOMETRY, "panel_rows", "table_size", "result_size")
-"""Those of `convolve_planes`, behind weights, image, result, and three of the thread's own: planes, table, result."""
+ARGUMENTS = (*GEOMETRY, "panel_rows", "table_size", "result_size", "whole_height", "whole_width", "first_y", "first_x",
+             "spread_y", "spread_x")
+"""Those of `convolve_planes`, behind weights, image, result, and three of the thread's own: planes, table, result. What is
+made are every so many-th row and column of a result that is larger, or all of it."""
 
 WEIGHT_ARGUMENTS = (*GEOMETRY, "images", "images_per_item", "images_at_once", "line_size", "lines_size", "sums_size")
 """Those of `planes_weight_gradient`, behind image, gradient, partial results, and three of the thread's own: planes, the
@@ -49,7 +51,8 @@ def convolve_planes(args, begin, end, thread):
     channels, height, width, rows, out_height, out_width = args[7], args[8], args[9], args[10], args[11], args[12]
     kernel_height, kernel_width, stride_y, stride_x, tap_y = args[13], args[14], args[15], args[16], args[17]
     tap_x, groups, low_y, low_x, plane_height, plane_width = args[18], args[19], args[20], args[21], args[22], args[23]
-    panel_rows = args[25]
+    panel_rows, whole_height, whole_width, phase_y, phase_x = args[25], args[28], args[29], args[30], args[31]
+    spread_y, spread_x = args[32], args[33]
     plane_base, table_base, result_base = thread * args[24], thread * args[26], thread * args[27]
     plane, taps, phases = plane_height * plane_width, kernel_height * kernel_width, stride_y * stride_x
     depth, positions = channels * taps, (out_height - 1) * plane_width + out_width
@@ -79,8 +82,13 @@ def convolve_planes(args, begin, end, thread):
                                 table, table_base, result, result_base + r * positions + column, positions, 0)
         for r in range(rows):
             for y in range(out_height):
-                gather_run(out_width, 0, out_width, result, result_base + r * positions + y * plane_width, 1,
-                           o, ((item * rows + r) * out_height + y) * out_width)
+                place = result_base + r * positions + y * plane_width
+                target = ((item * rows + r) * whole_height + phase_y + y * spread_y) * whole_width + phase_x
+                if spread_x == 1:
+                    gather_run(out_width, 0, out_width, result, place, 1, o, target)
+                else:
+                    for k in range(out_width):
+                        store(o, target + k * spread_x, load(result, place + k, 5, 6), 2, 6)
 
 
 def planes_weight_gradient(args, begin, end, thread):
