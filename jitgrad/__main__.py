@@ -12,7 +12,7 @@ from importlib import import_module, metadata
 
 from jitgrad import config, cuda
 from jitgrad.kernels.cpu import ahead
-from jitgrad.runtime import build, cache, native, threads
+from jitgrad.runtime import build, cache, threads
 from jitgrad.runtime.cuda import driver
 from jitgrad.runtime.spec import Decision
 
@@ -49,15 +49,15 @@ def print_info() -> None:
 
 def information() -> dict[str, str]:
     """What a bug report needs, by name."""
-    processor, _, features = native.host_name().partition(" ")
+    processor = config.processor()
     store = cache.current()
     return {
         **{name: version(name) for name in LIBRARIES},
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "processor": processor,
-        "vector width": f"{vector_width(features.split(','))} bits",
-        "features": features.replace(",", " "),
+        "processor": processor.model,
+        "vector width": f"{processor.vectors[0]} bits",
+        "features": " ".join(sorted(processor.features)),
         "gpus": gpus(),
         "threads": f"{threads.limit()} (available: {threads.available()})",
         "cache": f"{store.folder} ({show_size(store.size())} in {len(store.entries())} entries)",
@@ -77,12 +77,6 @@ def version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "not installed"
-
-
-def vector_width(features: Sequence[str]) -> int:
-    """Bits of the widest vector registers that code is generated for."""
-    widths = {"avx512f": 512, "avx": 256, "sse2": 128, "neon": 128}
-    return max([bits for feature, bits in widths.items() if feature in features], default=64)
 
 
 # ---- cache ------------------------------------------------------------------------------------------------------

@@ -19,6 +19,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from jitgrad import processors
+from jitgrad.processors import Processor
+
 DEBUG_WORDS = ("kernels", "times", "graphs", "source")
 
 
@@ -33,6 +36,8 @@ class Settings:
     disable       run decorated functions eagerly
     plain         carry out kernels as plain Python, every access checked: slow, for finding errors in kernels
     cublas        let NVIDIA's library compute matrix products on GPUs, where it is installed and faster
+    cpu           the processor that kernels are generated for, a name of `processors.NAMED`; None: this machine's. It is
+                  the same for the whole process, so the environment alone can set it
     """
 
     cache: Path
@@ -42,11 +47,17 @@ class Settings:
     disable: bool = False
     plain: bool = False
     cublas: bool = True
+    cpu: str | None = None
 
 
 def current() -> Settings:
     """The settings that hold here: those of the innermost `scope`, or the process's."""
     return _scoped.get() or _process
+
+
+def processor() -> Processor:
+    """The processor that kernels are generated for."""
+    return processors.find(_process.cpu)
 
 
 @contextmanager
@@ -66,6 +77,8 @@ def update(**changes: Any) -> None:
 
 
 def _changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    if "cpu" in changes:
+        raise TypeError("config: cpu is the same for the whole process. Set JITGRAD_CPU before jitgrad is imported")
     for name in changes:
         if name not in _ACCEPT:
             raise TypeError(f"config: there is no knob {name!r}. The knobs are {', '.join(_ACCEPT)}")
@@ -115,8 +128,15 @@ def _switch(name: str, value: object) -> bool:
     return _SWITCH[str(value).lower()]
 
 
+def _processor(name: str, value: object) -> str:
+    if value not in processors.NAMED:
+        raise _refuse(name, value, ", ".join(processors.NAMED))
+    return str(value)
+
+
 _ACCEPT: dict[str, Callable[[str, Any], Any]] = {"cache": _folder, "num_threads": _count, "debug": _words,
-                                                 "check": _switch, "disable": _switch, "plain": _switch, "cublas": _switch}
+                                                 "check": _switch, "disable": _switch, "plain": _switch, "cublas": _switch,
+                                                 "cpu": _processor}
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:

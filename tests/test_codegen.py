@@ -18,7 +18,11 @@ from jitgrad.codegen.plain import run_plain
 from jitgrad.codegen.sharing import shareable
 from jitgrad.dtypes import bfloat16, bool_, float16, float32, float64, int8, int32, int64, uint32
 from jitgrad.ir import REGISTRY, GraphBuilder, TensorType, evaluate
+from jitgrad.kernels.cpu.tile import vector_unit
 from jitgrad.transforms.fuse import fuse
+
+VECTOR = re.compile({512: "zmm|ymm", 256: "ymm", 128: r"\b(add|sub|mul|max|min)p[sd]\b|\.[24][sd]\b"}[vector_unit()[0]])
+"""What the assembly text of a kernel with vectors has."""
 
 
 def lower_node(node, shared=()):
@@ -221,7 +225,7 @@ def test_kernels_are_vectorized(graph):
     for node in fuse(graph).nodes:
         for launch in lower_node(node).launches if node.op.kind == "region" else ():
             text = assembly(launch.source, launch.name)
-            assert "zmm" in text or "ymm" in text, launch.source
+            assert VECTOR.search(text), launch.source
 
 
 def seconds(*runs):
@@ -250,7 +254,7 @@ def test_in_place_is_as_fast_as_out_of_place(program):
                               (lower_node(node, ((0, 0),)).launches, [x.copy(), target]))
     assert together < 2 * apart  # without vectors it would take 4 to 16 times as long
     (result,) = run(lower_node(node, ((0, 0),)), [x.copy()], [node.output.type], shared=((0, 0),))
-    assert_close([result], evaluate(graph, [x]))
+    assert_close([result], evaluate(graph, [x]), 2e-5)
 
 
 def test_a_transposed_operand_is_read_in_tiles():
@@ -316,4 +320,4 @@ def test_foreach_compiles_the_same_text_for_any_number_of_tensors():
     assert len(one) == len(many) == 1
     assert one[0].source == many[0].source
     text = assembly(one[0].source, one[0].name)
-    assert "zmm" in text or "ymm" in text
+    assert VECTOR.search(text)

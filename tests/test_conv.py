@@ -95,6 +95,21 @@ DEPTHWISE = {
 }
 """Those of one channel in each group."""
 
+PLANES = {
+    "four channels each": case(images=3, channels=12, height=14, width=14, out=12, groups=3, padding=SAME),
+    "several tiles": case(images=2, channels=8, height=19, width=33, out=10, groups=2, padding=SAME),
+    "more results than a tile has rows": case(channels=6, height=5, width=9, out=48, groups=3, padding=SAME),
+    "stride of two": case(images=2, channels=8, height=13, width=37, out=16, groups=2, padding=SAME, stride=(2, 2)),
+    "one by one, strided": case(images=2, channels=12, height=9, width=8, out=8, groups=4, kernel=(1, 1), stride=(2, 2)),
+    "stride, dilation, uneven padding": case(channels=9, height=11, width=20, out=6, groups=3, kernel=(3, 2), stride=(3, 2),
+                                             padding=((2, 0), (1, 3)), dilation=(2, 3)),
+    "stride beyond the kernel": case(channels=4, height=9, width=9, out=6, groups=2, kernel=(1, 2), stride=(3, 4)),
+    "a row, and what is beyond it": case(channels=4, height=1, width=70, out=4, groups=2, kernel=(1, 4),
+                                         padding=((0, 0), (3, 0))),
+    "more padding than image": case(channels=4, height=2, width=2, out=6, groups=2, kernel=(5, 5), padding=((3, 3), (3, 3))),
+}
+"""Those of few channels in each group."""
+
 
 def type_of(array):
     return TensorType(from_numpy(array.dtype), array.shape)
@@ -133,10 +148,12 @@ def kernels(op, inputs, attrs):
 
 @pytest.mark.parametrize(("name", "how"), [*[(name, "winograd") for name in MAPPED],
                                            *[(name, "taps") for name in (*BY_TAPS, *VOLUMES)],
-                                           *[(name, "depthwise") for name in DEPTHWISE]])
+                                           *[(name, "depthwise") for name in DEPTHWISE],
+                                           *[(name, "planes") for name in PLANES]])
 @pytest.mark.parametrize("dtype", (np.float32, np.float64))
 def test_channels_last_and_both_gradients(name, how, dtype):
-    shape_x, shape_w, attrs = {"winograd": MAPPED, "taps": {**BY_TAPS, **VOLUMES}, "depthwise": DEPTHWISE}[how][name]
+    shape_x, shape_w, attrs = {"winograd": MAPPED, "taps": {**BY_TAPS, **VOLUMES}, "depthwise": DEPTHWISE,
+                               "planes": PLANES}[how][name]
     x, w, g = operands(shape_x, shape_w, attrs, dtype)
     for op, inputs, more in ((ops.convolution, (x, w), {}), (ops.convolution_input_grad, (g, w), {"input_shape": shape_x}),
                              (ops.convolution_weight_grad, (x, g), {"weight_shape": shape_w})):
@@ -147,6 +164,7 @@ def test_channels_last_and_both_gradients(name, how, dtype):
 
 @pytest.mark.parametrize("shapes", (
     case(images=1, channels=4, height=3, width=4, out=8, groups=4, padding=SAME, stride=(2, 1)),
+    case(images=1, channels=4, height=3, width=4, out=6, groups=2, padding=SAME, stride=(2, 2)),
     case(images=1, channels=32, height=2, width=3, out=32, padding=SAME),
     case(images=1, channels=32, height=2, width=3, out=32, padding=SAME, stride=(2, 2)),
     volume(images=1, channels=2, size=(3, 2, 4), out=3, stride=(2, 1, 2))))
@@ -168,7 +186,8 @@ def test_mapped_convolution_is_as_accurate_as_a_direct_one(channels):
         exact = op.eager(*[array.astype(np.float64) for array in inputs], **attributes)
         ours = np.abs(check(op, inputs, attributes) - exact)
         direct = np.abs(op.eager(*inputs, **attributes) - exact)
-        assert ours.mean() < 1.5 * direct.mean() and ours.max() < 4 * direct.max(), op.name
+        ratio = 1.5 if not {"fma", "neon"}.isdisjoint(config.processor().features) else 1.75       # products rounded, too
+        assert ours.mean() < ratio * direct.mean() and ours.max() < 4 * direct.max(), op.name
 
 
 @pytest.mark.parametrize("out", (16, 64))

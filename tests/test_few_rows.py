@@ -81,7 +81,7 @@ def test_a_view_a_stride_and_a_batch_of_rows():
     assert names(lowered) == ["lines_f32"]
 
 
-@pytest.mark.parametrize("m, k, n", [(25, 2048, 64), (8, 64, 512), (4, 768, 1), (1, 16, 64)])
+@pytest.mark.parametrize("m, k, n", [(25, 2048, 64), (8, 64, 512), (4, 768, 1), (1, 7, 64)])
 def test_many_rows_short_sums_and_one_column_go_the_other_way(m, k, n):
     lowered, _ = check(linear, random(m, k), random(n, k))
     assert names(lowered)[-1] == "gemm_f32"

@@ -13,7 +13,8 @@ import jitgrad.kernels
 PACKAGE = Path(jitgrad.__file__).parent
 KERNELS = Path(next(iter(jitgrad.kernels.__path__)))
 
-LEAF = {"errors", "config", "devices", "dtypes", "shapes", "tree", "changes", "objectfile", "precision", "products"}
+LEAF = {"errors", "config", "devices", "dtypes", "shapes", "tree", "changes", "objectfile", "precision", "products",
+        "processors"}
 BELOW = {
     "leaf": set(),
     "ir": {"leaf"},

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from kernel_runner import run_as_python, run_natively
 
+from jitgrad import config
 from jitgrad.codegen.native import assembly
 from jitgrad.kernels.cpu import math as kernel_math
 from jitgrad.kernels.cpu.tile import vector_unit
@@ -209,6 +210,9 @@ VECTORIZED = ["exp", "exp2", "expm1", "log", "log1p", "tanh", "sigmoid", "erf", 
 @pytest.mark.parametrize("name", VECTORIZED)
 @pytest.mark.parametrize("kind", ["f32", "f64"])
 def test_vector_code(name, kind):
+    features = config.processor().features
+    if "sse2" in features and "sse4.1" not in features:
+        pytest.skip("SSE2 has no instruction that rounds to whole numbers: the C library does it")
     text = assembly(kernel(name, [kind], kind), name)
     assert "call" not in text
     assert {512: "zmm", 256: "ymm", 128: "mm"}[vector_unit()[0]] in text

@@ -24,9 +24,7 @@ RANDOM = np.random.default_rng(1)
 
 def executes(feature):
     """True where the processor has the instructions of AVX-512 with this feature."""
-    import llvmlite.binding as llvm
-    features = llvm.get_host_cpu_features()
-    return tile.vector_unit()[0] == 512 and features.get("avx512bw") and features.get(feature)
+    return tile.vector_unit()[0] == 512 and config.processor().features >= {"avx512bw", feature}
 
 
 needs_bf16 = pytest.mark.skipif(not executes("avx512bf16"), reason="needs AVX512-BF16")

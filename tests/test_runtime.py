@@ -189,9 +189,9 @@ def test_16_bit_floats(name, kind):
 
 def test_vector_width_and_named_targets():
     from jitgrad.codegen import native as compiler
-    for level, register in {"v2": "xmm", "v3": "ymm", "v4": "zmm", "aarch64": ".4s"}.items():
+    for level, register in {"x86-64": "xmm", "x86-64-v3": "ymm", "x86-64-v4": "zmm", "aarch64": ".4s"}.items():
         assert register in compiler.assembly(ROWS, "rows", compiler.named_target(level))
-    with pytest.raises(CompileError, match="v2, v3, v4, aarch64"):
+    with pytest.raises(CompileError, match="x86-64-v3, x86-64-v4, aarch64"):
         compiler.named_target("v5")
 
 
@@ -203,7 +203,7 @@ def test_many_operands_vectorize():
     lines += ["    for i in range(n):", "        s = load(p0, i, 0, 34)"]
     lines += [f"        s = f32(s + load(p{k}, i, {k}, 34))" for k in range(1, 24)]
     lines += [f"        store(p{k}, i, f32(s * f32({k})), {k}, 34)" for k in range(24, n)]
-    assert "zmm" in compiler.assembly("\n".join(lines), "many", compiler.named_target("v4"))
+    assert "zmm" in compiler.assembly("\n".join(lines), "many", compiler.named_target("x86-64-v4"))
 
 
 def test_compile_errors_name_the_kernel_and_show_no_numba_traceback():

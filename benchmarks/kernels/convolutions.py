@@ -1,6 +1,6 @@
 """Convolutions of float32: every distinct layer of ResNet-18 and of the small CNN as in the training steps, ViT's
-patches, depthwise ones, and sizes that are multiples of nothing; forward and the gradients of input and weight, each on its
-own.
+patches, depthwise ones, groups as in ResNeXt-50 and ShuffleNet, and sizes that are multiples of nothing; forward and the
+gradients of input and weight, each on its own.
 
 PyTorch's gradients are calls of the function that its autograd calls; jitgrad and JAX compile the gradient of a
 convolution, of which nothing but the gradient is asked for.
@@ -103,5 +103,8 @@ def cases() -> list[Case]:
     patches = Layer(vit.BATCH, 3, vit.WIDTH, vit.SIZE, vit.SIZE, vit.PATCH, vit.PATCH, 0)
     depthwise = [Layer(8, 128, 128, 56, 56, groups=128), Layer(8, 256, 256, 28, 28, groups=256),
                  Layer(8, 128, 128, 56, 56, stride=2, groups=128)]
+    groups = [Layer(8, 128, 128, 56, 56, groups=32), Layer(8, 256, 256, 28, 28, groups=32),
+              Layer(8, 256, 256, 56, 56, stride=2, groups=32), Layer(8, 512, 512, 14, 14, groups=32),
+              Layer(8, 240, 60, 28, 28, kernel=1, padding=0, groups=3)]
     odd = [Layer(7, 13, 29, 31, 37), Layer(5, 19, 23, 27, 25, kernel=5, stride=2, padding=2)]
-    return [case for layer in (*resnet_layers(), *small, patches, *depthwise, *odd) for case in layer.cases()]
+    return [case for layer in (*resnet_layers(), *small, patches, *depthwise, *groups, *odd) for case in layer.cases()]

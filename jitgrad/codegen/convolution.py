@@ -1,10 +1,10 @@
 """Lowering of convolution and its two gradients to the kernels of `jitgrad.kernels.cpu.conv` on the GEMM core.
 
-The fastest way is chosen from shapes: Winograd's maps, tap by tap with channels last, or, where channels do not fill
-vectors, this: pack the left operand (weights, or the gradient for the weights' gradient), then multiply it with columns
-that are gathered from the image. The weights' gradient of few taps is summed up per run of images first, so that there
-are items enough; the runs depend on shapes alone. Shapes are those of volumes in here, [N, C, D, H, W]; images have a
-depth of 1.
+The fastest way is chosen from shapes: Winograd's maps, tap by tap with channels last, for groups planes with zeros around
+them, or, where channels do not fill vectors, this: pack the left operand (weights, or the gradient for the weights'
+gradient), then multiply it with columns that are gathered from the image. The weights' gradient of few taps is summed up
+per run of images first, so that there are items enough; the runs depend on shapes alone. Shapes are those of volumes in
+here, [N, C, D, H, W]; images have a depth of 1.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from jitgrad import dtypes
-from jitgrad.codegen import depthwise, taps, winograd
+from jitgrad.codegen import depthwise, planes, taps, winograd
 from jitgrad.codegen.call import BLOCK, LIBRARY, Call, launch, lowers, product_core
 from jitgrad.codegen.choice import Choice, usual_first
 from jitgrad.codegen.epilogue import Shared, WithEpilogue
@@ -25,7 +25,7 @@ from jitgrad.codegen.templates import lower_map
 from jitgrad.ir.graph import Graph, GraphBuilder
 from jitgrad.ir.op import REGISTRY
 from jitgrad.ir.types import TensorType
-from jitgrad.kernels.cpu import conv, gemm, taps as conv_taps
+from jitgrad.kernels.cpu import conv, gemm, planes as conv_planes, taps as conv_taps
 from jitgrad.kernels.cpu.gemm import Matrices
 from jitgrad.kernels.cpu.tile import DEPTH_BLOCK
 
@@ -62,13 +62,14 @@ class _Lowering:
     def add(self, source: str, items: int, *arguments: Argument, blocks: Blocks | None = None) -> None:
         self.launches.append(launch(source, items, *arguments, blocks=blocks))
 
-    def add_work(self, source: str, work: taps.Work, *operands: Argument) -> None:
-        """A launch whose threads have memory of their own. Launches follow each other, so they can have the same."""
+    def add_work(self, source: str, work: taps.Work, *operands: Argument, core: bool = True) -> None:
+        """A launch whose threads have memory of their own. Launches follow each other, so they can have the same. `core`:
+        it calls the core of products."""
         for k, elements in enumerate(work.private):
             nbytes = elements * self.type.dtype.itemsize
             self.private[k:k + 1] = [max(nbytes, *self.private[k:k + 1], 8)]
-        self.add(source, work.items, *operands, *[Private(k) for k in range(len(work.private))], self.core, *work.integers,
-                 blocks=work.blocks)
+        self.add(source, work.items, *operands, *[Private(k) for k in range(len(work.private))], *[self.core] * core,
+                 *work.integers, blocks=work.blocks)
 
     def by_taps(self, usual: bool) -> bool:
         """Whether it is done tap by tap, or by an implicit product; `usual`: which is the usual way."""
@@ -92,13 +93,18 @@ class _Lowering:
         return panels, high, -(-rows // high)
 
     def convolve(self, weights: Buffer, source: Buffer, image: tuple[int, ...], result: Buffer, out: tuple[int, ...],
-                 steps: dict[str, int]) -> None:
-        """`weights`, contiguous [groups, rows, channels * kernel], times columns of `source`, to `result`."""
+                 steps: dict[str, int], spread: planes.Spread | None = None) -> None:
+        """`weights`, contiguous [groups, rows, channels * kernel], times columns of `source`, to `result`. Only planes can
+        spread it."""
         rows, channels = out[1] // self.groups, image[1] // self.groups
         kernel, positions = taps_of(steps), out[3] * out[4]
         if self.by_taps(taps.suits(self.short, channels, rows, self.groups) and (kernel > 1 or positions < LARGE)):
             self.add_taps("tap_weights", weights, source, result, kernel, taps.convolve(self.short, image, out, steps),
                           rows, channels)
+            return
+        if planes.suits(image, out, self.groups, steps):
+            self.add_work(conv_planes.source("convolve_planes", self.short), planes.convolve(
+                self.short, image, out, self.groups, steps, result_blocks, spread), weights, source, result, core=False)
             return
         packed, high, panels = self.pack(weights, (self.groups,), rows, channels * kernel)
         per_item = columns_per_item(out[0] * self.groups, positions, self.tile.columns)
@@ -131,6 +137,12 @@ class _Lowering:
         blocks = -(-columns // self.tile.columns)
         per_item = -(-image[0] // min(image[0], -(-ITEMS // (blocks * self.groups))))
         runs = -(-image[0] // per_item)
+        if planes.suits(image, gradient, self.groups, steps):
+            self.sum_up(runs, lambda partial: self.add_work(
+                conv_planes.source("planes_weight_gradient", self.short), planes.weight_gradient(
+                    self.short, image, gradient, self.groups, steps, per_item), self.call.input(0), self.call.input(1),
+                partial, core=False))
+            return
         numbers = {**steps, "channels": channels, "height": image[3], "width": image[4], "out_height": gradient[3],
                    "out_width": gradient[4], "groups": self.groups, "rows": rows,
                    "panel_rows": gemm.panel_height(rows, self.tile), "blocks": blocks, "images": image[0],
@@ -165,19 +177,19 @@ class _Lowering:
             if len(all_phases) == 1 and exists:
                 self.phase(y, x, self.call.output(), size)
                 continue
+            if exists and planes.suits(gradient, size, self.groups, phase_steps(y, x)):
+                spread = planes.Spread((shape[3], shape[4]), (y.number, x.number), strides[1:])
+                self.phase(y, x, self.call.output(), size, spread)
+                continue
             part = self.memory(math.prod(size)) if exists else self.call.input(0)
             if exists:
                 self.phase(y, x, part, size)
             self.add(conv.interleave_source(self.short), size[0] * size[1], part, self.call.output(), y.size, x.size,
                      *shape[3:], y.number, x.number, *strides[1:], int(exists))
 
-    def phase(self, y: Phase, x: Phase, result: Buffer, shape: tuple[int, ...]) -> None:
-        places = {"y": y, "x": x}
-        steps = {f"{name}_{axis}": value for axis, p in places.items()
-                 for name, value in (("stride", 1), ("shift", p.shift), ("tap", p.tap))}
-        kernel = {"kernel_depth": 1, **{KERNEL[axis]: p.taps for axis, p in places.items()}}
+    def phase(self, y: Phase, x: Phase, result: Buffer, shape: tuple[int, ...], spread: planes.Spread | None = None) -> None:
         self.convolve(self.swapped_weights(y, x), self.call.input(0), volume(self.call.inputs[0].shape), result, shape,
-                      {**steps, **kernel})
+                      phase_steps(y, x), spread)
 
     def swapped_weights(self, *places: Phase) -> Buffer:
         """The weights of the taps of a phase as [groups, channels, rows, taps]: the left operand of its product."""
@@ -221,6 +233,14 @@ class Phase:
     taps: int
     shift: int
     tap: int
+
+
+def phase_steps(y: Phase, x: Phase) -> dict[str, int]:
+    """The steps of the convolution that makes a phase."""
+    places = {"y": y, "x": x}
+    steps = {f"{name}_{axis}": value for axis, p in places.items()
+             for name, value in (("stride", 1), ("shift", p.shift), ("tap", p.tap))}
+    return {**steps, "kernel_depth": 1, **{KERNEL[axis]: p.taps for axis, p in places.items()}}
 
 
 def phases(size: int, steps: dict[str, int], axis: str) -> list[Phase]:

@@ -22,7 +22,7 @@ import llvmlite.binding as llvm
 from numba.core import types
 from numba.core.compiler_lock import global_compiler_lock
 
-from jitgrad import objectfile
+from jitgrad import config, objectfile, processors
 from jitgrad.errors import CompileError, complain
 from jitgrad.kernels.cpu import (
     intrinsics,
@@ -37,6 +37,7 @@ from jitgrad.kernels.cpu import (
     tile_window_native,
 )
 from jitgrad.kernels.cpu.frontend import lower_function
+from jitgrad.processors import Processor
 
 TEACHERS = (native, tile_native, tile_window_native)    # importing them is what teaches Numba the names of math and tile
 ARGUMENTS = types.CPointer(types.int64)  # type: ignore[no-untyped-call]
@@ -53,18 +54,19 @@ class Target:
 
 
 def host_target() -> Target:
-    """Exactly this machine. Full-width vectors are asked for: LLVM's default on many processors is half width."""
-    features = llvm.get_host_cpu_features().flatten()
-    return Target(llvm.get_process_triple(), llvm.get_host_cpu_name(), f"{features},-prefer-256-bit")
+    """Exactly this machine, or the processor that the settings name instead of it."""
+    return _target(config.processor())
 
 
-def named_target(level: str) -> Target:
-    """A level to build bundles for: v2, v3 or v4 of x86-64, or aarch64 (any ARMv8 with NEON)."""
-    if level == "aarch64":
-        return Target("aarch64-unknown-linux-gnu", "generic", "+neon")
-    if level not in ("v2", "v3", "v4"):
-        raise complain(CompileError, "target", f"{level!r} is not one of v2, v3, v4, aarch64")
-    return Target("x86_64-unknown-linux-gnu", f"x86-64-{level}", "-prefer-256-bit")
+def named_target(name: str) -> Target:
+    """One of `processors.NAMED`."""
+    if name not in processors.NAMED:
+        raise complain(CompileError, "target", f"{name!r} is not one of {', '.join(processors.NAMED)}")
+    return _target(processors.find(name))
+
+
+def _target(processor: Processor) -> Target:
+    return Target(processor.triple, processor.model, processor.options)
 
 
 def compile_source(source: str, name: str, target: Target | None = None) -> bytes:

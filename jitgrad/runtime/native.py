@@ -16,7 +16,7 @@ import threading
 from functools import cache
 from typing import Any
 
-from jitgrad import objectfile
+from jitgrad import config, objectfile
 from jitgrad.errors import CompileError, complain
 
 Kernel = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
@@ -51,9 +51,7 @@ def function(address: int) -> Any:
 @cache
 def host_name() -> str:
     """The processor that code is generated for, with its features: part of every cache key."""
-    import llvmlite.binding as llvm
-    features = llvm.get_host_cpu_features()
-    return f"{llvm.get_host_cpu_name()} {','.join(sorted(name for name, present in features.items() if present))}"
+    return config.processor().name
 
 
 def symbol_address(name: str) -> int:

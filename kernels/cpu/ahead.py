@@ -13,6 +13,7 @@ from jitgrad.kernels.cpu import (
     gemm_rows,
     index,
     movement,
+    planes,
     pooling,
     random,
     recurrence,
@@ -38,7 +39,7 @@ def _texts(element: str) -> Iterator[str]:
         yield gemm.pack_source(element, kind)
     for source in (conv.convolve_source, conv.weight_source, conv.add_parts_source, conv.interleave_source):
         yield source(element)
-    for family in (pooling, index, sort, scan, movement, recurrence, attention, winograd, taps, depthwise):
+    for family in (pooling, index, sort, scan, movement, recurrence, attention, winograd, taps, depthwise, planes):
         for name in family.KERNELS:
             yield family.source(name, element)
     halved = (1, 2, 2)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from jitgrad import config
 from jitgrad.kernels.cpu import tile_transform
 
 Pointer = Any                                   # a typed pointer of kernel text
@@ -30,24 +31,26 @@ is reused out of the nearest caches."""
 @dataclass(frozen=True, slots=True)
 class Tile:
     """The register tile for one element type: `rows` x `columns` accumulators in vectors of `lanes` elements. `embeds`:
-    an instruction can multiply with an element in memory, as those of AVX-512 can."""
+    an instruction can multiply with an element in memory, as those of AVX-512 can. `edge`: how the micro-kernels of fewer
+    columns do without those that there are not (`tile_text.MicroKernel.edge`)."""
 
     rows: int
     vectors: int
     lanes: int
     embeds: bool = False
+    edge: str = "masked"
 
     @property
     def columns(self) -> int:
         return self.vectors * self.lanes
 
     @property
-    def forms(self) -> list[tuple[int, bool, tuple[int, ...]]]:
-        """(vectors, masked, heights) of the micro-kernels: for each width below the full one in vectors, for one that
+    def forms(self) -> list[tuple[int, str, tuple[int, ...]]]:
+        """(vectors, edge, heights) of the micro-kernels: for each width below the full one in vectors, for one that
         ends inside of the last vector, and for the full one. A tile of another height is several, one below the other:
         eight accumulators are enough to keep the processor's multipliers busy."""
         low = tuple([n for n in (8, 4, 2, 1) if n < self.rows])
-        return [*[(v, True, low) for v in range(1, self.vectors + 1)], (self.vectors, False, (self.rows, *low))]
+        return [*[(v, self.edge, low) for v in range(1, self.vectors + 1)], (self.vectors, "", (self.rows, *low))]
 
     @property
     def layouts(self) -> tuple[str, ...]:
@@ -63,21 +66,18 @@ class Tile:
 @functools.cache
 def tile_for(itemsize: int) -> Tile:
     """The tile of this machine for elements of 4 or 8 bytes: two vectors wide, and as high as the registers allow
-    beside two vectors of B and what a broadcast needs."""
+    beside two vectors of B and what a broadcast needs. Where every element of A passes through a register, several are on
+    their way at a time: a quarter of the registers is left for them and for B."""
     bits, registers = vector_unit()
-    return Tile((registers - 4) // 2, 2, bits // 8 // itemsize, embeds=bits == 512)
+    embeds = bits == 512
+    rows = (registers - (4 if embeds else registers // 4)) // 2
+    edge = "masked" if config.processor().masks else "clamped"
+    return Tile(rows, 2, bits // 8 // itemsize, embeds=embeds, edge=edge)
 
 
-@functools.cache
 def vector_unit() -> tuple[int, int]:
-    """(vector width in bits, number of vector registers) of the processor we run on."""
-    import llvmlite.binding as llvm  # loads in milliseconds, and only when something is lowered
-    features = llvm.get_host_cpu_features()
-    if features.get("avx512f") and features.get("avx512vl"):
-        return 512, 32
-    if features.get("avx2") and features.get("fma"):
-        return 256, 16
-    return 128, 32 if features.get("neon") else 16
+    """(vector width in bits, number of vector registers) of the processor that kernels are generated for."""
+    return config.processor().vectors
 
 
 # --- plain meanings -------------------------------------------------------------------------------------------------
@@ -100,6 +100,20 @@ def multiply_tile(rows: int, columns: int, depth: int, a: Pointer, a_offset: int
             c[c_offset + i * c_row + j] = old + total if accumulate else total
 
 
+def multiply_placed(rows: int, columns: int, depth: int, a: Pointer, a_offset: int, a_row: int, a_step: int,
+                    b: Pointer, b_offset: int, places: Pointer, first_place: int, c: Pointer, c_offset: int, c_row: int,
+                    accumulate: int) -> None:
+    """`multiply_tile` for a B whose rows are anywhere: B[d, j] is ``b[b_offset + places[first_place + d] + j]``. M. Dukhan,
+    "The Indirect Convolution Algorithm" (2019), has such a table."""
+    for i in range(rows):
+        for j in range(columns):
+            old = c[c_offset + i * c_row + j]
+            total = type(old)(0)
+            for d in range(depth):
+                total += a[a_offset + i * a_row + d * a_step] * b[b_offset + places[first_place + d] + j]
+            c[c_offset + i * c_row + j] = old + total if accumulate else total
+
+
 def transpose_tile(rows: int, x: Pointer, x_offset: int, x_row: int, o: Pointer, o_offset: int, o_row: int,
                    lanes: int) -> None:
     """o[o_offset + j * o_row + i] = x[x_offset + min(i, rows - 1) * x_row + j] for i, j < lanes, in the order of j: where
@@ -119,7 +133,8 @@ def transpose_block(rows: int, columns: int, x: Pointer, x_offset: int, x_row: i
 
 def gather_run(count: int, low: int, high: int, x: Pointer, x_offset: int, x_step: int, o: Pointer,
                o_offset: int) -> None:
-    """o[o_offset + r] = x[x_offset + (r - low) * x_step] if low <= r < high else 0, for r < count."""
+    """o[o_offset + r] = x[x_offset + (r - low) * x_step] if low <= r < high else 0, for r < count. `count`, `low` and
+    `high` are below 2**31."""
     for r in range(count):
         inside = low <= r < high
         o[o_offset + r] = x[x_offset + (r - low) * x_step] if inside else o.memory.dtype.type(0)
@@ -204,5 +219,5 @@ def core_block(rows: Any, columns: Any, depth: Any, depth_block: Any, panel_rows
 
 
 NAMES: dict[str, Callable[..., Any]] = {**tile_transform.NAMES, **{f.__name__: f for f in (
-    multiply_tile, transpose_tile, transpose_block, gather_run, largest_run, weighted_run, dot_rows, invoke, make_panel,
-    multiply_block)}}
+    multiply_tile, multiply_placed, transpose_tile, transpose_block, gather_run, largest_run, weighted_run, dot_rows, invoke,
+    make_panel, multiply_block)}}

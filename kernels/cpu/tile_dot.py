@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from jitgrad import config
 from jitgrad.kernels.cpu.tile import Pointer, vector_unit
 
 BIAS = 128
@@ -29,13 +30,12 @@ def has_dot(short: str) -> bool:
     A Xeon of Intel's fifth generation takes four times as long for the instruction for bfloat16 as for a multiply-add of
     float32 (measured, vectors of 512 and of 256 bits), and so half as long for the same product with widened operands.
     It is therefore used on AMD's processors alone; on those it has not been measured here."""
-    import llvmlite.binding as llvm  # loads in milliseconds, and only when something is lowered
-    features = llvm.get_host_cpu_features()
-    if vector_unit()[0] != 512 or not features.get("avx512bw"):
+    processor = config.processor()
+    if vector_unit()[0] != 512 or "avx512bw" not in processor.features:
         return False
     if short == "bf16":
-        return bool(features.get("avx512bf16")) and llvm.get_host_cpu_name().startswith("znver")
-    return short == "i8" and bool(features.get("avx512vnni"))
+        return "avx512bf16" in processor.features and processor.model.startswith("znver")
+    return short == "i8" and "avx512vnni" in processor.features
 
 
 # --- plain meanings -------------------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from jitgrad import config
+
 Pointer = Any                                   # a typed pointer of kernel text
 
 HIGHEST = 8
@@ -165,7 +167,7 @@ class LineKernel:
             yield f"  {a} = load {self.vector}, ptr {a}.place, align {self.bits // 8}"
             for j in range(self.lines):
                 total = f"%sum{i}.{j}"
-                yield (f"  {total}.{result} = call {self.vector} @llvm.fma.v{self.lanes}f{self.bits}({self.vector} {a}, "
+                yield (f"  {total}.{result} = call {self.vector} @llvm.fmuladd.v{self.lanes}f{self.bits}({self.vector} {a}, "
                        f"{self.vector} %{block}.b{j}, {self.vector} {total}{'.whole' if rest else ''})")
 
     def _load(self, name: str, masked: bool) -> Iterator[str]:
@@ -182,6 +184,8 @@ class LineKernel:
             yield f"  {raw}.words = zext {self.raw} {raw} to {words}"
             yield f"  {raw}.high = shl {words} {raw}.words, splat (i32 16)"
             yield f"  {wide} = bitcast {words} {raw}.high to {self.vector}"
+        elif self.kind == "f16" and not config.processor().halves:
+            yield from self._widened_halves(wide, raw)
         elif self.kind == "f16":
             yield f"  {wide} = fpext {self.raw} {raw} to {self.vector}"
         elif self.kind == "i8":
@@ -191,6 +195,26 @@ class LineKernel:
             yield f"  {wide} = bitcast {self.raw} {raw} to {self.vector}"
         if self.scaled:
             yield f"  {name} = fmul {self.vector} {wide}, %scale{name.rpartition('.b')[2]}"
+
+    def _widened_halves(self, wide: str, raw: str) -> Iterator[str]:
+        """`wide`: the float16 numbers `raw` by integer arithmetic, where LLVM would call a function that is not there. Their
+        exponent is moved by a product, which is exact for those too small to be normal; NaN and infinities keep theirs."""
+        words, shorts = f"<{self.lanes} x i32>", f"<{self.lanes} x i16>"
+        yield f"  {raw}.shorts = bitcast {self.raw} {raw} to {shorts}"
+        yield f"  {raw}.words = zext {shorts} {raw}.shorts to {words}"
+        yield f"  {raw}.size = and {words} {raw}.words, splat (i32 {0x7FFF})"
+        yield f"  {raw}.moved = shl {words} {raw}.size, splat (i32 13)"
+        yield f"  {raw}.tiny = bitcast {words} {raw}.moved to {self.vector}"
+        yield f"  {raw}.scaled = fmul {self.vector} {raw}.tiny, splat (float 0x46F0000000000000)"
+        yield f"  {raw}.bits = bitcast {self.vector} {raw}.scaled to {words}"
+        yield f"  {raw}.special = icmp ugt {words} {raw}.size, splat (i32 {0x7BFF})"
+        yield (f"  {raw}.full = select <{self.lanes} x i1> {raw}.special, {words} splat (i32 {0x7F800000}), "
+               f"{words} zeroinitializer")
+        yield f"  {raw}.positive = or {words} {raw}.bits, {raw}.full"
+        yield f"  {raw}.high = shl {words} {raw}.words, splat (i32 16)"
+        yield f"  {raw}.sign = and {words} {raw}.high, splat (i32 {-1 << 31})"
+        yield f"  {raw}.signed = or {words} {raw}.positive, {raw}.sign"
+        yield f"  {wide} = bitcast {words} {raw}.signed to {self.vector}"
 
     @property
     def _suffix(self) -> str:
@@ -256,7 +280,7 @@ class LineKernel:
     def declarations(self) -> Iterator[str]:
         """Those of the intrinsics that the text calls."""
         mask = f"<{self.lanes} x i1>"
-        yield f"declare {self.vector} @llvm.fma.v{self.lanes}f{self.bits}({self.vector}, {self.vector}, {self.vector})"
+        yield f"declare {self.vector} @llvm.fmuladd.v{self.lanes}f{self.bits}({self.vector}, {self.vector}, {self.vector})"
         yield f"declare {self.raw} @llvm.masked.load.{self._suffix}.p0(ptr, i32, {mask}, {self.raw})"
         for count in range(1, self.lines + 1):
             kind, suffix, mask = f"<{count} x {self.element}>", f"v{count}f{self.bits}", f"<{count} x i1>"

@@ -32,15 +32,17 @@ from jitgrad.kernels.cpu.tile_vectors import (
     splat,
     suffix,
     teach,
+    where_all,
 )
 
 # --- the tile -----------------------------------------------------------------------------------------------------------
 
 
-def _emit_multiply(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+def _emit_multiply(placed: bool, context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    """`tile.multiply_tile`, or `multiply_placed`: the table of places is then where B's step would be."""
     element = context.get_value_type(signature.args[3].dtype)
     shape = tile.tile_for(element_bytes(element))
-    (rows, columns, depth, a, a_offset, a_row, a_step, b, b_offset, b_step, c, c_offset, c_row,
+    (rows, columns, depth, a, a_offset, a_row, a_step, b, b_offset, *b_steps, c, c_offset, c_row,
      accumulate) = integers(context, builder, signature, values)
 
     def place(pointer: ir.Value, offset: ir.Value) -> ir.Value:
@@ -50,7 +52,8 @@ def _emit_multiply(context: Any, builder: ir.IRBuilder, signature: Any, values: 
         return builder.mul(value, constant(element_bytes(element)))
 
     a_row, c_row = stride(a_row), stride(c_row)
-    tail = [_odd_multiples(builder, a_row, shape.rows), stride(a_step), place(b, b_offset), stride(b_step)]
+    b_step = builder.ptrtoint(builder.gep(b_steps[0], b_steps[1:]), I64) if placed else stride(b_steps[0])
+    tail = [_odd_multiples(builder, a_row, shape.rows), stride(a_step), place(b, b_offset), b_step]
     form = _form(builder, shape, columns)
 
     def call(kernel: MicroKernel, a: ir.Value, c: ir.Value) -> None:
@@ -61,8 +64,8 @@ def _emit_multiply(context: Any, builder: ir.IRBuilder, signature: Any, values: 
     bits = 8 * element_bytes(element)
     beside = {"rows": a_row, "steps": stride(a_step)}
     adjacent = {name: builder.icmp_signed("==", beside[name], constant(bits // 8)) for name in shape.layouts if name}
-    families = [[MicroKernel(n, vectors, shape.lanes, bits, masked, layout) for n in heights
-                 for layout in (shape.layouts if n >= tile.HIGH else ("",))] for vectors, masked, heights in shape.forms]
+    families = [[MicroKernel(n, vectors, shape.lanes, bits, edge, layout, placed) for n in heights
+                 for layout in (shape.layouts if n >= tile.HIGH else ("",))] for vectors, edge, heights in shape.forms]
     _for_pieces(builder, rows, (place(a, a_offset), a_row), (place(c, c_offset), c_row), form, families, adjacent, call)
     return context.get_dummy_value()
 
@@ -210,25 +213,35 @@ def _emit_gather_run(context: Any, builder: ir.IRBuilder, signature: Any, values
                      [ir.VectorType(POINTER, lanes), I32, ir.VectorType(I1, lanes), vector])
     load, store = masked_load(builder.module, vector), masked_store(builder.module, vector)
     zero = ir.Constant(vector, None)
+
+    def read(function: ir.Function, place: ir.Value) -> ir.Value:
+        return where_all(builder, inside, lambda mask: builder.call(function, [place, alignment, mask, zero]))
+
+    numbers = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
+    span = builder.select(builder.icmp_signed(">", high, low), builder.sub(high, low), constant(0))
+
+    def narrow(value: ir.Value) -> ir.Value:
+        return splat(builder, builder.trunc(value, I32), lanes)
+
     with cgutils.for_range_slice(builder, constant(0), count, constant(lanes), intp=I64) as (start, _):
-        places = builder.add(splat(builder, start, lanes), ir.Constant(ir.VectorType(I64, lanes), list(range(lanes))))
-        inside = builder.and_(builder.icmp_signed(">=", places, splat(builder, low, lanes)),
-                              builder.icmp_signed("<", places, splat(builder, high, lanes)))
+        inside = builder.icmp_unsigned("<", builder.add(numbers, narrow(builder.sub(start, low))), narrow(span))
         with builder.if_else(contiguous) as (then, otherwise):
             with then:
                 line = builder.bitcast(builder.gep(first, [start]), POINTER)
-                near, block_near = builder.call(load, [line, alignment, inside, zero]), builder.block
+                near, block_near = read(load, line), builder.block
             with otherwise:
+                along = ir.Constant(ir.VectorType(I64, lanes), list(range(lanes)))
+                places = builder.add(splat(builder, start, lanes), along)
                 steps = builder.mul(places, splat(builder, builder.mul(x_step, constant(alignment.constant)), lanes))
                 base = splat(builder, builder.ptrtoint(first, I64), lanes)
                 lines = builder.inttoptr(builder.add(base, steps), ir.VectorType(POINTER, lanes))
-                far, block_far = builder.call(gather, [lines, alignment, inside, zero]), builder.block
+                far, block_far = read(gather, lines), builder.block
         value = builder.phi(vector)
         value.add_incoming(near, block_near)
         value.add_incoming(far, block_far)
         target = builder.bitcast(builder.gep(o, [builder.add(o_offset, start)]), POINTER)
-        wanted = builder.icmp_signed("<", places, splat(builder, count, lanes))
-        builder.call(store, [value, target, alignment, wanted])
+        wanted = builder.icmp_signed("<", numbers, narrow(builder.sub(count, start)))
+        where_all(builder, wanted, lambda mask: builder.call(store, [value, target, alignment, mask]))
     return context.get_dummy_value()
 
 
@@ -330,7 +343,8 @@ def _emit_multiply_block(context: Any, builder: ir.IRBuilder, signature: Any, va
     return context.get_dummy_value()
 
 
-teach(tile.multiply_tile, _emit_multiply)
+teach(tile.multiply_tile, partial(_emit_multiply, False))
+teach(tile.multiply_placed, partial(_emit_multiply, True))
 teach(tile.transpose_tile, _emit_transpose)
 teach(tile.transpose_block, _emit_transpose_block)
 teach(tile.gather_run, _emit_gather_run)

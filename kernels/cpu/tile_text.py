@@ -17,11 +17,12 @@ from jitgrad.kernels.cpu.tile_transform import transform_text
 PARAMETERS = ("columns", "depth", "a", "a_rows", "a_step", "b", "b_step", "c", "c_row", "accumulate")
 """Those of `tile.multiply_tile` without `rows`, with addresses for pointers and offsets, and strides in bytes. `a_rows`
 points to the odd multiples of A's row stride: read from memory they stay independent of each other, and the loop
-addresses each row by a base, one of them and a scale; LLVM would else walk from row to row, and wait for each addition."""
+addresses each row by a base, one of them and a scale; LLVM would else walk from row to row, and wait for each addition.
+Of `tile.multiply_placed`, `b_step` is the address of the places."""
 
 POINTERS = frozenset(("a", "a_rows", "b", "c"))
 
-_MULTIPLY = re.compile(r"multiply_(\d+)x(\d+)_v(\d+)f(\d+)(_masked)?(?:_(rows|steps))?")
+_MULTIPLY = re.compile(r"multiply_(\d+)x(\d+)_v(\d+)f(\d+)(?:_(masked|clamped))?(?:_(rows|steps))?(_placed)?")
 _TRANSPOSE = re.compile(r"transpose_v(\d+)f(\d+)")
 _TRANSFORM = re.compile(r"(winograd_\w+)_v(\d+)f(\d+)")
 
@@ -61,25 +62,29 @@ _LOOP = """\
 
 @dataclass(frozen=True, slots=True)
 class MicroKernel:
-    """One shape: exactly `rows` rows and `vectors` vectors of `lanes` elements of `bits` bits; if `masked`, elements
-    from `columns` on are neither read nor written.
+    """One shape: exactly `rows` rows and `vectors` vectors of `lanes` elements of `bits` bits. With an `edge`, `columns`
+    ends inside of the last vector, and elements from there on are neither read nor written: "masked" is for processors that
+    have instructions for it; "clamped" reads and writes a last vector that ends at the last column, or, where the first
+    vector is the last one, element by element, the last of them several times.
 
     `adjacent` says of A what lies side by side in memory, "rows" or "steps" ("": neither has to). Then an instruction can
     multiply with an element of A where it lies, at a fixed distance from a register; with an index register beside it,
     the processor would take it apart again. Every second row does so. Without, each row takes one instruction more, and a
-    core that serves two threads cannot bring in so many; with all of them, there are more loads than its ports can do."""
+    core that serves two threads cannot bring in so many; with all of them, there are more loads than its ports can do.
+    `placed`: a table says where the rows of B are."""
 
     rows: int
     vectors: int
     lanes: int
     bits: int
-    masked: bool
+    edge: str
     adjacent: str = ""
+    placed: bool = False
 
     @property
     def name(self) -> str:
-        ending = f"{'_masked' if self.masked else ''}{'_' if self.adjacent else ''}{self.adjacent}"
-        return f"multiply_{self.rows}x{self.vectors}_{self.suffix}{ending}"
+        kinds = self.edge, self.adjacent, "placed" if self.placed else ""
+        return "_".join([f"multiply_{self.rows}x{self.vectors}", self.suffix, *filter(None, kinds)])
 
     @property
     def suffix(self) -> str:
@@ -104,7 +109,8 @@ class MicroKernel:
             [("begin", "single", "done", 1)]
         return _DEFINITION.format(
             name=self.name, parameters=", ".join(f"{'ptr' if p in POINTERS else 'i64'} %{p}" for p in PARAMETERS),
-            entry="\n".join([*self._masks(), *self._odd_multiples(), *self._places_in_c(), *self._first_places()]),
+            entry="\n".join([*self._edges(), *self._odd_multiples(), *self._places_in_c(), *self._first_places(),
+                             *["  %places = inttoptr i64 %b_step to ptr"] * self.placed]),
             begin="\n".join([f"  %begin.{name} = phi {kind} [ {first}, %entry ]" for kind, name, first in self._first()]),
             loops="\n".join([self._loop(*loop) for loop in loops]),
             add="\n".join([line for i, j in self.cells for line in (
@@ -127,7 +133,8 @@ class MicroKernel:
 
     def _first(self) -> list[tuple[str, str, str]]:
         """What the loops carry: type, name, and value at first."""
-        return [("i64", "left", "%depth"), ("ptr", "b", "%b"), *[("ptr", f"a{i}", f"%first{i}") for i in self.bases],
+        return [("i64", "left", "%depth"), ("ptr", "b", "%places" if self.placed else "%b"),
+                *[("ptr", f"a{i}", f"%first{i}") for i in self.bases],
                 *[(self.vector, f"sum{i}.{j}", "zeroinitializer") for i, j in self.cells]]
 
     def _loop(self, before: str, name: str, after: str, steps: int) -> str:
@@ -142,14 +149,30 @@ class MicroKernel:
             leaving="\n".join([f"  %{after}.{what} = phi {kind} [ %{before}.{what}, %{before} ], "
                                f"[ %{name}.{what}.next, %{name} ]" for kind, what in carried]))
 
-    def _masks(self) -> list[str]:
-        """``%mask{j}``: which lanes of vector j are inside of `columns`."""
-        if not self.masked:
-            return []
-        kind = f"<{self.lanes} x i32>"
-        numbers = [", ".join(f"i32 {j * self.lanes + lane}" for lane in range(self.lanes)) for j in range(self.vectors)]
-        return ["  %count = trunc i64 %columns to i32", *self._splat("%counts", "i32", "%count"),
-                *[f"  %mask{j} = icmp slt {kind} <{numbers[j]}>, %counts" for j in range(self.vectors)]]
+    def _edges(self) -> list[str]:
+        """``%mask``: which lanes of the last vector are inside of `columns`. Or ``%edge{n}``: the bytes from the first
+        column to lane n of the last vector, as far as there are columns."""
+        first, size = (self.vectors - 1) * self.lanes, self.bits // 8
+        if self.edge == "masked":
+            numbers = ", ".join(f"i32 {first + lane}" for lane in range(self.lanes))
+            return ["  %count = trunc i64 %columns to i32", *self._splat("%counts", "i32", "%count"),
+                    f"  %mask = icmp slt <{self.lanes} x i32> <{numbers}>, %counts"]
+        if self.edge == "clamped" and first:
+            return [f"  %edge.first = sub i64 %columns, {self.lanes}", f"  %edge0 = mul i64 %edge.first, {size}"]
+        if self.edge == "clamped":
+            return ["  %edge.last = sub i64 %columns, 1", *[line for n in range(self.lanes) for line in (
+                f"  %edge{n}.within = icmp slt i64 {n}, %edge.last",
+                f"  %edge{n}.column = select i1 %edge{n}.within, i64 {n}, i64 %edge.last",
+                f"  %edge{n} = mul i64 %edge{n}.column, {size}")]]
+        return []
+
+    def _ends(self, j: int) -> bool:
+        """Whether the columns end inside of vector j."""
+        return bool(self.edge) and j == self.vectors - 1
+
+    def _distance(self, j: int) -> str:
+        """Bytes from the first column to vector j."""
+        return "%edge0" if self.edge == "clamped" and self._ends(j) else str(j * self.lanes * self.bits // 8)
 
     def _odd_multiples(self) -> list[str]:
         return [line for odd in range(1, max(self.rows, 2), 2) for line in (
@@ -160,7 +183,7 @@ class MicroKernel:
         """Where the cells of C are. They are fetched while the loop runs: C is often not in any cache."""
         return [line for i, j in self.cells for line in (
             f"  %c{i}.{j}.row = mul i64 %c_row, {i}",
-            f"  %c{i}.{j}.offset = add i64 %c{i}.{j}.row, {j * self.lanes * self.bits // 8}",
+            f"  %c{i}.{j}.offset = add i64 %c{i}.{j}.row, {self._distance(j)}",
             f"  %c{i}.{j} = getelementptr i8, ptr %c, i64 %c{i}.{j}.offset",
             f"  call void @llvm.prefetch.p0(ptr %c{i}.{j}, i32 1, i32 3, i32 1)")]
 
@@ -179,9 +202,14 @@ class MicroKernel:
             if self.adjacent:                   # LLVM shall not derive it from another register
                 lines.append(f'  {new} = call ptr asm "", "=r,0"(ptr {free})')
 
-        move("b", "%b_step")
+        move("b", "8" if self.placed else "%b_step")
+        row = state("b", step)
+        if self.placed:
+            row = f"{here}.row"
+            lines += [f"  {row}.number = load i64, ptr {state('b', step)}",
+                      f"  {row} = getelementptr {self.element}, ptr %b, i64 {row}.number"]
         for j in range(self.vectors):
-            lines += [f"  {here}.b{j}.place = getelementptr {self.vector}, ptr {state('b', step)}, i64 {j}",
+            lines += [f"  {here}.b{j}.place = getelementptr i8, ptr {row}, i64 {self._distance(j)}",
                       self._load(f"{here}.b{j}", f"{here}.b{j}.place", j)]
         for i in range(self.rows):
             a, place = f"{here}.a{i}", f"{here}.a{i}.place"
@@ -192,8 +220,8 @@ class MicroKernel:
             for j in range(self.vectors):
                 old, new, b = state(f"sum{i}.{j}", step), state(f"sum{i}.{j}", step + 1), f"{here}.b{j}"
                 lines.append(self._embedded(new, place, b, old) if embedded else
-                             f"  {new} = call {self.vector} @llvm.fma.{self.suffix}({self.vector} {a}, {self.vector} {b}, "
-                             f"{self.vector} {old})")
+                             f"  {new} = call {self.vector} @llvm.fmuladd.{self.suffix}({self.vector} {a}, "
+                             f"{self.vector} {b}, {self.vector} {old})")
         for i in self.bases:
             if self.adjacent != "steps":
                 move(f"a{i}", "%a_step")
@@ -225,21 +253,32 @@ class MicroKernel:
                 f"  {name} = shufflevector {vector} {name}.one_lane, {vector} poison, <{self.lanes} x i32> zeroinitializer"]
 
     def _load(self, name: str, place: str, j: int) -> str:
-        if not self.masked:
-            return f"  {name} = load {self.vector}, ptr {place}, align {self.bits // 8}"
-        return (f"  {name} = call {self.vector} @llvm.masked.load.{self.suffix}.p0(ptr {place}, i32 {self.bits // 8}, "
-                f"<{self.lanes} x i1> %mask{j}, {self.vector} zeroinitializer)")
+        if self._ends(j) and self.edge == "masked":
+            return (f"  {name} = call {self.vector} @llvm.masked.load.{self.suffix}.p0(ptr {place}, i32 {self.bits // 8}, "
+                    f"<{self.lanes} x i1> %mask, {self.vector} zeroinitializer)")
+        if self._ends(j) and j == 0:
+            return "\n".join([line for n in range(self.lanes) for line in (
+                f"  {name}.place{n} = getelementptr i8, ptr {place}, i64 %edge{n}",
+                f"  {name}.one{n} = load {self.element}, ptr {name}.place{n}",
+                f"  {name if n == self.lanes - 1 else f'{name}.{n}'} = insertelement {self.vector} "
+                f"{f'{name}.{n - 1}' if n else 'poison'}, {self.element} {name}.one{n}, i32 {n}")])
+        return f"  {name} = load {self.vector}, ptr {place}, align {self.bits // 8}"
 
     def _store(self, value: str, place: str, j: int) -> str:
-        if not self.masked:
-            return f"  store {self.vector} {value}, ptr {place}, align {self.bits // 8}"
-        return (f"  call void @llvm.masked.store.{self.suffix}.p0({self.vector} {value}, ptr {place}, "
-                f"i32 {self.bits // 8}, <{self.lanes} x i1> %mask{j})")
+        if self._ends(j) and self.edge == "masked":
+            return (f"  call void @llvm.masked.store.{self.suffix}.p0({self.vector} {value}, ptr {place}, "
+                    f"i32 {self.bits // 8}, <{self.lanes} x i1> %mask)")
+        if self._ends(j) and j == 0:                    # from the last lane on, so that the last column's own stays
+            return "\n".join([line for n in reversed(range(self.lanes)) for line in (
+                f"  {place}.place{n} = getelementptr i8, ptr {place}, i64 %edge{n}",
+                f"  {value}.one{n} = extractelement {self.vector} {value}, i32 {n}",
+                f"  store {self.element} {value}.one{n}, ptr {place}.place{n}")])
+        return f"  store {self.vector} {value}, ptr {place}, align {self.bits // 8}"
 
     def declarations(self) -> list[str]:
         """Those of the intrinsics that the text calls."""
         mask = f"<{self.lanes} x i1>"
-        return [f"declare {self.vector} @llvm.fma.{self.suffix}({self.vector}, {self.vector}, {self.vector})",
+        return [f"declare {self.vector} @llvm.fmuladd.{self.suffix}({self.vector}, {self.vector}, {self.vector})",
                 f"declare {self.vector} @llvm.masked.load.{self.suffix}.p0(ptr, i32, {mask}, {self.vector})",
                 f"declare void @llvm.masked.store.{self.suffix}.p0({self.vector}, ptr, i32, {mask})",
                 "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"]
@@ -285,7 +324,8 @@ def exchanged_halves(lanes: int, kind: str) -> list[str]:
 
 def definitions(names: Iterable[str]) -> str:
     """The module that defines those of `names` that are pieces of this file; "" if there are none."""
-    kernels = [MicroKernel(*[int(n) for n in match.groups()[:4]], masked=match[5] is not None, adjacent=match[6] or "")
+    kernels = [MicroKernel(*[int(n) for n in match.groups()[:4]], edge=match[5] or "", adjacent=match[6] or "",
+                           placed=match[7] is not None)
                for match in map(_MULTIPLY.fullmatch, names) if match]
     transposes = [transpose_text(int(match[1]), int(match[2])) for match in map(_TRANSPOSE.fullmatch, names) if match]
     transforms = [transform_text(match[1], int(match[2]), int(match[3]))

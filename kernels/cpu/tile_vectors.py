@@ -9,6 +9,8 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import lower_builtin, type_callable
 
+from jitgrad import config
+
 I1, I8, I32, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 POINTER = I8.as_pointer()
 
@@ -35,6 +37,26 @@ def masked_load(module: ir.Module, vector: ir.VectorType) -> ir.Function:
 def masked_store(module: ir.Module, vector: ir.VectorType) -> ir.Function:
     return declare(module, f"llvm.masked.store.{suffix(vector.element, vector.count)}.p0", ir.VoidType(),
                     [vector, POINTER, I32, ir.VectorType(I1, vector.count)])
+
+
+def where_all(builder: ir.IRBuilder, mask: ir.Value, access: Callable[[ir.Value], ir.Value]) -> ir.Value:
+    """What ``access(mask)`` gives, a masked load, gather or store. A processor without masks takes lane by lane, and a
+    branch each: there the mask that has all lanes comes as a constant, and the access is an ordinary one."""
+    if config.processor().masks:
+        return access(mask)
+    bits = ir.IntType(mask.type.count)
+    everything = builder.icmp_unsigned("==", builder.bitcast(mask, bits), ir.Constant(bits, -1))
+    ends = []
+    with builder.if_else(everything) as branches:
+        for branch, lanes in zip(branches, (ir.Constant(mask.type, [1] * mask.type.count), mask), strict=True):
+            with branch:
+                ends.append((access(lanes), builder.block))
+    if isinstance(ends[0][0].type, ir.VoidType):
+        return ends[0][0]
+    result = builder.phi(ends[0][0].type)
+    for value, block in ends:
+        result.add_incoming(value, block)
+    return result
 
 
 def element_bytes(element: ir.Type) -> int:

@@ -22,6 +22,7 @@ from jitgrad.kernels.cpu.tile_vectors import (
     splat,
     suffix,
     teach,
+    where_all,
 )
 
 
@@ -47,6 +48,16 @@ class _Run:
     def address(self, base: ir.Value, offset: ir.Value) -> ir.Value:
         return self.builder.bitcast(self.builder.gep(base, [offset]), POINTER)
 
+    def some(self, load: ir.Function, place: ir.Value, mask: ir.Value) -> ir.Value:
+        """The elements of `mask` at `place`, by `load`; else zeros."""
+        return where_all(self.builder, mask,
+                         lambda lanes: self.builder.call(load, [place, self.alignment, lanes, self.nothing]))
+
+    def put(self, value: ir.Value, place: ir.Value, mask: ir.Value) -> None:
+        """Store the elements of `mask`."""
+        where_all(self.builder, mask,
+                  lambda lanes: self.builder.call(self.store, [value, place, self.alignment, lanes]))
+
     def left(self, count: ir.Value, start: ir.Value) -> ir.Value:
         """Which lanes there are for `count` windows, of which the first is number `start`."""
         many = self.builder.trunc(self.builder.sub(count, start), I32)
@@ -61,7 +72,7 @@ class _Run:
         inside = self._within(column, self.spaced, stop)
         with builder.if_else(self.close) as (then, otherwise):
             with then:
-                beside = builder.call(self.load, [self.address(x, place), self.alignment, inside, self.nothing])
+                beside = self.some(self.load, self.address(x, place), inside)
                 from_close = builder.block
             with otherwise:
                 with builder.if_else(self.pairs) as (two, more):
@@ -91,8 +102,7 @@ class _Run:
     def _half(self, x: ir.Value, place: ir.Value, column: ir.Value, stop: ir.Value, first: int) -> ir.Value:
         builder = self.builder
         inside = self._within(builder.add(column, constant(first)), self.numbers, stop)
-        return builder.call(self.load, [self.address(x, builder.add(place, constant(first))), self.alignment, inside,
-                                        self.nothing])
+        return self.some(self.load, self.address(x, builder.add(place, constant(first))), inside)
 
     def _far(self, x: ir.Value, place: ir.Value, inside: ir.Value) -> ir.Value:
         builder, lanes = self.builder, self.lanes
@@ -100,7 +110,7 @@ class _Run:
         steps = builder.mul(spaced, splat(builder, constant(self.bytes), lanes))
         base = splat(builder, builder.ptrtoint(self.address(x, place), I64), lanes)
         lines = builder.inttoptr(builder.add(base, steps), ir.VectorType(POINTER, lanes))
-        return builder.call(self.gather, [lines, self.alignment, inside, self.nothing])
+        return self.some(self.gather, lines, inside)
 
 
 def _emit_largest_run(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
@@ -131,16 +141,16 @@ def _emit_largest_run(context: Any, builder: ir.IRBuilder, signature: Any, value
             builder.store(builder.select(better, value, old), best)
             builder.store(builder.select(better, here, older), at)
         wanted = run.left(count, start)
-        builder.call(run.store, [builder.load(best), run.address(o, builder.add(o_offset, start)), run.alignment, wanted])
+        run.put(builder.load(best), run.address(o, builder.add(o_offset, start)), wanted)
         wide_places = builder.sext(builder.load(at), ir.VectorType(I64, lanes))
-        builder.call(store_places, [wide_places, run.address(index, builder.add(index_offset, start)),
-                                    ir.Constant(I32, 8), wanted])
+        there = run.address(index, builder.add(index_offset, start))
+        where_all(builder, wanted, lambda mask: builder.call(store_places, [wide_places, there, ir.Constant(I32, 8), mask]))
     return context.get_dummy_value()
 
 
 def _fused(builder: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
-    """x * y + z in one rounding."""
-    name = f"llvm.fma.{suffix(x.type.element, x.type.count)}"
+    """x * y + z, in one rounding where the processor has an instruction for it."""
+    name = f"llvm.fmuladd.{suffix(x.type.element, x.type.count)}"
     return builder.call(declare(builder.module, name, x.type, [x.type] * 3), [x, y, z])
 
 
@@ -164,8 +174,7 @@ def _emit_weighted_run(context: Any, builder: ir.IRBuilder, signature: Any, valu
                 tap = builder.add(tap, builder.mul(loop.index, step))
             weight = splat(builder, builder.load(builder.gep(w, [tap])), run.lanes)
             builder.store(_fused(builder, value, weight, builder.load(total)), total)
-        builder.call(run.store, [builder.load(total), run.address(o, builder.add(o_offset, start)), run.alignment,
-                                 run.left(count, start)])
+        run.put(builder.load(total), run.address(o, builder.add(o_offset, start)), run.left(count, start))
     return context.get_dummy_value()
 
 
@@ -183,7 +192,7 @@ def _emit_dot_rows(context: Any, builder: ir.IRBuilder, signature: Any, values: 
         place = builder.add(builder.add(x_offset, builder.mul(y.index, x_row)), column)
         value, inside = run.read(x, place, column, last)
         beside = builder.add(builder.add(g_offset, builder.mul(y.index, g_row)), start)
-        other = builder.call(run.load, [run.address(g, beside), run.alignment, inside, run.nothing])
+        other = run.some(run.load, run.address(g, beside), inside)
         builder.store(_fused(builder, value, other, builder.load(total)), total)
     add = declare(builder.module, f"llvm.vector.reduce.fadd.{suffix(element, run.lanes)}", element, [element, run.vector])
     return builder.call(add, [ir.Constant(element, -0.0), builder.load(total)], fastmath=("reassoc",))

@@ -1,0 +1,95 @@
+"""The processors that kernels can be generated for: this machine's own, or one of a few that are known by name.
+
+What goes in: a name of `NAMED`, or None for this machine's. What comes out: a `Processor`, which says how code for it is
+asked of LLVM, and what the kernels' text depends on: the width and number of its vector registers, and the features
+that some instructions need. An older processor of the same family runs on a newer one, so that what users of such machines
+get can be tried here; code for another family can be looked at.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from functools import cache
+
+SYSTEM = "unknown-linux-gnu"
+
+
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """`machine` as in `objectfile.MACHINES`, LLVM's name of the `model`, the names of LLVM's `features` that there are (of
+    a named processor those that kernels ask for), and LLVM's list of `options`."""
+
+    machine: str
+    model: str
+    features: frozenset[str]
+    options: str = ""
+
+    @property
+    def triple(self) -> str:
+        return f"{self.machine}-{SYSTEM}"
+
+    @property
+    def vectors(self) -> tuple[int, int]:
+        """(bits of a vector register, number of vector registers)."""
+        if self.features >= {"avx512f", "avx512vl"}:
+            return 512, 32
+        if "avx" in self.features:
+            return 256, 16
+        return 128, 32 if "neon" in self.features else 16
+
+    @property
+    def masks(self) -> bool:
+        """Whether an instruction can load or store some elements of a vector."""
+        return "avx" in self.features
+
+    @property
+    def halves(self) -> bool:
+        """Whether an instruction makes float32 of float16."""
+        return not self.features.isdisjoint(("f16c", "neon"))
+
+    @property
+    def name(self) -> str:
+        """All that tells this processor from others: a part of the keys of kernels, plans and choices."""
+        return f"{self.model} {','.join(sorted(self.features))}"
+
+
+FULL_WIDTH = "-prefer-256-bit"
+"""LLVM's default on many processors with vectors of 512 bits is to use half of them."""
+
+_SSE4 = ("sse2", "sse3", "ssse3", "sse4.1", "sse4.2")
+_AVX2 = (*_SSE4, "avx", "avx2", "fma", "f16c")
+
+
+def _x86(model: str, *features: str) -> Processor:
+    return Processor("x86_64", model, frozenset(features), FULL_WIDTH)
+
+
+NAMED = {
+    "x86-64": _x86("x86-64", "sse2"),
+    "x86-64-v2": _x86("x86-64-v2", *_SSE4),
+    "sandybridge": _x86("sandybridge", *_SSE4, "avx"),
+    "x86-64-v3": _x86("x86-64-v3", *_AVX2),
+    "x86-64-v4": _x86("x86-64-v4", *_AVX2, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
+    "aarch64": Processor("aarch64", "generic", frozenset({"neon"}), "+neon"),
+    "neoverse-v1": Processor("aarch64", "neoverse-v1", frozenset({"neon", "fullfp16"})),
+    "apple-m1": Processor("aarch64", "apple-m1", frozenset({"neon", "fullfp16"})),
+}
+"""The levels of x86-64 (v3: AVX2 and FMA, v4: AVX-512), one with AVX alone, and three of ARMv8 with NEON."""
+
+
+def find(name: str | None) -> Processor:
+    """The processor of this name; None: this machine's."""
+    return _host() if name is None else NAMED[name]
+
+
+@cache
+def _host() -> Processor:
+    import llvmlite.binding as llvm  # loads in milliseconds, and only when something is lowered
+    found = llvm.get_host_cpu_features()
+    features = {name for name, present in found.items() if present}
+    machine = platform.machine()
+    if machine == "aarch64":                        # where the system does not tell LLVM: all of them have it
+        features.add("neon")
+    options = [found.flatten(), *[FULL_WIDTH] * (machine == "x86_64")]
+    return Processor(machine, llvm.get_host_cpu_name(), frozenset(features), ",".join(filter(None, options)))
