@@ -35,7 +35,7 @@ def lower_cuda(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any],
     need. CompileError for what has no GPU kernel."""
     if op.kind == "foreach":
         return lower_foreach(inputs, attrs, shared, aligned)
-    if op.name == "matmul":
+    if op.name in ("matmul", "int_matmul"):
         builder = GraphBuilder(op.name)
         product = builder.run(op, tuple([builder.input(t) for t in inputs]), dict(attrs))
         return lower_matmul(builder.build([product]), (), aligned)
