@@ -4,10 +4,11 @@ What goes in: a `Writer`, where the two factors lie (`Side`), and the `Tile`. Wh
 of the tile in the registers of the threads, and statements that put a part of them into shared memory, where what follows
 the product reads them row by row.
 
-float32, float64 and integers are computed on CUDA cores: a thread has 16 / itemsize * 2 rows and as many columns, and while it
-multiplies one pair of slices of the factors, the next pair is on its way into registers. bfloat16 and float16 are computed
-on tensor cores, with float32 sums: three pairs of slices are in shared memory or on the way there, without registers in
-between. There a slice is swizzled, so that the eight rows that a matrix load reads at once lie in different banks.
+float32, float64 and integers are computed on CUDA cores: a thread has 16 / itemsize * 2 rows and as many columns, and while
+it multiplies one pair of slices of the factors, the next pair is on its way into registers. bfloat16 and float16 are
+computed on tensor cores, with float32 sums: three pairs of slices are in shared memory or on the way there, without
+registers in between. There a slice is swizzled, so that the eight rows that a matrix load reads at once lie in different
+banks.
 """
 
 from __future__ import annotations

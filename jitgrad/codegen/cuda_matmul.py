@@ -100,7 +100,8 @@ class _Lowering:
         made = restrict(self.body, [value])
         if value.dtype is not self.dtype:
             value = Value(value.id, value.type.with_dtype(self.dtype))
-            made = made.replace(nodes=(*made.nodes, Node(cast, made.outputs, {"dtype": self.dtype}, (value,))), outputs=(value,))
+            longer = Node(cast, made.outputs, {"dtype": self.dtype}, (value,))
+            made = made.replace(nodes=(*made.nodes, longer), outputs=(value,))
         place = self.new_scratch(value.type.nbytes)
         region = analyse(made, [])
         region.outputs = [(v, index, place) for v, index, _ in region.outputs]
