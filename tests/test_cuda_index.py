@@ -6,8 +6,9 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
-from cuda_launching import run
+from cuda_launching import carry_out, run
 from ptx import sass
+from samples import SAMPLES
 
 import jitgrad as jg
 from jitgrad import ops
@@ -15,8 +16,10 @@ from jitgrad.codegen import cuda_index, cuda_scan, cuda_sort, cuda_toolchain as 
 from jitgrad.codegen.cuda_lower import lower_cuda
 from jitgrad.codegen.cuda_native import compile_ptx
 from jitgrad.dtypes import from_numpy
+from jitgrad.ir.graph import GraphBuilder
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cuda import helpers
+from jitgrad.transforms.fuse import fuse
 
 rng = np.random.default_rng(0)
 BF16 = ml_dtypes.bfloat16
@@ -268,3 +271,30 @@ def test_machine_code(architecture):
         for word in wanted:
             assert any(code.startswith(word) for code in found), (op.name, word, sorted(found))
         assert not [code for code in found if re.match(r"(ATOM|RED).*(ADD|F32|F64)", code)]
+
+
+# ---- products of integers ----------------------------------------------------------------------------------------------
+
+
+INTEGERS = [s for s in SAMPLES["matmul"] if s.inputs[0].dtype in (np.uint8, np.int64)]
+
+
+@pytest.mark.parametrize("sample", [*INTEGERS, *SAMPLES["int_matmul"]], ids=str)
+def test_products_of_integers(sample):
+    """Sums wrap around as on the CPU."""
+    check(sample.op, *map(np.asarray, sample.inputs))
+
+
+def test_a_product_of_bytes_with_what_follows():
+    x, y = [rng.integers(-128, 128, shape).astype(np.int8) for shape in ((9, 30), (30, 21))]
+
+    def function(x, y):
+        product = ops.int_matmul(x, y)
+        return ops.add(product, product)
+
+    builder = GraphBuilder("quantized")
+    inputs = [builder.input(t) for t in types_of((x, y))]
+    with builder:
+        graph = builder.build([function(*inputs)])
+    (found,) = carry_out(fuse(graph), [x, y])
+    np.testing.assert_array_equal(found, 2 * (x.astype(np.int32) @ y.astype(np.int32)))

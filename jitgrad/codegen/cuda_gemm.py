@@ -4,11 +4,11 @@ What goes in: a `Writer`, where the two factors lie (`Side`), and the `Tile`. Wh
 of the tile in the registers of the threads, and statements that put a part of them into shared memory, where what follows
 the product reads them row by row.
 
-float32 and float64 are computed on CUDA cores: a thread has 16 / itemsize * 2 rows and as many columns, and while it
-multiplies one pair of slices of the factors, the next pair is on its way into registers. bfloat16 and float16 are computed
-on tensor cores, with float32 sums: three pairs of slices are in shared memory or on the way there, without registers in
-between. There a slice is swizzled, so that the eight rows that a matrix load reads at once lie in different banks. Large
-tiles on sm_90a have `cuda_warpgroup`.
+float32, float64 and integers are computed on CUDA cores: a thread has 16 / itemsize * 2 rows and as many columns, and while
+it multiplies one pair of slices of the factors, the next pair is on its way into registers. bfloat16 and float16 are
+computed on tensor cores, with float32 sums: three pairs of slices are in shared memory or on the way there, without
+registers in between. There a slice is swizzled, so that the eight rows that a matrix load reads at once lie in different
+banks. Large tiles on sm_90a have `cuda_warpgroup`.
 
 Where TF32 is allowed (`jitgrad.precision`), float32 takes the way of the 16-bit floats: a row of a slice has as many bytes
 and half as many elements, and what a warp has read is rounded to TF32 before it is multiplied. Matrix loads cannot
@@ -185,7 +185,7 @@ class Loops:
 
 
 class Scalar(Loops):
-    """float32 and float64."""
+    """float32 and float64, integers of 32 and 64 bits."""
 
     def write(self) -> None:
         writer, tile = self.writer, self.tile
@@ -257,7 +257,10 @@ class Scalar(Loops):
                 first = number * tile.depth * tile.slice_pitch + half * tile.size // 2
                 writer.emit(Load(names, self.memory, f"out_of + step * {tile.slice_pitch} + {place} + {first}", tile.lanes))
         for i, j in self.sums():
-            writer.let(f"c{i}_{j}", f"multiply_add(a{i}, b{j}, c{i}_{j})")
+            if tile.dtype.is_floating_point:
+                writer.let(f"c{i}_{j}", f"multiply_add(a{i}, b{j}, c{i}_{j})")
+            else:
+                writer.emit(Let(f"c{i}_{j}", tile.dtype, f"c{i}_{j} + a{i} * b{j}"))
         writer.close()
 
     def place_part(self, part: int) -> list[Statement]:

@@ -46,7 +46,7 @@ def lower_cuda(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any],
     use. CompileError for what has no GPU kernel."""
     if op.kind == "foreach":
         return lower_foreach(inputs, attrs, shared, aligned)
-    if op.name == "matmul":
+    if op.name in ("matmul", "int_matmul"):
         builder = GraphBuilder(op.name)
         product = builder.run(op, tuple([builder.input(t) for t in inputs]), dict(attrs))
         return lower_matmul(builder.build([product]), (), aligned, allowed, arch)

@@ -25,10 +25,11 @@ from jitgrad.codegen.matmul import Factor, fold_rows, merge_batch, read_through,
 from jitgrad.codegen.region import Region, accesses, analyse, collapse
 from jitgrad.codegen.templates import kernel_name
 from jitgrad.codegen.writer import Axis, Writer
-from jitgrad.dtypes import bfloat16, float16, float32, float64
+from jitgrad.dtypes import bfloat16, float16, float32, float64, int32, int64, uint32
 from jitgrad.errors import CompileError, complain
 from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value
 from jitgrad.kernels.cpu.gemm import Matrices
+from jitgrad.ops import cast
 from jitgrad.products import SLACK, WORKSPACE, Product
 
 DIMENSIONS = 3
@@ -37,12 +38,13 @@ DIMENSIONS = 3
 ENOUGH = 128
 """Large tiles that give every multiprocessor one."""
 
-FLOATS = (float32, float64, bfloat16, float16)
+MULTIPLIED = (float32, float64, bfloat16, float16, int32, int64, uint32)
+"""What kernels multiply. Shorter integers become int32 first; a result has the lower bits."""
 
 
 def lower_matmul(body: Graph, shared: Shared, aligned: bool, allowed: Products = EXACT, arch: str = "sm_80") -> CudaLowered:
     """The launches of a region around one matrix product, for GPUs of `arch`. No output may share the memory of an operand
-    of it. CompileError where the factors are no floats."""
+    of it. CompileError where the factors are complex."""
     if any(v.type.size == 0 for v in body.outputs):
         return CudaLowered(())
     return _Lowering(body, dict(shared), aligned, allowed, arch).lower()
@@ -78,9 +80,10 @@ class _Lowering:
 
     def __post_init__(self) -> None:
         (self.node,) = [n for n in self.body.nodes if n.op.epilogue]
-        self.product, self.dtype = self.node.output, self.node.inputs[0].dtype
-        if self.dtype not in FLOATS:
-            raise complain(CompileError, self.node.op.name, f"there is no GPU kernel for a product of {self.dtype.name}",
+        self.product, given = self.node.output, self.node.inputs[0].dtype
+        self.dtype = int32 if given.is_integer and given.itemsize < 4 else given
+        if self.dtype not in MULTIPLIED:
+            raise complain(CompileError, self.node.op.name, f"there is no GPU kernel for a product of {given.name}",
                            fix="keep this part on the CPU")
 
     def lower(self) -> CudaLowered:
@@ -143,19 +146,25 @@ class _Lowering:
 
     def factor(self, value: Value) -> Factor:
         """`value` read through strides where that can be, else computed into scratch memory."""
-        return read_through(self.body, value) or self.compute(value)
+        found = read_through(self.body, value) if value.dtype is self.dtype else None
+        return found or self.compute(value)
 
     def compute(self, value: Value) -> Factor:
-        """`value`, a function of the body's inputs, computed into scratch memory."""
+        """`value`, a function of the body's inputs, computed into scratch memory in the type in which it is multiplied."""
         place = self.stored(value)
         matrices = strides_through([], value.type, value.type)
         assert matrices is not None
         return Factor(place, matrices)
 
     def stored(self, value: Value) -> Buffer:
-        """Where a kernel stores `value`, in one piece."""
+        """Where a kernel stores `value`, in one piece, in the type in which it is multiplied."""
+        made = restrict(self.body, [value])
+        if value.dtype is not self.dtype:
+            value = Value(value.id, value.type.with_dtype(self.dtype))
+            longer = Node(cast, made.outputs, {"dtype": self.dtype}, (value,))
+            made = made.replace(nodes=(*made.nodes, longer), outputs=(value,))
         place = self.new_scratch(value.type.nbytes)
-        region = analyse(restrict(self.body, [value]), [])
+        region = analyse(made, [])
         region.outputs = [(v, index, place) for v, index, _ in region.outputs]
         self.launches += lower_map(region, self.aligned)
         return place
@@ -308,7 +317,11 @@ class _Epilogue:
             writer.open(inner.name, "first", f"first + {width}")
             writer.know(inner)
         writer.emit(Load("product", self.made.memory, f"{place} + {inner.name}" if inner else place))
-        writer.bind(self.product, index, "product")
+        dtype, name = self.product.dtype, "product"
+        if dtype.is_integer and dtype.itemsize < 4:
+            name = "wrapped"
+            writer.emit(Let(name, dtype, "product"))
+        writer.bind(self.product, index, name)
         for value, at, buffer in region.outputs:
             writer.store(buffer, value.type, at, writer.evaluate(value, at))
         writer.flush()

@@ -324,6 +324,11 @@ def made_on(where: Any, make: Callable[..., Tensor], *arguments: Any) -> Tensor:
     return made
 
 
+def is_eager_on_gpu(x: Tensor) -> bool:
+    """Whether `x` is on a GPU, and ops are carried out at once."""
+    return hasattr(interpreter.state.current, "make_on") and x.is_cuda is True
+
+
 _from_array: Callable[[np.ndarray], Tensor] | None = None
 
 

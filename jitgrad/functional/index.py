@@ -26,6 +26,7 @@ from jitgrad.functional.core import (
     cast,
     describe,
     from_array,
+    is_eager_on_gpu,
     is_number,
     one_dim,
     read,
@@ -250,7 +251,18 @@ def _positions(index: Tensor) -> Tensor:
     """A mask as the row-major positions where it is True; integers as they are."""
     if index.dtype is not dtypes.bool_:
         return index
-    return from_array(np.flatnonzero(read(index)), index)
+    return true_places(index) if is_eager_on_gpu(index) else from_array(np.flatnonzero(read(index)), index)
+
+
+def true_places(mask: Tensor) -> Tensor:
+    """The row-major positions where a mask on a GPU is True, int64: only their number is read. They come first in a stable
+    order of the mask."""
+    flat = ravel(mask)
+    if not flat.shape[0]:
+        return from_array(np.zeros(0, np.int64), mask)
+    count = int(read(ops.sum(cast(flat, dtypes.int64), axes=(0,))))
+    _, order = ops.sort(flat, axis=0, descending=True, stable=True)
+    return section(order, 0, 0, count)
 
 
 def _combined(parts: list[tuple[int, Tensor, bool]]) -> Tensor:

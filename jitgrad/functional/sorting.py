@@ -15,15 +15,17 @@ from jitgrad.functional.core import (
     broadcast_all,
     cast,
     from_array,
+    is_eager_on_gpu,
     matched,
     one_dim,
     read,
     require_shape,
     size,
 )
+from jitgrad.functional.index import true_places
 from jitgrad.functional.reduce import Extremes
 from jitgrad.functional.shape import section
-from jitgrad.ops.builders import expand_dims, full
+from jitgrad.ops.builders import expand_dims, full, zeros_like
 
 __all__ = [
     "argsort", "argwhere", "bincount", "bucketize", "histc", "isin", "nonzero", "searchsorted", "sort",
@@ -89,11 +91,23 @@ def where(condition: Tensor, input: Operand | None = None, other: Operand | None
 
 def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
     """Where `input` is not zero: int64 [count, ndim], or one 1-d tensor for each dimension. Reads the value."""
+    if is_eager_on_gpu(input) and input.shape:
+        return _nonzero_on_gpu(input, as_tuple)
     found = np.nonzero(np.atleast_1d(read(input)))
     if as_tuple:
         return tuple([from_array(v, input) for v in found])
     stacked = np.stack(found[:len(input.shape)], 1) if input.shape else np.zeros((len(found[0]), 0), np.int64)
     return from_array(stacked, input)
+
+
+def _nonzero_on_gpu(input: Tensor, as_tuple: bool) -> Any:
+    """`nonzero`, of which only the number of places is read."""
+    flat, after = true_places(ops.ne(input, zeros_like(input))), size(input.shape)
+    found = []
+    for n in input.shape:
+        after = after // n if n else 1
+        found.append(elementwise.remainder(elementwise.floor_divide(flat, max(after, 1)), max(n, 1)))
+    return tuple(found) if as_tuple else ops.concat(*[expand_dims(v, (1,)) for v in found], axis=1)
 
 
 def argwhere(input: Tensor) -> Tensor:
@@ -121,8 +135,8 @@ def isin(elements: Tensor, test_elements: Tensor) -> Tensor:
 
 def bincount(input: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
     """How often each non-negative integer occurs in a 1-d tensor, or the sum of its weights. Reads the value."""
-    array = read(input)
-    length = max(int(array.max()) + 1 if array.size else 0, minlength)
+    largest = int(read(ops.max(input, axes=(0,)))) + 1 if input.shape[0] else 0
+    length = max(largest, minlength)
     dtype = dtypes.int64 if weights is None else weights.dtype
     added = full(input.shape, 1, dtypes.int64) if weights is None else weights
     return ops.index_add(full((length,), 0, dtype), cast(input, dtypes.int64), added, axis=0)
