@@ -162,6 +162,19 @@ def test_channels_last_and_both_gradients(name, how, dtype):
         assert np.array_equal(*results)
 
 
+@pytest.mark.parametrize(("shapes", "on_planes"), [
+    (case(channels=8, height=20, width=20, out=8, groups=2, padding=SAME), True),
+    (case(channels=130, height=5, width=5, out=130, groups=2, padding=SAME), False),        # many channels in a group
+    (case(images=1, channels=4, height=400, width=400, out=4, groups=2, padding=SAME), False),      # beyond the cache
+    (case(images=1, channels=2, height=70, width=70, out=128, groups=2, padding=SAME), False),      # as is the result
+    (case(channels=8, height=20, width=20, out=8, padding=SAME), False)])
+def test_planes_are_for_groups_that_fit_into_the_cache(shapes, on_planes):
+    shape_x, shape_w, attrs = shapes
+    types = tuple([TensorType(from_numpy(np.dtype("f4")), shape) for shape in (shape_x, shape_w)])
+    names = [launch.name for launch in library.lower(ops.convolution, types, attrs).launches]
+    assert ("convolve_planes_f32" in names) == on_planes
+
+
 @pytest.mark.parametrize("shapes", (
     case(images=1, channels=4, height=3, width=4, out=8, groups=4, padding=SAME, stride=(2, 1)),
     case(images=1, channels=4, height=3, width=4, out=6, groups=2, padding=SAME, stride=(2, 2)),

@@ -9,7 +9,7 @@ from jitgrad.codegen.kernel import Blocks
 from jitgrad.codegen.taps import Steps, Work
 from jitgrad.kernels.cpu import gemm, planes
 
-MOST = 1 << 18                                  # elements of a group's planes: they fit into the second cache
+MOST = 1 << 18                                  # elements of a group's planes, and of its result: the second cache has room
 SEVERAL = 1 << 14                               # elements of planes up to which they have several images
 FEW = 64                                        # channels of a group on either side, up to which it is done this way
 
@@ -26,7 +26,10 @@ class Spread:
 def suits(image: tuple[int, ...], out: tuple[int, ...], groups: int, steps: Steps) -> bool:
     """Whether this is the fastest way for a convolution of `image`, [N, C, 1, H, W], to `out`."""
     channels, rows = image[1] // groups, out[1] // groups
-    return groups > 1 and max(channels, rows) <= FEW and geometry(image, out, groups, steps)["planes_size"] <= MOST
+    if groups == 1 or max(channels, rows) > FEW:
+        return False
+    numbers = geometry(image, out, groups, steps)
+    return max(numbers["planes_size"], rows * numbers["plane_height"] * numbers["plane_width"]) <= MOST
 
 
 def geometry(image: tuple[int, ...], out: tuple[int, ...], groups: int, steps: Steps) -> dict[str, int]:
