@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = (3, 11)
-RANGES = {"numpy": ((2, 0), None), "numba": ((0, 63), (0, 69)), "llvmlite": ((0, 46), (0, 51)), "ml_dtypes": ((0, 5), None)}
+RANGES = {"numpy": ((2, 0), None), "numba": ((0, 62), (0, 69)), "llvmlite": ((0, 45), (0, 51)), "ml_dtypes": ((0, 5), None)}
 """Packages that jitgrad needs: the first version that works, and the first one that is not known to."""
 
 OPTIONAL = ("pytest", "hypothesis", "torch", "numba-cuda", "cupy", "triton", "jax")
