@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = (3, 11)
-RANGES = {"numpy": ((2, 0), None), "numba": ((0, 63), (0, 69)), "llvmlite": ((0, 46), (0, 51)), "ml_dtypes": ((0, 5), None)}
-"""Packages that jitgrad needs: the first version that works, and the first one that is not known to."""
+RANGES = {"numpy": ((2, 0), None), "numba": ((0, 66), (0, 69)), "llvmlite": ((0, 48), (0, 51)), "ml_dtypes": ((0, 5), None)}
+"""Packages that jitgrad needs: the first version that works, and the first one that is not known to. Numba 0.62 to 0.65
+do for CPUs; their LLVM does not say how many threads a block has, which kernels of large blocks on GPUs rely on."""
 
 OPTIONAL = ("pytest", "hypothesis", "torch", "numba-cuda", "cupy", "triton", "jax")
 

@@ -57,7 +57,7 @@ def barrier(typing: Any) -> Any:
     """``barrier()``: what any thread of the block wrote before it, all of them read behind it."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        _call(builder, "llvm.nvvm.barrier.cta.sync.aligned.all", ir.VoidType(), _int(0))
+        _call(builder, "llvm.nvvm.barrier0", ir.VoidType())      # LLVM's old name, which newer versions translate
         return context.get_dummy_value()
 
     return types.void(), codegen
