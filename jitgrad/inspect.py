@@ -124,10 +124,12 @@ class PlanView:
 
     @cached_property
     def build(self) -> pipeline.Build | pipeline.GpuBuild:
+        known = tuning.chooser(self.choices)
         if isinstance(self.plan, GpuPlan):
             arch, allowed = code.architecture(self.plan.gpu), self.plan.allowed
-            return pipeline.build_for_gpu(self.graph, arch, self.memory_budget, allowed)
-        return pipeline.build(self.graph, self.memory_budget, tuning.chooser(self.choices))
+            choose = known and (lambda step, _: known(step))
+            return pipeline.build_for_gpu(self.graph, arch, self.memory_budget, allowed, choose)
+        return pipeline.build(self.graph, self.memory_budget, known)
 
     @property
     def choices(self) -> tuple[Decision, ...]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jitgrad.codegen.choice import Choice, is_measured, usual_first
+from jitgrad.codegen.choice import Choice, is_measured
 from jitgrad.dtypes import DType, float64
 from jitgrad.ir.graph import Graph, Node, Value
 from jitgrad.kernels.cpu.gemm import Matrices
@@ -66,8 +66,7 @@ def choose_way(asked: Product | None, whole: bool, allowed: Products) -> str:
     usual, other = (LIBRARY, OWN) if whole and asked.work >= LARGE else (OWN, LIBRARY if whole else APART)
     if (usual is OWN and not is_measured()) or not allowed.library(asked):
         return OWN
-    ways = {name: name for name in (usual, other)}
-    return Choice("product", usual_first(ways, usual)).take()
+    return Choice("product", {usual: usual, other: other}).take()
 
 
 # ---- where the factors lie -------------------------------------------------------------------------------------------
