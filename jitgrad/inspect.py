@@ -18,7 +18,7 @@ from functools import cached_property
 
 import numpy as np
 
-from jitgrad import pipeline, plans, tuning
+from jitgrad import gpu_tuning, pipeline, plans, tuning
 from jitgrad.codegen.kernel import CudaLaunch, CudaProduct
 from jitgrad.errors import describe_location
 from jitgrad.gpu_linking import GpuStep
@@ -124,12 +124,11 @@ class PlanView:
 
     @cached_property
     def build(self) -> pipeline.Build | pipeline.GpuBuild:
-        known = tuning.chooser(self.choices)
         if isinstance(self.plan, GpuPlan):
             arch, allowed = code.architecture(self.plan.gpu), self.plan.allowed
-            choose = known and (lambda step, _: known(step))
+            choose = gpu_tuning.chooser(self.choices)
             return pipeline.build_for_gpu(self.graph, arch, self.memory_budget, allowed, choose)
-        return pipeline.build(self.graph, self.memory_budget, known)
+        return pipeline.build(self.graph, self.memory_budget, tuning.chooser(self.choices))
 
     @property
     def choices(self) -> tuple[Decision, ...]:
