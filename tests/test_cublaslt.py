@@ -175,6 +175,7 @@ OURS = {
     "another activation": lambda x, w, b: F.silu(F.linear(x, w, b)),
     "one number per row": lambda x, w, b: jg.add(F.linear(x, w), part(x, 1)),
     "a residual": lambda x, w, b: jg.add(F.linear(x, w, b), part(x, 8)),
+    "rounded in between": lambda x, w, b: ops.cast(ops.cast(F.linear(x, w, b), dtype=jg.float16), dtype=jg.float32),
     "two results": lambda x, w, b: [y := F.linear(x, w, b), F.relu(y)],
     "another constant": lambda x, w, b: nearly_gelu(F.linear(x, w, b)),
 }
@@ -192,6 +193,10 @@ def test_what_the_library_cannot_do_is_our_kernels(library, name):
     """Fusion spares a pass over memory."""
     assert calls(OURS[name]) == []
     assert [product.activation for product in calls(EPILOGUES["bias and gelu"][1])] == ["gelu"]
+
+
+def test_float64_that_is_rounded_to_float32_is_ours(library):
+    assert calls(lambda x, w, b: ops.cast(ops.cast(F.linear(x, w), dtype=jg.float32), dtype=jg.float64), jg.float64) == []
 
 
 def test_a_bias_in_float64_is_ours(library):
