@@ -7,7 +7,7 @@ keys for one architecture. Nothing is compiled here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -50,15 +50,22 @@ def may_share(node: Node, output: int, operand: int) -> bool:
     return node.op.kind in ("region", "foreach") and (output, operand) in shareable_by(node)
 
 
-def link(assignment: Assignment, arch: str, allowed: Products = EXACT, choose: linking.Choose | None = None) -> GpuLinked:
+Choose = Callable[[Step, Products], Mapping[str, str]]
+"""Answers to what a step can be lowered by, given what is allowed for it."""
+
+
+def link(assignment: Assignment, arch: str, allowed: Products = EXACT, choose: Choose | None = None) -> GpuLinked:
     """Lower every step for GPUs of that architecture, with the answers that `choose` gives for it, and place all temporary
     memory. `allowed`: what may be done about products."""
     steps = []
     for position, part in enumerate(assignment.steps):
         step = linking.copy_step(part) if isinstance(part, Copy) else part
-        known = replace(allowed, numbers=_numbers(step, assignment.constants))
-        with answering(choose(step) if choose else {}):
+        known = replace(allowed, numbers={**allowed.numbers, **_numbers(step, assignment.constants)})
+        if choose is None:
             lowered = lower_step(step, arch, known)
+        else:
+            with answering(choose(step, known)):
+                lowered = lower_step(step, arch, known)
         scratch = lowered.scratch if lowered else ()
         steps.append(GpuStep(step, lowered, tuple([Slot("arena", 0, n, position, position) for n in scratch])))
     shared = [slot for linked in steps for slot in linked.scratch]

@@ -11,7 +11,9 @@ import functools
 import hashlib
 import threading
 from collections import OrderedDict
+from dataclasses import replace
 from importlib import import_module
+from typing import Any
 
 from jitgrad import config, plans, precision
 from jitgrad.codegen.cuda_product import EXACT, Products
@@ -26,14 +28,17 @@ _plans: OrderedDict[tuple[Gpu, str, bool], GpuPlan] = OrderedDict()
 _lock = threading.RLock()
 
 
-def compile_for(graph: Graph, gpu: Gpu, memory_budget: float = 1.0, captures: bool = False) -> GpuPlan:
-    """A plan that computes `graph` on `gpu`. `captures`: its calls may become CUDA graphs."""
+def compile_for(graph: Graph, gpu: Gpu, memory_budget: float = 1.0, captures: bool = False, *,
+                tuned: bool = False) -> GpuPlan:
+    """A plan that computes `graph` on `gpu`. `captures`: its calls may become CUDA graphs. `tuned`: what can be chosen is
+    measured (`jitgrad.gpu_tuning`)."""
     allowed = _allowed(gpu)
-    key = plan_key(graph, code.architecture(gpu), memory_budget, allowed)
+    tuned = tuned and allowed.library is not None           # without it there is nothing to choose
+    key = plan_key(graph, code.architecture(gpu), memory_budget, allowed, tuned=tuned)
     with _lock:
         plan = _plans.get((gpu, key, captures))
         if plan is None:
-            spec = _specification(graph, key, gpu, memory_budget, allowed)
+            spec = _specification(graph, key, gpu, memory_budget, allowed, tuned)
             plan = _plans[gpu, key, captures] = GpuPlan(spec, gpu, captures, allowed)
             if len(_plans) > plans.PLANS_IN_MEMORY:
                 _plans.popitem(last=False)
@@ -55,9 +60,11 @@ def _allowed(gpu: Gpu) -> Products:
     return Products(tf32, functools.partial(cublaslt.accepts, gpu), f"{identity}, {gpu.name}")
 
 
-def plan_key(graph: Graph, arch: str, memory_budget: float = 1.0, allowed: Products = EXACT) -> str:
+def plan_key(graph: Graph, arch: str, memory_budget: float = 1.0, allowed: Products = EXACT, *,
+             tuned: bool = False) -> str:
     """The key of a graph's plan: the graph, everything that made the plan, what was allowed, and the architecture."""
     text = f"{graph.key!r}\0{memory_budget!r}\0{plans.fingerprint()}\0{code.fingerprint()}\0{allowed.key}\0{arch}"
+    text += "\0tuned" if tuned else ""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -67,7 +74,7 @@ def clear_plans() -> None:
         _plans.clear()
 
 
-def _specification(graph: Graph, key: str, gpu: Gpu, memory_budget: float, allowed: Products) -> PlanSpec:
+def _specification(graph: Graph, key: str, gpu: Gpu, memory_budget: float, allowed: Products, tuned: bool) -> PlanSpec:
     """The plan stored under `key`, or one that is made and stored."""
     data = cache.current().get("plans", key)
     if data is not None:
@@ -76,7 +83,12 @@ def _specification(graph: Graph, key: str, gpu: Gpu, memory_budget: float, allow
         except ValueError:
             pass                                            # damaged: as good as absent
     build = import_module("jitgrad.pipeline").build_for_gpu
-    spec: PlanSpec = build(graph, code.architecture(gpu), memory_budget, allowed).spec
+    tuner: Any = import_module("jitgrad.gpu_tuning").GpuTuner(gpu=gpu) if tuned else None
+    spec: PlanSpec = build(graph, code.architecture(gpu), memory_budget, allowed, tuner and tuner.for_step).spec
+    if tuner:
+        spec = replace(spec, choices=tuple(tuner.decisions.values()))
+        if not tuner.complete:
+            return spec
     cache.current().put("plans", key, spec.to_json().encode())
     return spec
 

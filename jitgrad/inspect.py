@@ -18,7 +18,7 @@ from functools import cached_property
 
 import numpy as np
 
-from jitgrad import pipeline, plans, tuning
+from jitgrad import gpu_tuning, pipeline, plans, tuning
 from jitgrad.codegen.kernel import CudaLaunch, CudaProduct
 from jitgrad.errors import describe_location
 from jitgrad.gpu_linking import GpuStep
@@ -133,7 +133,8 @@ class PlanView:
     def build(self) -> pipeline.Build | pipeline.GpuBuild:
         if isinstance(self.plan, GpuPlan):
             arch, allowed = code.architecture(self.plan.gpu), self.plan.allowed
-            return pipeline.build_for_gpu(self.graph, arch, self.memory_budget, allowed)
+            choose = gpu_tuning.chooser(self.choices)
+            return pipeline.build_for_gpu(self.graph, arch, self.memory_budget, allowed, choose)
         return pipeline.build(self.graph, self.memory_budget, tuning.chooser(self.choices))
 
     @property

@@ -96,13 +96,15 @@ class GpuBuild:
     spec: PlanSpec
 
 
-def build_for_gpu(graph: Graph, arch: str, memory_budget: float = 1.0, allowed: Products = EXACT) -> GpuBuild:
-    """Run the passes for GPUs of an architecture ("sm_90"); compiles nothing. `allowed`: what may be done about products."""
+def build_for_gpu(graph: Graph, arch: str, memory_budget: float = 1.0, allowed: Products = EXACT,
+                  choose: gpu_linking.Choose | None = None) -> GpuBuild:
+    """Run the passes for GPUs of an architecture ("sm_90"); compiles nothing, unless `choose` does, which answers what can
+    be chosen about a step. `allowed`: what may be done about products."""
     identities = output_identities(graph)
     stages = _stages(graph, passes(memory_budget, gpu=True))
     graph = stages[-1].graph
     assignment = assign_memory(graph, identities, gpu_linking.may_share)
-    linked = gpu_linking.link(assignment, arch, allowed)
+    linked = gpu_linking.link(assignment, arch, allowed, choose)
     result = GpuBuild(stages, assignment, linked, gpu_linking.plan_spec(graph, assignment, linked, arch))
     _print(result)
     return result

@@ -16,14 +16,16 @@ import hashlib
 import json
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from jitgrad import plans
 from jitgrad.codegen.choice import answering
-from jitgrad.codegen.kernel import Lowered
 from jitgrad.errors import JitgradError
 from jitgrad.ir.graph import Graph
 from jitgrad.ir.types import TensorType
@@ -43,12 +45,20 @@ TRIAL = 3
 ALL_SECONDS = 60.0              # for one plan, compiling of candidates included; what is left is as usual, until a next time
 
 
+class Timed(ABC):
+    """What can be measured and is no plan of this processor's."""
+
+    @abstractmethod
+    def seconds(self, calls: int) -> float:
+        """Of one call, from `calls` of them."""
+
+
 @dataclass(eq=False)
 class Contender:
     """A way of carrying out a step, ready to run: its answers, and the seconds of its turns."""
 
     answers: Mapping[str, str]
-    plan: Plan
+    plan: Plan | Timed
     turns: list[float] = field(default_factory=list)
 
     def over(self, other: Contender) -> float:
@@ -63,6 +73,8 @@ class Contender:
 
 def stopwatch(contender: Contender, calls: int) -> float:
     """Seconds of one call, from `calls` of them. Tests put a clock of their own in its place."""
+    if isinstance(contender.plan, Timed):
+        return contender.plan.seconds(calls)
     begin = time.perf_counter()
     for _ in range(calls):
         contender.plan.execute()
@@ -79,14 +91,18 @@ class Tuner:
     end: float = field(default_factory=lambda: time.perf_counter() + ALL_SECONDS)
 
     def __call__(self, step: Step) -> Mapping[str, str]:
-        if not _questions(step, {}):
+        return self.decide(Bench(step))
+
+    def decide(self, bench: Bench) -> Mapping[str, str]:
+        """The answers for the step on `bench`."""
+        if not bench.questions({}):
             return {}
-        key = decision_key(step)
-        found = self.decisions.get(key) or load(key)
+        key = decision_key(bench.step)
+        found = self.decisions.get(key) or _read(bench.stored_as(key))
         if found is None and time.perf_counter() > self.end:
             self.complete = False
             return {}
-        self.decisions[key] = found = found or _decide(step, key)
+        self.decisions[key] = found = found or _decide(bench, key)
         return dict(found.answers)
 
 
@@ -106,7 +122,11 @@ def decision_key(step: Step) -> str:
 
 def load(key: str) -> Decision | None:
     """The decision about steps of this key that was made on such a machine; None when there is none, or a damaged one."""
-    data = cache.current().get("choices", machine_key(key))
+    return _read(machine_key(key))
+
+
+def _read(stored_as: str) -> Decision | None:
+    data = cache.current().get("choices", stored_as)
     try:
         return None if data is None else Decision.from_data(json.loads(data))
     except ValueError:
@@ -123,21 +143,20 @@ def machine_key(key: str) -> str:
 # ---- deciding ----------------------------------------------------------------------------------------------------
 
 
-def _decide(step: Step, key: str) -> Decision:
+def _decide(bench: Bench, key: str) -> Decision:
     """Measure what there is to choose, and keep the outcome."""
     begin = time.perf_counter()
-    bench = _Bench(step)
     try:
         best, gain = _best(bench)
     except JitgradError:                                    # on operands that are made up, some steps report an error
         best, gain = bench.contender({}), 1.0
     decision = Decision(key, bench.title, tuple(sorted(best.answers.items())), gain, len(bench.contenders),
                         time.perf_counter() - begin)
-    cache.current().put("choices", machine_key(key), json.dumps(decision.to_data()).encode())
+    cache.current().put("choices", bench.stored_as(key), json.dumps(decision.to_data()).encode())
     return decision
 
 
-def _best(bench: _Bench) -> tuple[Contender, float]:
+def _best(bench: Bench) -> tuple[Contender, float]:
     """The way of carrying out a step that is best question by question, and how many times as fast it is as the usual
     one."""
     usual = best = bench.contender({})
@@ -151,28 +170,47 @@ def _best(bench: _Bench) -> tuple[Contender, float]:
     return best, usual.over(best) if best is not usual else 1.0
 
 
-class _Bench:
+class Bench:
     """A step by itself: a plan for every way of lowering it, on one set of operands and results."""
 
     def __init__(self, step: Step):
         node = step.node
-        self.contenders: dict[Lowered | None, Contender] = {}
+        self.contenders: dict[Any, Contender] = {}
         self.graph, self.step = _alone(step)
-        self.memory = [_operand(v.type) for v in (*self.graph.inputs, *node.outputs)]
         name = node.attrs["body"].name if node.op.kind == "region" else node.op.name
         self.title = f"{name}({', '.join(str(v.type) for v in node.inputs)})"
 
+    @cached_property
+    def memory(self) -> list[np.ndarray]:
+        """Operands and results."""
+        return [operand(v.type) for v in (*self.graph.inputs, *self.step.node.outputs)]
+
+    def stored_as(self, key: str) -> str:
+        """The key in the cache of what is decided about steps of this key."""
+        return machine_key(key)
+
     def questions(self, answers: Mapping[str, str]) -> dict[str, list[str]]:
-        return _questions(self.step, answers)
+        """What the lowering of the step asks, given these answers, where there is more than one candidate."""
+        with answering(answers) as found:
+            self.ask()
+        return {question: names for question, names in found.asked.items() if len(names) > 1}
+
+    def ask(self) -> None:
+        """Lower the step, so that it asks."""
+        lower_step(self.step)
+
+    def lower(self, answers: Mapping[str, str]) -> Any:
+        """What the step is lowered to with these answers; equal for ways that are the same."""
+        return lower_once(self.step, answers)
 
     def contender(self, answers: Mapping[str, str]) -> Contender:
         """The one for these answers; ways that are lowered alike are one contender."""
-        lowered = lower_once(self.step, answers)
+        lowered = self.lower(answers)
         if lowered not in self.contenders:
             self.contenders[lowered] = Contender(answers, self._plan(answers))
         return self.contenders[lowered]
 
-    def _plan(self, answers: Mapping[str, str]) -> Plan:
+    def _plan(self, answers: Mapping[str, str]) -> Plan | Timed:
         assignment = Assignment([self.step], list(self.step.outputs))
         spec = plan_spec(self.graph, assignment, link(assignment, lambda step: answers))
         texts = [(text, spec.kernels[key]) for key, text in spec.sources.items()]
@@ -193,16 +231,9 @@ def _alone(step: Step) -> tuple[Graph, Step]:
     return graph, Step(node, tuple([slots[v] for v in node.inputs]), outputs, step.shared)
 
 
-def _operand(type: TensorType) -> np.ndarray:
+def operand(type: TensorType) -> np.ndarray:
     """Memory of a type, with ordinary contents: arithmetic on special values can be slow, and zeros cannot divide."""
     return np.full(type.shape, 0.5 if type.dtype.is_floating_point else 1, type.dtype.numpy)
-
-
-def _questions(step: Step, answers: Mapping[str, str]) -> dict[str, list[str]]:
-    """What the lowering of a step asks, given these answers, where there is more than one candidate."""
-    with answering(answers) as found:
-        lower_step(step)
-    return {question: names for question, names in found.asked.items() if len(names) > 1}
 
 
 def _race(current: Contender, others: Sequence[Contender]) -> Contender:

@@ -10,7 +10,7 @@ from canonical import build
 from cublaslt_standin import StandInLibrary
 
 import jitgrad as jg
-from jitgrad import config, gpu_plans, ops
+from jitgrad import config, gpu_plans, ops, tuning
 from jitgrad.codegen import cuda_product
 from jitgrad.codegen.choice import answering
 from jitgrad.codegen.cuda_product import Products
@@ -175,6 +175,7 @@ OURS = {
     "another activation": lambda x, w, b: F.silu(F.linear(x, w, b)),
     "one number per row": lambda x, w, b: jg.add(F.linear(x, w), part(x, 1)),
     "a residual": lambda x, w, b: jg.add(F.linear(x, w, b), part(x, 8)),
+    "rounded in between": lambda x, w, b: ops.cast(ops.cast(F.linear(x, w, b), dtype=jg.float16), dtype=jg.float32),
     "two results": lambda x, w, b: [y := F.linear(x, w, b), F.relu(y)],
     "another constant": lambda x, w, b: nearly_gelu(F.linear(x, w, b)),
 }
@@ -192,6 +193,10 @@ def test_what_the_library_cannot_do_is_our_kernels(library, name):
     """Fusion spares a pass over memory."""
     assert calls(OURS[name]) == []
     assert [product.activation for product in calls(EPILOGUES["bias and gelu"][1])] == ["gelu"]
+
+
+def test_float64_that_is_rounded_to_float32_is_ours(library):
+    assert calls(lambda x, w, b: ops.cast(ops.cast(F.linear(x, w), dtype=jg.float32), dtype=jg.float64), jg.float64) == []
 
 
 def test_a_bias_in_float64_is_ours(library):
@@ -357,3 +362,68 @@ def test_a_plan_of_a_library_that_is_gone(library):
     cublaslt._connection.library = None
     with pytest.raises(cublaslt.LibraryError, match="needs cuBLASLt, which is not here"):
         plan.run([x._array, y._array])
+
+
+# ---- measuring -------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Takes the place of the one that measures: seconds by what computes the product, the usual way a second. `readings`
+    counts them."""
+
+    def __init__(self, **seconds):
+        self.seconds, self.readings, self.seen = seconds, 0, set()
+
+    def __call__(self, contender, calls):
+        self.readings += 1
+        if contender not in self.seen:
+            assert contender.plan.seconds(1) > 0            # it runs
+            self.seen.add(contender)
+        return self.seconds.get(contender.answers.get("product"), 1.0)
+
+
+def tuned(function, shapes=((6, 10), (8, 10), (8,))):
+    gpu_plans.clear_plans()
+    return gpu_plans.compile_for(build(shapes, function), driver.gpu(0), tuned=True)
+
+
+def names(plan):
+    return [entry.name.split("_")[0] for entry in plan.spec.entries]
+
+
+@pytest.mark.parametrize(("large", "faster", "found"), [
+    (1 << 27, cuda_product.LIBRARY, ["cublaslt"]), (1 << 27, None, ["matmul"]), (1, cuda_product.OWN, ["matmul"]),
+    (1, None, ["cublaslt"])])
+def test_the_faster_one_is_used_and_remembered(library, monkeypatch, large, faster, found):
+    clock = Clock(**{faster: 0.5} if faster else {})
+    monkeypatch.setattr(tuning, "stopwatch", clock)
+    monkeypatch.setattr(cuda_product, "LARGE", large)
+    plan = tuned(F.linear)
+    assert names(plan) == found and clock.readings
+    (decision,) = plan.spec.choices
+    assert decision.gain == (2.0 if faster else 1.0) and decision.answers == ((("product", faster),) if faster else ())
+    before = clock.readings
+    shutil.rmtree(config.current().cache / "plans")
+    assert names(tuned(F.linear)) == found and clock.readings == before
+
+
+def test_the_library_then_a_kernel_for_the_rest(library, monkeypatch):
+    monkeypatch.setattr(tuning, "stopwatch", Clock(**{cuda_product.APART: 0.5}))
+    function = jg.compile(lambda x, w, b: F.silu(F.linear(x, w, b)) + x[:, :8], mode="max-autotune")
+    check(function, random(6, 10), random(8, 10), random(8), tolerance=3e-6)
+    assert [asked[7] for asked in library.asked][-1] == 1 and names(function.plan.plan) == ["cublaslt", "fused"]
+    assert cuda_product.APART in str(function.plan)
+
+
+def test_times_are_those_of_the_gpu(library, monkeypatch):
+    """The stand-in's clock goes on by a millisecond per launch: the library takes one, and then a kernel another one."""
+    monkeypatch.setattr(tuning, "ROUNDS", (2, 2))
+    plan = tuned(lambda x, w, b: F.silu(F.linear(x, w, b)))
+    (decision,) = plan.spec.choices
+    assert names(plan) == ["matmul"] and decision.candidates == 2
+
+
+def test_nothing_is_measured_without_the_library(library, monkeypatch):
+    monkeypatch.setattr(tuning, "stopwatch", None)
+    with config.scope(cublas=False):
+        assert names(tuned(F.linear)) == ["matmul"]

@@ -5,7 +5,8 @@ import pytest
 from gpu_programs import OPTIMIZERS, PROGRAMS, training
 
 import jitgrad as jg
-from jitgrad import nn
+from jitgrad import config, nn
+from jitgrad.nn import functional as F
 from jitgrad.runtime.cuda import driver, memory
 from jitgrad.runtime.cuda.launch import ConstantBlock, Launch, LaunchPlan, Slot
 from jitgrad.runtime.cuda.module import Module
@@ -166,6 +167,23 @@ def test_products_in_tf32():
     finally:
         jg.set_float32_matmul_precision("highest")
     assert errors[0] < 1e-6 < errors[1] < 2e-3
+
+
+@pytest.mark.parametrize("mode", ["default", "max-autotune"])
+@pytest.mark.parametrize("dtype", [jg.float32, jg.bfloat16, jg.float64], ids=str)
+def test_large_products_by_our_kernels_and_by_the_library(dtype, mode):
+    """Where the library is not installed, both are ours."""
+    x, w, b = jg.randn(520, 640).to(dtype), jg.randn(768, 640).to(dtype), jg.randn(768).to(dtype)
+    layers = {"bias": lambda x, w, b: F.linear(x, w, b), "relu": lambda x, w, b: F.relu(F.linear(x, w, b)),
+              "gelu": lambda x, w, b: F.gelu(F.linear(x, w, b), approximate="tanh"), "turned": lambda x, w, b: (w @ x.T).T}
+    for name, layer in layers.items():
+        exact = layer(x.double(), w.double(), b.double())
+        for library in (True, False):
+            with config.scope(cublas=library), jg.no_grad():
+                run = jg.compile(layer, mode=mode)
+                found = [run(x.cuda(), w.cuda(), b.cuda()).double().cpu() for _ in range(4)][-1]
+            error = ((found - exact).abs().max() / exact.abs().max()).item()
+            assert error < {jg.float32: 1e-5, jg.bfloat16: 1e-2, jg.float64: 1e-13}[dtype], (name, library)
 
 
 def test_a_captured_step():

@@ -28,7 +28,7 @@ BELOW = {
 }
 """What each layer may import, itself apart. Layers above are free but for `TOP`."""
 
-PIPELINE = ("pipeline", "linking", "gpu_linking", "plain", "plans", "gpu_plans", "tuning")
+PIPELINE = ("pipeline", "linking", "gpu_linking", "plain", "plans", "gpu_plans", "tuning", "gpu_tuning")
 
 TOP = {"nn", "optim", "amp", "data", "compile"}
 """What only these, and what users import, may import."""

@@ -122,17 +122,13 @@ def test_layouts(layout, schedule):
     check(build(shapes, function, float32), schedule=schedule)
 
 
-@pytest.mark.parametrize(("m", "k", "n"), [(65, 33, 67), (5, 100, 2), (1, 7, 1), (0, 3, 4)], ids=str)
-def test_ragged_sizes(m, k, n):
-    graph = build([(m, k), (k, n)], ops.matmul, float32)
-    if m:
-        check(graph)
-    else:
-        assert lower_matmul(graph, (), True, ALLOWED).launches == ()
+@pytest.mark.parametrize(("m", "k", "n", "aligned"), [(65, 33, 67, True), (5, 100, 4, False), (1, 7, 1, True)], ids=str)
+def test_ragged_sizes_and_odd_addresses(m, k, n, aligned):
+    check(build([(m, k), (k, n)], ops.matmul, float32), aligned=aligned, skew=0 if aligned else 1)
 
 
-def test_operands_at_odd_addresses():
-    check(build([(40, 24), (24, 40)], ops.matmul, float32), aligned=False, skew=1)
+def test_an_empty_result_is_no_launch():
+    assert lower_matmul(build([(0, 3), (3, 4)], ops.matmul, float32), (), True, ALLOWED).launches == ()
 
 
 def test_large_tiles(monkeypatch):

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jitgrad.codegen.choice import Choice, is_measured, usual_first
-from jitgrad.dtypes import DType, float64
+from jitgrad.codegen.choice import Choice, is_measured
+from jitgrad.dtypes import DType, float32, float64
 from jitgrad.ir.graph import Graph, Node, Value
 from jitgrad.kernels.cpu.gemm import Matrices
 from jitgrad.products import DTYPES, Laid, Product
@@ -66,8 +66,7 @@ def choose_way(asked: Product | None, whole: bool, allowed: Products) -> str:
     usual, other = (LIBRARY, OWN) if whole and asked.work >= LARGE else (OWN, LIBRARY if whole else APART)
     if (usual is OWN and not is_measured()) or not allowed.library(asked):
         return OWN
-    ways = {name: name for name in (usual, other)}
-    return Choice("product", usual_first(ways, usual)).take()
+    return Choice("product", {usual: usual, other: other}).take()
 
 
 # ---- where the factors lie -------------------------------------------------------------------------------------------
@@ -100,7 +99,8 @@ def lay(matrices: Matrices, rows: int, columns: int) -> Laid | None:
 
 def following(body: Graph, node: Node, numbers: Mapping[int, float]) -> Following | None:
     """What follows the product `node` in `body`, where a library can do all of it."""
-    if len(body.outputs) != 1 or body.outputs[0].dtype is not node.output.dtype:
+    made = node.output.type
+    if len(body.outputs) != 1 or (body.outputs[0].dtype, body.outputs[0].type.size) != (made.dtype, made.size):
         return None
     spelled = _Spelling(body, node, numbers)
     activation = _ACTIVATIONS.get(spelled.text(body.outputs[0]) or "")
@@ -127,8 +127,8 @@ _ACTIVATIONS = {"x": "", _call("relu", "x"): "relu", _gelu_by_tanh(): "gelu"}
 
 
 class _Spelling:
-    """A body as text, in which x is the product, with its bias if it has one. Casts between floats are left out: a
-    library computes in float32 and rounds once."""
+    """A body as text, in which x is the product, with its bias if it has one. Casts between the product's type and float32
+    are left out: a library computes in float32 and rounds once."""
 
     def __init__(self, body: Graph, node: Node, numbers: Mapping[int, float]):
         self.product, self.producers = node.output, body.producers()
@@ -175,8 +175,11 @@ class _Spelling:
         node = self.producers.get(value)
         if node is None or node is self.producers.get(self.product):
             return None
-        if node.op.name in ("reshape", "broadcast_to") or (node.op.name == "cast" and value.dtype.is_floating_point):
+        if node.op.name in ("reshape", "broadcast_to"):
             return self.text(node.inputs[0])
+        if node.op.name == "cast":
+            kept = {value.dtype, node.inputs[0].dtype} <= {self.product.dtype, float32} and self.product.dtype is not float64
+            return self.text(node.inputs[0]) if kept else None
         operands = [self.text(v) for v in node.inputs]
         if None in operands or node.op.kind != "elementwise" or node.attrs:
             return None

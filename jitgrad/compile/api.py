@@ -364,7 +364,8 @@ def compile(function: Any = None, *, mode: str = "default", dynamic: bool | None
                 is measured on this machine when a plan is made, and kept in the cache (`jitgrad.tuning`); the first call
                 takes seconds to minutes longer. Results may differ from other modes in last bits, as sums are taken in
                 another order. On a CPU the other modes mean the same; on a GPU calls become CUDA graphs, but for the mode
-                "max-autotune-no-cudagraphs", and nothing is measured
+                "max-autotune-no-cudagraphs", and what is measured is which products NVIDIA's library computes faster
+                (`jitgrad.gpu_tuning`)
     memory_budget   what may wait in memory between the forward and the backward part of a step, as a fraction of what
                 keeping everything takes: 1 keeps all, less computes some of it again, 0 as much as can be. PyTorch's
                 ``activation_memory_budget``. Results are equal up to rounding

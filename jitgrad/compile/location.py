@@ -71,7 +71,8 @@ def plan_for(graph: Graph, location: Location, memory_budget: float, mode: str) 
     if location.device == CPU:
         return plans.compile_graph(graph, memory_budget, tuned=mode.startswith("max-autotune"))
     gpu = driver.gpu(devices.device(location.device).index)
-    plan = gpu_plans.compile_for(graph, gpu, memory_budget, mode != "max-autotune-no-cudagraphs")
+    plan = gpu_plans.compile_for(graph, gpu, memory_budget, mode != "max-autotune-no-cudagraphs",
+                                 tuned=mode.startswith("max-autotune"))
     return Homeward(plan, location.homeward) if location.homeward else plan
 
 
