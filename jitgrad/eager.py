@@ -12,7 +12,7 @@ import numpy as np
 from jitgrad import autograd, gpu_ops, native_ops, ops
 from jitgrad.devices import device
 from jitgrad.dtypes import DType
-from jitgrad.errors import AutogradError, ShapeError, complain, user_location
+from jitgrad.errors import AutogradError, CompileError, ShapeError, complain, user_location
 from jitgrad.ir import interpreter
 from jitgrad.ir.op import Op
 from jitgrad.ops import blocks
@@ -100,7 +100,10 @@ class EagerInterpreter:
     @staticmethod
     def make_on(where: device, make: Callable[..., Any], arguments: tuple[Any, ...]) -> Tensor:
         """What `make` computes of numbers, made by kernels of a GPU; see `functional.core.made_on`."""
-        return _wrap(gpu_ops.create(make, arguments, where))
+        try:
+            return _wrap(gpu_ops.create(make, arguments, where))
+        except CompileError:                                # where nothing can be compiled, the host makes it
+            return make(*arguments)._moved(where)
 
     def full(self, shape: tuple[int, ...], value: Any, dtype: DType) -> Tensor:
         """A constant in full shape, which nobody may change: the same few are used again and again."""
