@@ -12,7 +12,7 @@ import numpy as np
 from jitgrad import autograd, gpu_ops, native_ops, ops
 from jitgrad.devices import device
 from jitgrad.dtypes import DType
-from jitgrad.errors import AutogradError, ShapeError, complain, user_location
+from jitgrad.errors import AutogradError, CompileError, ShapeError, complain, user_location
 from jitgrad.ir import interpreter
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
@@ -101,7 +101,10 @@ class EagerInterpreter:
     @staticmethod
     def make_on(where: device, make: Callable[..., Any], arguments: tuple[Any, ...]) -> Tensor:
         """What `make` computes of numbers, made by kernels of a GPU; see `functional.core.made_on`."""
-        return _wrap(gpu_ops.create(make, arguments, where))
+        try:
+            return _wrap(gpu_ops.create(make, arguments, where))
+        except CompileError:                                # where nothing can be compiled, the host makes it
+            return make(*arguments)._moved(where)
 
     @staticmethod
     def transfer(tensor: Tensor, where: device, non_blocking: bool) -> Tensor:

@@ -68,10 +68,11 @@ def gather(target: DeviceArray, source: DeviceArray) -> bool:
 
 def create(make: Callable[..., Any], arguments: tuple[Any, ...], where: device) -> DeviceArray:
     """What ``make(*arguments)`` computes by ops that have no operands but numbers, on the GPU `where`. Its random draws are
-    taken from their streams as they would be on the CPU."""
+    taken from their streams as they would be on the CPU. CompileError, and no draw is taken, where nothing can be
+    compiled."""
     graph, draws = _created(make, arguments, repr(arguments), get_default_dtype())
-    numbers = [np.array(number, np.int64) for generator, count in draws for number in generator.advance(count)]
-    (made,) = compile_for(graph, gpu_number(where.index)).run(numbers)
+    plan = compile_for(graph, gpu_number(where.index))
+    (made,) = plan.run([np.array(number, np.int64) for generator, count in draws for number in generator.advance(count)])
     return made if type(made) is DeviceArray else moved(made, where)
 
 

@@ -122,14 +122,15 @@ def test_copies_between_devices_and_dtypes(standin):
     assert y.device.type == "cpu" and y.shape == (5,)
 
 
-def test_random_filling_on_a_gpu(standin):
+def test_random_filling_on_a_gpu(executing):
     for fill in (lambda t: t.normal_(), lambda t: t.uniform_(-1, 1), lambda t: t.bernoulli_(0.3)):
         x, y = jg.zeros(50), jg.zeros(50, device="cuda")
         jg.manual_seed(5)
         fill(x)
         jg.manual_seed(5)
         fill(y)
-        assert y.is_cuda and y.tolist() == x.tolist()
+        assert y.is_cuda
+        np.testing.assert_allclose(y.tolist(), x.tolist(), rtol=1e-5, atol=1e-6)      # normal numbers go through log and cos
 
 
 def test_a_failed_copy_is_an_error_and_changes_nothing(standin):
