@@ -101,7 +101,8 @@ def _is_blockwise(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
 def _blockwise(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, factor: Operand, p: float,
                is_causal: bool) -> Tensor:
     """By the primitive: on a GPU half precision is what its kernels take, elsewhere they take float32."""
-    attend = _flat if query.device.type == "cuda" else widened(_flat)
+    on_gpu = str(getattr(query, "device", "cpu")).startswith("cuda")
+    attend = _flat if on_gpu else widened(_flat)
     return attend(query, key, value, mask, factor, p, is_causal)
 
 
