@@ -275,7 +275,7 @@ def test_a_transformer_gives_what_it_gives_on_the_cpu(executing, written, dtype)
     for a, b in zip(ours, theirs, strict=True):
         limit = 2e-5 if dtype is None else 2e-2
         scale = b.abs().max().item()
-        np.testing.assert_allclose(a.cpu().numpy(), b.numpy(), rtol=0, atol=limit * max(scale, 1e-2))
+        np.testing.assert_allclose(a.detach().cpu().numpy(), b.detach().numpy(), rtol=0, atol=limit * max(scale, 1e-2))
     short = "f32" if dtype is None else "bf16"
     names = [kernel.name for kernel in step.kernels]
     assert {f"attention_{short}", f"attention_queries_{short}", f"attention_keys_{short}"} <= set(names)

@@ -1,7 +1,7 @@
 """Long GPU kernels -> LLVM, statement by statement: what `kernels.cpu.frontend` does by way of Numba's type inference, of
 which the time grows with the number of variables; unrolled text (`cuda_unroll`) has a thousand of them.
 
-In goes the syntax tree of a function in which every type is plain: arithmetic is between equal types or with a literal, and
+In goes the syntax tree of a function, with the docstring `UNROLLED`, in which every type is plain: arithmetic is between equal types or with a literal, and
 has the type of its left operand that is none. Conditions have no side effects: all their parts are computed. What text may
 call is the vocabulary of all GPU kernels, by the same definitions. Out comes an LLVM module, unoptimized, with a function of
 the header's parameters and no result.
@@ -60,7 +60,7 @@ class _Lowering:
     # ---- statements
 
     def body(self, statements: list[ast.stmt]) -> None:
-        self.block(statements)
+        self.block(statements[1:])                              # behind the docstring
         self.builder.ret_void()
 
     def block(self, statements: list[ast.stmt]) -> None:

@@ -21,6 +21,7 @@ from numba.core import types
 from numba.core.compiler_lock import global_compiler_lock
 
 from jitgrad.codegen.cuda_direct import lower_directly
+from jitgrad.codegen.cuda_unroll import UNROLLED
 from jitgrad.codegen.native import explain
 from jitgrad.errors import CompileError, complain
 from jitgrad.kernels.cpu import native
@@ -30,9 +31,6 @@ from jitgrad.kernels.cuda import math, vocabulary
 
 assert native.CONTRACT, "importing it is what teaches Numba the scalar functions"
 TRIPLE = "nvptx64-nvidia-cuda"
-
-LONG = 300
-"""Statements of a function; with more of them Numba's inference takes seconds, and there is a shorter way."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,8 @@ def _define(tree: ast.Module, name: str) -> FunctionType:
 def _lower(tree: ast.Module, header: Header, arch: str) -> llvm.ModuleRef:
     """The LLVM module, unoptimized, with the kernel's name as its only visible symbol."""
     (function,) = tree.body
-    if isinstance(function, ast.FunctionDef) and sum(isinstance(n, ast.stmt) for n in ast.walk(function)) > LONG:
+    assert isinstance(function, ast.FunctionDef)
+    if ast.get_docstring(function) == UNROLLED:
         body = f"{header.name}_body"
         module, entry = lower_directly(function, body, header.parameters), _entry(header, body, "void", [])
     else:

@@ -18,6 +18,9 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
+UNROLLED = "unrolled"
+"""The docstring of such text: it is compiled without Numba's type inference (`cuda_direct`)."""
+
 Constant = int | float | str
 Constants = Mapping[str, Constant]
 Kernel = Callable[..., Any]
@@ -44,7 +47,7 @@ def _spell(name: str, kernel: Kernel, constants: tuple[tuple[str, Constant], ...
         argument.annotation = unroll.annotation(argument.annotation)
     function.returns = unroll.annotation(function.returns)
     body = unroll.block(function.body)
-    function.body = [_Typed(kind).visit(statement) for statement in body]
+    function.body = [ast.Expr(ast.Constant(UNROLLED)), *[_Typed(kind).visit(statement) for statement in body]]
     return ast.unparse(ast.fix_missing_locations(function)) + "\n"
 
 
