@@ -416,7 +416,8 @@ def _attention_samples() -> Iterator[Sample]:
                     xs.append(added)
                 if dropped:
                     p = np.array(0.4, np.float32)
-                    xs += [np.array(2**40 + 5), np.array(2**33 + 1), p, np.array(1 / (1 - p), np.float32 if dtype.itemsize == 2 else dtype.numpy)]
+                    scale = np.float32 if dtype.itemsize == 2 else dtype.numpy
+                    xs += [np.array(2**40 + 5), np.array(2**33 + 1), p, np.array(1 / (1 - p), scale)]
                 attrs = {"causal": causal, "zero": zero}
                 made = REGISTRY["attention"].eager(*xs, **attrs)
                 yield Sample("attention", tuple(xs), attrs, False, _attention_reference(causal, zero))

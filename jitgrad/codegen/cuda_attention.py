@@ -29,8 +29,8 @@ Kernel = Callable[..., Any]
 
 @dataclass(frozen=True)
 class TensorTile:
-    """For tensor cores. `warps` warps of a block have `fragments` times 16 rows each, which they multiply with `turns` rows at
-    a time. Rows have `across` elements in shared memory, where there are so many `tiles` of either kind; a block makes
+    """For tensor cores. `warps` warps of a block have `fragments` times 16 rows each, which they multiply with `turns` rows
+    at a time. Rows have `across` elements in shared memory, where there are so many `tiles` of either kind; a block makes
     `chunk` columns of the result."""
 
     warps: int
@@ -94,8 +94,8 @@ def tensor_tile(width: int, gradient: bool, large: bool) -> TensorTile:
 
 
 def text_of(name: str, tile: Tile, dtype: DType, wide_rows: bool, plain: bool, wide: bool) -> str:
-    """The text of a kernel for a tile and a type of elements. `wide_rows`: they are read 16 bytes at a time; `plain`: without
-    mask and dropout; `wide`: with indices in int64."""
+    """The text of a kernel for a tile and a type of elements. `wide_rows`: they are read 16 bytes at a time; `plain`:
+    without mask and dropout; `wide`: with indices in int64."""
     constants = {"E": dtype.short, "C": sum_dtype(dtype).short, "wide": int(wide_rows), **tile.constants(dtype),
                  **({"masked": 0, "dropped": 0} if plain else {})}
     return spell(f"{name}_{dtype.short}", getattr(tile.module, name), constants, tile.module.PIECES, wide)

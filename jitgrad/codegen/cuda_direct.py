@@ -1,10 +1,10 @@
 """Long GPU kernels -> LLVM, statement by statement: what `kernels.cpu.frontend` does by way of Numba's type inference, of
 which the time grows with the number of variables; unrolled text (`cuda_unroll`) has a thousand of them.
 
-In goes the syntax tree of a function, with the docstring `UNROLLED`, in which every type is plain: arithmetic is between equal types or with a literal, and
-has the type of its left operand that is none. Conditions have no side effects: all their parts are computed. What text may
-call is the vocabulary of all GPU kernels, by the same definitions. Out comes an LLVM module, unoptimized, with a function of
-the header's parameters and no result.
+In goes the syntax tree of a function, with a docstring, in which every type is plain: arithmetic is between equal types or
+with a literal, and has the type of its left operand that is none. A variable has the type of what it is first given.
+Conditions have no side effects: all their parts are computed. What text may call is the vocabulary of all GPU kernels, by
+the same definitions. Out comes an LLVM module, unoptimized, with a function of the header's parameters and no result.
 """
 
 from __future__ import annotations
@@ -13,10 +13,18 @@ import ast
 from typing import Any, NamedTuple
 
 from llvmlite import binding as llvm, ir
-from numba.core import cgutils, types
+from numba.core import cgutils, types as numba_types
 
-from jitgrad.kernels.cpu.frontend import MACHINE, TYPING, Library
+from jitgrad.kernels.cpu import frontend
 from jitgrad.kernels.cuda import math, vocabulary
+
+types: Any = numba_types
+alloca_once: Any = cgutils.alloca_once
+MACHINE: Any = frontend.MACHINE
+TYPING: Any = frontend.TYPING
+LIBRARY: Any = frontend.Library
+Kind = Any
+"""A type of Numba's."""
 
 NAMES: dict[str, Any] = {**math.NAMES, **vocabulary.NAMES}
 
@@ -30,14 +38,14 @@ class Typed(NamedTuple):
     """A value of LLVM's and its type of Numba's."""
 
     value: Any
-    kind: types.Type
+    kind: Kind
 
 
-def lower_directly(function: ast.FunctionDef, name: str, parameters: tuple[types.Type, ...]) -> llvm.ModuleRef:
+def lower_directly(function: ast.FunctionDef, name: str, parameters: tuple[Kind, ...]) -> llvm.ModuleRef:
     """The module of `function` under `name`."""
     TYPING.refresh()
     MACHINE.refresh()
-    library = Library(MACHINE.codegen(), name)
+    library = LIBRARY(MACHINE.codegen(), name)
     module = library.create_ir_module(name)
     kinds = [MACHINE.get_value_type(kind) for kind in parameters]
     made = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), name)
@@ -51,11 +59,11 @@ def lower_directly(function: ast.FunctionDef, name: str, parameters: tuple[types
 class _Lowering:
     """One function in the making. Variables are memory, which LLVM turns into registers; parameters are values."""
 
-    def __init__(self, function: ir.Function, names: list[str], kinds: tuple[types.Type, ...]):
+    def __init__(self, function: ir.Function, names: list[str], kinds: tuple[Kind, ...]):
         self.builder = ir.IRBuilder(function.append_basic_block("entry"))
         self.parameters = {name: Typed(value, kind) for name, value, kind in zip(names, function.args, kinds, strict=True)}
         self.variables: dict[str, Typed] = {}
-        self.known: dict[tuple[str, tuple[types.Type, ...]], tuple[Any, Any]] = {}
+        self.known: dict[tuple[str, tuple[Kind, ...]], tuple[Any, Any]] = {}
 
     # ---- statements
 
@@ -92,7 +100,7 @@ class _Lowering:
         known = self.variables.get(target.id)
         if known is None:
             kind = types.unliteral(value.kind)
-            slot = cgutils.alloca_once(self.builder, MACHINE.get_value_type(kind), name=target.id)
+            slot = alloca_once(self.builder, MACHINE.get_value_type(kind), name=target.id)
             known = self.variables[target.id] = Typed(slot, kind)
         self.builder.store(self.as_kind(value, known.kind), known.value)
 
@@ -102,7 +110,7 @@ class _Lowering:
         builder, count = self.builder, self.value(statement.iter.args[0])
         head, inside, behind = [builder.append_basic_block(name) for name in ("head", "inside", "behind")]
         zero, one = [ir.Constant(count.value.type, n) for n in (0, 1)]
-        slot = cgutils.alloca_once(builder, count.value.type)
+        slot = alloca_once(builder, count.value.type)
         builder.store(zero, slot)
         builder.branch(head)
         builder.position_at_end(head)
@@ -198,7 +206,7 @@ class _Lowering:
         values = [self.as_kind(argument, kind) for argument, kind in zip(given, signature.args, strict=True)]
         return Typed(write(self.builder, values), signature.return_type)
 
-    def as_kind(self, given: Typed, kind: types.Type) -> Any:
+    def as_kind(self, given: Typed, kind: Kind) -> Any:
         if isinstance(kind, types.Literal | types.Function):
             return given.value
         return MACHINE.cast(self.builder, given.value, given.kind, kind)

@@ -7,12 +7,12 @@ of k. Where the mask is -inf a score is -inf, whatever it was. A query that sees
 nothing does, or zeros with `zero`.
 
 Dropout of the weights has four operands more, all 0-d: key and offset of the random draw (int64), the probability p
-(float32), and the scale of what is kept, in the dtype of sums: q's, float32 for 16-bit floats. Its random bits are those of `random_bits` of shape [N, L, S], of
-which only a block is made at a time: a weight is dropped or kept by its position alone.
+(float32), and the scale of what is kept, in the dtype of sums: q's, float32 for 16-bit floats. Its random bits are those of
+`random_bits` of shape [N, L, S], of which only a block is made at a time: a weight is dropped or kept by its position alone.
 
-The second result is the logarithm of each softmax's denominator, [N, L], in the dtype of sums: with it the gradient makes the weights again
-instead of keeping them (Dao et al., "FlashAttention", 2022). That result and `out` are no variables of the gradient, so
-gradients of higher order are those of the composition in primitives.
+The second result is the logarithm of each softmax's denominator, [N, L], in the dtype of sums: with it the gradient makes
+the weights again instead of keeping them (Dao et al., "FlashAttention", 2022). That result and `out` are no variables of the
+gradient, so gradients of higher order are those of the composition in primitives.
 """
 
 from __future__ import annotations

@@ -53,7 +53,8 @@ from jitgrad.kernels.cuda.standins import (
 
 D = W = T = M = THREADS = ROWS = SHIFT = BITS = WORDS = LOG2_E = 0
 """Numbers that are put in: elements of a row in shared memory, of a chunk; rows of Y, fragments of 16 rows of X per warp,
-threads, rows of X; what of a row's number turns its pieces; words of shared memory. `E` is the type of the elements, `C` that of sums."""
+threads, rows of X; what of a row's number turns its pieces; words of shared
+memory. `E` is the type of the elements, `C` that of sums."""
 
 memory = x_base = x_turn = y_base = y_turn = z_base = z_turn = lane = warp = member = words = halves = 0
 n = queries = keys = run = period = mask_row = mask_size = wide = causal = 0

@@ -1,8 +1,8 @@
 """Attention on CUDA cores: of float32 and float64, and of 16-bit floats with rows that are too long for tensor cores.
 
-The same three kernels as in `attention`, with the same order of sums. A block has `R` rows of X and meets `R` rows of Y at a
-time. Both are read in slices of `DEPTH` columns, the next one on its way into registers while one is multiplied, so that rows
-may have any length. A thread has 2 `L` rows and `L` columns of the scores, ``s[column, row]``; they go through shared memory
+The same three kernels as in `attention`. A block has `R` rows of X and meets `R` rows of Y at a time. Both are read in
+slices of `DEPTH` columns, the next one on its way into registers while one is multiplied, so that rows may have any length.
+A thread has 2 `L` rows and `L` columns of the scores, ``s[column, row]``; they go through shared memory
 to the second product, of which a block makes `W` columns, a thread `L` in every 16 `L`.
 """
 

@@ -88,8 +88,8 @@ def multiply_add(typing: Any, a: types.Type, b: types.Type, c: types.Type) -> An
 
 @intrinsic
 def quick_exp2(typing: Any, x: types.Type) -> Any:
-    """``quick_exp2(x)``: 2 ** x in float32 by the one instruction that approximates it, to two units in the last place; below
-    the smallest normal number it is 0."""
+    """``quick_exp2(x)``: 2 ** x in float32 by the one instruction that approximates it, to two units in the last place;
+    below the smallest normal number it is 0."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         function = ir.FunctionType(ir.FloatType(), [ir.FloatType()])
