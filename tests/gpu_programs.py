@@ -70,6 +70,18 @@ def recurrence(device):
     return [*ys, x.grad, *[p.grad for layer in layers for p in layer.parameters()]]
 
 
+def attention(device):
+    """On tensor cores and on CUDA cores: causal; with a mask, heads that share keys and dropout; gradients."""
+    jg.manual_seed(9)
+    half = [tensor(device, 1, 2, 40, 24, seed=k).bfloat16().requires_grad_() for k in range(3)]
+    single = [tensor(device, 1, heads, 10, 8, seed=k).requires_grad_() for k, heads in enumerate((4, 2, 2))]
+    mask = tensor(device, 10, 10, seed=3) < 1
+    ys = [F.scaled_dot_product_attention(*half, is_causal=True),
+          F.scaled_dot_product_attention(*single, mask, 0.2, enable_gqa=True)]
+    gs = [g for y, xs in zip(ys, (half, single), strict=True) for g in jg.autograd.grad(y.float().square().sum(), xs)]
+    return [*ys, *gs]
+
+
 def random_numbers(device):
     jg.manual_seed(7)
     x = tensor(device, 8, 9)
@@ -139,5 +151,5 @@ def training(device, optimizer="AdamW", compiled=False, steps=3):
     return [*losses, *model.parameters(), *model.buffers()], run
 
 
-PROGRAMS = {f.__name__: f for f in (arithmetic, reductions, movement, rows, contractions, pooling, recurrence,
+PROGRAMS = {f.__name__: f for f in (arithmetic, reductions, movement, rows, contractions, pooling, recurrence, attention,
                                     random_numbers, in_place, gradients)}
