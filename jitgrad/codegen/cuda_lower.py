@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jitgrad.codegen import cuda_index
+from jitgrad.codegen import cuda_convolution, cuda_index
 from jitgrad.codegen.cuda_call import lower_library
 from jitgrad.codegen.cuda_foreach import lower_foreach
 from jitgrad.codegen.cuda_matmul import lower_matmul
@@ -22,7 +22,7 @@ from jitgrad.ir.graph import GraphBuilder
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
 
-FAMILIES = (cuda_index,)
+FAMILIES = (cuda_convolution, cuda_index)
 
 TEMPLATES: dict[str, Callable[[Region, bool], list[CudaLaunch]]] = {
     "map": lower_map, "row": lower_row, "column": lower_column, "full": lower_full}
@@ -46,6 +46,8 @@ def lower_cuda(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any],
         return lowered
     if attrs["template"] in ("matmul", "update"):
         return lower_matmul(attrs["body"], shared, aligned)
+    if attrs["template"] == "convolution":
+        return cuda_convolution.lower_convolution(attrs["body"], shared, aligned)
     if attrs["template"] not in TEMPLATES:
         raise complain(CompileError, op.name, f"there is no GPU kernel for the template {attrs['template']!r}",
                        fix="keep this part on the CPU")

@@ -1,0 +1,134 @@
+"""Factors of the matrix product that a convolution is, on a GPU: where their pieces lie, computed on the fly.
+
+What goes in: names of sizes that the kernel knows. What comes out: sides of a `cuda_gemm.Product`. A convolution multiplies
+the weights with *columns*: a column belongs to a pixel (of all images) and has an element for every tap of every channel.
+No column is ever in memory. A thread fetches neighbours of a column of one pixel; threads beside each other have pixels
+beside each other, so that they read neighbours of a row of an image. Taps are counted up, not divided out.
+
+In here a tap is a number of digits, one for each of `axes`, the last ones of "zyx"; ``kernel_z, kernel_y, kernel_x`` are
+their bounds, ``taps`` their product. Element (channel, tap) of a line lies at
+
+    base + channel * plane + sum over axes of (at + digit * tap) * pitch
+
+where ``base`` and ``at`` belong to the line; it is 0 where the sum in brackets, the place along an axis, is not below
+``size``, or where there is no such channel. Sizes have the name of the side in front: ``b_plane``, ``b_tap_y`` ….
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jitgrad.codegen.cuda_gemm import Side, Tile
+from jitgrad.codegen.cuda_lanes import load_where
+from jitgrad.codegen.kernel import Load, When
+from jitgrad.codegen.writer import Writer
+from jitgrad.dtypes import DType
+
+AXES = ("z", "y", "x")
+
+
+@dataclass(frozen=True)
+class Planes(Side):
+    """Images [count, channels, positions] whose pixels, ``positions`` in each, are numbered through: along the depth, or else
+    the outer dimension. Positions are a multiple of what is read at once. ``name_image``: from image to image."""
+
+    def pixel(self, number: str) -> str:
+        return f"{number} // positions * {self.name}_image + {number} % positions"
+
+    def base(self, tag: str) -> str:
+        outer = f"({self.first} + outer_{tag})"
+        if self.along_depth:
+            return f"{outer} * {self.name}_outer"
+        return f"{self.pixel(outer)} + step_{tag} * {self.name}_step"
+
+    def advance(self, tag: str) -> str:
+        return self.pixel(f"(ahead + step_{tag})") if self.along_depth else super().advance(tag)
+
+
+@dataclass(frozen=True)
+class Gathered(Side):
+    """Lines whose elements are channels and taps. `along_depth`: lines are numbered by the outer dimension; else by the
+    depth."""
+
+    axes: tuple[str, ...] = ()
+
+    def line(self, writer: Writer, number: str, limit: str) -> None:
+        """``base``, ``at`` and the number of channels, ``limit``, of a line: 0 where `number` is not below `limit`."""
+        raise NotImplementedError
+
+    def locate(self, writer: Writer, tile: Tile) -> None:
+        """All pieces of a thread lie behind each other in one line."""
+        name, count = self.name, tile.lanes * len(tile.chunks)
+        lines = tile.size if self.along_depth else tile.depth
+        line, start = ("outer", "step") if self.along_depth else ("step", "outer")
+        writer.let(f"{line}_{name}", f"thread() % {lines}")
+        writer.let(f"{start}_{name}", f"thread() // {lines} * {count}")
+        for c in tile.chunks:
+            writer.let(f"{line}_{name}{c}", f"{line}_{name}")
+            writer.let(f"{start}_{name}{c}", f"{start}_{name} + {c * tile.lanes}")
+        if self.along_depth:
+            self.line(writer, f"{self.first} + outer_{name}", self.limit)
+
+    def load(self, writer: Writer, tile: Tile, c: int, names: list[str], pointer: str, dtype: DType) -> None:
+        if c == 0 and not self.along_depth:
+            self.line(writer, f"ahead + step_{self.name}", "k")
+        if c == 0:
+            self.start(writer, f"(ahead + step_{self.name})" if self.along_depth else f"({self.first} + outer_{self.name})")
+        place = " + ".join([f"{self.name}_base + {self.name}_channel * {self.name}_plane",
+                            *[f"{self.name}_i_{axis} * {self.name}_pitch_{axis}" for axis in self.axes]])
+        inside = [f"u32({self.name}_i_{axis}) < u32({self.name}_size_{axis})" for axis in self.axes]
+        there = " and ".join([f"{self.name}_channel < {self.name}_limit", *inside])
+        for name in names:
+            for statement in load_where(there, [Load(name, pointer, place)], [name], {pointer: dtype}):
+                writer.emit(statement)
+            self.count(writer)
+
+    def start(self, writer: Writer, number: str) -> None:
+        """The digits of element `number` of a line, and its places along the axes."""
+        name = self.name
+        writer.let(f"{name}_channel", f"{number} // taps" if self.axes else number)
+        rest = f"({number} % taps)"
+        for k, axis in reversed(list(enumerate(self.axes))):
+            writer.let(f"{name}_t_{axis}", f"{rest} % kernel_{axis}" if k else rest)
+            writer.let(f"{name}_i_{axis}", f"{name}_at_{axis} + {name}_t_{axis} * {name}_tap_{axis}")
+            rest = f"{rest} // kernel_{axis}"
+
+    def count(self, writer: Writer) -> None:
+        """The next element: the last digit goes up, and where it is at its bound, it is 0 and the one before goes up."""
+        name = self.name
+        for axis in reversed(self.axes):
+            writer.let(f"{name}_t_{axis}", f"{name}_t_{axis} + 1")
+            writer.let(f"{name}_i_{axis}", f"{name}_i_{axis} + {name}_tap_{axis}")
+            writer.enter(When(f"{name}_t_{axis} == kernel_{axis}"))
+            writer.let(f"{name}_t_{axis}", "0")
+            writer.let(f"{name}_i_{axis}", f"{name}_at_{axis}")
+        writer.let(f"{name}_channel", f"{name}_channel + 1")
+        writer.close(len(self.axes))
+
+
+@dataclass(frozen=True)
+class Pixels(Gathered):
+    """A line is a pixel: ``positions`` of an image, ``out`` along an axis; the first tap meets place ``out * jump + shift``.
+    Without axes a pixel meets itself, in each channel."""
+
+    def line(self, writer: Writer, number: str, limit: str) -> None:
+        name = self.name
+        pixel = writer.let(f"{name}_pixel", number)
+        writer.let(f"{name}_base", f"{name}_start + {pixel} // positions * {name}_image"
+                                   + ("" if self.axes else f" + {pixel} % positions"))
+        rest = f"({pixel} % positions)"
+        for k, axis in reversed(list(enumerate(self.axes))):
+            writer.let(f"{name}_at_{axis}", (f"{rest} % out_{axis}" if k else rest) + f" * jump_{axis} + shift_{axis}")
+            rest = f"{rest} // out_{axis}"
+        writer.let(f"{name}_limit", f"{name}_channels if {pixel} < {limit} else 0")
+
+
+@dataclass(frozen=True)
+class Weights(Gathered):
+    """A line is an input channel of the weights [channels, lines, taps]; ``a_at`` is the first tap that is met."""
+
+    def line(self, writer: Writer, number: str, limit: str) -> None:
+        name = self.name
+        row = writer.let(f"{name}_row", number)
+        writer.let(f"{name}_base", f"{name}_start + {row} * {name}_outer")
+        writer.let(f"{name}_limit", f"{name}_channels if {row} < {limit} else 0")
