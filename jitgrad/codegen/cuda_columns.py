@@ -3,7 +3,7 @@
 What goes in: names of sizes that the kernel knows. What comes out: sides of a `cuda_gemm.Product`. A convolution multiplies
 the weights with *columns*: a column belongs to a pixel (of all images) and has an element for every tap of every channel.
 No column is ever in memory. A thread fetches neighbours of a column of one pixel; threads beside each other have pixels
-beside each other, so that they read neighbours of a row of an image. Taps are counted up, not divided out.
+beside each other, so that they read neighbours of a row of an image. Taps are counted up, not divided out (`gather`).
 
 In here a tap is a number of digits, one for each of `axes`, the last ones of "zyx"; ``kernel_z, kernel_y, kernel_x`` are
 their bounds, ``taps`` their product. Element (channel, tap) of a line lies at
@@ -19,8 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jitgrad.codegen.cuda_gemm import Side, Tile
-from jitgrad.codegen.cuda_lanes import load_where
-from jitgrad.codegen.kernel import Load, When
+from jitgrad.codegen.kernel import Let
 from jitgrad.codegen.writer import Writer
 from jitgrad.dtypes import DType
 
@@ -74,14 +73,12 @@ class Gathered(Side):
             self.line(writer, f"ahead + step_{self.name}", "k")
         if c == 0:
             self.start(writer, f"(ahead + step_{self.name})" if self.along_depth else f"({self.first} + outer_{self.name})")
-        place = " + ".join([f"{self.name}_base + {self.name}_channel * {self.name}_plane",
-                            *[f"{self.name}_i_{axis} * {self.name}_pitch_{axis}" for axis in self.axes]])
-        inside = [f"u32({self.name}_i_{axis}) < u32({self.name}_size_{axis})" for axis in self.axes]
-        there = " and ".join([f"{self.name}_channel < {self.name}_limit", *inside])
-        for name in names:
-            for statement in load_where(there, [Load(name, pointer, place)], [name], {pointer: dtype}):
-                writer.emit(statement)
-            self.count(writer)
+        fixed = [f"{self.name}_at_{axis}, {self.name}_tap_{axis}, kernel_{axis}, {self.name}_size_{axis}, "
+                 f"{self.name}_pitch_{axis}" for axis in self.axes] or ["k,"]
+        element = ", ".join([f"{self.name}_channel", *[f"{self.name}_t_{axis}, {self.name}_i_{axis}" for axis in self.axes]])
+        line = f"{self.name}_base, {self.name}_plane, {self.name}_limit"
+        writer.emit(Let(f"{', '.join(names)}, {element}", None,
+                        f"gather({pointer}, {len(names)}, ({line}), ({element},), ({', '.join(fixed)}))"))
 
     def start(self, writer: Writer, number: str) -> None:
         """The digits of element `number` of a line, and its places along the axes."""
@@ -92,18 +89,6 @@ class Gathered(Side):
             writer.let(f"{name}_t_{axis}", f"{rest} % kernel_{axis}" if k else rest)
             writer.let(f"{name}_i_{axis}", f"{name}_at_{axis} + {name}_t_{axis} * {name}_tap_{axis}")
             rest = f"{rest} // kernel_{axis}"
-
-    def count(self, writer: Writer) -> None:
-        """The next element: the last digit goes up, and where it is at its bound, it is 0 and the one before goes up."""
-        name = self.name
-        for axis in reversed(self.axes):
-            writer.let(f"{name}_t_{axis}", f"{name}_t_{axis} + 1")
-            writer.let(f"{name}_i_{axis}", f"{name}_i_{axis} + {name}_tap_{axis}")
-            writer.enter(When(f"{name}_t_{axis} == kernel_{axis}"))
-            writer.let(f"{name}_t_{axis}", "0")
-            writer.let(f"{name}_i_{axis}", f"{name}_at_{axis}")
-        writer.let(f"{name}_channel", f"{name}_channel + 1")
-        writer.close(len(self.axes))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from numba.core import types
 from jitgrad.kernels.cpu import intrinsics as cpu
 from jitgrad.kernels.cpu.frontend import intrinsic, teach
 from jitgrad.kernels.cpu.intrinsics import STORAGE, from_memory, kept, tag_scope, to_memory
-from jitgrad.kernels.cuda import math, matrix
+from jitgrad.kernels.cuda import gather, math, matrix
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
 GLOBAL, SHARED = 1, 3                           # address spaces
@@ -223,4 +223,5 @@ NAMES: dict[str, Any] = {
     "thread": thread, "block": block, "barrier": barrier, "quotient": quotient, "rest": rest, "shared": shared,
     "pointer_at": pointer_at, "load_lanes": load_lanes, "store_lanes": store_lanes, "shuffle": shuffle, "fail": fail,
     "is_better": math.is_better, "warp_barrier": warp_barrier, "multiply_add": multiply_add, **matrix.NAMES,
+    **gather.NAMES,
 }
