@@ -35,7 +35,7 @@ from jitgrad.codegen.epilogue import Shared, locate, split_epilogue
 from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLowered, When
 from jitgrad.codegen.region import Region, analyse
 from jitgrad.codegen.templates import kernel_name
-from jitgrad.codegen.writer import Axis, Writer
+from jitgrad.codegen.writer import Axis, Writer, compute_dtype
 from jitgrad.dtypes import DType
 from jitgrad.errors import CompileError, complain
 from jitgrad.ir.axes import Index
@@ -111,6 +111,9 @@ def pitches(sizes: Ints) -> list[int]:
 def lower_alone(call: Call, aligned: bool) -> CudaLowered:
     """One of the two by itself."""
     name = "convolution_input_grad" if "input_shape" in call.attrs else "convolution"
+    require_floats(name, call.inputs[0].dtype)
+    if min(t.size for t in call.inputs) == 0:
+        return zeros(call.outputs[0], aligned)
     builder = GraphBuilder(name)
     operands = tuple([builder.input(t) for t in call.inputs])
     return lower_convolution(builder.build([builder.run(REGISTRY[name], operands, dict(call.attrs))]), (), aligned)
@@ -124,6 +127,8 @@ def lower_convolution(body: Graph, shared: Shared, aligned: bool) -> CudaLowered
     (node,) = [n for n in body.nodes if n.op.epilogue]
     forward, (source, weights), result = node.op.name == "convolution", node.inputs, node.output
     require_floats(node.op.name, result.dtype)
+    if min(v.type.size for v in node.inputs) == 0:
+        raise complain(CompileError, node.op.name, "there is no GPU kernel for a sum of nothing with what follows it")
     image, made = (source, result) if forward else (result, source)
     geometry = Geometry.of(image.shape, weights.shape, made.shape, node.attrs)
     epilogue, home = split_epilogue(body, node), dict(shared)
@@ -145,6 +150,8 @@ def lower_weights(call: Call, aligned: bool) -> CudaLowered:
     """The gradient in the weights: of all pixels at once, or of parts of them and then their sum."""
     (image, gradient), result = call.inputs, call.outputs[0]
     require_floats("convolution_weight_grad", image.dtype)
+    if min(t.size for t in call.inputs) == 0:
+        return zeros(result, aligned)
     if result.size == 0:
         return CudaLowered(())
     geometry = Geometry.of(image.shape, result.shape, gradient.shape, call.attrs)
@@ -161,6 +168,14 @@ def lower_weights(call: Call, aligned: bool) -> CudaLowered:
 def require_floats(name: str, dtype: DType) -> None:
     if dtype not in FLOATS:
         raise complain(CompileError, name, f"there is no GPU kernel for {dtype.name}", fix="keep this part on the CPU")
+
+
+def zeros(result: TensorType, aligned: bool) -> CudaLowered:
+    """A sum of no parts, behind two operands."""
+    if result.size == 0:
+        return CudaLowered(())
+    nothing = TensorType(compute_dtype(result.dtype), (0, result.size))
+    return CudaLowered((add_parts(nothing, Buffer(0), result, Buffer(2), aligned),))
 
 
 def stored(type: TensorType, buffer: Buffer) -> Region:
