@@ -16,7 +16,10 @@ where ``base`` and ``at`` belong to the line; it is 0 where the sum in brackets,
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from jitgrad.codegen.cuda_gemm import Side, Tile
 from jitgrad.codegen.kernel import Let
@@ -25,10 +28,57 @@ from jitgrad.dtypes import DType
 
 AXES = ("z", "y", "x")
 
+Ints = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """One convolution: shapes of its image, its weights and its result, in whatever direction it is computed."""
+
+    image: Ints
+    weights: Ints
+    result: Ints
+    stride: Ints
+    padding: Ints
+    dilation: Ints
+    groups: int
+
+    @staticmethod
+    def of(image: Ints, weights: Ints, result: Ints, attrs: Mapping[str, Any]) -> Geometry:
+        return Geometry(image, weights, result, attrs["stride"], tuple([low for low, _ in attrs["padding"]]),
+                        attrs["dilation"], attrs["groups"])
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        return AXES[5 - len(self.image):]
+
+    @property
+    def rows(self) -> int:
+        """Channels of the result in a group."""
+        return self.result[1] // self.groups
+
+    @property
+    def channels(self) -> int:
+        """Channels of the image in a group."""
+        return self.image[1] // self.groups
+
+    @property
+    def taps(self) -> int:
+        return math.prod(self.weights[2:])
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether pixels of image and result are the same, and each meets only itself."""
+        return self.taps == 1 and self.image[2:] == self.result[2:] and max(self.stride) == 1 and not any(self.padding)
+
+    @property
+    def shapes(self) -> tuple[Ints, ...]:
+        return self.image, self.weights, self.result
+
 
 @dataclass(frozen=True)
 class Planes(Side):
-    """Images [count, channels, positions] whose pixels, ``positions`` in each, are numbered through: along the depth, or else
+    """Images [count, channels, positions] whose pixels, ``positions`` in each, are numbered through by the depth, or else by
     the outer dimension. Positions are a multiple of what is read at once. ``name_image``: from image to image."""
 
     def pixel(self, number: str) -> str:

@@ -1,10 +1,10 @@
 """Convolutions on a GPU: the template "convolution" (a convolution, or its gradient in the image, with the elementwise ops
 that follow it), and the gradient in the weights.
 
-What goes in is what `codegen.convolution` takes, images of one, two or three dimensions. What comes out: one launch, a matrix
-product whose second factor has no memory of its own (`cuda_columns`); from shared memory the elementwise part takes it row by
-row, a row being a channel. Where a group has so few channels that most of a tile would be empty, threads compute elements
-one by one instead (`cuda_direct`).
+What goes in is what `codegen.convolution` takes, images of one, two or three dimensions. What comes out: one launch, a
+matrix product whose second factor has no memory of its own (`cuda_columns`); from shared memory the elementwise part takes
+it row by row, a row being a channel. Where a group has so few channels that most of a tile would be empty, threads compute
+elements one by one instead (`cuda_direct`).
 
     convolution     [rows, channels * taps] @ [channels * taps, pixels]     per group
     in the image    [channels, rows * taps] @ [rows * taps, pixels]         per group, and per phase of a stride
@@ -20,13 +20,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from jitgrad import ops
 from jitgrad.codegen import cuda_direct, cuda_templates
 from jitgrad.codegen.call import Call
 from jitgrad.codegen.cuda_call import lowers_on_gpu
-from jitgrad.codegen.cuda_columns import AXES, Pixels, Planes, Weights
+from jitgrad.codegen.cuda_columns import Geometry, Ints, Pixels, Planes, Weights
 from jitgrad.codegen.cuda_gemm import Scalar, Side, Tensor, Tile, tile_of, write_place
 from jitgrad.codegen.cuda_matmul import ENOUGH, FLOATS, Epilogue, is_wide
 from jitgrad.codegen.cuda_reduce import lower_row
@@ -49,53 +48,6 @@ FEW = 8
 
 SLICES = 16
 """A part of the pixels has so many slices, at least."""
-
-Ints = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """One convolution: shapes of its image, its weights and its result, in whatever direction it is computed."""
-
-    image: Ints
-    weights: Ints
-    result: Ints
-    stride: Ints
-    padding: Ints
-    dilation: Ints
-    groups: int
-
-    @staticmethod
-    def of(image: Ints, weights: Ints, result: Ints, attrs: Mapping[str, Any]) -> Geometry:
-        return Geometry(image, weights, result, attrs["stride"], tuple([low for low, _ in attrs["padding"]]),
-                        attrs["dilation"], attrs["groups"])
-
-    @property
-    def axes(self) -> tuple[str, ...]:
-        return AXES[5 - len(self.image):]
-
-    @property
-    def rows(self) -> int:
-        """Channels of the result in a group."""
-        return self.result[1] // self.groups
-
-    @property
-    def channels(self) -> int:
-        """Channels of the image in a group."""
-        return self.image[1] // self.groups
-
-    @property
-    def taps(self) -> int:
-        return math.prod(self.weights[2:])
-
-    @property
-    def is_pointwise(self) -> bool:
-        """Whether pixels of image and result are the same, and each meets only itself."""
-        return self.taps == 1 and self.image[2:] == self.result[2:] and max(self.stride) == 1 and not any(self.padding)
-
-    @property
-    def types(self) -> tuple[Ints, ...]:
-        return self.image, self.weights, self.result
 
 
 def pitches(sizes: Ints) -> list[int]:
@@ -254,7 +206,7 @@ class Convolution:
         made.write()
         self.epilogue(writer, region, made).write()
         kernel, arguments = writer.kernel(f"{self.name}_{kernel_name(region.body).removeprefix('fused_')}")
-        wide = max(map(math.prod, self.geometry.types)) >= cuda_templates.WIDE
+        wide = max(map(math.prod, self.geometry.shapes)) >= cuda_templates.WIDE
         wide = wide or any(v.type.size >= cuda_templates.WIDE for v in (*region.body.inputs, *region.body.outputs))
         grid = math.prod([*counts, *[size for _, size in self.batch]])
         return pack(kernel, arguments, grid, tile.threads, self.aligned, wide)
@@ -302,7 +254,7 @@ class Convolution:
         return Side("a", pointer, self.dtype, along_depth, wide)
 
     def planes(self, writer: Writer, name: str, buffer: Buffer, shape: Ints, pixels_deep: bool) -> Side:
-        """Images of that shape as a factor in which a pixel meets itself; `pixels_deep`: pixels are numbered by the depth."""
+        """Images of that shape as a factor in which a pixel meets itself; `pixels_deep`: the depth numbers pixels."""
         positions, channels = math.prod(shape[2:]), shape[1] // self.geometry.groups
         pointer = self.operand(writer, name, buffer, channels * positions, image=shape[1] * positions)
         writer.size("positions", positions)
@@ -371,7 +323,8 @@ class InImage(Convolution):
     @property
     def counts(self) -> Ints:
         """Pixels of a phase along each axis, at most."""
-        return tuple([-(-size // stride) for size, stride in zip(self.geometry.image[2:], self.geometry.stride, strict=True)])
+        geometry = self.geometry
+        return tuple([-(-size // stride) for size, stride in zip(geometry.image[2:], geometry.stride, strict=True)])
 
     @property
     def every(self) -> Ints:

@@ -130,8 +130,8 @@ class _Lowering:
         large = prod(sizes) * -(-m // 128) * -(-n // 128) >= ENOUGH
         tile, writer = tile_of(self.dtype, large), region.writer()
         counts = -(-m // tile.size), -(-n // tile.size)
-        sides = [self.side(writer, tile, "a", a.buffer, first, (m, k)),
-                 self.side(writer, tile, "b", b.buffer, turned(second), (n, k))]
+        sides = (self.side(writer, tile, "a", a.buffer, first, (m, k)),
+                 self.side(writer, tile, "b", b.buffer, turned(second), (n, k)))
         named = {"m": m, "n": n, "k": k, "row_tiles": counts[0], "column_tiles": counts[1],
                  **{f"size_{d}": size for d, size in enumerate(sizes)}}
         for name, value in named.items():

@@ -17,7 +17,7 @@ from jitgrad.kernels.cpu.intrinsics import from_memory, kept
 
 
 @partial(intrinsic, literal=True)
-def gather(typing: Any, p: types.Type, count: types.Type, line: types.Type, element: types.Type, axes: types.Type) -> Any:
+def gather(typing: Any, p: Any, count: Any, line: Any, element: Any, axes: Any) -> Any:
     """``gather(p, n, (base, plane, limit), (channel, t, i …), (at, tap, bound, size, pitch …))``: n elements of a line from
     `element` on, zeros where there are none, and then the numbers of the element behind them. `element` and `axes` have
     2 and 5 numbers for every axis. All numbers have one type. Memory at p[0] is read in place of what is not there."""
