@@ -123,21 +123,22 @@ class Gathered(Side):
             self.line(writer, f"ahead + step_{self.name}", "k")
         if c == 0:
             self.start(writer, f"(ahead + step_{self.name})" if self.along_depth else f"({self.first} + outer_{self.name})")
-        fixed = [f"{self.name}_at_{axis}, {self.name}_tap_{axis}, kernel_{axis}, {self.name}_size_{axis}, "
+        fixed = [f"{self.name}_at_{axis}, {self.name}_tap_{axis}, {self.name}_end_{axis}, {self.name}_size_{axis}, "
                  f"{self.name}_pitch_{axis}" for axis in self.axes] or ["k,"]
-        element = ", ".join([f"{self.name}_channel", *[f"{self.name}_t_{axis}, {self.name}_i_{axis}" for axis in self.axes]])
+        element = ", ".join([f"{self.name}_channel", *[f"{self.name}_i_{axis}" for axis in self.axes]])
         line = f"{self.name}_base, {self.name}_plane, {self.name}_limit"
         writer.emit(Let(f"{', '.join(names)}, {element}", None,
                         f"gather({pointer}, {len(names)}, ({line}), ({element},), ({', '.join(fixed)}))"))
 
     def start(self, writer: Writer, number: str) -> None:
-        """The digits of element `number` of a line, and its places along the axes."""
+        """The channel of element `number` of a line, its places along the axes, and where those end."""
         name = self.name
         writer.let(f"{name}_channel", f"{number} // taps" if self.axes else number)
         rest = f"({number} % taps)"
         for k, axis in reversed(list(enumerate(self.axes))):
-            writer.let(f"{name}_t_{axis}", f"{rest} % kernel_{axis}" if k else rest)
-            writer.let(f"{name}_i_{axis}", f"{name}_at_{axis} + {name}_t_{axis} * {name}_tap_{axis}")
+            digit = f"({rest} % kernel_{axis})" if k else rest
+            writer.let(f"{name}_i_{axis}", f"{name}_at_{axis} + {digit} * {name}_tap_{axis}")
+            writer.let(f"{name}_end_{axis}", f"{name}_at_{axis} + kernel_{axis} * {name}_tap_{axis}")
             rest = f"{rest} // kernel_{axis}"
 
 

@@ -6,8 +6,9 @@ the product reads them row by row.
 
 float32 and float64 are computed on CUDA cores: a thread has 16 / itemsize * 2 rows and as many columns, and while it
 multiplies one pair of slices of the factors, the next pair is on its way into registers. bfloat16 and float16 are computed
-on tensor cores, with float32 sums: three pairs of slices are in shared memory or on the way there, without registers in
-between. There a slice is swizzled, so that the eight rows that a matrix load reads at once lie in different banks.
+on tensor cores, with float32 sums: three pairs of slices are in shared memory or on the way there, 16 bytes at a time
+without registers in between; single elements wait in registers while a slice is multiplied. In shared memory a slice is
+swizzled, so that the eight rows that a matrix load reads at once lie in different banks.
 """
 
 from __future__ import annotations

@@ -18,23 +18,23 @@ from jitgrad.kernels.cpu.intrinsics import from_memory, kept
 
 @partial(intrinsic, literal=True)
 def gather(typing: Any, p: Any, count: Any, line: Any, element: Any, axes: Any) -> Any:
-    """``gather(p, n, (base, plane, limit), (channel, t, i …), (at, tap, bound, size, pitch …))``: n elements of a line from
+    """``gather(p, n, (base, plane, limit), (channel, i …), (at, tap, end, size, pitch …))``: n elements of a line from
     `element` on, zeros where there are none, and then the numbers of the element behind them. `element` and `axes` have
-    2 and 5 numbers for every axis. All numbers have one type. Memory at p[0] is read in place of what is not there."""
-    kind, rank, lanes = line.dtype, (len(element) - 1) // 2, count.literal_value
+    1 and 5 numbers for every axis. All numbers have one type. Memory at p[0] is read in place of what is not there."""
+    kind, rank, lanes = line.dtype, len(element) - 1, count.literal_value
     value = kept(p.dtype)
-    result = types.Tuple((value,) * lanes + (kind,) * (1 + 2 * rank))
+    result = types.Tuple((value,) * lanes + (kind,) * (1 + rank))
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         base, plane, limit = _numbers(builder, arguments[2], 3)
-        state, fixed = _numbers(builder, arguments[3], 1 + 2 * rank), _numbers(builder, arguments[4], 5 * rank)
+        state, fixed = _numbers(builder, arguments[3], 1 + rank), _numbers(builder, arguments[4], 5 * rank)
         zero, loaded = ir.Constant(base.type, 0), []
         for _ in range(lanes):
             there, place = builder.icmp_signed("<", state[0], limit), builder.add(base, builder.mul(state[0], plane))
             for k in range(rank):
                 _, _, _, size, pitch = fixed[5 * k:5 * k + 5]
-                there = builder.and_(there, builder.icmp_unsigned("<", state[2 + 2 * k], size))
-                place = builder.add(place, builder.mul(state[2 + 2 * k], pitch))
+                there = builder.and_(there, builder.icmp_unsigned("<", state[1 + k], size))
+                place = builder.add(place, builder.mul(state[1 + k], pitch))
             where = context.cast(builder, builder.select(there, place, zero), kind, types.int64)
             raw = builder.load(builder.gep(arguments[0], [where]))
             taken = builder.select(there, raw, ir.Constant(raw.type, 0))
@@ -50,16 +50,15 @@ def _numbers(builder: ir.IRBuilder, value: ir.Value, count: int) -> list[ir.Valu
 
 
 def _behind(builder: ir.IRBuilder, state: list[ir.Value], fixed: list[ir.Value]) -> list[ir.Value]:
-    """The next element: the last digit goes up, and where it is at its bound, it is 0 and the one before goes up."""
-    one, channel, made = ir.Constant(state[0].type, 1), state[0], list[ir.Value]()
-    carry = ir.Constant(ir.IntType(1), 1)
-    for k in reversed(range(len(state) // 2)):
-        at, tap, bound, _, _ = fixed[5 * k:5 * k + 5]
-        digit = builder.select(carry, builder.add(state[1 + 2 * k], one), state[1 + 2 * k])
-        place = builder.select(carry, builder.add(state[2 + 2 * k], tap), state[2 + 2 * k])
-        carry = builder.icmp_signed("==", digit, bound)
-        made = [builder.select(carry, ir.Constant(digit.type, 0), digit), builder.select(carry, at, place), *made]
-    return [builder.add(channel, builder.zext(carry, channel.type)), *made]
+    """The next element: the next place along the last axis, and from its end back to where it begins, while the axis before
+    goes on."""
+    made, carry = list[ir.Value](), ir.Constant(ir.IntType(1), 1)
+    for k in reversed(range(len(state) - 1)):
+        at, tap, end, _, _ = fixed[5 * k:5 * k + 5]
+        place = builder.select(carry, builder.add(state[1 + k], tap), state[1 + k])
+        carry = builder.icmp_signed("==", place, end)
+        made = [builder.select(carry, at, place), *made]
+    return [builder.add(state[0], builder.zext(carry, state[0].type)), *made]
 
 
 NAMES: dict[str, Any] = {"gather": gather}
