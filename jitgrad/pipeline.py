@@ -44,8 +44,10 @@ PASSES: tuple[Pass, ...] = (
 )
 
 
-GPU_PASSES: tuple[Pass, ...] = tuple([step for step in PASSES if step[0] not in ("columns", "update")])
-"""Those whose results have GPU kernels: on the CPU kernels of products do more than that."""
+GPU_PASSES: tuple[Pass, ...] = tuple([step if step[0] != "fuse" else ("fuse", functools.partial(fuse, narrow=True))
+                                       for step in PASSES if step[0] not in ("columns", "update")])
+"""Those whose results have GPU kernels: on the CPU kernels of products do more than that; on GPUs convolutions of 16-bit
+floats have kernels."""
 
 
 def passes(memory_budget: float = 1.0, gpu: bool = False) -> tuple[Pass, ...]:

@@ -118,6 +118,54 @@ def network():
                          nn.Linear(16, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
 
 
+def convolutions(device):
+    """Results and gradients of convolutions of one, two and three dimensions, transposed and depthwise ones."""
+    found = []
+    for k, (layer, shape) in enumerate([
+            (nn.Conv1d(8, 9, 3, padding="same"), (2, 8, 7)), (nn.Conv2d(9, 10, 3, 2, 1), (2, 9, 6, 5)),
+            (nn.Conv2d(6, 12, (3, 2), padding=1, groups=6), (2, 6, 5, 4)),
+            (nn.Conv3d(8, 8, 2, dilation=(1, 2, 1)), (1, 8, 3, 4, 3)),
+            (nn.ConvTranspose2d(8, 9, 3, 2, 1, 1), (2, 8, 3, 4))]):
+        for n, p in enumerate(layer.parameters()):
+            p.data = tensor("cpu", *p.shape, seed=10 * k + n)
+        layer, x = layer.to(device), tensor(device, *shape, seed=k).requires_grad_()
+        y = layer(x)
+        y.tanh().sum().backward()
+        found += [y, x.grad, *[p.grad for p in layer.parameters()]]
+    return found
+
+
+class ResidualBlock(nn.Module):
+    """The basic block of ResNet, halving its image."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(8, 12, 3, 2, 1, bias=False), nn.Conv2d(12, 12, 3, padding=1, bias=False)
+        self.across = nn.Conv2d(8, 12, 1, 2, bias=False)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(12) for _ in range(3)])
+
+    def forward(self, x):
+        y = F.relu(self.norms[0](self.first(x)))
+        return F.relu(self.norms[1](self.second(y)) + self.norms[2](self.across(x)))
+
+
+def residual_block(device, compiled=False):
+    """Result and all gradients of a block, and what computed them."""
+    jg.manual_seed(5)
+    block = ResidualBlock().to(device)
+
+    def step(x):
+        x = x.detach().requires_grad_()
+        block.zero_grad()
+        y = block(x)
+        (y * y).sum().backward()
+        return y.detach(), x.grad
+
+    run = jg.compile(step) if compiled else step
+    results = run(tensor(device, 2, 8, 6, 6))
+    return [*results, *[p.grad for p in block.parameters()], *block.buffers()], run
+
+
 OPTIMIZERS = {
     "SGD": lambda params: jg.optim.SGD(params, lr=0.05, momentum=0.9, weight_decay=0.01),
     "Adam": lambda params: jg.optim.Adam(params, lr=0.01, amsgrad=True),
@@ -152,4 +200,4 @@ def training(device, optimizer="AdamW", compiled=False, steps=3):
 
 
 PROGRAMS = {f.__name__: f for f in (arithmetic, reductions, movement, rows, contractions, pooling, recurrence, attention,
-                                    random_numbers, in_place, gradients)}
+                                    random_numbers, in_place, gradients, convolutions)}

@@ -6,9 +6,10 @@ the product reads them row by row.
 
 float32, float64 and integers are computed on CUDA cores: a thread has 16 / itemsize * 2 rows and as many columns, and while
 it multiplies one pair of slices of the factors, the next pair is on its way into registers. bfloat16 and float16 are
-computed on tensor cores, with float32 sums: three pairs of slices are in shared memory or on the way there, without
-registers in between. There a slice is swizzled, so that the eight rows that a matrix load reads at once lie in different
-banks. Large tiles on sm_90a have `cuda_warpgroup`.
+computed on tensor cores, with float32 sums: three pairs of slices are in shared memory or on the way there, 16 bytes at a
+time without registers in between; single elements wait in registers while a slice is multiplied. In shared memory a slice is
+swizzled, so that the eight rows that a matrix load reads at once lie in different banks. Large tiles on sm_90a have
+`cuda_warpgroup`.
 
 Where TF32 is allowed (`jitgrad.precision`), float32 takes the way of the 16-bit floats: a row of a slice has as many bytes
 and half as many elements, and what a warp has read is rounded to TF32 before it is multiplied. Matrix loads cannot
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 from jitgrad.codegen.cuda_lanes import load_where
 from jitgrad.codegen.cuda_templates import share
@@ -42,7 +44,10 @@ GROUP = 8
 @dataclass(frozen=True)
 class Side:
     """A factor: A ("a"), whose outer dimension is that of rows, or B ("b"), where it is that of columns. `along_depth`:
-    neighbours in its memory lie along the depth. `wide`: so that 16 bytes can be read at once."""
+    neighbours in its memory lie along the depth. `wide`: so that 16 bytes can be read at once.
+
+    A thread fetches some *pieces* of each slice, 16 bytes that lie behind each other in shared memory. Here they lie behind
+    each other in memory, too, or with a stride, `name`_outer or `name`_step; subclasses say where else."""
 
     name: str
     pointer: str
@@ -59,6 +64,44 @@ class Side:
     def first(self) -> str:
         """Where the tile begins in the outer dimension."""
         return "first_row" if self.name == "a" else "first_column"
+
+    def locate(self, writer: Writer, tile: Tile) -> None:
+        """Where this thread's pieces of every slice begin: in the outer dimension, in the depth, in the first slice."""
+        across = tile.depth // tile.lanes if self.along_depth else tile.size // tile.lanes
+        for c in tile.chunks:
+            number, tag = f"(thread() + {c * tile.threads})", f"{self.name}{c}"
+            line, column = f"{number} // {across}", f"{number} % {across} * {tile.lanes}"
+            outer, step = (line, column) if self.along_depth else (column, line)
+            writer.let(f"outer_{tag}", outer)
+            writer.let(f"step_{tag}", step)
+            writer.let(f"place_{tag}", f"{self.name}_start + {self.base(tag)}")
+            writer.let(f"room_{tag}", f"{self.limit} - {self.first} - outer_{tag}")
+
+    def base(self, tag: str) -> str:
+        """What a piece has in front of it in every slice."""
+        return f"({self.first} + outer_{tag}) * {self.name}_outer + step_{tag} * {self.name}_step"
+
+    def advance(self, tag: str) -> str:
+        """What the slice at step ``ahead`` of the depth adds to that."""
+        return f"ahead * {self.name}_step"
+
+    def find(self, writer: Writer, tile: Tile, tag: str) -> None:
+        """Where a piece of the slice at ``ahead`` begins, and how many elements of it exist."""
+        left, room = f"k - ahead - step_{tag}", f"room_{tag}"
+        many, any_ = (left, room) if self.along_depth else (room, left)
+        writer.let("from_", f"place_{tag} + {self.advance(tag)}")
+        writer.let("there", f"max(0, min({many}, {tile.lanes})) if {any_} > 0 else 0")
+
+    def load(self, writer: Writer, tile: Tile, c: int, names: list[str], pointer: str, dtype: DType) -> None:
+        """Piece number `c` of the slice at ``ahead`` into variables, zeros where there are no elements. `pointer`, to
+        elements of `dtype`, is the factor's."""
+        self.find(writer, tile, f"{self.name}{c}")
+        stride = f"{self.name}_step" if self.along_depth else f"{self.name}_outer"
+        guarded = [([Load(", ".join(names), pointer, "from_", tile.lanes)], names)] if self.wide else [
+            ([Load(name, pointer, f"from_ + {i} * {stride}")], [name]) for i, name in enumerate(names)]
+        for i, (some, called) in enumerate(guarded):
+            for statement in load_where(f"there > {i}", list(some), called, {pointer: dtype}):
+                writer.emit(statement)
 
 
 @dataclass(frozen=True)
@@ -89,6 +132,11 @@ class Tile:
     def lanes(self) -> int:
         """Elements of an access of 16 bytes."""
         return 16 // self.dtype.itemsize
+
+    @property
+    def chunks(self) -> range:
+        """The pieces of 16 bytes of a slice that a thread fetches, by number."""
+        return range(self.size * self.depth // self.lanes // self.threads)
 
     @property
     def pitch(self) -> int:
@@ -124,13 +172,13 @@ def tile_of(dtype: DType, large: bool, tf32: bool = False) -> Tile:
 class Loops:
     """The product of one tile in the making. Names that the kernel knows: ``m, n, k``; ``first_row, first_column``, where
     the tile begins; ``a_start, b_start``, where the matrices of its batch begin; ``a_outer, a_step, b_outer, b_step``,
-    strides along the outer dimension and along the depth."""
+    strides along the outer dimension and along the depth. `origin`: the name of the first step of the depth, if that is not
+    0; ``k`` is the end."""
 
-    def __init__(self, writer: Writer, tile: Tile, a: Side, b: Side):
-        self.writer, self.tile, self.sides = writer, tile, (a, b)
+    def __init__(self, writer: Writer, tile: Tile, a: Side, b: Side, origin: str = ""):
+        self.writer, self.tile, self.sides, self.origin = writer, tile, (a, b), origin
         self.maps: dict[Operand, BoxMap] = {}                                      # operands beside those of the writer
         self.memory = self.share()
-        self.chunks = range(tile.size * tile.depth // tile.lanes // tile.threads)
 
     def share(self) -> str:
         """The memory that the threads share, by name."""
@@ -157,28 +205,19 @@ class Loops:
         self.writer.tables[Buffer(-1 - len(self.writer.tables))] = Operand(name, int16)
         return self.writer.let(name, f"pointer_as({of}, i16)")
 
-    def locate_chunks(self, side: Side) -> None:
-        """Where the pieces of a slice that this thread fetches begin: in the outer dimension and in the depth."""
-        across = self.tile.depth // self.tile.lanes if side.along_depth else self.tile.size // self.tile.lanes
-        for c in self.chunks:
-            number, tag = f"(thread() + {c * self.tile.threads})", f"{side.name}{c}"
-            line, column = f"{number} // {across}", f"{number} % {across} * {self.tile.lanes}"
-            outer, step = (line, column) if side.along_depth else (column, line)
-            self.writer.let(f"outer_{tag}", outer)
-            self.writer.let(f"step_{tag}", step)
-            self.writer.let(f"place_{tag}", f"{side.name}_start + ({side.first} + outer_{tag}) * {side.name}_outer + "
-                                            f"step_{tag} * {side.name}_step")
-            self.writer.let(f"room_{tag}", f"{side.limit} - {side.first} - outer_{tag}")
+    def names(self, side: Side, c: int) -> list[str]:
+        """The variables that hold a piece on its way."""
+        return [f"v_{side.name}{c}_{i}" for i in range(self.tile.lanes)]
 
-    def stride(self, side: Side) -> str:
-        """From element to element of a piece."""
-        return f"{side.name}_step" if side.along_depth else f"{side.name}_outer"
+    def at(self, number: str) -> str:
+        """The first step of a slice."""
+        text = f"{number} * {self.tile.depth}"
+        return f"{self.origin} + {text}" if self.origin else text
 
-    def elements_there(self, side: Side, tag: str) -> str:
-        """How many elements of a piece exist; the slice begins at step ``ahead`` of the depth."""
-        left, room = f"k - ahead - step_{tag}", f"room_{tag}"
-        many, any_ = (left, room) if side.along_depth else (room, left)
-        return f"max(0, min({many}, {self.tile.lanes})) if {any_} > 0 else 0"
+    @property
+    def slices(self) -> str:
+        total = f"k - {self.origin}" if self.origin else "k"
+        return f"({total} + {self.tile.depth - 1}) // {self.tile.depth}"
 
 
 # ---- CUDA cores ------------------------------------------------------------------------------------------------------
@@ -191,19 +230,19 @@ class Scalar(Loops):
         writer, tile = self.writer, self.tile
         lanes, across = tile.lanes, tile.size // (2 * tile.lanes)
         for side in self.sides:
-            self.locate_chunks(side)
+            side.locate(writer, tile)
         writer.let("x", f"thread() % {across} * {lanes}")
         writer.let("y", f"thread() // {across} * {lanes}")
         for i, j in self.sums():
             writer.emit(Let(f"c{i}_{j}", tile.dtype, "0"))
-        writer.let("ahead", "0")
+        writer.let("ahead", self.origin or "0")
         self.fetch()
         writer.let("into", "0")
         self.keep()
         self.call("barrier()")
-        writer.open("slice", "0", f"(k + {tile.depth - 1}) // {tile.depth}")
+        writer.open("slice", "0", self.slices)
         writer.let("out_of", f"slice % 2 * {2 * tile.depth * tile.slice_pitch}")
-        writer.let("ahead", f"(slice + 1) * {tile.depth}")
+        writer.let("ahead", self.at("(slice + 1)"))
         self.fetch()
         self.multiply()
         writer.let("into", f"{2 * tile.depth * tile.slice_pitch} - out_of")
@@ -217,28 +256,15 @@ class Scalar(Loops):
     def fetch(self) -> None:
         """A slice of each factor, into registers: zeros where there are no elements."""
         for side in self.sides:
-            for c in self.chunks:
-                self.fetch_chunk(side, f"{side.name}{c}")
-
-    def fetch_chunk(self, side: Side, tag: str) -> None:
-        writer, lanes = self.writer, self.tile.lanes
-        names = [f"v_{tag}_{i}" for i in range(lanes)]
-        writer.let("from_", f"place_{tag} + ahead * {side.name}_step")
-        writer.let("there", self.elements_there(side, tag))
-        loads = [Load(name, side.pointer, f"from_ + {i} * {self.stride(side)}") for i, name in enumerate(names)]
-        guarded = [([Load(", ".join(names), side.pointer, "from_", lanes)], names)] if side.wide else [
-            ([load], [load.name]) for load in loads]
-        for i, (some, called) in enumerate(guarded):
-            for statement in load_where(f"there > {i}", some, called, {side.pointer: side.dtype}):
-                writer.emit(statement)
+            for c in self.tile.chunks:
+                side.load(self.writer, self.tile, c, self.names(side, c), side.pointer, side.dtype)
 
     def keep(self) -> None:
         """What was fetched, into shared memory, where it lies step by step."""
         tile = self.tile
         for number, side in enumerate(self.sides):
-            for c in self.chunks:
-                tag = f"{side.name}{c}"
-                names = [f"v_{tag}_{i}" for i in range(tile.lanes)]
+            for c in tile.chunks:
+                tag, names = f"{side.name}{c}", self.names(side, c)
                 place = (f"into + {number * tile.depth * tile.slice_pitch} + step_{tag} * {tile.slice_pitch} "
                          f"+ outer_{tag}")
                 if not side.along_depth:
@@ -280,8 +306,8 @@ class Tensor(Loops):
     """bfloat16 and float16, and float32 as TF32: every warp has `span` rows and a quarter (a half, if the tile is small) of
     the columns."""
 
-    def __init__(self, writer: Writer, tile: Tile, a: Side, b: Side):
-        super().__init__(writer, tile, a, b)
+    def __init__(self, writer: Writer, tile: Tile, a: Side, b: Side, origin: str = ""):
+        super().__init__(writer, tile, a, b, origin)
         self.across = tile.threads // 32 * tile.span // tile.size                  # warps beside each other
         self.width = tile.size // self.across
         self.bits = int32 if tile.tf32 else int16
@@ -297,16 +323,17 @@ class Tensor(Loops):
     def write(self) -> None:
         writer, tile = self.writer, self.tile
         for side in self.sides:
-            self.locate_chunks(side)
-            for c in self.chunks:
+            side.locate(writer, tile)
+            for c in tile.chunks:
                 self.locate_spot(side, f"{side.name}{c}")
         writer.let("memory", f"shared_address({self.memory})")
         self.locate_fragments()
         for i, j in self.sums():
             writer.let(f"c{i}_{j}", "(f32(0), f32(0), f32(0), f32(0))")
-        writer.let("slices", f"(k + {tile.depth - 1}) // {tile.depth}")
+        writer.let("slices", self.slices)
         for early in range(STAGES - 1):
             self.copy(str(early))
+            self.keep()
         writer.open("slice", "0", "slices")
         self.call(f"copy_wait({STAGES - 2})")
         self.call("barrier()")
@@ -314,6 +341,7 @@ class Tensor(Loops):
         writer.let("out_of", f"slice % {STAGES} * {2 * tile.slice_bytes}")
         for half in range(2):
             self.multiply(half)
+        self.keep()
         writer.close()
         self.call("copy_wait(0)")
         self.call("barrier()")
@@ -335,31 +363,35 @@ class Tensor(Loops):
         self.writer.let(f"spot_{tag}", spot)
 
     def copy(self, number: str) -> None:
-        """Begin to copy slice `number`, if there is one; in any case it is a group of copies."""
+        """Begin to copy slice `number`, if there is one: 16 bytes at a time go into shared memory by themselves, and are a
+        group of copies in any case; single elements go into registers, from which `keep` takes them."""
         writer, tile = self.writer, self.tile
         writer.let("next_", number)
-        writer.enter(When("next_ < slices"))
-        writer.let("ahead", f"next_ * {tile.depth}")
-        for k, side in enumerate(self.sides):
-            writer.let("into", f"next_ % {STAGES} * {2 * tile.slice_bytes} + {k * tile.slice_bytes}")
-            for c in self.chunks:
-                self.copy_chunk(side, f"{side.name}{c}")
-        writer.close()
+        writer.let("ahead", self.at("next_"))
+        writer.let("into", f"next_ % {STAGES} * {2 * tile.slice_bytes}")
+        if wide := [side for side in self.sides if side.wide]:
+            writer.enter(When("next_ < slices"))
+            for side, c in product(wide, tile.chunks):
+                tag = f"{side.name}{c}"
+                side.find(writer, tile, tag)
+                self.call(f"copy_async(memory + {self.into(side)} + spot_{tag}, {self.raw[side.name]}, from_, "
+                          f"there * {tile.dtype.itemsize})")
+            writer.close()
+        for side in self.sides:
+            for c in () if side.wide else tile.chunks:
+                side.load(writer, tile, c, self.names(side, c), self.raw[side.name], self.bits)
         self.call("copy_commit()")
 
-    def copy_chunk(self, side: Side, tag: str) -> None:
-        writer, size = self.writer, self.tile.dtype.itemsize
-        writer.let("from_", f"place_{tag} + ahead * {side.name}_step")
-        writer.let("there", self.elements_there(side, tag))
-        if side.wide:
-            self.call(f"copy_async(memory + into + spot_{tag}, {self.raw[side.name]}, from_, there * {size})")
-            return
-        writer.open("i", "0", str(self.tile.lanes))
-        for statement in load_where("i < there", [Load("bits", self.raw[side.name], f"from_ + i * {self.stride(side)}")],
-                                    ["bits"], {self.raw[side.name]: self.bits}):
-            writer.emit(statement)
-        writer.emit(Store(self.pieces, f"(into + spot_{tag}) // {size} + i", "bits"))
-        writer.close()
+    def into(self, side: Side) -> str:
+        """Where the next slice of a factor begins, in bytes."""
+        return "into" if side is self.sides[0] else f"into + {self.tile.slice_bytes}"
+
+    def keep(self) -> None:
+        """What is in registers, into shared memory."""
+        for side in self.sides:
+            for c in () if side.wide else self.tile.chunks:
+                place = f"({self.into(side)} + spot_{side.name}{c}) // {self.tile.dtype.itemsize}"
+                self.writer.emit(Store(self.pieces, place, ", ".join(self.names(side, c)), self.tile.lanes))
 
     # ---- from there into registers, and the products
 

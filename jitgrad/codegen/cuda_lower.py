@@ -11,6 +11,7 @@ from typing import Any
 
 from jitgrad.codegen import (
     cuda_attention,
+    cuda_convolution,
     cuda_index,
     cuda_movement,
     cuda_pooling,
@@ -31,7 +32,7 @@ from jitgrad.ir.graph import GraphBuilder
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
 
-FAMILIES = (cuda_attention, cuda_index, cuda_movement, cuda_pooling, cuda_recurrence, cuda_scan, cuda_sort)
+FAMILIES = (cuda_attention, cuda_convolution, cuda_index, cuda_movement, cuda_pooling, cuda_recurrence, cuda_scan, cuda_sort)
 
 TEMPLATES: dict[str, Callable[[Region, bool], list[CudaLaunch]]] = {
     "map": lower_map, "row": lower_row, "column": lower_column, "full": lower_full}
@@ -57,6 +58,8 @@ def lower_cuda(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any],
         return lowered
     if attrs["template"] in ("matmul", "update"):
         return lower_matmul(attrs["body"], shared, aligned, allowed, arch)
+    if attrs["template"] == "convolution":
+        return cuda_convolution.lower_convolution(attrs["body"], shared, aligned)
     if attrs["template"] not in TEMPLATES:
         raise complain(CompileError, op.name, f"there is no GPU kernel for the template {attrs['template']!r}",
                        fix="keep this part on the CPU")

@@ -9,6 +9,7 @@ further operands are read and written in order. Sums over rows that belong to th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -27,6 +28,7 @@ from jitgrad.codegen.templates import kernel_name
 from jitgrad.codegen.writer import Axis, Writer
 from jitgrad.dtypes import bfloat16, float16, float32, float64, int32, int64, uint32
 from jitgrad.errors import CompileError, complain
+from jitgrad.ir.axes import Index
 from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value
 from jitgrad.kernels.cpu.gemm import Matrices
 from jitgrad.ops import cast
@@ -202,10 +204,10 @@ class _Lowering:
         large = prod(sizes) * -(-m // 128) * -(-n // 128) >= ENOUGH
         tile, writer = tile_of(self.dtype, large, self.allowed.tf32), region.writer()
         operands = (factors.a, factors.first, (m, k)), (factors.b, turned(factors.second), (n, k))
-        sides = [self.side(writer, tile, name, *operand) for name, operand in zip("ab", operands, strict=True)]
+        a, b = [self.side(writer, tile, name, *operand) for name, operand in zip("ab", operands, strict=True)]
         values = (*self.body.inputs, *self.body.outputs, *self.node.inputs, self.product)
         wide = any(v.type.size >= cuda_templates.WIDE for v in values)
-        by_warpgroups = large and not wide and self.suits_warpgroups(sides)
+        by_warpgroups = large and not wide and self.suits_warpgroups([a, b])
         if by_warpgroups:
             tile = warpgroup_tile(self.dtype, columns_of(n, prod(sizes) * -(-m // 128)))
         counts = -(-m // tile.size), -(-n // tile.columns)
@@ -216,11 +218,14 @@ class _Lowering:
         write_place(writer, tile, len(sizes))
         made: Loops
         if by_warpgroups:
-            made = product_by_warpgroups(writer, tile, sides, operands)
+            made = product_by_warpgroups(writer, tile, [a, b], operands)
         else:
-            made = (Tensor if tile.on_tensor_cores else Scalar)(writer, tile, *sides)
+            made = (Tensor if tile.on_tensor_cores else Scalar)(writer, tile, a, b)
         made.write()
-        _Epilogue(writer, region, made, region.body.inputs[0], factors.folded, self.aligned).write()
+        *outer, last = region.index_of(region.body.inputs[0])
+        rows = [("row", "", tuple(outer))] if factors.folded else [("batch", "", tuple(outer[:-1])),
+                                                                   ("row", "", tuple(outer[-1:]))]
+        Epilogue(writer, region, made, region.body.inputs[0], rows, (last,), self.aligned).write()
         name = kernel_name(region.body).removeprefix("fused_").removeprefix("copy_")
         kernel, arguments = writer.kernel(f"matmul_{name}")
         kernel = replace(kernel, operands=(*made.maps, *kernel.operands))
@@ -267,14 +272,16 @@ def is_wide(tile: Tile, along_depth: bool, matrices: Matrices, sizes: tuple[int,
 
 
 @dataclass
-class _Epilogue:
-    """What follows the product of a tile: part by part through shared memory, row by row from there."""
+class Epilogue:
+    """What follows the product of a tile: part by part through shared memory, row by row from there. `rows`: names, what
+    they are, if that is not known yet, and the dimensions that a row's place is told by; `columns`: the others."""
 
     writer: Writer
     region: Region
     made: Loops
     product: Value
-    folded: bool
+    rows: Sequence[tuple[str, str, Index]]
+    columns: Index
     aligned: bool
 
     def write(self) -> None:
@@ -293,8 +300,7 @@ class _Epilogue:
         """Threads beside each other have neighbours of a row."""
         writer, region, tile = self.writer, self.region, self.made.tile
         index = region.index_of(self.product)
-        *outer, last = index
-        columns = collapse(region.axes.flat((last,)), accesses(region))
+        columns = collapse(region.axes.flat(self.columns), accesses(region))
         width = lane_width(region, columns[-1], False, self.aligned) if columns else 1
         across = tile.columns // width
         writer.open("round", "0", str(tile.size // tile.parts * across // tile.threads))
@@ -304,12 +310,11 @@ class _Epilogue:
         row = f"line // {tile.group} * {tile.span} + part * {tile.group} + line % {tile.group}"
         writer.let("row", f"first_row + {row}")
         writer.let("start", "first_column + at")
+        outside = len(writer.levels) - 1
         writer.enter(When("row < m and start < n"))
-        batch, rows = ((), tuple(outer)) if self.folded else (tuple(outer[:-1]), tuple(outer[-1:]))
-        if region.axes.flat(batch):
-            locate(writer, region, "batch", region.axes.flat(batch))
-        if region.axes.flat(rows):
-            locate(writer, region, "row", region.axes.flat(rows))
+        for name, text, dimensions in self.rows:
+            if region.axes.flat(dimensions):
+                locate(writer, region, writer.let(name, text) if text else name, region.axes.flat(dimensions))
         inner = self.locate_columns([writer.axis(group, f"column_{k}" if len(columns) > 1 else "column")
                                      for k, group in enumerate(columns)])
         place = writer.let("local", f"line * {tile.pitch} + at" + (" - first" if inner else ""))
@@ -327,7 +332,7 @@ class _Epilogue:
         writer.flush()
         if inner:
             close_elements(writer, width, "")
-        writer.close(2)
+        writer.close(len(writer.levels) - outside)
 
     def locate_columns(self, axes: list[Axis]) -> Axis | None:
         """The variables of all loops along columns but the innermost, which begins at ``first``."""

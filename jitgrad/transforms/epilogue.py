@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from jitgrad.dtypes import float32, float64
+from jitgrad.dtypes import bfloat16, float16, float32, float64
 from jitgrad.ir.graph import Graph, Node, Value
 from jitgrad.ops.contraction import PRODUCTS
 
@@ -25,11 +25,12 @@ def has_complex(node: Node) -> bool:
     return any(v.dtype.is_complex for v in (*node.inputs, *node.outputs))
 
 
-def is_contraction(node: Node) -> bool:
-    """True for contractions that have a kernel with an epilogue."""
+def is_contraction(node: Node, narrow: bool = False) -> bool:
+    """True for contractions that have a kernel with an epilogue. `narrow`: convolutions of 16-bit floats have one, too."""
     if not node.op.epilogue or not all(n > 0 for v in (*node.inputs, node.output) for n in v.shape):
         return False
-    return not node.output.dtype.is_complex if node.op in PRODUCTS else node.output.dtype in (float32, float64)
+    floats = (float32, float64, bfloat16, float16) if narrow else (float32, float64)
+    return not node.output.dtype.is_complex if node.op in PRODUCTS else node.output.dtype in floats
 
 
 @dataclass
@@ -41,8 +42,8 @@ class Claims:
     taint: dict[Value, int] = field(default_factory=dict)
 
 
-def claim_epilogues(graph: Graph) -> Claims:
-    """The claims of all contractions of `graph`."""
+def claim_epilogues(graph: Graph, narrow: bool = False) -> Claims:
+    """The claims of all contractions of `graph`. `narrow`: see `is_contraction`."""
     claims = Claims()
     holder: dict[Value, int] = {}                   # values in an epilogue, and the number of their contraction
     shapes: list[int] = []
@@ -51,7 +52,7 @@ def claim_epilogues(graph: Graph) -> Claims:
         for v in node.inputs:
             taint |= claims.taint.get(v, 0)
         held = {holder[v] for v in node.inputs if v in holder}
-        claim = _claim(node, held, taint, shapes)
+        claim = _claim(node, held, taint, shapes, narrow)
         for number in held:
             taint |= 0 if number == claim else 1 << number
         for v in node.outputs:
@@ -64,8 +65,8 @@ def claim_epilogues(graph: Graph) -> Claims:
     return claims
 
 
-def _claim(node: Node, held: set[int], taint: int, sizes: list[int]) -> int | None:
-    if is_contraction(node):
+def _claim(node: Node, held: set[int], taint: int, sizes: list[int], narrow: bool) -> int | None:
+    if is_contraction(node, narrow):
         sizes.append(node.output.type.size)
         return len(sizes) - 1
     if node.op.name == "reshape" and held:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from jitgrad.ir.axes import Index, is_plain, reduction_index, source_index
 from jitgrad.ir.graph import Graph, Node, Value
 from jitgrad.ops.region import region
-from jitgrad.transforms.epilogue import claim_epilogues, has_complex, is_contraction, is_elementwise
+from jitgrad.transforms.epilogue import claim_epilogues, has_complex, is_elementwise
 from jitgrad.transforms.foreach import lift_constants
 from jitgrad.transforms.groups import Group, Groups, Place
 from jitgrad.transforms.product import turn_products
@@ -26,22 +26,23 @@ SINGLE_ROW = 1 << 16
 """A reduction of everything that is spread back over its operand is one kernel up to this number of elements."""
 
 
-def fuse(graph: Graph) -> Graph:
-    """`graph` with every group of nodes that can be one kernel as one `region` node."""
+def fuse(graph: Graph, narrow: bool = False) -> Graph:
+    """`graph` with every group of nodes that can be one kernel as one `region` node. `narrow`: the machine has kernels for
+    convolutions of 16-bit floats."""
     for prepare in (lift_constants, select_in_rows, turn_products):
         graph = prepare(graph)
-    groups = Fusion(graph).run()
+    groups = Fusion(graph, narrow).run()
     return assemble(graph, groups)
 
 
 class Fusion:
     """One walk over one graph. `stored`: values that must be in memory for reasons outside of regions."""
 
-    def __init__(self, graph: Graph):
+    def __init__(self, graph: Graph, narrow: bool = False):
         self.graph = graph
         self.producers = graph.producers()
         self.groups = Groups(self.producers)
-        self.claims = claim_epilogues(graph)
+        self.claims = claim_epilogues(graph, narrow)
         self.stored: set[Value] = set(graph.results)
         self.reads = Counter([*graph.results, *[v for node in graph.nodes for v in node.inputs]])
         self.drawn = _made_of_random_bits(graph)
@@ -72,7 +73,7 @@ class Fusion:
             self.visit_elementwise(node)
         elif node.op.kind == "reduction" and not has_complex(node):
             self.visit_reduction(node)
-        elif is_contraction(node):
+        elif node.op.epilogue and node in self.claims.of:
             self.visit_contraction(node)
         else:
             self.stand_alone(node)

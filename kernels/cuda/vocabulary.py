@@ -17,7 +17,7 @@ from numba.core import types
 from jitgrad.kernels.cpu import intrinsics as cpu
 from jitgrad.kernels.cpu.frontend import intrinsic, teach
 from jitgrad.kernels.cpu.intrinsics import STORAGE, from_memory, kept, tag_scope, to_memory
-from jitgrad.kernels.cuda import boxes, math, matrix, warpgroup
+from jitgrad.kernels.cuda import boxes, gather, math, matrix, warpgroup
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
 GLOBAL, SHARED = 1, 3                           # address spaces
@@ -264,4 +264,5 @@ NAMES: dict[str, Any] = {
     "pointer_at": pointer_at, "load_lanes": load_lanes, "store_lanes": store_lanes, "shuffle": shuffle, "fail": fail,
     "is_better": math.is_better, "warp_barrier": warp_barrier, "multiply_add": multiply_add, "atomic_max": atomic_max,
     "quick_exp2": quick_exp2, "dynamic_shared": dynamic_shared, **matrix.NAMES, **warpgroup.NAMES, **boxes.NAMES,
+    **gather.NAMES,
 }
