@@ -124,10 +124,12 @@ def test_equal_elements_are_abbreviated():
 
 
 def test_other_devices():
+    """A type says where a value is; a graph does not."""
+    there = TensorType(dtypes.float32, (3,), "cuda:0")
+    assert str(there) == "f32[3]@cuda:0" and parse_type("f32[3]@cuda:0") == there
     builder = GraphBuilder()
-    x = builder.input(TensorType(dtypes.float32, (3,), "cuda:0"))
-    graph = builder.build([x])
-    assert "a: f32[3]@cuda:0" in str(graph) and parse_graph(str(graph)) == graph
+    graph = builder.build([builder.input(there)])
+    assert "a: f32[3])" in str(graph) and parse_graph(str(graph)) == graph
 
 
 def test_names_are_no_keywords():

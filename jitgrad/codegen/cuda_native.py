@@ -32,8 +32,9 @@ from jitgrad.kernels.cuda import helpers, math, vocabulary
 assert native.CONTRACT, "importing it is what teaches Numba the scalar functions"
 TRIPLE = "nvptx64-nvidia-cuda"
 
-MAP: types.Type = types.CPointer(types.uint64)  # type: ignore[no-untyped-call]
-"""What Numba takes a parameter ``box_map`` for: 128 bytes that come with the launch, at an address of their own."""
+MAP: types.Type = types.CPointer(types.uint16)  # type: ignore[no-untyped-call]
+"""What Numba takes a parameter ``box_map`` for: 128 bytes that come with the launch, at an address of their own. No text can
+name such a pointer."""
 
 NEAR = {"div.rn.f32": "div.full.f32", "rcp.rn.f32": "rcp.approx.f32", "sqrt.rn.f32": "sqrt.approx.f32"}
 """Instructions that the assembler carries out by calls, and less accurate ones of the same meaning that need none."""

@@ -34,6 +34,7 @@ from jitgrad.ir.graph import GraphBuilder, Value
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
 from jitgrad.ops.gradient import depends_on
+from jitgrad.runtime.cuda import driver
 from jitgrad.shapes import contiguous_strides, reshape_strides
 from jitgrad.tensor import Tensor, _new, assign, undo_movement
 
@@ -228,6 +229,7 @@ class Recorder:
         takes to itself, what goes to the CPU an output that is brought there."""
         there = str(where)
         if there != CPU:
+            driver.gpu(where.index)                              # there must be such a GPU
             self._enter(there)
         elif tensor._array is not None or tensor._type.device != CPU:
             self._enter(tensor.device_name)
