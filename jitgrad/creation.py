@@ -265,9 +265,14 @@ def _spaced(start: Any, end: Any, steps: int, dtype: DType) -> Any:
 def logspace(start: Any, end: Any, steps: int, base: float = 10.0, *, dtype: DType | None = None, device: Any = None,
              requires_grad: bool = False) -> Tensor:
     """`base` to evenly spaced powers from `start` to `end`."""
-    powers = linspace(start, end, steps, dtype=dtypes.float64, device=CPU)
-    raised = ops.pow(broadcast(as_operand(base, dtypes.float64), powers.shape), powers)
-    return _finish(cast(raised, dtype or dtypes.get_default_dtype()), requires_grad, device)
+    require_shape("logspace", steps >= 0, f"the number of steps must not be negative, got {steps}")
+    wanted = dtype or dtypes.get_default_dtype()
+    return _finish(made_on(chosen(device), _powers, start, end, steps, base, wanted), requires_grad, device)
+
+
+def _powers(start: Any, end: Any, steps: int, base: float, dtype: DType) -> Any:
+    powers = _spaced(start, end, steps, dtypes.float64)
+    return cast(ops.pow(broadcast(as_operand(base, dtypes.float64), powers.shape), powers), dtype)
 
 
 def eye(n: int, m: int | None = None, *, dtype: DType | None = None, device: Any = None,
