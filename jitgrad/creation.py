@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jitgrad import dtypes, ops
-from jitgrad.devices import CPU, chosen
+from jitgrad.devices import chosen
 from jitgrad.dtypes import DType
 from jitgrad.errors import DTypeError, ShapeError, complain
 from jitgrad.functional import random
