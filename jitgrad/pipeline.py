@@ -30,11 +30,13 @@ from jitgrad.transforms.memory import Assignment, assign_memory, output_identiti
 from jitgrad.transforms.rematerialize import rematerialize
 from jitgrad.transforms.simplify import simplify
 from jitgrad.transforms.update import fuse_updates
+from jitgrad.transforms.volumes import split_grouped_volumes
 
 Pass = tuple[str, Callable[[Graph], Graph]]
 
 PASSES: tuple[Pass, ...] = (
     ("attention", recognize_attention),
+    ("volumes", split_grouped_volumes),
     ("simplify", simplify),
     ("cse", eliminate_common_subexpressions),
     ("dce", eliminate_dead_code),
@@ -45,7 +47,7 @@ PASSES: tuple[Pass, ...] = (
 
 
 GPU_PASSES: tuple[Pass, ...] = tuple([step if step[0] != "fuse" else ("fuse", functools.partial(fuse, narrow=True))
-                                       for step in PASSES if step[0] not in ("columns", "update")])
+                                       for step in PASSES if step[0] not in ("volumes", "columns", "update")])
 """Those whose results have GPU kernels: on the CPU kernels of products do more than that; on GPUs convolutions of 16-bit
 floats have kernels."""
 

@@ -300,3 +300,32 @@ def test_nan_stays_in_reach_of_its_taps(channels):
 def test_nothing_to_do_goes_to_the_host():
     x, w = TensorType(from_numpy("f4"), (0, 3, 8, 8)), TensorType(from_numpy("f4"), (4, 3, 3, 3))
     assert library.lower(ops.convolution, (x, w), CASES["plain"][2]) is None
+
+
+# ---- volumes in groups, which are sums of convolutions of images --------------------------------------------------------
+
+GROUPED_VOLUMES = {
+    "depthwise": ((2, 6, 5, 7, 8), (6, 1, 3, 3, 3), {"padding": ((1, 1),) * 3, "groups": 6}),
+    "strided": ((2, 8, 6, 7, 9), (4, 4, 3, 2, 3), {"stride": (2, 1, 2), "padding": ((1, 0), (0, 1), (1, 1)), "groups": 2}),
+    "dilated": ((1, 6, 9, 5, 6), (9, 2, 3, 1, 2), {"dilation": (2, 1, 3), "groups": 3}),
+    "of one layer": ((3, 4, 1, 6, 6), (4, 2, 1, 3, 3), {"padding": ((0, 0), (1, 1), (1, 1)), "groups": 2}),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", GROUPED_VOLUMES)
+def test_volumes_in_groups(name, dtype):
+    image, weight, given = GROUPED_VOLUMES[name]
+    attrs = {"stride": (1, 1, 1), "padding": ((0, 0),) * 3, "dilation": (1, 1, 1), **given}
+    x, w = [RANDOM.standard_normal(shape).astype(dtype) for shape in (image, weight)]
+    g = RANDOM.standard_normal(ops.convolution.eager(x, w, **attrs).shape).astype(dtype)
+    for op, operands, more in ((ops.convolution, (x, w), {}), (ops.convolution_input_grad, (g, w), {"input_shape": image}),
+                               (ops.convolution_weight_grad, (x, g), {"weight_shape": weight})):
+        builder = GraphBuilder(op.name)
+        values = [builder.input(TensorType(from_numpy(a.dtype), a.shape)) for a in operands]
+        plan = compile_graph(builder.build([builder.run(op, tuple(values), {**attrs, **more})]))
+        assert not [entry for entry in plan.spec.entries if entry.host]
+        wide = op.eager(*[a.astype(np.float64) for a in operands], **attrs, **more)
+        (found,) = plan.run(list(operands))
+        assert found.dtype == dtype and found.shape == wide.shape
+        np.testing.assert_allclose(found, wide, rtol=0, atol=np.finfo(dtype).eps * 30 * np.abs(wide).max())
