@@ -29,15 +29,13 @@ from jitgrad.runtime.plan import Plan
 
 KINDS = ("contraction", "window", "scan", "sort", "foreach", "region")
 BY_NUMPY = ("int_matmul", "cumsum", "cumprod", "sort")                  # one pass, or no floats
-EXACT = ("add", "sub", "mul", "div", "neg", "abs", "sqrt", "relu")
-"""Elementwise ops that give the same whoever carries them out."""
 USUALLY = 1 << 16                                               # elements of all operands from which a plan pays
 FLOATS = (float32, float64)
 
 
 def carries_out(op: Op) -> bool:
     """Whether there is anything to gain for this op."""
-    return op.name in EXACT or (op.kind in KINDS and op.name not in BY_NUMPY and not op.view)
+    return op.exact or (op.kind in KINDS and op.name not in BY_NUMPY and not op.view)
 
 
 def carry_out(op: Op, arrays: Sequence[np.ndarray], attrs: dict[str, Any]) -> Any:
@@ -90,7 +88,7 @@ def _plan_for(op: Op, taken: Sequence[tuple[np.ndarray, Chain]], attrs: dict[str
     answer = _answer(_Question(op, attrs), types, tuple([chain for _, chain in taken]), attrs_key(attrs), written)
     if answer.plan is None and answer.open:
         answer.asked += 1
-        if answer.asked > 1 or op.name not in EXACT:
+        if answer.asked > 1 or not op.exact:
             answer.plan, answer.open = _make_plan(op, attrs, types, [chain for _, chain in taken], written), False
     return answer.plan
 

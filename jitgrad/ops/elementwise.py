@@ -43,7 +43,7 @@ __all__ = ["abs", "acos", "acosh", "add", "asin", "asinh", "atan", "atan2", "ata
 
 # ---- one operand -----------------------------------------------------------------------------------------------
 
-neg: Op = unary("neg", np.negative, spell="-{0}", categories="uifc", vjp=lambda g: ops.neg(g), doc="-x")
+neg: Op = unary("neg", np.negative, spell="-{0}", categories="uifc", vjp=lambda g: ops.neg(g), exact=True, doc="-x")
 sign: Op = unary("sign", np.sign, categories="uif", vjp=lambda g: zeros_like(g), doc="-1, 0 or 1; nan for nan")
 floor: Op = unary("floor", np.floor, categories="uif", vjp=lambda g: zeros_like(g), doc="Largest integer <= x.")
 ceil: Op = unary("ceil", np.ceil, categories="uif", vjp=lambda g: zeros_like(g), doc="Smallest integer >= x.")
@@ -63,7 +63,8 @@ log10: Op = unary("log10", np.log10, categories="f", doc="Logarithm to base 10."
                   vjp=lambda g, x: ops.div(g, ops.mul(x, full_like(x, math.log(10.0)))))
 log1p: Op = unary("log1p", np.log1p, doc="log(1 + x), accurate near 0",
                   vjp=lambda g, x: ops.div(g, conjugate(ops.add(x, ones_like(x)))))
-sqrt: Op = unary("sqrt", np.sqrt, vjp=lambda g, out: ops.div(g, conjugate(ops.add(out, out))), doc="Square root.")
+sqrt: Op = unary("sqrt", np.sqrt, vjp=lambda g, out: ops.div(g, conjugate(ops.add(out, out))), exact=True,
+                doc="Square root.")
 rsqrt: Op = unary("rsqrt", lambda x: np.reciprocal(np.sqrt(x)), doc="1 / sqrt(x)",
                   vjp=lambda g, out: times(ops.mul(g, full_like(g, -0.5)), ops.mul(out, ops.mul(out, out))))
 reciprocal: Op = unary("reciprocal", np.reciprocal, doc="1 / x",
@@ -100,7 +101,7 @@ def _where_positive(out: Any, g: Any) -> Any:
 sigmoid: Op = unary("sigmoid", keep_dtype(lambda x: 1 / (1 + np.exp(-x))), doc="1 / (1 + e ** -x)",
                     vjp=lambda g, out: times(g, ops.sub(out, ops.mul(out, out))))
 relu: Op = unary("relu", keep_dtype(lambda x: np.maximum(x, 0)), categories="uif", doc="max(x, 0); nan stays nan",
-                 vjp=lambda g, out: _where_positive(out, g))
+                 exact=True, vjp=lambda g, out: _where_positive(out, g))
 
 
 erf: Op = unary("erf", special.erf, categories="f", doc="Error function.",
@@ -148,7 +149,7 @@ def _abs_gradient(g: Any, x: Any) -> Any:
 
 
 abs: Op = register(Op("abs", ("x",), _infer_abs, np.absolute, "elementwise", vjp=(_abs_gradient,), spell="abs",
-                      doc="Absolute value; of a complex operand its real magnitude."))
+                      exact=True, doc="Absolute value; of a complex operand its real magnitude."))
 
 conj: Op = unary("conj", np.conjugate, categories="c", vjp=lambda g: ops.conj(g), doc="Complex conjugate.")
 
@@ -211,11 +212,12 @@ cast: Op = register(Op("cast", ("x",), _infer_cast, _cast, "elementwise", spell=
 # ---- two operands ----------------------------------------------------------------------------------------------
 
 add: Op = binary("add", np.add, spell="{0} + {1}", categories="buifc", commutative=True, doc="x + y; of bool: or",
-                 vjp=(lambda g: g, lambda g: g))
-sub: Op = binary("sub", np.subtract, spell="{0} - {1}", doc="x - y", vjp=(lambda g: g, lambda g: ops.neg(g)))
+                 exact=True, vjp=(lambda g: g, lambda g: g))
+sub: Op = binary("sub", np.subtract, spell="{0} - {1}", exact=True, doc="x - y",
+                 vjp=(lambda g: g, lambda g: ops.neg(g)))
 mul: Op = binary("mul", np.multiply, spell="{0} * {1}", categories="buifc", commutative=True, doc="x * y; of bool: and",
-                 vjp=(lambda g, y: times(g, y), lambda g, x: times(g, x)))
-div: Op = binary("div", np.divide, spell="{0} / {1}", categories="fc", doc="x / y",
+                 exact=True, vjp=(lambda g, y: times(g, y), lambda g, x: times(g, x)))
+div: Op = binary("div", np.divide, spell="{0} / {1}", categories="fc", exact=True, doc="x / y",
                  vjp=(lambda g, y: ops.div(g, conjugate(y)),
                       lambda g, out, y: ops.neg(ops.mul(g, conjugate(ops.div(out, y))))))
 

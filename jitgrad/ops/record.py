@@ -60,19 +60,19 @@ def require_category(name: str, dtype: DType, categories: str) -> None:
 
 
 def unary(name: str, eager: Callable[..., Any], *, spell: str | None = None, vjp: Callable[..., Any] | None = None,
-          categories: str = "fc", doc: str = "") -> Op:
+          categories: str = "fc", exact: bool = False, doc: str = "") -> Op:
     """An elementwise op of one operand ``x`` whose result has its type."""
     return register(Op(name, ("x",), same_type(name, categories), eager, "elementwise",
-                       vjp=None if vjp is None else (vjp,), spell=spell or name, doc=doc))
+                       vjp=None if vjp is None else (vjp,), spell=spell or name, exact=exact, doc=doc))
 
 
 def binary(name: str, eager: Callable[..., Any], *, spell: str | None = None,
            vjp: tuple[Callable[..., Any] | None, Callable[..., Any] | None] | None = None,
            categories: str = "uifc", commutative: bool = False, effects: frozenset[str] = frozenset(),
-           doc: str = "") -> Op:
+           exact: bool = False, doc: str = "") -> Op:
     """An elementwise op of two operands ``x``, ``y`` of one type, which is the result's."""
     return register(Op(name, ("x", "y"), same_type(name, categories), eager, "elementwise", vjp=vjp,
-                       spell=spell or name, commutative=commutative, effects=effects, doc=doc))
+                       spell=spell or name, commutative=commutative, effects=effects, exact=exact, doc=doc))
 
 
 def predicate(name: str, operands: tuple[str, ...], eager: Callable[..., Any], *, spell: str | None = None,
