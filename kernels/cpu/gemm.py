@@ -22,6 +22,7 @@ from textwrap import indent
 from jitgrad.kernels.cpu import gemm_narrow as narrow
 from jitgrad.kernels.cpu.tile import DEPTH_BLOCK, Tile, tile_for
 from jitgrad.kernels.cpu.tile_dot import has_dot
+from jitgrad.kernels.cpu.tile_text import UNROLLED
 
 BATCH_DIMENSIONS = 4
 ITEMSIZES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "u8": 1}
@@ -85,16 +86,52 @@ def {name}(args, begin, end, thread):
             for column in range(first_column, last_column, max(span, {columns})):
                 width = min({columns}, last_column - column)
                 b_place = b_start + column // {columns} * b_panel + first_step * b_step
-{copy}                for row in range(first_row, last_row, panel_rows):
+{copy}{of_columns}                for row in range(first_row, last_row, panel_rows):
                     height = min(panel_rows, last_row - row)
                     a_place = a_start + row // panel_rows * a_panel + first_step{grouped} * a_step
-                    for at in range(column, min(column + max(span, {columns}), last_column), {columns}):
+{of_row}                    for at in range(column, min(column + max(span, {columns}), last_column), {columns}):
 {multiply}"""
 
 _MULTIPLY = """\
                         {piece}(height, min({columns}, last_column - at), depth, a, a_place, a_row, a_step,
                                       lines, lines_place + (at - column) // {columns} * b_panel, lines_step,
-                                      c, c_start + row * c_row + at, c_row, keep)
+                                      c, c_start + row * c_row + at, c_row, keep{fetched})
+"""
+
+_AHEAD_OF_COLUMNS = """\
+                panels = (last_row - first_row + panel_rows - 1) // panel_rows
+                parts = (min(max(span, {columns}), last_column - column) + {columns} - 1) // {columns}
+                further = first_step + depth
+                beyond = column + parts * {columns}
+                soon_b = b_start + beyond // {columns} * b_panel + first_step * b_step
+                if span != 0 and further < k:
+                    soon_b = b_place + depth * b_step
+                elif beyond >= last_column:
+                    soon_b = b_start + first_column // {columns} * b_panel + further * b_step
+                turn_b = {turn} * b_step // panels
+                share_b = depth // panels * b_step
+                if span == 0:
+                    turn_b = b_column if b_step == 1 else b_step
+                    share_b = {lanes} if b_step == 1 else share_b
+                turn_a = {turn} * a_step // parts if a_row == 1 else a_row
+                share_a = depth * a_step // parts if a_row == 1 else {lanes} * a_step
+                left = panels
+"""
+
+_AHEAD_OF_ROW = """\
+                    soon_a = a_place + a_panel
+                    if row + panel_rows >= last_row:
+                        soon_a = (a_start + first_row // panel_rows * a_panel
+                                  + (further if further < k else 0) * a_step)
+"""
+
+_NEXT = """\
+                        soon_a += share_a
+                        soon_b += share_b
+                        left -= 1
+                        if left == 0:
+                            left = panels
+                            soon_b += b_panel - panels * share_b
 """
 
 
@@ -131,7 +168,7 @@ class Form:
     left: str
     right: str
     total: str
-    piece: str = "multiply_tile"
+    piece: str = "multiply_ahead"
     group: int = 1
 
     @property
@@ -148,6 +185,11 @@ class Form:
     def widens(self) -> bool:
         """True when B is converted to the type of C on its way into a panel."""
         return self.total == "f32" != self.right and self.group == 1
+
+    @property
+    def fetches(self) -> bool:
+        """Whether what the next tiles need is fetched while one is multiplied."""
+        return self.piece == "multiply_ahead"
 
     @property
     def tile(self) -> Tile:
@@ -175,14 +217,16 @@ def core_source(form: Form) -> str:
     tile, quads = form.tile, form.piece == "multiply_quads"
     sizes = {"columns": tile.columns, "lanes": tile.lanes, "group": form.group, "line": form.group * tile.columns,
              "chunk": form.group * tile.lanes if form.group > 1 else narrow.CHUNK, "piece": form.piece,
-             "start": form.group * tile.columns if quads else 0}
+             "start": form.group * tile.columns if quads else 0, "turn": UNROLLED,
+             "fetched": ", a, soon_a, turn_a, b, soon_b, turn_b" * form.fetches}
     copy = (narrow.GROUP_PANEL + narrow.BALANCE * quads if form.group > 1 else narrow.COPY_PANEL if not form.piece
             else narrow.WIDEN_PANEL if form.widens else _COPY_PANEL)
-    multiply = _MULTIPLY if form.piece else indent(narrow.MULTIPLY, "    ")
+    multiply = _MULTIPLY + _NEXT * form.fetches if form.piece else indent(narrow.MULTIPLY, "    ")
     return _CORE.format(name=form.name, left=form.left, right=form.right, total=form.total, columns=tile.columns,
                         panel="b" if form.group > 1 else "c", more="    wide = make_panel(c)\n" * form.widens,
                         grouped=f" // {form.group}" if form.group > 1 else "", unpack=unpack(),
                         locate="\n".join(f"        {name} = {value}" for name, value in LOCATE_ITEM),
+                        of_columns=(_AHEAD_OF_COLUMNS * form.fetches).format(**sizes), of_row=_AHEAD_OF_ROW * form.fetches,
                         copy=copy.format(**sizes), multiply=multiply.format(**sizes))
 
 

@@ -114,6 +114,15 @@ def multiply_placed(rows: int, columns: int, depth: int, a: Pointer, a_offset: i
             c[c_offset + i * c_row + j] = old + total if accumulate else total
 
 
+def multiply_ahead(rows: int, columns: int, depth: int, a: Pointer, a_offset: int, a_row: int, a_step: int,
+                   b: Pointer, b_offset: int, b_step: int, c: Pointer, c_offset: int, c_row: int, accumulate: int,
+                   x: Pointer, x_offset: int, x_step: int, y: Pointer, y_offset: int, y_step: int) -> None:
+    """`multiply_tile` that meanwhile fetches what will be needed soon into the second cache, where the processor's tile
+    `embeds`: the elements of x at `x_offset`, `x_offset` + `x_step`, … and of y likewise, one of each in as many steps of
+    the depth as `tile_text.UNROLLED`. They may lie outside of their memory."""
+    multiply_tile(rows, columns, depth, a, a_offset, a_row, a_step, b, b_offset, b_step, c, c_offset, c_row, accumulate)
+
+
 def transpose_tile(rows: int, x: Pointer, x_offset: int, x_row: int, o: Pointer, o_offset: int, o_row: int,
                    lanes: int) -> None:
     """o[o_offset + j * o_row + i] = x[x_offset + min(i, rows - 1) * x_row + j] for i, j < lanes, in the order of j: where
@@ -219,5 +228,5 @@ def core_block(rows: Any, columns: Any, depth: Any, depth_block: Any, panel_rows
 
 
 NAMES: dict[str, Callable[..., Any]] = {**tile_transform.NAMES, **{f.__name__: f for f in (
-    multiply_tile, multiply_placed, transpose_tile, transpose_block, gather_run, largest_run, weighted_run, dot_rows, invoke,
-    make_panel, multiply_block)}}
+    multiply_tile, multiply_placed, multiply_ahead, transpose_tile, transpose_block, gather_run, largest_run, weighted_run,
+    dot_rows, invoke, make_panel, multiply_block)}}

@@ -38,12 +38,15 @@ from jitgrad.kernels.cpu.tile_vectors import (
 # --- the tile -----------------------------------------------------------------------------------------------------------
 
 
-def _emit_multiply(placed: bool, context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
-    """`tile.multiply_tile`, or `multiply_placed`: the table of places is then where B's step would be."""
+def _emit_multiply(kind: str, context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    """`tile.multiply_tile`; "placed": `multiply_placed`, where the table of places is where B's step would be; "ahead":
+    `multiply_ahead`."""
+    placed, ahead = kind == "placed", kind == "ahead"
     element = context.get_value_type(signature.args[3].dtype)
     shape = tile.tile_for(element_bytes(element))
-    (rows, columns, depth, a, a_offset, a_row, a_step, b, b_offset, *b_steps, c, c_offset, c_row,
-     accumulate) = integers(context, builder, signature, values)
+    count = 14 + placed
+    values = integers(context, builder, signature, values)
+    rows, columns, depth, a, a_offset, a_row, a_step, b, b_offset, *b_steps, c, c_offset, c_row, accumulate = values[:count]
 
     def place(pointer: ir.Value, offset: ir.Value) -> ir.Value:
         return builder.bitcast(builder.gep(pointer, [offset]), POINTER)
@@ -55,16 +58,19 @@ def _emit_multiply(placed: bool, context: Any, builder: ir.IRBuilder, signature:
     b_step = builder.ptrtoint(builder.gep(b_steps[0], b_steps[1:]), I64) if placed else stride(b_steps[0])
     tail = [_odd_multiples(builder, a_row, shape.rows), stride(a_step), place(b, b_offset), b_step]
     form = _form(builder, shape, columns)
+    fetched = [what for k in range(count, len(values), 3) for what in (
+        place(values[k], values[k + 1]),
+        builder.mul(values[k + 2], constant(element_bytes(context.get_value_type(signature.args[k].dtype)))))]
 
     def call(kernel: MicroKernel, a: ir.Value, c: ir.Value) -> None:
-        kinds = [POINTER if p in tile_text.POINTERS else I64 for p in tile_text.PARAMETERS]
+        kinds = [POINTER if p in tile_text.POINTERS else I64 for p in kernel.parameters]
         function = declare(builder.module, kernel.name, ir.VoidType(), kinds)      # defined by `tile_text`
-        builder.call(function, [columns, depth, a, *tail, c, c_row, accumulate])
+        builder.call(function, [columns, depth, a, *tail, c, c_row, accumulate, *(fetched if kernel.ahead else ())])
 
     bits = 8 * element_bytes(element)
     beside = {"rows": a_row, "steps": stride(a_step)}
     adjacent = {name: builder.icmp_signed("==", beside[name], constant(bits // 8)) for name in shape.layouts if name}
-    families = [[MicroKernel(n, vectors, shape.lanes, bits, edge, layout, placed) for n in heights
+    families = [[MicroKernel(n, vectors, shape.lanes, bits, edge, layout, placed, ahead and layout != "") for n in heights
                  for layout in (shape.layouts if n >= tile.HIGH else ("",))] for vectors, edge, heights in shape.forms]
     _for_pieces(builder, rows, (place(a, a_offset), a_row), (place(c, c_offset), c_row), form, families, adjacent, call)
     return context.get_dummy_value()
@@ -343,8 +349,9 @@ def _emit_multiply_block(context: Any, builder: ir.IRBuilder, signature: Any, va
     return context.get_dummy_value()
 
 
-teach(tile.multiply_tile, partial(_emit_multiply, False))
-teach(tile.multiply_placed, partial(_emit_multiply, True))
+teach(tile.multiply_tile, partial(_emit_multiply, ""))
+teach(tile.multiply_placed, partial(_emit_multiply, "placed"))
+teach(tile.multiply_ahead, partial(_emit_multiply, "ahead"))
 teach(tile.transpose_tile, _emit_transpose)
 teach(tile.transpose_block, _emit_transpose_block)
 teach(tile.gather_run, _emit_gather_run)

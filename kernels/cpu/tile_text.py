@@ -20,14 +20,19 @@ points to the odd multiples of A's row stride: read from memory they stay indepe
 addresses each row by a base, one of them and a scale; LLVM would else walk from row to row, and wait for each addition.
 Of `tile.multiply_placed`, `b_step` is the address of the places."""
 
-POINTERS = frozenset(("a", "a_rows", "b", "c"))
+AHEAD = ("x", "x_step", "y", "y_step")
+"""Those that `tile.multiply_ahead` has besides."""
 
-_MULTIPLY = re.compile(r"multiply_(\d+)x(\d+)_v(\d+)f(\d+)(?:_(masked|clamped))?(?:_(rows|steps))?(_placed)?")
+POINTERS = frozenset(("a", "a_rows", "b", "c", "x", "y"))
+
+_MULTIPLY = re.compile(r"multiply_(\d+)x(\d+)_v(\d+)f(\d+)(?:_(masked|clamped))?(?:_(rows|steps))?(_placed|_ahead)?")
 _TRANSPOSE = re.compile(r"transpose_v(\d+)f(\d+)")
 _TRANSFORM = re.compile(r"(winograd_\w+)_v(\d+)f(\d+)")
 
 UNROLLED = 4
 """Steps of the depth in one turn of the loop where A is adjacent."""
+
+TURNS = "turns"                                 # the name of that loop
 
 _DEFINITION = """\
 define void @{name}({parameters}) noinline nounwind {{
@@ -71,7 +76,9 @@ class MicroKernel:
     multiply with an element of A where it lies, at a fixed distance from a register; with an index register beside it,
     the processor would take it apart again. Every second row does so. Without, each row takes one instruction more, and a
     core that serves two threads cannot bring in so many; with all of them, there are more loads than its ports can do.
-    `placed`: a table says where the rows of B are."""
+    `placed`: a table says where the rows of B are. `ahead`: where A is adjacent, each turn of the loop fetches an element
+    of x and one of y into the second cache. A core waits for memory that the loop itself reaches as fast as it multiplies;
+    spread over all of the loop's turns, what comes next costs nothing."""
 
     rows: int
     vectors: int
@@ -80,10 +87,11 @@ class MicroKernel:
     edge: str
     adjacent: str = ""
     placed: bool = False
+    ahead: bool = False
 
     @property
     def name(self) -> str:
-        kinds = self.edge, self.adjacent, "placed" if self.placed else ""
+        kinds = self.edge, self.adjacent, "placed" if self.placed else "ahead" if self.ahead else ""
         return "_".join([f"multiply_{self.rows}x{self.vectors}", self.suffix, *filter(None, kinds)])
 
     @property
@@ -100,15 +108,19 @@ class MicroKernel:
         return f"<{self.lanes} x {self.element}>"
 
     @property
+    def parameters(self) -> tuple[str, ...]:
+        return PARAMETERS + AHEAD * self.ahead
+
+    @property
     def cells(self) -> list[tuple[int, int]]:
         return [(i, j) for i in range(self.rows) for j in range(self.vectors)]
 
     def text(self) -> str:
         """The function's definition."""
-        loops = [("begin", "turns", "rest", UNROLLED), ("rest", "single", "done", 1)] if self.adjacent else \
+        loops = [("begin", TURNS, "rest", UNROLLED), ("rest", "single", "done", 1)] if self.adjacent else \
             [("begin", "single", "done", 1)]
         return _DEFINITION.format(
-            name=self.name, parameters=", ".join(f"{'ptr' if p in POINTERS else 'i64'} %{p}" for p in PARAMETERS),
+            name=self.name, parameters=", ".join(f"{'ptr' if p in POINTERS else 'i64'} %{p}" for p in self.parameters),
             entry="\n".join([*self._edges(), *self._odd_multiples(), *self._places_in_c(), *self._first_places(),
                              *["  %places = inttoptr i64 %b_step to ptr"] * self.placed]),
             begin="\n".join([f"  %begin.{name} = phi {kind} [ {first}, %entry ]" for kind, name, first in self._first()]),
@@ -135,6 +147,7 @@ class MicroKernel:
         """What the loops carry: type, name, and value at first."""
         return [("i64", "left", "%depth"), ("ptr", "b", "%places" if self.placed else "%b"),
                 *[("ptr", f"a{i}", f"%first{i}") for i in self.bases],
+                *[("ptr", p, f"%{p}") for p in AHEAD[::2] if self.ahead],
                 *[(self.vector, f"sum{i}.{j}", "zeroinitializer") for i, j in self.cells]]
 
     def _loop(self, before: str, name: str, after: str, steps: int) -> str:
@@ -227,6 +240,17 @@ class MicroKernel:
                 move(f"a{i}", "%a_step")
             elif step == steps - 1:
                 move(f"a{i}", str(steps * self.bits // 8), 0)
+        return lines + self._fetch(loop, step, steps)
+
+    def _fetch(self, loop: str, step: int, steps: int) -> list[str]:
+        """What is fetched ahead in a turn: at its first step from x, in its middle from y."""
+        lines = []
+        for k, p in enumerate(AHEAD[::2] if self.ahead else ()):
+            if loop == TURNS and step == k * steps // 2:
+                lines.append(f"  call void @llvm.prefetch.p0(ptr %{loop}.{p}, i32 0, i32 2, i32 1)")
+            if step == steps - 1:
+                distance = f"%{p}_step" if loop == TURNS else "0"
+                lines.append(f"  %{loop}.{p}.next = getelementptr i8, ptr %{loop}.{p}, i64 {distance}")
         return lines
 
     def _place_in_a(self, place: str, i: int, step: int, state: Callable[[str, int], str]) -> list[str]:
@@ -325,7 +349,7 @@ def exchanged_halves(lanes: int, kind: str) -> list[str]:
 def definitions(names: Iterable[str]) -> str:
     """The module that defines those of `names` that are pieces of this file; "" if there are none."""
     kernels = [MicroKernel(*[int(n) for n in match.groups()[:4]], edge=match[5] or "", adjacent=match[6] or "",
-                           placed=match[7] is not None)
+                           placed=match[7] == "_placed", ahead=match[7] == "_ahead")
                for match in map(_MULTIPLY.fullmatch, names) if match]
     transposes = [transpose_text(int(match[1]), int(match[2])) for match in map(_TRANSPOSE.fullmatch, names) if match]
     transforms = [transform_text(match[1], int(match[2]), int(match[3]))
