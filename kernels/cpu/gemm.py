@@ -101,28 +101,27 @@ _MULTIPLY = """\
 _AHEAD_OF_COLUMNS = """\
                 panels = (last_row - first_row + panel_rows - 1) // panel_rows
                 parts = (min(max(span, {columns}), last_column - column) + {columns} - 1) // {columns}
-                further = first_step + depth
-                beyond = column + parts * {columns}
-                soon_b = b_start + beyond // {columns} * b_panel + first_step * b_step
-                if span != 0 and further < k:
-                    soon_b = b_place + depth * b_step
-                elif beyond >= last_column:
-                    soon_b = b_start + first_column // {columns} * b_panel + further * b_step
+                further = first_step + depth if first_step + depth < k else 0
+                soon_b = b_start + (column // {columns} + (0 if further else parts)) * b_panel + further * b_step
                 turn_b = {turn} * b_step // panels
                 share_b = depth // panels * b_step
+                turn_a = {turn} * a_step // parts
+                share_a = depth * a_step // parts
                 if span == 0:
-                    turn_b = b_column if b_step == 1 else b_step
-                    share_b = {lanes} if b_step == 1 else share_b
-                turn_a = {turn} * a_step // parts if a_row == 1 else a_row
-                share_a = depth * a_step // parts if a_row == 1 else {lanes} * a_step
+                    turn_b = 0
+                    share_b = 0
+                if span == 0 or a_row != 1:
+                    turn_a = 0
+                    share_a = 0
                 left = panels
 """
 
 _AHEAD_OF_ROW = """\
-                    soon_a = a_place + a_panel
-                    if row + panel_rows >= last_row:
-                        soon_a = (a_start + first_row // panel_rows * a_panel
-                                  + (further if further < k else 0) * a_step)
+                    soon_a = a_place
+                    if turn_a != 0:
+                        soon_a += a_panel
+                        if row + panel_rows >= last_row:
+                            soon_a = a_start + first_row // panel_rows * a_panel + further * a_step
 """
 
 _NEXT = """\
