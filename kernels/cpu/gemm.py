@@ -36,6 +36,8 @@ WIDE = 1024                                     # columns from which an A is pac
 PACKED_FROM = 3                                 # blocks of rows from which B is packed once, instead of copied for each
 COPIED_FROM = 2                                 # tiles of rows that a panel of B must serve for its copy to pay
 
+BESIDE = 4                                      # panels that an item packs where they lie side by side in memory
+
 Strides = tuple[int, ...]
 
 
@@ -240,7 +242,7 @@ def element_tile(short: str) -> Tile:
 
 # --- packing --------------------------------------------------------------------------------------------------------
 
-PACK_ARGUMENTS = ("rows", "depth", "row_stride", "depth_stride", "panel_rows", "width", "panels",
+PACK_ARGUMENTS = ("rows", "depth", "row_stride", "depth_stride", "panel_rows", "width", "panels", "panels_per_item",
                   "size_1", "size_2", "size_3", "base", "stride_0", "stride_1", "stride_2", "stride_3")
 """The integers after the pointers to the operand and to the panels. `rows` counts rows of A or columns of B."""
 
@@ -249,19 +251,26 @@ def pack_{short}_{kind}(args, begin, end, thread):
     x = pointer(args, 1, {short})
     o = pointer(args, 2, {left})
 {unpack}
+    parts = (panels + panels_per_item - 1) // panels_per_item
     for item in range(begin, end):
-        panel = item % panels
-        batch = item // panels
+        panel = item % parts * panels_per_item
+        batch = item // parts
         index_3 = batch % size_3
         index_2 = batch // size_3 % size_2
         index_1 = batch // (size_3 * size_2) % size_1
         index_0 = batch // (size_3 * size_2 * size_1)
         first = panel * panel_rows
-        height = min(panel_rows, rows - first)
         start = (base + index_0 * stride_0 + index_1 * stride_1 + index_2 * stride_2 + index_3 * stride_3
                  + first * row_stride)
-        place = item * width * {padded}
+        place = (batch * panels + panel) * width * {padded}
 {body}"""
+
+_EACH = """\
+        for panel in range(panel, min(panel + panels_per_item, panels)):
+            height = min(panel_rows, rows - panel * panel_rows)
+{body}            start += panel_rows * row_stride
+            place += width * {padded}
+"""
 
 _COPY = """\
         for d in range(depth):
@@ -271,7 +280,10 @@ _COPY = """\
 
 _COPY_ROWS = """\
         for d in range(depth):
-            gather_run(height, 0, height, x, start + d * depth_stride, 1, o, place + d * width)
+            for k in range(min(panels_per_item, panels - panel)):
+                height = min(panel_rows, rows - first - k * panel_rows)
+                gather_run(height, 0, height, x, start + k * panel_rows + d * depth_stride, 1,
+                           o, place + (k * depth + d) * width)
 """
 
 _TRANSPOSE = """\
@@ -304,6 +316,8 @@ def pack_text(form: Form, kind: str) -> str:
     kinds = GROUP_KINDS if group > 1 else WIDEN_KINDS if form.widens else PACK_KINDS
     body = kinds[kind].format(lanes=lanes, group=group, chunk=group * lanes if group > 1 else narrow.CHUNK)
     padded = f"((depth + {group - 1}) // {group} * {group})" if group > 1 else "depth"
+    if kinds[kind] != _COPY_ROWS:
+        body = _EACH.format(body=indent(body, "    "), padded=padded)
     return _PACK.format(short=form.right, kind=kind if group == 1 else f"{kind}_by_{group}", left=form.left, body=body,
                         padded=padded, unpack=unpack(PACK_ARGUMENTS, 3))
 
@@ -415,16 +429,18 @@ def pack(x: Matrices, batch: tuple[int, ...], rows: int, depth: int, panel_rows:
     """The phase that packs `x`, the operand that it makes, and the stride of its panels. A batch dimension in which the
     operand is broadcast is packed once. `group` steps of the depth lie side by side."""
     panels, panel = -(-rows // panel_rows), width * (depth + -depth % group)
+    kind = "rows" if row_stride == 1 else "depth" if depth_stride == 1 else "any"
+    beside = BESIDE if kind == "rows" else 1
     sizes = tuple(1 if stride == 0 else size for size, stride in zip(batch, x.batch, strict=True))
     strides, count = [], panels
+    parts = -(-panels // beside)
     for size in reversed(sizes):
         strides.append(0 if size == 1 else count * panel)
         count *= size
-    kind = "rows" if row_stride == 1 else "depth" if depth_stride == 1 else "any"
     padded = (1,) * (BATCH_DIMENSIONS - len(sizes)) + sizes
-    integers = (rows, depth, row_stride, depth_stride, panel_rows, width, panels,
+    integers = (rows, depth, row_stride, depth_stride, panel_rows, width, panels, beside,
                 *padded[1:], x.first, *padded_strides(x.batch))
-    packing = Packing(kind, count, integers, count * panel)
+    packing = Packing(kind, count // panels * parts, integers, count * panel)
     return packing, Matrices(tuple(reversed(strides)), group, group * width), panel
 
 
