@@ -630,3 +630,12 @@ def test_attributes_that_share_memory_in_some_calls():
         np.testing.assert_array_equal(compiled.a.numpy(), module.a.numpy())
         np.testing.assert_array_equal(compiled.b.numpy(), module.b.numpy())
     assert type(compiled)._compiled_call.statistics.sealed_calls
+
+
+def test_lambdas_on_one_line_are_told_apart():
+    double, triple, more = [jg.compile(f) for f in (lambda x: x * 2, lambda x: x * 3, (lambda k: lambda x: x + k)(4))]
+    x = tensor(3)
+    for compiled, expected in ((double, x.numpy() * 2), (triple, x.numpy() * 3), (more, x.numpy() + 4)):
+        for _ in range(4):
+            np.testing.assert_array_equal(compiled(x).numpy(), expected)
+        assert compiled.statistics.sealed_calls >= 2, compiled.statistics.replayed_because
