@@ -29,7 +29,6 @@ from jitgrad.kernels.cpu.frontend import lower_function
 from jitgrad.kernels.cpu.intrinsics import STORAGE
 from jitgrad.kernels.cuda import helpers, math, vocabulary
 
-assert native.CONTRACT, "importing it is what teaches Numba the scalar functions"
 TRIPLE = "nvptx64-nvidia-cuda"
 
 MAP: types.Type = types.CPointer(types.uint16)  # type: ignore[no-untyped-call]
@@ -115,7 +114,7 @@ def _lower(tree: ast.Module, header: Header, arch: str) -> llvm.ModuleRef:
         module = result.library._final_module
         entry = _entry(header, result.fndesc.llvm_func_name, "i32", ["ptr %result", "ptr %exception"])
     module.triple, module.data_layout = TRIPLE, str(_machine(arch).target_data)
-    module.link_in(llvm.parse_assembly(entry))
+    module.link_in(llvm.parse_assembly(entry + native.scale_text(instruction=False)))
     for item in [*module.functions, *module.global_variables]:
         if not item.is_declaration and item.name != header.name:
             item.linkage = "internal"

@@ -129,7 +129,8 @@ def _lower(function: FunctionType, target: Target) -> llvm.ModuleRef:
     module.triple = target.triple
     module.data_layout = str(_machine(target).target_data)
     entry = _ENTRY.format(symbol=objectfile.SYMBOL, function=result.fndesc.llvm_func_name)
-    module.link_in(llvm.parse_assembly(entry + _RELAX[target.triple.split("-")[0]]))
+    pieces = _RELAX[target.triple.split("-")[0]] + native.scale_text("+avx512f" in target.features.split(","))
+    module.link_in(llvm.parse_assembly(entry + pieces))
     for item in [*module.functions, *module.global_variables]:
         if not item.is_declaration and item.name != objectfile.SYMBOL:
             item.linkage = "internal"

@@ -15,6 +15,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import types
+from numba.core.cgutils import get_or_insert_function
 from numba.extending import lower_builtin, type_callable
 
 from jitgrad.kernels.cpu import math, scalar
@@ -107,8 +108,40 @@ def _power_of_two(context: Any, builder: ir.IRBuilder, signature: Any, values: A
 
 def _scale(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
     x, n = values
-    half = builder.ashr(n, ir.Constant(n.type, 1))
-    return builder.fmul(builder.fmul(x, _power(builder, half)), _power(builder, builder.sub(n, half)))
+    kind = ir.FunctionType(x.type, [x.type, n.type])
+    return builder.call(get_or_insert_function(builder.module, kind, f"jitgrad_scale_{signature.return_type}"), values)
+
+
+def scale_text(instruction: bool) -> str:
+    """What kernels that call `scale` are linked with: LLVM's own, where the processor has an `instruction` for it, or two
+    multiplications."""
+    return "".join((_SCALE_BY_INSTRUCTION if instruction else _SCALE_IN_TWO).format(kind=kind, width=width, bias=bias, places=p)
+                   for kind, width, bias, p in (("float", 32, 127, 23), ("double", 64, 1023, 52)))
+
+
+_SCALE_BY_INSTRUCTION = """
+declare {kind} @llvm.ldexp.f{width}.i{width}({kind}, i{width})
+define {kind} @jitgrad_scale_float{width}({kind} %x, i{width} %n) alwaysinline {{
+  %y = call {kind} @llvm.ldexp.f{width}.i{width}({kind} %x, i{width} %n)
+  ret {kind} %y
+}}
+"""
+
+_SCALE_IN_TWO = """
+define {kind} @jitgrad_scale_float{width}({kind} %x, i{width} %n) alwaysinline {{
+  %near = ashr i{width} %n, 1
+  %far = sub i{width} %n, %near
+  %a = add i{width} %near, {bias}
+  %b = add i{width} %far, {bias}
+  %c = shl i{width} %a, {places}
+  %d = shl i{width} %b, {places}
+  %e = bitcast i{width} %c to {kind}
+  %f = bitcast i{width} %d to {kind}
+  %g = fmul {kind} %x, %e
+  %y = fmul {kind} %g, %f
+  ret {kind} %y
+}}
+"""
 
 
 def _two_over_pi(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
