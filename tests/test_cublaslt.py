@@ -185,7 +185,7 @@ def calls(function, dtype=jg.float32):
     """The library's products in the plan of a function of x, w and b."""
     graph = build([(6, 10), (8, 10), (8,)], function, dtype)
     spec = build_for_gpu(graph, "sm_90", allowed=ANY).spec
-    return [entry.library.product for entry in spec.entries if entry.library]
+    return [entry.library.asked for entry in spec.entries if entry.library]
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -249,7 +249,7 @@ def test_plans_hold_calls_and_are_checked_when_they_are_read(library):
         product(random(6, 10).cuda(), random(8, 10).cuda(), random(8).cuda())
     spec = product.plan.plan.spec
     (entry,) = spec.entries
-    assert entry.library.product.bias and entry.kernel is None and spec.arena >= WORKSPACE + SLACK
+    assert entry.library.asked.bias and entry.kernel is None and spec.arena >= WORKSPACE + SLACK
     assert PlanSpec.from_json(spec.to_json()) == spec
     for name, value in (("m", 7), ("k", 2000), ("m", 0), ("dtype", "i32"), ("activation", "tanh"), ("bias", False),
                         ("n", "8")):
