@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from ctypes import POINTER, c_int, c_int64, c_void_p
 from dataclasses import replace
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, islice
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ WORKSPACE = 1 << 30                             # bytes of memory that a convolu
                                                 # in the layout of ours are often copied
 TRIED = 16                                      # ways that are built, at most, until one is found
 
+NOT_SUPPORTED = 3000                                                           # cudnnStatus_t
 TYPES = {"f32": 0, "f16": 2, "bf16": 9}                                        # cudnnDataType_t
 CROSS_CORRELATION = 1                                                          # cudnnConvolutionMode_t
 BEST_FIRST, FALLBACK = 3, 2                                                    # cudnnBackendHeurMode_t: A, FALLBACK
@@ -87,7 +88,7 @@ FIX = "Set JITGRAD_CUDNN=never, then convolutions run without this library"
 
 
 class Cudnn(Library):
-    """See the module. `lock`: a handle has one stream at a time."""
+    """See the module. `lock`: a handle is used by one thread at a time, and has one stream."""
 
     title, names, prototypes = "cuDNN", ("libcudnn.so.9", "libcudnn_graph.so.9"), PROTOTYPES
     describing, numbering, creating = "cudnnGetErrorString", "cudnnGetVersion", "cudnnCreate"
@@ -99,7 +100,7 @@ class Cudnn(Library):
     @classmethod
     def files(cls) -> Iterator[Path]:
         yield from super().files()
-        cupy = Path(os.environ.get("CUPY_CUDA_LIB_PATH") or Path.home() / ".cupy" / "cuda_lib")
+        cupy = Path(os.environ.get("CUPY_CUDA_LIB_PATH") or os.path.expanduser("~/.cupy/cuda_lib"))
         for name in cls.names:
             yield from sorted(cupy.glob(f"*/cudnn/*/lib*/{name}"), reverse=True)
 
@@ -199,21 +200,20 @@ class Plan:
 
     def __init__(self, library: Cudnn, gpu: Gpu, asked: Convolved):
         self.library, self.asked, self.handle = library, asked, library.handle(gpu)
-        self.graph = Descriptor(library, GRAPH)
-        self.graph.set(_GRAPH_HANDLE, HANDLE, self.handle)
-        self.graph.set(_GRAPH_OPERATIONS, DESCRIPTOR, describe_operation(library, asked))
-        self.graph.finalize()
         self.workspace = 0
-        self.built = self._build()
+        with library.lock:
+            self.graph = Descriptor(library, GRAPH)
+            self.graph.set(_GRAPH_HANDLE, HANDLE, self.handle)
+            self.graph.set(_GRAPH_OPERATIONS, DESCRIPTOR, describe_operation(library, asked))
+            self.graph.finalize()
+            self.built = self._build()
 
     def _build(self) -> Descriptor:
         """The first plan that can be built and fits, from what is allowed."""
-        problem = self.library.error(_NOT_SUPPORTED, "cudnnBackendFinalize")
-        tried = 0
-        for configuration in chain.from_iterable(map(self._ranked, (BEST_FIRST, FALLBACK))):
-            if tried == TRIED or self._notes(configuration) & self._refused:
-                continue
-            tried += 1
+        problem = self.library.error(NOT_SUPPORTED, "cudnnBackendFinalize")
+        ranked = chain.from_iterable(map(self._ranked, (BEST_FIRST, FALLBACK)))
+        allowed = (configuration for configuration in ranked if not self._notes(configuration) & self._refused)
+        for configuration in islice(allowed, TRIED):
             try:
                 made = Descriptor(self.library, PLAN)
                 made.set(_PLAN_HANDLE, HANDLE, self.handle)
@@ -254,9 +254,6 @@ class Plan:
         return set(engine.get(_NOTES, NOTE, [0] * NOTES))
 
 
-_NOT_SUPPORTED = 3000                           # cudnnStatus_t
-
-
 _plan_of = lru_cache(maxsize=1024)(Plan)
 """The plan for a question; building one can take a second, where a kernel is compiled."""
 
@@ -282,7 +279,7 @@ class ConvolutionCall:
         try:
             self.plan = _plan_of(found, gpu, replace(asked, workspace=0))
             if self.plan.workspace > asked.workspace:
-                raise found.error(_NOT_SUPPORTED, "cudnnBackendFinalize")
+                raise found.error(NOT_SUPPORTED, "cudnnBackendFinalize")
         except LibraryError as error:
             raise found.error(error.code, "building a plan", FIX, where) from None
         self.library, self.slots, self.where = found, tuple(slots), where
