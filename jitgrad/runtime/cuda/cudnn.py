@@ -31,12 +31,13 @@ from typing import Any
 from jitgrad.products import KINDS, SLACK, Convolved
 from jitgrad.runtime.cuda.driver import Gpu
 from jitgrad.runtime.cuda.launch import Slot
-from jitgrad.runtime.cuda.libraries import Connection, Library, LibraryError
+from jitgrad.runtime.cuda.libraries import Connection, Library, LibraryError, declared
 from jitgrad.runtime.cuda.streams import Stream
 
 ALIGNMENT = 16                                  # of the address of every operand, in bytes
-WORKSPACE = 1 << 30                             # bytes of memory that a convolution may need beside its operands, which
-                                                # in the layout of ours are often copied
+WORKSPACE = 1 << 30                             # bytes of memory that a convolution may need beside its operands: in our
+                                                # layout they are often copied
+SHARE = 16                                      # and it may need the GPU's memory divided by this
 TRIED = 16                                      # ways that are built, at most, until one is found
 
 NOT_SUPPORTED = 3000                                                           # cudnnStatus_t
@@ -96,6 +97,12 @@ class Cudnn(Library):
     def __init__(self, functions: Any):
         super().__init__(functions)
         self.lock = threading.Lock()
+        self._last_error = declared(functions, "cudnnGetLastErrorString", (c.c_char_p, c.c_size_t), None)
+
+    def details(self) -> str:
+        text = c.create_string_buffer(1024)
+        self._last_error(text, len(text))
+        return text.value.decode(errors="replace").strip()
 
     @classmethod
     def files(cls) -> Iterator[Path]:
@@ -200,7 +207,7 @@ class Plan:
 
     def __init__(self, library: Cudnn, gpu: Gpu, asked: Convolved):
         self.library, self.asked, self.handle = library, asked, library.handle(gpu)
-        self.workspace = 0
+        self.workspace, self.limit = 0, min(WORKSPACE, gpu.total_memory // SHARE)
         with library.lock:
             self.graph = Descriptor(library, GRAPH)
             self.graph.set(_GRAPH_HANDLE, HANDLE, self.handle)
@@ -223,7 +230,7 @@ class Plan:
                 problem = error
                 continue
             (self.workspace,) = made.get(_WORKSPACE, INT64, [0])
-            if self.workspace <= WORKSPACE:
+            if self.workspace <= self.limit:
                 return made
         raise problem
 

@@ -47,9 +47,9 @@ class Library:
     """The function that makes a handle for the GPU whose context is current."""
 
     def __init__(self, functions: Any):
-        self._functions = {name: _declared(functions, name, types, c_int) for name, types in self.prototypes.items()}
-        self._text = _declared(functions, self.describing, (c_int,), c.c_char_p)
-        self.version: int = _declared(functions, self.numbering, (), c_size_t)()
+        self._functions = {name: declared(functions, name, types, c_int) for name, types in self.prototypes.items()}
+        self._text = declared(functions, self.describing, (c_int,), c.c_char_p)
+        self.version: int = declared(functions, self.numbering, (), c_size_t)()
         self._handles: weakref.WeakKeyDictionary[Gpu, int] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
 
@@ -64,17 +64,23 @@ class Library:
         """Call a function; LibraryError unless it succeeds."""
         code = self._functions[name](*arguments)
         if code != SUCCESS:
-            raise self.error(code, name, fix, where)
+            raise self.error(code, name, fix, where, self.details())
+
+    def details(self) -> str:
+        """What the library says of its last error beside the status; "" where it says no more."""
+        return ""
 
     def release(self, name: str, handle: int) -> None:
         """Give something back, from a finalizer: where that fails there is nothing left to do."""
         self._functions[name](handle)
 
-    def error(self, code: int, name: str, fix: str = "", where: tuple[str, int] | None = None) -> LibraryError:
+    def error(self, code: int, name: str, fix: str = "", where: tuple[str, int] | None = None,
+              details: str = "") -> LibraryError:
         """The exception for a status that the function `name` gave."""
         text = self._text(code)
-        raised = complain(LibraryError, "cuda", f"{self.title} {self.version}: {name} failed: "
-                          f"{text.decode() if text else f'status {code}'}", fix=fix, where=where)
+        status = text.decode() if text else f"status {code}"
+        raised = complain(LibraryError, "cuda", f"{self.title} {self.version}: {name} failed: {status}"
+                          f"{f' ({details})' if details else ''}", fix=fix, where=where)
         assert isinstance(raised, LibraryError)
         raised.code = code
         return raised
@@ -91,7 +97,8 @@ class Library:
             return found
 
 
-def _declared(functions: Any, name: str, types: tuple[Any, ...], result: Any) -> Any:
+def declared(functions: Any, name: str, types: tuple[Any, ...], result: Any) -> Any:
+    """The function `name` of a library, with the types of its parameters and its result."""
     function = getattr(functions, name)
     function.argtypes, function.restype = types, result
     return function
