@@ -123,20 +123,19 @@ def test_convolutions_of_nothing_are_ours(library):
 
 
 def training(device):
-    """A small network with both gradients of convolutions, and its weights behind two steps."""
+    """The weights of a small network behind three steps, and the step."""
     jg.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
-                          nn.Conv2d(8, 8, 3, stride=2, groups=2), nn.Conv2d(8, 10, 1), nn.Flatten(1)).to(device)
-    optimizer = jg.optim.SGD(model.parameters(), lr=0.01)
-    x, target = jg.randn(4, 3, 9, 9).to(device), jg.arange(4).to(device)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2, groups=2), nn.Conv2d(4, 3, 1))
+    model, x = model.to(device), jg.randn(2, 3, 7, 7).to(device)
+    optimizer = jg.optim.SGD(model.parameters(), lr=0.1)
 
     @jg.compile
     def step():
         optimizer.zero_grad()
-        F.cross_entropy(model(x), target).backward()
+        model(x).square().mean().backward()
         optimizer.step()
 
-    for _ in range(4):
+    for _ in range(3):
         step()
     return [p.detach().cpu().numpy() for p in model.parameters()], step
 
@@ -144,9 +143,9 @@ def training(device):
 def test_training(library):
     found, step = training("cuda")
     assert step.plan.plan.is_captured
-    assert sorted(set(kinds(library))) == sorted(KINDS) and len(library.asked) == 4 * (3 + 2 + 3)
+    assert sorted(set(kinds(library))) == sorted(KINDS) and len(library.asked) == 3 * (3 + 2 + 3)
     for ours, wanted in zip(found, training("cpu")[0], strict=True):
-        np.testing.assert_allclose(ours, wanted, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-6)
 
 
 # ---- which of the library's ways ---------------------------------------------------------------------------------------
