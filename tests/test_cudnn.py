@@ -26,7 +26,9 @@ from test_cuda_convolution import CASES, FORWARD, IMAGE, WEIGHTS, attributes
 import jitgrad as jg
 from jitgrad import config, gpu_plans, nn, ops, tuning
 from jitgrad.codegen import cuda_product
+from jitgrad.codegen.cuda_product import Products
 from jitgrad.nn import functional as F
+from jitgrad.pipeline import build_for_gpu
 from jitgrad.products import KINDS, SLACK, Convolved
 from jitgrad.runtime.cuda import cudnn, driver
 from jitgrad.runtime.cuda.libraries import LibraryError
@@ -108,6 +110,26 @@ def test_types(library, executing, dtype):
     check(lambda x, w: FORWARD(x, w, **attrs), *[random(*shape, dtype=dtype) for shape in shapes])
     assert [kind for _, kind, _ in library.asked] == [dtype.numpy]
     assert not any("conv" in name for name in executing.launches)
+
+
+USED = {
+    "conv1d": ([(2, 8, 20), (16, 8, 3)], lambda x, w: F.conv1d(x, w, padding=1), KINDS[0]),
+    "one image": ([(8, 9, 9), (16, 8, 3, 3)], lambda x, w: F.conv2d(x, w, padding="same"), KINDS[0]),
+    "conv3d": ([(2, 8, 5, 6, 7), (16, 4, 3, 3, 3)], lambda x, w: F.conv3d(x, w, groups=2), KINDS[0]),
+    "conv_transpose1d": ([(2, 8, 20), (8, 16, 3)], lambda x, w: F.conv_transpose1d(x, w, stride=2), KINDS[1]),
+    "conv_transpose2d": ([(2, 8, 9, 9), (8, 16, 3, 3)], lambda x, w: F.conv_transpose2d(x, w, padding=1), KINDS[1]),
+}
+
+
+@pytest.mark.parametrize("name", USED)
+def test_functions_are_one_call_of_the_library(name, monkeypatch):
+    """Nothing is copied for it, and it has the memory that it asked for."""
+    monkeypatch.setattr(cuda_product, "WORTH_ASKING", 1)
+    monkeypatch.setattr(cuda_product, "LARGE", 1)
+    shapes, function, kind = USED[name]
+    allowed = Products(convolving=lambda asked: replace(asked, workspace=512))
+    spec = build_for_gpu(build(shapes, function), "sm_90", allowed=allowed).spec
+    assert [entry.name for entry in spec.entries] == [f"cudnn_{kind}"] and spec.arena >= 512 + SLACK
 
 
 def test_float64_is_ours(library):
