@@ -305,6 +305,6 @@ class ConvolutionCall:
         """Put it into `stream`."""
         assert self.operands is not None
         with self.library.lock:
-            self.library.call("cudnnSetStream", self.plan.handle, stream.handle, where=self.where)
+            self.library.call("cudnnSetStream", self.plan.handle, stream.handle, fix=FIX, where=self.where)
             self.library.call("cudnnBackendExecute", self.plan.handle, self.plan.built.handle, self.operands.handle,
-                              where=self.where)
+                              fix=FIX, where=self.where)
