@@ -40,7 +40,7 @@ def findings() -> list[Finding]:
     link_kernels()
     found = [_python(), *[_package(name) for name in RANGES]]
     if not any(f.problem for f in found):
-        found += [_linker(), _gpu()]
+        found += [_linker(), _gpu(), *_libraries()]
     return found + [Finding(name, version(name)) for name in OPTIONAL if version(name)]
 
 
@@ -106,6 +106,14 @@ def _gpu() -> Finding:
     names = [f"{cuda.get_device_name(k)} ({'.'.join(map(str, cuda.get_device_capability(k)))})"
              for k in range(cuda.device_count())]
     return Finding("GPU", ", ".join(names))
+
+
+def _libraries() -> list[Finding]:
+    """NVIDIA's libraries that are used where they are installed: their files, or their numbers."""
+    from jitgrad.runtime.cuda import cublaslt, cudnn
+
+    found = {"cuBLASLt": cublaslt.identity(), "cuDNN": cudnn.identity()}
+    return [Finding(name, identity or "not installed; kernels of ours do its work") for name, identity in found.items()]
 
 
 def main() -> int:

@@ -36,6 +36,8 @@ class Settings:
     disable       run decorated functions eagerly
     plain         carry out kernels as plain Python, every access checked: slow, for finding errors in kernels
     cublas        let NVIDIA's library compute matrix products on GPUs, where it is installed and faster
+    cudnn         whether NVIDIA's other library computes convolutions on GPUs, where it is installed: "never", where it is
+                  faster ("measured"), or wherever it can ("always")
     cpu           the processor that kernels are generated for, a name of `processors.NAMED`; None: this machine's. It is
                   the same for the whole process, so the environment alone can set it
     """
@@ -47,6 +49,7 @@ class Settings:
     disable: bool = False
     plain: bool = False
     cublas: bool = True
+    cudnn: str = "measured"
     cpu: str | None = None
 
 
@@ -128,6 +131,18 @@ def _switch(name: str, value: object) -> bool:
     return _SWITCH[str(value).lower()]
 
 
+_HOW_OFTEN = ("never", "measured", "always")
+
+
+def _how_often(name: str, value: object) -> str:
+    word = str(value).lower()
+    if word in _HOW_OFTEN:
+        return word
+    if word not in _SWITCH:
+        raise _refuse(name, value, f"{', '.join(_HOW_OFTEN)}; off is never, on is measured")
+    return "measured" if _SWITCH[word] else "never"
+
+
 def _processor(name: str, value: object) -> str:
     if value not in processors.NAMED:
         raise _refuse(name, value, ", ".join(processors.NAMED))
@@ -136,7 +151,7 @@ def _processor(name: str, value: object) -> str:
 
 _ACCEPT: dict[str, Callable[[str, Any], Any]] = {"cache": _folder, "num_threads": _count, "debug": _words,
                                                  "check": _switch, "disable": _switch, "plain": _switch, "cublas": _switch,
-                                                 "cpu": _processor}
+                                                 "cudnn": _how_often, "cpu": _processor}
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:

@@ -17,7 +17,7 @@ from jitgrad.codegen.choice import answering
 from jitgrad.codegen.cuda_call import GPU_ANY_TYPE, GPU_IN_PLACE
 from jitgrad.codegen.cuda_lower import lower_cuda
 from jitgrad.codegen.cuda_product import EXACT, Products
-from jitgrad.codegen.kernel import BoxMap, Buffer, CudaLaunch, CudaLowered, CudaProduct, ErrorWord, Table
+from jitgrad.codegen.kernel import BoxMap, Buffer, CudaLaunch, CudaLibraryCall, CudaLowered, ErrorWord, Table
 from jitgrad.codegen.sharing import shareable_by
 from jitgrad.errors import CompileError
 from jitgrad.ir.graph import Graph, Node
@@ -100,7 +100,7 @@ def plan_spec(graph: Graph, assignment: Assignment, linked: GpuLinked, arch: str
             entries.append(linking.host_entry(step.step))
             continue
         for launch in step.lowered.launches:
-            if isinstance(launch, CudaProduct):
+            if isinstance(launch, CudaLibraryCall):
                 entries.append(_library_entry(step, launch))
                 continue
             key = kernel_key(launch.source, arch)
@@ -114,9 +114,9 @@ def plan_spec(graph: Graph, assignment: Assignment, linked: GpuLinked, arch: str
                     tuple(entries), sources, tables=tuple(tables))
 
 
-def _library_entry(step: GpuStep, launch: CudaProduct) -> Entry:
+def _library_entry(step: GpuStep, launch: CudaLibraryCall) -> Entry:
     slots: Sequence[Slot] = (*step.step.inputs, *step.step.outputs, *step.scratch)
-    call = LibraryCall(launch.product, tuple([linking.reference(slots[buffer.index]) for buffer in launch.arguments]))
+    call = LibraryCall(launch.asked, tuple([linking.reference(slots[buffer.index]) for buffer in launch.arguments]))
     return Entry(launch.name, None, None, 1, (), step.step.node.where, library=call)
 
 

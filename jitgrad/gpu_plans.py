@@ -33,7 +33,7 @@ def compile_for(graph: Graph, gpu: Gpu, memory_budget: float = 1.0, captures: bo
     """A plan that computes `graph` on `gpu`. `captures`: its calls may become CUDA graphs. `tuned`: what can be chosen is
     measured (`jitgrad.gpu_tuning`)."""
     allowed = _allowed(gpu)
-    tuned = tuned and allowed.library is not None           # without it there is nothing to choose
+    tuned = tuned and allowed.leave_choices                 # without a library there is nothing to choose
     key = plan_key(graph, code.architecture(gpu), memory_budget, allowed, tuned=tuned)
     with _lock:
         plan = _plans.get((gpu, key, captures))
@@ -46,18 +46,21 @@ def compile_for(graph: Graph, gpu: Gpu, memory_budget: float = 1.0, captures: bo
         return plan
 
 
-def settings() -> tuple[bool, ...]:
+def settings() -> tuple[bool, bool, str]:
     """All settings that decide which plan a graph has, in a form that can be compared quickly."""
-    return precision.allows_tf32(), config.current().cublas
+    current = config.current()
+    return precision.allows_tf32(), current.cublas, current.cudnn
 
 
 def _allowed(gpu: Gpu) -> Products:
-    """What may be done about products on `gpu` as things are set."""
-    tf32, library = settings()
-    identity = cublaslt.identity() if library else ""
-    if not identity:
-        return Products(tf32)
-    return Products(tf32, functools.partial(cublaslt.accepts, gpu), f"{identity}, {gpu.name}")
+    """What may be done about products and convolutions on `gpu` as things are set."""
+    tf32, for_products, for_convolutions = settings()
+    cudnn: Any = import_module("jitgrad.runtime.cuda.cudnn")
+    found = {cublaslt: cublaslt.identity() if for_products else "",
+             cudnn: cudnn.identity() if for_convolutions != "never" else ""}
+    accepts = [functools.partial(library.accepts, gpu) if name else None for library, name in found.items()]
+    identity = ", ".join([*filter(None, found.values()), gpu.name]) if any(accepts) else ""
+    return Products(tf32, accepts[0], identity, convolving=accepts[1], always=for_convolutions == "always")
 
 
 def plan_key(graph: Graph, arch: str, memory_budget: float = 1.0, allowed: Products = EXACT, *,

@@ -1,8 +1,8 @@
-"""`tuning` for a GPU: what computes a product, a kernel of ours or the library, is measured on that GPU, once.
+"""`tuning` for a GPU: what computes a product or a convolution, a kernel of ours or a library, is measured there, once.
 
-In goes a step of a plan, with what is allowed about its products; out come answers, found and kept as `tuning` says. A way
-is timed without Python: its launches, repeated, are one CUDA graph between two events. Decisions are kept for each kind of
-GPU and each library.
+In goes a step of a plan, with what is allowed about its products and convolutions; out come answers, found and kept as
+`tuning` says. A way is timed without Python: its launches, repeated, are one CUDA graph between two events. Decisions are
+kept for each kind of GPU and each library.
 """
 
 from __future__ import annotations

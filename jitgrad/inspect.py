@@ -19,7 +19,7 @@ from functools import cached_property
 import numpy as np
 
 from jitgrad import gpu_tuning, pipeline, plans, tuning
-from jitgrad.codegen.kernel import CudaLaunch, CudaProduct
+from jitgrad.codegen.kernel import CudaLaunch, CudaLibraryCall
 from jitgrad.errors import describe_location
 from jitgrad.gpu_linking import GpuStep
 from jitgrad.ir.graph import Graph, Node, inner_graphs
@@ -279,7 +279,7 @@ def _entries(step: LinkedStep | GpuStep) -> int:
 def _step_view(linked: LinkedStep | GpuStep, seconds: list[float | None], bandwidth: float | None = None) -> StepView:
     node = linked.step.node
     launches = linked.lowered.launches if linked.lowered else ()
-    kernels = [KernelView(k.name, str(k.product), 1, None) if isinstance(k, CudaProduct) else
+    kernels = [KernelView(k.name, str(k.asked), 1, None) if isinstance(k, CudaLibraryCall) else
                KernelView(k.name, k.source, k.grid, None) if isinstance(k, CudaLaunch) else
                KernelView(k.name, k.source, k.items, plans.compile_seconds.get(kernel_key(k.source))) for k in launches]
     known = [s for s in seconds if s is not None]

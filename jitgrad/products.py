@@ -1,12 +1,13 @@
-"""What a library of matrix products is asked for: data that lowering writes, plans store, and the library's binding reads.
+"""What libraries are asked for: data that lowering writes, plans store, and the bindings of the libraries read.
 
 A `Product` is ``activation(A @ B + bias)`` for a batch of matrices. Its result is dense, row by row. Sizes, pitches and
-strides are in elements.
+strides are in elements. A `Convolved` is a convolution, or one of its gradients; images, weights and results are dense.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 ACTIVATIONS = ("", "relu", "gelu")
 """What can follow; "gelu" is the approximation by tanh."""
@@ -57,3 +58,47 @@ class Product:
     def work(self) -> int:
         """Multiplications."""
         return self.batch * self.m * self.n * self.k
+
+
+KINDS = ("convolution", "convolution_input_grad", "convolution_weight_grad")
+"""What a `Convolved` computes: the names of our ops. Their operands are image and weights, the result's gradient and
+weights, image and the result's gradient."""
+
+CONVOLVED_DTYPES = ("f32", "bf16", "f16")
+
+Ints = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Convolved:
+    """A convolution of images [N, C, *sizes] with weights [O, C / groups, *kernel] that gives [N, O, *out], in the direction
+    of its kind. `low`, `high`: the padding on both sides. `tf32`: float32 may be rounded to TF32. `workspace`: the bytes of
+    memory that the library needs meanwhile, as far as that is known."""
+
+    kind: str
+    dtype: str
+    tf32: bool
+    image: Ints
+    weights: Ints
+    result: Ints
+    stride: Ints
+    low: Ints
+    high: Ints
+    dilation: Ints
+    workspace: int = 0
+
+    @property
+    def shapes(self) -> tuple[Ints, Ints, Ints]:
+        """Of both operands, and of what is computed."""
+        image, weights, result = self.image, self.weights, self.result
+        return {KINDS[0]: (image, weights, result), KINDS[1]: (result, weights, image),
+                KINDS[2]: (image, result, weights)}[self.kind]
+
+    @property
+    def groups(self) -> int:
+        return self.image[1] // self.weights[1]
+
+    @property
+    def work(self) -> int:
+        """Multiplications."""
+        return prod(self.result) * prod(self.weights[1:])

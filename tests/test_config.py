@@ -49,7 +49,7 @@ def test_update_reaches_other_threads():
 
 
 def test_unknown_knob_is_refused_with_the_list():
-    legal = "The knobs are cache, num_threads, debug, check, disable, plain, cublas"
+    legal = "The knobs are cache, num_threads, debug, check, disable, plain, cublas, cudnn"
     with pytest.raises(TypeError, match=f"no knob 'threads'. {legal}"), config.scope(threads=2):
         pass
 

@@ -185,7 +185,7 @@ def calls(function, dtype=jg.float32):
     """The library's products in the plan of a function of x, w and b."""
     graph = build([(6, 10), (8, 10), (8,)], function, dtype)
     spec = build_for_gpu(graph, "sm_90", allowed=ANY).spec
-    return [entry.library.product for entry in spec.entries if entry.library]
+    return [entry.library.asked for entry in spec.entries if entry.library]
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -249,7 +249,7 @@ def test_plans_hold_calls_and_are_checked_when_they_are_read(library):
         product(random(6, 10).cuda(), random(8, 10).cuda(), random(8).cuda())
     spec = product.plan.plan.spec
     (entry,) = spec.entries
-    assert entry.library.product.bias and entry.kernel is None and spec.arena >= WORKSPACE + SLACK
+    assert entry.library.asked.bias and entry.kernel is None and spec.arena >= WORKSPACE + SLACK
     assert PlanSpec.from_json(spec.to_json()) == spec
     for name, value in (("m", 7), ("k", 2000), ("m", 0), ("dtype", "i32"), ("activation", "tanh"), ("bias", False),
                         ("n", "8")):
@@ -294,8 +294,7 @@ def test_the_switch(library):
 
 def test_without_the_library_nothing_changes(executing, monkeypatch):
     monkeypatch.setattr(cuda_product, "LARGE", 1)
-    monkeypatch.setattr(cublaslt, "NAMES", ("libnobodyhasthis.so.13",))
-    cublaslt._packaged.cache_clear()
+    monkeypatch.setattr(cublaslt.CublasLt, "names", ("libnobodyhasthis.so.13",))
     cublaslt.disconnect()
     try:
         assert cublaslt.identity() == "" and cublaslt.library() is None
@@ -305,7 +304,6 @@ def test_without_the_library_nothing_changes(executing, monkeypatch):
         assert not cublaslt.accepts(driver.gpu(0), Product("f32", False, 1, 1, 1, 1, one, one))
     finally:
         monkeypatch.undo()
-        cublaslt._packaged.cache_clear()
         cublaslt.disconnect()
 
 
@@ -315,13 +313,12 @@ def test_a_package_is_found_and_not_loaded_before_it_is_needed(tmp_path, monkeyp
         file.parent.mkdir(parents=True)
         file.write_bytes(b"no library")
     monkeypatch.syspath_prepend(str(tmp_path))
-    cublaslt._packaged.cache_clear()
     cublaslt.disconnect()
     try:
         assert cublaslt.identity() == f"{tmp_path}/nvidia/13/lib/libcublasLt.so.13 10"
-        assert not cublaslt._connection.looked
+        assert not cublaslt.connection.looked
     finally:
-        cublaslt._packaged.cache_clear()
+        cublaslt.disconnect()
 
 
 def test_a_way_that_the_library_does_not_have(library):
@@ -359,7 +356,7 @@ def test_a_plan_of_a_library_that_is_gone(library):
     library.supports = lambda described: False
     with pytest.raises(cublaslt.LibraryError, match=r"NOT_SUPPORTED.*JITGRAD_CUBLAS=0"):
         plan.run([x._array, y._array])
-    cublaslt._connection.library = None
+    cublaslt.connection.found = None
     with pytest.raises(cublaslt.LibraryError, match="needs cuBLASLt, which is not here"):
         plan.run([x._array, y._array])
 

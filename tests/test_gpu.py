@@ -186,6 +186,34 @@ def test_large_products_by_our_kernels_and_by_the_library(dtype, mode):
             assert error < {jg.float32: 1e-5, jg.bfloat16: 1e-2, jg.float64: 1e-13}[dtype], (name, library)
 
 
+def with_gradients(x, w, options):
+    """A convolution with what follows it, and both gradients."""
+    x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
+    y = F.relu(F.conv2d(x, w, **options))
+    return [y, *jg.autograd.grad((y * y).sum(), [x, w])]
+
+
+CONVOLUTIONS = {
+    "3x3": ((8, 32, 30, 31), (64, 32, 3, 3), {"padding": 1}), "strided": ((8, 32, 30, 31), (64, 32, 3, 3), {"stride": 2}),
+    "groups": ((4, 32, 16, 16), (64, 8, 3, 3), {"groups": 4, "dilation": 2}), "1x1": ((8, 64, 28, 28), (128, 64, 1, 1), {})}
+
+
+@pytest.mark.parametrize("mode", ["default", "max-autotune"])
+@pytest.mark.parametrize("dtype", [jg.float32, jg.bfloat16, jg.float16], ids=str)
+def test_convolutions_by_our_kernels_and_by_the_library(dtype, mode):
+    """Where the library is not installed, all are ours."""
+    for name, (image, weights, options) in CONVOLUTIONS.items():
+        x, w = jg.randn(*image).to(dtype), jg.randn(*weights).to(dtype)
+        exact = with_gradients(x.double(), w.double(), options)
+        for often in ("never", "measured", "always"):
+            with config.scope(cudnn=often):
+                run = jg.compile(lambda x, w, options=options: with_gradients(x, w, options), mode=mode)
+                found = [run(x.cuda(), w.cuda()) for _ in range(4)][-1]
+            for part, one, wanted in zip(("result", "image", "weights"), found, exact, strict=True):
+                error = ((one.double().cpu() - wanted).abs().max() / wanted.abs().max()).item()
+                assert error < (1e-5 if dtype is jg.float32 else 2e-2), (name, often, part)
+
+
 def test_a_captured_step():
     jg.manual_seed(0)
     model = nn.Sequential(nn.LayerNorm(512), nn.Dropout(0.5)).cuda()

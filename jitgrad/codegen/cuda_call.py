@@ -14,7 +14,7 @@ from typing import Any
 
 from jitgrad.codegen.call import Call
 from jitgrad.codegen.cuda_templates import THREADS, WIDE
-from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLowered, CudaProduct, ErrorWord, Table
+from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLibraryCall, CudaLowered, ErrorWord, Table
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu.template import text
@@ -56,7 +56,7 @@ def lower_library(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, An
     if shared and (op.name not in GPU_IN_PLACE or shared != ((0, 0),)):
         return None
     lowered = function(Call(inputs, op.result_types(inputs, dict(attrs)), attrs, dict(shared)), aligned)
-    launches = [k for k in lowered.launches if isinstance(k, CudaProduct) or k.grid] if lowered else []
+    launches = [k for k in lowered.launches if isinstance(k, CudaLibraryCall) or k.grid] if lowered else []
     return lowered and replace(lowered, launches=tuple(launches))
 
 

@@ -38,7 +38,7 @@ from jitgrad.codegen.writer import Axis, Writer, compute_dtype
 from jitgrad.dtypes import DType
 from jitgrad.errors import CompileError, complain
 from jitgrad.ir.axes import Index
-from jitgrad.ir.graph import Graph, GraphBuilder
+from jitgrad.ir.graph import Graph, GraphBuilder, Node
 from jitgrad.ir.op import REGISTRY
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu.gemm import Matrices
@@ -83,11 +83,7 @@ def lower_convolution(body: Graph, shared: Shared, aligned: bool) -> CudaLowered
         raise complain(CompileError, node.op.name, "there is no GPU kernel for a sum of nothing with what follows it")
     image, made = (source, result) if forward else (result, source)
     geometry = Geometry.of(image.shape, weights.shape, made.shape, node.attrs)
-    epilogue, home = split_epilogue(body, node), dict(shared)
-    region = analyse(epilogue, [])
-    region.buffers = {v: Buffer(k) for k, v in enumerate(epilogue.inputs[1:])}
-    region.outputs = [(v, index, Buffer(home.get(k, len(body.inputs) + k)))
-                      for k, (v, index, _) in enumerate(region.outputs)]
+    region = what_follows(body, node, shared)
     buffers = [Buffer(body.inputs.index(v)) for v in node.inputs]
     if min(result.shape[1] // geometry.groups, geometry.rows if forward else FEW) < FEW:
         launch = cuda_elements.lower_elements(region, geometry, node.op.name, buffers, aligned)
@@ -95,6 +91,16 @@ def lower_convolution(body: Graph, shared: Shared, aligned: bool) -> CudaLowered
         product = (Forward if forward else InImage)(node.op.name, geometry, node.inputs[0].dtype, aligned)
         launch = product.launch(region, buffers[1], buffers[0])
     return CudaLowered((launch,))
+
+
+def what_follows(body: Graph, node: Node, shared: Shared) -> Region:
+    """The elementwise part of a region around a convolution, without memory for its first operand, what `node` makes."""
+    epilogue, home = split_epilogue(body, node), dict(shared)
+    region = analyse(epilogue, [])
+    region.buffers = {v: Buffer(k) for k, v in enumerate(epilogue.inputs[1:])}
+    region.outputs = [(v, index, Buffer(home.get(k, len(body.inputs) + k)))
+                      for k, (v, index, _) in enumerate(region.outputs)]
+    return region
 
 
 @lowers_on_gpu("convolution_weight_grad")

@@ -20,6 +20,7 @@ from jitgrad.codegen import (
     cuda_sort,
 )
 from jitgrad.codegen.cuda_call import lower_library
+from jitgrad.codegen.cuda_convolved import lower_alone_by_library, lower_by_library
 from jitgrad.codegen.cuda_foreach import lower_foreach
 from jitgrad.codegen.cuda_matmul import lower_matmul
 from jitgrad.codegen.cuda_product import EXACT, Products
@@ -43,8 +44,8 @@ def lower_cuda(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any],
                arch: str = "sm_80") -> CudaLowered:
     """The kernels of a region or foreach node, or of an op that has its own. `shared` holds pairs (output, input) that
     are one memory. `aligned`: the address of every operand is a multiple of 16 bytes, which accesses of several elements
-    need. `allowed`: what may be done about products. `arch`: what machine code is made for, all of which the kernels may
-    use. CompileError for what has no GPU kernel."""
+    need. `allowed`: what may be done about products and convolutions. `arch`: what machine code is made for, all of which
+    the kernels may use. CompileError for what has no GPU kernel."""
     if op.kind == "foreach":
         return lower_foreach(inputs, attrs, shared, aligned)
     if op.name in ("matmul", "int_matmul"):
@@ -52,14 +53,16 @@ def lower_cuda(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any],
         product = builder.run(op, tuple([builder.input(t) for t in inputs]), dict(attrs))
         return lower_matmul(builder.build([product]), (), aligned, allowed, arch)
     if op.kind != "region":
-        lowered = lower_library(op, inputs, attrs, shared, aligned)
+        lowered = (lower_alone_by_library(op, inputs, attrs, aligned, allowed)
+                   or lower_library(op, inputs, attrs, shared, aligned))
         if lowered is None:
             raise complain(CompileError, op.name, "there is no GPU kernel for it", fix="keep this part on the CPU")
         return lowered
     if attrs["template"] in ("matmul", "update"):
         return lower_matmul(attrs["body"], shared, aligned, allowed, arch)
     if attrs["template"] == "convolution":
-        return cuda_convolution.lower_convolution(attrs["body"], shared, aligned)
+        return (lower_by_library(attrs["body"], shared, aligned, allowed)
+                or cuda_convolution.lower_convolution(attrs["body"], shared, aligned))
     if attrs["template"] not in TEMPLATES:
         raise complain(CompileError, op.name, f"there is no GPU kernel for the template {attrs['template']!r}",
                        fix="keep this part on the CPU")

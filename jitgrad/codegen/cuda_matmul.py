@@ -21,7 +21,7 @@ from jitgrad.codegen.cuda_reduce import lower_column
 from jitgrad.codegen.cuda_templates import close_elements, lane_width, lower_map, pack
 from jitgrad.codegen.cuda_warpgroup import ARCHITECTURES, warpgroup_tile
 from jitgrad.codegen.epilogue import Shared, locate, restrict, split_epilogue
-from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLowered, CudaProduct, Let, Load, Table, When
+from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLibraryCall, CudaLowered, Let, Load, Table, When
 from jitgrad.codegen.matmul import Factor, fold_rows, merge_batch, read_through, strides_through
 from jitgrad.codegen.region import Region, accesses, analyse, collapse
 from jitgrad.codegen.templates import kernel_name
@@ -77,7 +77,7 @@ class _Lowering:
     aligned: bool
     allowed: Products
     arch: str
-    launches: list[CudaLaunch | CudaProduct] = field(default_factory=list)
+    launches: list[CudaLaunch | CudaLibraryCall] = field(default_factory=list)
     scratch: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -135,7 +135,7 @@ class _Lowering:
         more = () if bias is None else (Buffer(inputs.index(bias)) if bias in inputs else self.stored(bias),)
         workspace = self.new_scratch(WORKSPACE + SLACK)
         name = "_".join(["cublaslt", "matmul", *["bias"] * asked.bias, *[asked.activation] * bool(asked.activation)])
-        self.launches.append(CudaProduct(name, asked, (factors.a, factors.b, result, workspace, *more)))
+        self.launches.append(CudaLibraryCall(name, asked, (factors.a, factors.b, result, workspace, *more)))
 
     # ---- memory
 

@@ -1,4 +1,5 @@
-"""What a GPU may do about a matrix product beside computing it in float32 by a kernel of ours: TF32, and a library.
+"""What a GPU may do about a matrix product beside computing it in float32 by a kernel of ours: TF32, and a library. What is
+allowed about convolutions is said here, too; their half of it is `cuda_convolved`.
 
 In goes a region around a product, whose factors are read through strides; out comes the `Product` that a library would be
 asked for, with as much of what follows it as the library can do: a bias along the columns, then relu, or gelu by its
@@ -18,7 +19,7 @@ from jitgrad.codegen.choice import Choice, is_measured
 from jitgrad.dtypes import DType, float32, float64
 from jitgrad.ir.graph import Graph, Node, Value
 from jitgrad.kernels.cpu.gemm import Matrices
-from jitgrad.products import DTYPES, Laid, Product
+from jitgrad.products import DTYPES, Convolved, Laid, Product
 
 OWN, LIBRARY, APART = "our kernel", "the library", "the library, then a kernel"
 
@@ -32,18 +33,26 @@ WORTH_ASKING = 1 << 20
 @dataclass(frozen=True, slots=True)
 class Products:
     """What is allowed: `tf32`, that factors in float32 are rounded to TF32; `library`, which says whether a library can
-    compute a product, and None where there is none. `identity`: which library that is, and on which GPU."""
+    compute a product, and None where there is none; `convolving` the same for convolutions, with the memory that it needs;
+    `always`, that these are the library's wherever it can. `identity`: which libraries those are, and on which GPU."""
 
     tf32: bool = False
     library: Callable[[Product], bool] | None = None
     identity: str = ""
+    convolving: Callable[[Convolved], Convolved | None] | None = None
+    always: bool = False
     numbers: Mapping[int, float] = field(default_factory=dict)
     """Of the node that is lowered: which operands are constants, and their values."""
 
     @property
     def key(self) -> str:
         """What lowering depends on, as text."""
-        return f"{'tf32 ' * self.tf32}{self.identity}"
+        return f"{'tf32 ' * self.tf32}{'always ' * self.always}{self.identity}"
+
+    @property
+    def leave_choices(self) -> bool:
+        """Whether there is something to measure."""
+        return self.library is not None or (self.convolving is not None and not self.always)
 
 
 EXACT = Products()
@@ -61,12 +70,18 @@ class Following:
 
 def choose_way(asked: Product | None, whole: bool, allowed: Products) -> str:
     """OWN, LIBRARY or APART. `asked`: what the library would be asked for; `whole`: that is all that is to be done."""
-    if asked is None or allowed.library is None or asked.work < WORTH_ASKING:
+    library = allowed.library
+    return OWN if asked is None or library is None else choose("product", asked.work, whole, lambda: library(asked))
+
+
+def choose(question: str, work: int, whole: bool, accepts: Callable[[], bool]) -> str:
+    """The same for anything of so many multiplications; `accepts`: whether the library can do it, which is asked last."""
+    if work < WORTH_ASKING:
         return OWN
-    usual, other = (LIBRARY, OWN) if whole and asked.work >= LARGE else (OWN, LIBRARY if whole else APART)
-    if (usual is OWN and not is_measured()) or not allowed.library(asked):
+    usual, other = (LIBRARY, OWN) if whole and work >= LARGE else (OWN, LIBRARY if whole else APART)
+    if (usual is OWN and not is_measured()) or not accepts():
         return OWN
-    return Choice("product", {usual: usual, other: other}).take()
+    return Choice(question, {usual: usual, other: other}).take()
 
 
 # ---- where the factors lie -------------------------------------------------------------------------------------------

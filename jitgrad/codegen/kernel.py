@@ -24,7 +24,7 @@ from typing import Union
 
 from jitgrad.dtypes import DType
 from jitgrad.ir.graph import Where
-from jitgrad.products import Product
+from jitgrad.products import Convolved, Product
 
 Statement = Union["Loop", "Let", "Load", "Store", "Accumulate", "When"]
 
@@ -200,12 +200,12 @@ class CudaLaunch:
 
 
 @dataclass(frozen=True, slots=True)
-class CudaProduct:
-    """A product that a library computes, in the place of a launch. `arguments`: A, B, the result, the library's workspace
-    and, where it has one, the bias."""
+class CudaLibraryCall:
+    """A product or convolution that a library computes, in the place of a launch. `arguments`: both operands, the result,
+    the library's workspace and, where a product has one, the bias."""
 
     name: str
-    product: Product
+    asked: Product | Convolved
     arguments: tuple[Buffer, ...]
 
 
@@ -213,5 +213,5 @@ class CudaProduct:
 class CudaLowered:
     """What a node becomes on a GPU: launches in order, and the sizes in bytes of the scratch memory that they share."""
 
-    launches: tuple[CudaLaunch | CudaProduct, ...]
+    launches: tuple[CudaLaunch | CudaLibraryCall, ...]
     scratch: tuple[int, ...] = ()

@@ -16,6 +16,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from math import prod
 from typing import Any
 
 from jitgrad import dtypes, ops
@@ -24,7 +25,8 @@ from jitgrad.ir.graph import Graph, Where
 from jitgrad.ir.op import REGISTRY
 from jitgrad.ir.parse import parse_graph
 from jitgrad.ir.types import TensorType, parse_type
-from jitgrad.products import ACTIVATIONS, DTYPES, SLACK, WORKSPACE, Laid, Product
+from jitgrad.ops.contraction import convolution_output_shape
+from jitgrad.products import ACTIVATIONS, CONVOLVED_DTYPES, DTYPES, KINDS, SLACK, WORKSPACE, Convolved, Laid, Product
 
 Ref = tuple[str, int]
 
@@ -43,6 +45,7 @@ class Boxes:
 Argument = Ref | Boxes | int | str
 SPACES = ("input", "output", "arena", "constant", "private", "table", "error")
 OPS = ops                                                   # importing them is what fills the registry
+_KEYS = {Product: "product", Convolved: "convolution"}       # of what a library is asked for, in JSON
 _KEY = re.compile(r"[0-9a-f]{16,64}\Z")
 
 
@@ -67,10 +70,10 @@ class HostCall:
 
 @dataclass(frozen=True, slots=True)
 class LibraryCall:
-    """An entry that a library of matrix products carries out. `operands`: the places of A, B, the result, the workspace and,
-    where the product has one, the bias."""
+    """An entry that a library carries out. `operands`: the places of both operands, the result, the workspace and, where a
+    product has one, the bias."""
 
-    product: Product
+    asked: Product | Convolved
     operands: tuple[Ref, ...]
 
 
@@ -226,18 +229,39 @@ def _check_entry(entry: Entry, check_ref: Callable[[Ref, int], None]) -> None:
 
 def _check_call(call: LibraryCall, check_ref: Callable[[Ref, int], None]) -> None:
     """What is read and written exists."""
-    product = call.product
+    needed = _bytes_of_product(call.asked) if isinstance(call.asked, Product) else _bytes_of_convolved(call.asked)
+    _require(len(call.operands) == len(needed), "operands of a library's call are missing")
+    for ref, nbytes in zip(call.operands, needed, strict=True):
+        check_ref(ref, nbytes)
+
+
+def _bytes_of_product(product: Product) -> tuple[int, ...]:
+    """The bytes that each operand of a product must have; ValueError for one that does not exist."""
     _require(min(product.m, product.n, product.k, product.batch) > 0, "a product of nothing")
     _require(product.dtype in DTYPES and product.activation in ACTIVATIONS, "a product that no library knows")
     _require(min(x for laid in (product.a, product.b) for x in (laid.pitch, laid.stride + 1, laid.first + 1)) > 0,
              "a factor that begins before its memory")
-    _require(len(call.operands) == 4 + product.bias, "operands of a product are missing")
     batch, m, n, k = product.batch, product.m, product.n, product.k
     item = dtypes.BY_SHORT[product.dtype].itemsize
-    needed = (product.a.end(batch, m, k) * item, product.b.end(batch, k, n) * item, batch * m * n * item, WORKSPACE + SLACK,
-              n * item)
-    for ref, nbytes in zip(call.operands, needed, strict=False):
-        check_ref(ref, nbytes)
+    bias = (n * item,) * product.bias
+    return (product.a.end(batch, m, k) * item, product.b.end(batch, k, n) * item, batch * m * n * item, WORKSPACE + SLACK,
+            *bias)
+
+
+def _bytes_of_convolved(asked: Convolved) -> tuple[int, ...]:
+    """The same for a convolution."""
+    image, weights, axes = asked.image, asked.weights, (asked.stride, asked.low, asked.high, asked.dilation)
+    _require(asked.kind in KINDS and asked.dtype in CONVOLVED_DTYPES, "a convolution that no library knows")
+    _require(len(image) == len(weights) == 2 + len(asked.stride) and 1 <= len(asked.stride) <= 3
+             and {len(sizes) for sizes in axes} == {len(asked.stride)}, "a convolution of something else than images")
+    _require(min(*image, *weights, *asked.result, *asked.stride, *asked.dilation, *[p + 1 for p in asked.low + asked.high],
+                 asked.workspace + 1) > 0, "a convolution of nothing")
+    padding = tuple(zip(asked.low, asked.high, strict=True))
+    shape = convolution_output_shape(image, weights, asked.stride, padding, asked.dilation)
+    _require(image[1] % weights[1] == 0 == weights[0] % asked.groups and shape == asked.result,
+             "shapes of a convolution that do not fit")
+    item = dtypes.BY_SHORT[asked.dtype].itemsize
+    return (*[prod(sizes) * item for sizes in asked.shapes], asked.workspace + SLACK)
 
 
 def _ref_checker(spec: PlanSpec) -> Callable[[Ref, int], None]:
@@ -266,7 +290,7 @@ def _write_entry(entry: Entry) -> dict[str, Any]:
     return {"name": entry.name, "kernel": entry.kernel, "host": host, "items": entry.items,
             "arguments": [_write_argument(a) for a in entry.arguments],
             "where": entry.where and list(entry.where), "threads": entry.threads, "wide": entry.wide,
-            "library": entry.library and {"product": asdict(entry.library.product),
+            "library": entry.library and {_KEYS[type(entry.library.asked)]: asdict(entry.library.asked),
                                           "operands": [list(ref) for ref in entry.library.operands]},
             "dynamic": entry.dynamic}
 
@@ -310,14 +334,22 @@ def _read_entry(data: Any) -> Entry:
 
 
 def _read_call(data: Any) -> LibraryCall:
-    given = {**data["product"], "a": _read_fields(Laid, data["product"]["a"]), "b": _read_fields(Laid, data["product"]["b"])}
-    return LibraryCall(_read_fields(Product, given), tuple([_read_ref(ref) for ref in data["operands"]]))
+    operands = tuple([_read_ref(ref) for ref in data["operands"]])
+    if _KEYS[Convolved] in data:
+        given = {name: tuple(v) if type(v) is list else v for name, v in data[_KEYS[Convolved]].items()}
+        return LibraryCall(_read_fields(Convolved, given), operands)
+    given = data[_KEYS[Product]]
+    return LibraryCall(_read_fields(Product, {**given, "a": _read_fields(Laid, given["a"]),
+                                              "b": _read_fields(Laid, given["b"])}), operands)
 
 
 def _read_fields(kind: type, data: Mapping[str, Any]) -> Any:
     """A dataclass from its fields by name, each of the type that its annotation names."""
-    types = {"bool": bool, "int": int, "str": str, "Laid": Laid}
-    return kind(**{f.name: _read(data[f.name], types[str(f.type)]) for f in fields(kind)})
+    types = {"bool": bool, "int": int, "str": str, "Laid": Laid, "Ints": tuple}
+    given = {f.name: _read(data[f.name], types[str(f.type)]) for f in fields(kind)}
+    for value in given.values():
+        _require(type(value) is not tuple or all(type(size) is int for size in value), f"{value!r} are no sizes")
+    return kind(**given)
 
 
 def _read(value: Any, kind: type) -> Any:

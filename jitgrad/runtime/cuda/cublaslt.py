@@ -1,12 +1,11 @@
-"""cuBLASLt, NVIDIA's library of matrix products, by ctypes: found at run time, needed by nothing.
+"""cuBLASLt, NVIDIA's library of matrix products, by ctypes.
 
     if cublaslt.accepts(gpu, product):                          # loads the library at its first question
         call = ProductCall(product, slots, gpu)                 # an entry of a `LaunchPlan`
 
-It is looked for in the folders of NVIDIA's packages, then where the system looks. A `Product` (`jitgrad.products`) says what
-is computed; everything that the library needs beside it, descriptors and the way that its heuristics choose, is made once
-and kept by the entry. The workspace is the caller's, so a call may be captured into a CUDA graph. `connect` puts another
-object with the same functions in the library's place, which is what the tests do.
+How it is found is said in `libraries`. A `Product` (`jitgrad.products`) says what is computed; everything that the library
+needs beside it, descriptors and the way that its heuristics choose, is made once and kept by the entry. The workspace is
+the caller's, so a call may be captured into a CUDA graph.
 
 The library thinks column by column. Our result, row by row, is to it the transposed one, so it computes B' A' = (A B)'.
 Numbers of attributes and types are those of its header, cublasLt.h.
@@ -15,26 +14,19 @@ Numbers of attributes and types are those of its header, cublasLt.h.
 from __future__ import annotations
 
 import ctypes as c
-import sys
-import threading
-import warnings
 import weakref
 from collections.abc import Sequence
 from ctypes import POINTER, byref, c_int, c_size_t, c_uint32, c_uint64, c_void_p
-from functools import cache
 from math import gcd
-from pathlib import Path
 from typing import Any
 
 from jitgrad.dtypes import BY_SHORT
-from jitgrad.errors import DeviceError, complain
 from jitgrad.products import SLACK, WORKSPACE, Laid, Product
 from jitgrad.runtime.cuda.driver import Gpu
 from jitgrad.runtime.cuda.launch import Slot
+from jitgrad.runtime.cuda.libraries import SUCCESS, Connection, Library, LibraryError
 from jitgrad.runtime.cuda.streams import Stream
 
-NAMES = ("libcublasLt.so.13", "libcublasLt.so.12")
-SUCCESS = 0
 ALIGNMENT = 16                                  # of the address of every operand, in bytes, unless it begins behind it
 
 TYPES = {"f32": 0, "f64": 1, "f16": 2, "bf16": 14}                             # cudaDataType
@@ -74,138 +66,23 @@ PROTOTYPES: dict[str, tuple[Any, ...]] = {
 """The parameters of every function that is used; all return a status."""
 
 
-class LibraryError(DeviceError):
-    """A call of cuBLASLt that failed; `code` is its status."""
+class CublasLt(Library):
+    """See the module."""
 
-    code: int = 0
-
-
-class Library:
-    """The library with its functions declared. `version`: its own number, such as 130100."""
-
-    def __init__(self, functions: Any):
-        self._functions = {name: _declared(functions, name, types, c_int) for name, types in PROTOTYPES.items()}
-        self._name = _declared(functions, "cublasLtGetStatusName", (c_int,), c.c_char_p)
-        self.version: int = _declared(functions, "cublasLtGetVersion", (), c_size_t)()
-        self._handles: weakref.WeakKeyDictionary[Gpu, int] = weakref.WeakKeyDictionary()
-        self._lock = threading.Lock()
-
-    def call(self, name: str, *arguments: Any, fix: str = "", where: tuple[str, int] | None = None) -> None:
-        """Call a function; LibraryError unless it succeeds."""
-        code = self._functions[name](*arguments)
-        if code != SUCCESS:
-            raise self.error(code, name, fix, where)
-
-    def release(self, name: str, handle: int) -> None:
-        """Give something back, from a finalizer: where that fails there is nothing left to do."""
-        self._functions[name](handle)
-
-    def error(self, code: int, name: str, fix: str = "", where: tuple[str, int] | None = None) -> LibraryError:
-        """The exception for a status that the function `name` gave."""
-        text = self._name(code)
-        raised = complain(LibraryError, "cuda", f"cuBLASLt {self.version}: {name} failed: "
-                          f"{text.decode() if text else f'status {code}'}", fix=fix, where=where)
-        assert isinstance(raised, LibraryError)
-        raised.code = code
-        return raised
-
-    def handle(self, gpu: Gpu) -> int:
-        """The library's handle for `gpu`, whose context is current from here on."""
-        gpu.activate()
-        with self._lock:
-            found = self._handles.get(gpu)
-            if found is None:
-                handle = c_void_p()
-                self.call("cublasLtCreate", handle)
-                found = self._handles[gpu] = handle.value or 0
-            return found
+    title, names, prototypes = "cuBLASLt", ("libcublasLt.so.13", "libcublasLt.so.12"), PROTOTYPES
+    describing, numbering, creating = "cublasLtGetStatusName", "cublasLtGetVersion", "cublasLtCreate"
 
 
-def _declared(functions: Any, name: str, types: tuple[Any, ...], result: Any) -> Any:
-    function = getattr(functions, name)
-    function.argtypes, function.restype = types, result
-    return function
-
-
-# ---- where it is -----------------------------------------------------------------------------------------------------
-
-
-class _Connection:
-    library: Library | None = None
-    looked = False                              # for it
-    given = False                               # by `connect`
-    warned = False                              # that it cannot be used
-    lock = threading.Lock()
-
-
-_connection = _Connection()
-
-
-@cache
-def _packaged() -> str | None:
-    """The library's file in a package of NVIDIA's, the newest; nothing is loaded."""
-    for name in NAMES:
-        for folder in sys.path:
-            for file in sorted(Path(folder or ".").glob(f"nvidia/*/lib/{name}")):
-                return str(file)
-    return None
-
-
-def library() -> Library | None:
-    """The library, loaded at the first call; None when there is none."""
-    if not _connection.looked:
-        with _connection.lock:
-            if not _connection.looked:
-                _connection.library, _connection.looked = _load(), True
-    return _connection.library
-
-
-def _load() -> Library | None:
-    for name in filter(None, (_packaged(), *NAMES)):
-        try:
-            return Library(c.CDLL(name))
-        except (OSError, AttributeError):                  # it is not there, or another one of that name
-            continue
-    return None
-
-
-def identity() -> str:
-    """What tells one library from another, for keys; empty where there is none. A package's is not loaded for that."""
-    file = None if _connection.given else _packaged()
-    if file is not None:
-        return _signature(file)
-    found = library()
-    return "" if found is None else str(found.version)
-
-
-@cache
-def _signature(file: str) -> str:
-    return f"{file} {Path(file).stat().st_size}"
-
-
-def connect(functions: Any) -> Library:
-    """Use `functions`, an object with the library's functions, from now on; returns what it became."""
-    _connection.library, _connection.looked, _connection.given = Library(functions), True, True
-    return _connection.library
-
-
-def disconnect() -> None:
-    """Forget the library; the next use looks for it again."""
-    _connection.library, _connection.looked, _connection.given, _connection.warned = None, False, False, False
+connection = Connection(CublasLt, "matrix products")
+library, identity, connect, disconnect = (connection.library, connection.identity, connection.connect,
+                                          connection.disconnect)
 
 
 def accepts(gpu: Gpu, product: Product) -> bool:
     """Whether the library is there, can be used on `gpu`, and has a way to compute `product`. It is said once why not when
     the library is there and cannot be used."""
-    found = library()
+    found = connection.usable(gpu)
     if found is None:
-        return False
-    try:
-        found.handle(gpu)
-    except LibraryError as error:
-        if not _connection.warned:
-            _connection.warned = True
-            warnings.warn(f"matrix products run without cuBLASLt: {error}", RuntimeWarning, stacklevel=2)
         return False
     try:
         Prepared(found, gpu, product)
@@ -298,10 +175,7 @@ class ProductCall:
     bias. `where`: the user's line, for errors."""
 
     def __init__(self, product: Product, slots: Sequence[Slot], gpu: Gpu, where: tuple[str, int] | None = None):
-        found = library()
-        if found is None:
-            raise complain(LibraryError, "cuda", "this plan needs cuBLASLt, which is not here any more",
-                           fix="Set JITGRAD_CUBLAS=0, or install nvidia-cublas again", where=where)
+        found = connection.needed("Set JITGRAD_CUBLAS=0, or install nvidia-cublas again", where)
         self.slots, self.where = tuple(slots), where
         self.prepared = Prepared(found, gpu, product, where)
         self._arguments: tuple[Any, ...] = ()

@@ -17,19 +17,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from jitgrad.errors import DivisionByZeroError, OutOfRangeError, ShapeError, complain
+from jitgrad.ir.graph import Where
 from jitgrad.ir.op import REGISTRY
 from jitgrad.ir.types import TensorType
+from jitgrad.products import Convolved, Product
 from jitgrad.runtime import errors
 from jitgrad.runtime.cuda import code, memory, streams
 from jitgrad.runtime.cuda.array import Array, DeviceArray, copy_into, empty, moved, to_host, upload
 from jitgrad.runtime.cuda.cublaslt import ProductCall
 from jitgrad.runtime.cuda.driver import Gpu
-from jitgrad.runtime.cuda.launch import ConstantBlock, Launch, LaunchPlan, MatrixMap, Slot
+from jitgrad.runtime.cuda.launch import ConstantBlock, Entry as Enqueued, Launch, LaunchPlan, MatrixMap, Slot
 from jitgrad.runtime.cuda.streams import Stream
 from jitgrad.runtime.spec import Argument, Boxes, Entry, Output, PlanSpec, Ref
 from jitgrad.shapes import contiguous_strides
@@ -131,7 +134,7 @@ class Frame:
     def _steps(self) -> Iterator[Step]:
         """Launches that follow each other are one step. Errors are looked for where Python waits anyway, and behind the
         last kernel that may report one."""
-        launches: list[Launch | ProductCall] = []
+        launches: list[Enqueued] = []
         unchecked, last = False, max(self.plan.failing, default=-1)
         for k, entry in enumerate(self.spec.entries):
             unchecked = unchecked or k in self.plan.failing
@@ -148,13 +151,13 @@ class Frame:
         if launches:
             yield self._together(launches)
 
-    def _together(self, launches: list[Launch | ProductCall]) -> LaunchPlan:
+    def _together(self, launches: list[Enqueued]) -> LaunchPlan:
         return LaunchPlan(launches, self.first["error"] + 1, self.gpu)
 
-    def _launch(self, position: int, entry: Entry) -> Launch | ProductCall:
+    def _launch(self, position: int, entry: Entry) -> Enqueued:
         if entry.library is not None:
             slots = [Slot(*self._slot(ref)) for ref in entry.library.operands]
-            return ProductCall(entry.library.product, slots, self.gpu, entry.where)
+            return _library_call(entry.library.asked, slots, self.gpu, entry.where)
         assert entry.kernel is not None
         number = np.int64 if entry.wide else np.int32
 
@@ -350,6 +353,14 @@ class Frame:
         if home is not None and not captured:
             return home if home.shape == output.type.shape else home.reshape(output.type.shape)
         return self._at(output.source, output.type, ready.addresses).copy()
+
+
+def _library_call(asked: Product | Convolved, slots: Sequence[Slot], gpu: Gpu, where: Where) -> Enqueued:
+    """The entry for what a library is asked for."""
+    if isinstance(asked, Product):
+        return ProductCall(asked, slots, gpu, where)
+    call: Enqueued = import_module("jitgrad.runtime.cuda.cudnn").ConvolutionCall(asked, slots, gpu, where)
+    return call
 
 
 def resolve(spec: PlanSpec, ref: Ref) -> Ref:

@@ -1,0 +1,288 @@
+"""A stand-in for cuDNN 9, for tests: `StandInCudnn(standin)` has the functions that `runtime.cuda.cudnn` declares.
+
+It is called through ctypes like the real one. Every descriptor takes the attributes that the header, cudnn_graph.h, lists
+for it, of their types and numbers of elements, all of them before it is finalized and none afterwards; what it is made of
+must be finalized, and shapes must fit. `ways` are the engine configurations that its heuristics offer, by their mode. A
+convolution is queued in the handle's stream, so it can be captured, and computed by NumPy in float64, tap by tap.
+`fail["cudnnBackendExecute"] = 5000` makes a function fail with that status, once; `asked` lists what was computed."""
+
+import ctypes
+import itertools
+from ctypes import CFUNCTYPE, c_int
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+from cublaslt_standin import to_tf32
+
+from jitgrad.runtime.cuda.cudnn import PROTOTYPES
+
+BAD_PARAM, NOT_FINALIZED, SHAPES_DIFFER, NOT_SUPPORTED = 2000, 2004, 2008, 3000
+NAMES = {1001: b"CUDNN_STATUS_NOT_INITIALIZED", 2000: b"CUDNN_STATUS_BAD_PARAM", 3000: b"CUDNN_STATUS_NOT_SUPPORTED",
+         4000: b"CUDNN_STATUS_INTERNAL_ERROR", 5000: b"CUDNN_STATUS_EXECUTION_FAILED"}
+TYPES = {0: np.dtype(np.float32), 2: np.dtype(np.float16), 9: np.dtype(ml_dtypes.bfloat16)}
+
+# CUDNN_TYPE_…
+HANDLE, DATA_TYPE, INT64, FLOAT, ADDRESS, CONVOLUTION_MODE, HEUR_MODE, NOTE, DESCRIPTOR = 0, 1, 3, 4, 6, 7, 8, 11, 15
+ELEMENTS = {HANDLE: ctypes.c_uint64, DATA_TYPE: c_int, INT64: ctypes.c_int64, FLOAT: ctypes.c_float,
+            ADDRESS: ctypes.c_uint64, CONVOLUTION_MODE: c_int, HEUR_MODE: c_int, NOTE: c_int, DESCRIPTOR: ctypes.c_uint64}
+
+MANY = None
+ONE_PART = (DESCRIPTOR, 1)
+SETTABLE = {
+    1: {100: (DATA_TYPE, 1), 101: (CONVOLUTION_MODE, 1), 102: (INT64, MANY), 103: (INT64, MANY), 104: (INT64, MANY),
+        105: (INT64, MANY), 106: (INT64, 1)},                                                # CONVOLUTION
+    2: {}, 3: {},                                                                            # ENGINE, ENGINECFG
+    4: {200: (HEUR_MODE, 1), 201: ONE_PART},                                                 # ENGINEHEUR
+    5: {400: (HANDLE, 1), 401: ONE_PART},                                                    # EXECUTION_PLAN
+    10: {700: (FLOAT, 1), 701: (FLOAT, 1), **dict.fromkeys(range(702, 706), ONE_PART)},      # … CONVOLUTION_FORWARD
+    11: {712: (FLOAT, 1), 713: (FLOAT, 1), **dict.fromkeys(range(714, 718), ONE_PART)},      # … BACKWARD_FILTER
+    12: {706: (FLOAT, 1), 707: (FLOAT, 1), **dict.fromkeys(range(708, 712), ONE_PART)},      # … BACKWARD_DATA
+    15: {800: (HANDLE, 1), 801: (DESCRIPTOR, MANY)},                                         # OPERATIONGRAPH
+    16: {1000: (INT64, MANY), 1001: (ADDRESS, MANY), 1003: (ADDRESS, 1)},                    # VARIANT_PACK
+    17: {900: (INT64, 1), 901: (DATA_TYPE, 1), 902: (INT64, MANY), 903: (INT64, MANY), 906: (INT64, 1)},      # TENSOR
+}
+"""The attributes of each kind of descriptor: their type, and how many elements they have."""
+
+PARTS = {10: {"convolution": 702, "w": 703, "x": 704, "y": 705}, 11: {"convolution": 714, "w": 715, "x": 716, "y": 717},
+         12: {"convolution": 708, "w": 709, "x": 710, "y": 711}}
+KINDS = {10: "convolution", 11: "convolution_weight_grad", 12: "convolution_input_grad"}
+TENSOR_CORE, DOWN_CONVERT_INPUTS, REDUCED_PRECISION_REDUCTION, NONDETERMINISTIC, WINOGRAD = 0, 1, 2, 4, 5     # notes
+MODE_A, MODE_FALLBACK = 3, 2
+
+
+@dataclass(frozen=True)
+class Way:
+    """An engine configuration: what it is called, its numerical notes, its workspace, whether it can be built."""
+
+    name: str = "usual"
+    notes: tuple = ()
+    workspace: int = 1000
+    builds: bool = True
+
+
+class Refused(Exception):
+    """What a function of the stand-in answers with: a status."""
+
+
+def require(condition, status=BAD_PARAM):
+    if not condition:
+        raise Refused(status)
+
+
+class Thing:
+    """A descriptor: its kind, its attributes by number, whether it is finalized, and whether it was destroyed. What comes
+    from heuristics has a way, and the operation that they were asked about."""
+
+    def __init__(self, kind, way=None, operation=None):
+        self.kind, self.attributes, self.final, self.destroyed = kind, {}, False, False
+        self.way, self.operation = way, operation
+
+    def __getitem__(self, attribute):
+        return self.attributes[attribute]
+
+    def is_whole(self):
+        """Whether it and all that it is made of is still there."""
+        values = [v if type(v) is list else [v] for v in self.attributes.values()]
+        return not self.destroyed and all(v.is_whole() for value in values for v in value if type(v) is Thing)
+
+
+class StandInCudnn:
+    """See the module."""
+
+    def __init__(self, standin):
+        self.standin, self.ways = standin, {MODE_A: [Way()], MODE_FALLBACK: []}
+        self.fail, self.asked, self.things, self.problems, self.built = {}, [], {}, [], []
+        self.streams = {}                                       # of each handle
+        self._numbers = itertools.count(0x9000)
+        self.cudnnGetVersion = lambda: 92800
+        self.cudnnGetLastErrorString = CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t)(self._last_error)
+        self.cudnnGetErrorString = lambda code: NAMES.get(code)
+        for name in PROTOTYPES:
+            setattr(self, name, CFUNCTYPE(c_int, *PROTOTYPES[name])(self._guarded(name)))
+
+    @staticmethod
+    def _last_error(text, size):
+        ctypes.memmove(text, b"count == 0\0", 11)
+
+    def _guarded(self, name):
+        function = getattr(self, f"_{name}")
+
+        def call(*arguments):
+            try:
+                code = self.fail.pop(name, 0)
+                if not code:
+                    function(*arguments)
+                return code
+            except Refused as refused:
+                return refused.args[0]
+            except BaseException as problem:                    # ctypes would print and forget it
+                self.problems.append(problem)
+                return 4000
+
+        return call
+
+    def _put(self, out, thing):
+        out[0] = next(self._numbers)
+        self.things[out[0]] = thing
+
+    def _cudnnCreate(self, out):
+        self._put(out, ("handle", self.standin._context()))
+
+    def _cudnnSetStream(self, handle, stream):
+        self.streams[handle] = stream
+
+    def _cudnnBackendCreateDescriptor(self, kind, out):
+        require(kind in SETTABLE, NOT_SUPPORTED)
+        self._put(out, Thing(kind))
+
+    def _cudnnBackendDestroyDescriptor(self, handle):
+        self.things.pop(handle).destroyed = True
+
+    # ---- attributes
+
+    def _cudnnBackendSetAttribute(self, handle, attribute, kind, count, data):
+        thing = self.things[handle]
+        wanted, many = SETTABLE[thing.kind].get(attribute, (None, 0))
+        require(not thing.final and kind == wanted and count >= 1 and many in (MANY, count))
+        values = list(ctypes.cast(data, ctypes.POINTER(ELEMENTS[kind]))[:count])
+        if kind == DESCRIPTOR:
+            values = [self.things[value] for value in values]
+            require(all(value.final for value in values), NOT_FINALIZED)
+        thing.attributes[attribute] = values[0] if many == 1 else values
+
+    def _cudnnBackendGetAttribute(self, handle, attribute, kind, room, count, data):
+        thing = self.things[handle]
+        require(thing.final)
+        answer = {(4, 202): self._results, (3, 300): self._engine, (2, 1303): self._notes, (5, 402): self._workspace}
+        wanted, values = answer[thing.kind, attribute](thing)
+        require(kind == wanted)
+        count[0] = len(values) if not room else min(room, len(values))
+        array = ctypes.cast(data, ctypes.POINTER(ELEMENTS[kind])) if room else None
+        for k in range(count[0] if room else 0):
+            if kind == DESCRIPTOR:                              # those that came are filled
+                empty = self.things[array[k]]
+                require(not empty.final and empty.kind == values[k].kind)
+                empty.way, empty.operation, empty.final = values[k].way, values[k].operation, True
+            else:
+                array[k] = values[k]
+
+    def _results(self, thing):
+        return DESCRIPTOR, [Thing(3, way, thing[201][801][0]) for way in self.ways[thing[200]]]
+
+    @staticmethod
+    def _engine(thing):
+        return DESCRIPTOR, [Thing(2, thing.way)]
+
+    @staticmethod
+    def _notes(thing):
+        return NOTE, list(thing.way.notes)
+
+    @staticmethod
+    def _workspace(thing):
+        return INT64, [thing.way.workspace]
+
+    # ---- finalizing
+
+    def _cudnnBackendFinalize(self, handle):
+        thing = self.things[handle]
+        require(not thing.final and set(thing.attributes) == set(SETTABLE[thing.kind]))
+        checks = {1: self._check_convolution, 4: self._check_heuristics, 5: self._check_plan, 10: self._check_operation,
+                  11: self._check_operation, 12: self._check_operation, 15: self._check_graph, 16: self._check_operands,
+                  17: self._check_tensor}
+        checks[thing.kind](thing)
+        thing.final = True
+
+    @staticmethod
+    def _check_tensor(thing):
+        sizes, pitches = thing[902], thing[903]
+        require(len(sizes) == len(pitches) in (4, 5) and min(*sizes, *pitches) > 0)
+        require(thing[901] in TYPES, NOT_SUPPORTED)
+        require(thing[900] % TYPES[thing[901]].itemsize == 0)
+        require(pitches == [int(np.prod(sizes[k + 1:])) for k in range(len(sizes))], NOT_SUPPORTED)       # ours are dense
+
+    @staticmethod
+    def _check_convolution(thing):
+        require(thing[100] == 0 and thing[101] == 1)                                # computed in float32, not flipped
+        require({len(thing[k]) for k in (102, 103, 104, 105)} == {thing[106]})
+        require(min(*thing[102], *thing[103]) > 0 and min(*thing[104], *thing[105]) >= 0)
+
+    @staticmethod
+    def _check_operation(thing):
+        convolution, w, x, y = [thing[k] for k in PARTS[thing.kind].values()]
+        require((convolution.kind, w.kind, x.kind, y.kind) == (1, 17, 17, 17) and len({t[901] for t in (w, x, y)}) == 1)
+        require(len({t[906] for t in (w, x, y)}) == 3 and {thing[min(SETTABLE[thing.kind])]} == {1.0})
+        require(thing[min(SETTABLE[thing.kind]) + 1] == 0.0)
+        axes = convolution[106]
+        require({len(t[902]) for t in (w, x, y)} == {axes + 2}, SHAPES_DIFFER)
+        (n, channels, *sizes), (rows, depth, *kernel), made = x[902], w[902], y[902]
+        out = [(sizes[k] + convolution[105][k] + convolution[104][k] - convolution[102][k] * (kernel[k] - 1) - 1)
+               // convolution[103][k] + 1 for k in range(axes)]
+        require(made == [n, rows, *out] and channels % depth == 0 == rows % (channels // depth), SHAPES_DIFFER)
+
+    def _check_graph(self, thing):
+        require(self.things[thing[800]][0] == "handle" and len(thing[801]) == 1 and thing[801][0].kind in KINDS)
+
+    def _check_heuristics(self, thing):
+        require(thing[200] in self.ways and thing[201].kind == 15)
+
+    def _check_plan(self, thing):
+        require(self.things[thing[400]][0] == "handle" and thing[401].way is not None)
+        thing.way, thing.operation = thing[401].way, thing[401].operation
+        self.built.append(thing.way.name)
+        require(thing.way.builds, NOT_SUPPORTED)
+
+    @staticmethod
+    def _check_operands(thing):
+        require(len(thing[1000]) == len(thing[1001]) == 3 and thing[1003] % 256 == 0)
+
+    # ---- computing
+
+    def _cudnnBackendExecute(self, handle, plan, operands):
+        plan, operands = self.things[plan], self.things[operands]
+        require(plan.final and operands.final and (plan.kind, operands.kind) == (5, 16) and plan.is_whole())
+        require(self.things[handle] == ("handle", self.standin._context()) and plan[400] == handle)
+        addresses = dict(zip(operands[1000], operands[1001], strict=True))
+        require(all(address % 16 == 0 for address in addresses.values()))
+        self.standin._enqueue(self.streams[handle], "cudnnBackendExecute",
+                              lambda: self._compute(plan.way, plan.operation, addresses, operands[1003]))
+
+    def _compute(self, way, operation, addresses, workspace):
+        self.standin.write(workspace, b"\xc3" * way.workspace)    # it is the library's
+        convolution, *tensors = [operation[k] for k in PARTS[operation.kind].values()]
+        kind = TYPES[tensors[0][901]]
+        made = {10: 2, 11: 0, 12: 1}[operation.kind]
+        w, x, y = [np.zeros(t[902]) if k == made else self._read(t, addresses[t[906]], kind, TENSOR_CORE in way.notes)
+                   for k, t in enumerate(tensors)]
+        convolve(operation.kind, convolution, w, x, y)
+        result = (w, x, y)[made].astype(kind)
+        self.standin.write(addresses[tensors[made][906]], result.tobytes())
+        self.asked.append((KINDS[operation.kind], kind, way.name))
+
+    def _read(self, tensor, address, kind, on_tensor_cores):
+        found = np.frombuffer(self.standin.read(address, int(np.prod(tensor[902])) * kind.itemsize), kind)
+        if kind == np.float32 and on_tensor_cores:
+            found = to_tf32(found)
+        return found.reshape(tensor[902]).astype(np.float64)
+
+
+def convolve(kind, convolution, w, x, y):
+    """Add what is computed to zeros in the one that is: a tap meets every `stride`th pixel of an image with its padding."""
+    dilation, stride, high, low = [convolution[k] for k in (102, 103, 104, 105)]
+    groups = x.shape[1] // w.shape[1]
+    padded = np.pad(x, [(0, 0), (0, 0), *zip(low, high, strict=True)])
+    grouped = padded.reshape(len(x), groups, -1, *padded.shape[2:])
+    rows = w.reshape(groups, -1, *w.shape[1:])
+    made = y.reshape(len(y), groups, -1, *y.shape[2:])
+    for tap in np.ndindex(*w.shape[2:]):
+        met = (..., *[slice(t * d, t * d + (n - 1) * s + 1, s)
+                      for t, d, n, s in zip(tap, dilation, y.shape[2:], stride, strict=True)])
+        if kind == 10:
+            made += np.einsum("ngc...,goc->ngo...", grouped[met], rows[(..., *tap)])
+        elif kind == 12:
+            grouped[met] += np.einsum("ngo...,goc->ngc...", made, rows[(..., *tap)])
+        else:
+            flat = [a.reshape(*a.shape[:3], -1) for a in (grouped[met], made)]
+            rows[(..., *tap)] = np.einsum("ngcp,ngop->goc", *flat)
+    if kind == 12:
+        x[...] = padded[(..., *[slice(a, a + n) for a, n in zip(low, x.shape[2:], strict=True)])]
