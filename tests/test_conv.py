@@ -92,6 +92,11 @@ DEPTHWISE = {
     "stride beyond the kernel": case(channels=4, height=9, width=9, out=4, groups=4, kernel=(1, 2), stride=(3, 4)),
     "sequence": case(channels=4, height=1, width=70, out=4, groups=4, kernel=(1, 4), padding=((0, 0), (3, 0))),
     "nearly only padding": case(channels=4, height=2, width=2, out=4, groups=4, kernel=(5, 5), padding=((3, 3), (3, 3))),
+    "seven by seven": case(channels=4, height=15, width=19, out=8, groups=4, kernel=(7, 7), padding=((3, 3), (3, 3))),
+    "many rows of few columns": case(images=1, channels=4, height=150, width=7, out=4, groups=4, padding=SAME,
+                                     stride=(2, 2)),
+    "stride across alone": case(channels=4, height=9, width=40, out=4, groups=4, kernel=(3, 5), padding=SAME, stride=(1, 2)),
+    "stride down alone": case(channels=4, height=18, width=17, out=4, groups=4, kernel=(5, 3), padding=SAME, stride=(3, 1)),
 }
 """Those of one channel in each group."""
 

@@ -30,7 +30,7 @@ from jitgrad.kernels.cpu.tile import (
     tile_transform,
     transpose_block,
     transpose_tile,
-    weighted_run,
+    weighted_rows,
 )
 
 winograd_input, winograd_output = tile_transform.NAMES["winograd_input"], tile_transform.NAMES["winograd_output"]
@@ -191,9 +191,9 @@ def winograd_again(args, begin, end, thread):
                         continue
                     within = 0 <= above < height - 2
                     if within:                                      # all taps meet the image but for some columns
-                        weighted_run(out_width, 1, channels, height * width, 3, width, 3, 1, left, left + width,
-                                     x, (image * channels * height + above) * width - left,
-                                     w, weights, channel_step, 3 * tap_step, tap_step, line, base)
+                        weighted_rows(1, out_width, 0, 1, channels, height * width, 3, width, 3, 1, left, left + width,
+                                      x, (image * channels * height + above) * width - left,
+                                      w, weights, channel_step, 3 * tap_step, tap_step, line, base, 0)
                     for column in range(out_width):
                         before = column - left
                         if isfinite(load(o, place + column, 2, 4)):
@@ -317,21 +317,22 @@ def winograd_weights_again(args, begin, end, thread):
                     down, right = tap // 3 - top, tap % 3 - left
                     first = min(max(-down, 0), out_height)
                     last = max(min(height - down, out_height), first)
-                    total = T(0)
+                    store(o, place, T(0), 2, 3)
                     for image in range(first_image, last_image):
                         plane = (image * channels + channel) * height * width
                         other = (image * rows + row) * out_height * out_width
-                        total = T(total + dot_rows(last - first, out_width, 1, -right, width - right,
-                                                   x, plane + (first + down) * width + right, width,
-                                                   g, other + first * out_width, out_width))
+                        dot_rows(last - first, out_width, width, 1, 1, 1, -right, width - right,
+                                 x, plane + (first + down) * width + right, g, other + first * out_width, out_width,
+                                 o, place)
+                        total = load(o, place, 2, 3)
                         for y in range(out_height):                 # zeros times what is not finite
                             within = first <= y < last
                             for column in range(out_width):
                                 if not within or column + right < 0 or column + right >= width:
                                     total = T(total + T(0) * load(g, other + y * out_width + column, 1, 3))
+                        store(o, place, total, 2, 3)
                         if isnan(total):
                             break
-                    store(o, place, total, 2, 3)
 
 
 KERNELS = {kernel.__name__: kernel for kernel in (winograd_weights, winograd_turned_weights, winograd, winograd_again,
