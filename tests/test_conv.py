@@ -37,6 +37,9 @@ CASES = {
     "one dimension": case(height=1, width=60, kernel=(1, 5), padding=((0, 0), (2, 2))),
     "many channels": case(channels=70, height=6, width=7, out=33, padding=SAME),
     "many positions": case(images=3, channels=2, height=30, width=31, out=17, padding=SAME),
+    "patches": case(channels=3, height=8, width=12, out=20, kernel=(4, 4), stride=(4, 4)),
+    "patches of rows, in groups": case(channels=4, height=6, width=5, out=6, kernel=(2, 1), stride=(2, 1), groups=2),
+    "patches that leave a rest": case(channels=3, height=9, width=9, out=6, kernel=(4, 4), stride=(4, 4)),
     "larger padding than image": case(height=2, width=2, kernel=(5, 5), padding=((3, 3), (3, 3))),
 }
 
