@@ -217,7 +217,8 @@ class _Lowering:
         self.moved(result, self.type.with_shape((*shape[:2], *kernel, *out)),
                    lambda x: permuted(x, x.shape, (0, 1, 4, 2, 5, 3)), self.call.output())
 
-    def moved(self, source: Buffer, type: TensorType, move: Callable[[Value], Value], target: Buffer | None = None) -> Buffer:
+    def moved(self, source: Buffer, type: TensorType, move: Callable[[Value], Value],
+              target: Buffer | None = None) -> Buffer:
         """What `move` makes of the elements of `source`, of this type, in `target` or else in memory of its own."""
         builder = GraphBuilder("move")
         with builder:
