@@ -37,7 +37,8 @@ MAPS: dict[str, tuple[Matrix, str]] = {
 """By name: the matrix, and which side may reach over an edge."""
 
 WATCHED = frozenset(("winograd_output",))
-"""Those that return whether any result is not finite, as 1 or 0; the others return nothing."""
+"""Those that return whether any result may not be finite, as 1 or 0, and surely 1 if one is not; the others return
+nothing."""
 
 PARAMETERS = ("count", "x", "x_row", "x_column", "o", "o_row", "o_column", "row_low", "row_high", "column_low",
               "column_high", "spare")
@@ -69,10 +70,11 @@ def _plain(name: str, matrix: Matrix, ragged: str) -> Callable[..., int | None]:
         return int(odd) if name in WATCHED else None
 
     transform.__name__ = name
+    watched = """ Returned is 1 if an element of O is not finite, else 0; natively 1, too, if the sum of the elements of a
+    channel is not.""" if name in WATCHED else ""
     transform.__doc__ = f"""O = L X L^T of {name}, for `count` channels: element (i, j) of X is at ``x[x_offset + i * x_row
     + j * x_column + channel]``, of O likewise. On the side {ragged} only elements with row_low <= i < row_high and
-    column_low <= j < column_high are there; the others are at `spare`.{
-    " The result is 1 if an element of O is not finite, else 0." if name in WATCHED else ""}"""
+    column_low <= j < column_high are there; the others are at `spare`.{watched}"""
     return transform
 
 
@@ -128,13 +130,13 @@ def transform_text(name: str, lanes: int, bits: int) -> str:
 
 
 def _watch(results: list[str], vector: str) -> Iterator[str]:
-    """``%odd.next``: `%odd`, and NaN in every lane in which one of `results` is not finite, for such a number times 0 is
-    NaN. Only the last addition waits for the round before."""
-    for k, result in enumerate(results):
-        yield f"  %odd.{k} = fmul {vector} {result}, zeroinitializer"
+    """``%odd.next``: `%odd`, and NaN in every lane in which one of `results` is not finite: neither is their sum then, and
+    times 0 it is NaN. A sum that overflows is taken for such a number, too. Only the last step waits for the one before."""
     for k in range(1, len(results)):
-        yield f"  %odd.to{k} = fadd {vector} {'%odd.0' if k == 1 else f'%odd.to{k - 1}'}, %odd.{k}"
-    yield f"  %odd.next = fadd {vector} %odd, %odd.to{len(results) - 1}"
+        yield f"  %odd.{k} = fadd {vector} {results[0] if k == 1 else f'%odd.{k - 1}'}, {results[k]}"
+    last = f"%odd.{len(results) - 1}"
+    yield f"  %odd.nothing = fmul contract {vector} {last}, zeroinitializer"
+    yield f"  %odd.next = fadd contract {vector} %odd, %odd.nothing"
 
 
 def _watched(lanes: int, vector: str) -> Iterator[str]:
