@@ -305,6 +305,27 @@ def test_nan_stays_in_reach_of_its_taps(channels):
     assert {(int(i), int(j)) for i, j in np.argwhere(np.isnan(y))} == reach
 
 
+@pytest.mark.parametrize("stride", (1, 2))
+def test_depthwise_taps_beyond_the_edge_are_left_out(stride):
+    shape_x, shape_w, attrs = case(images=1, channels=4, height=20, width=21, out=4, groups=4, padding=SAME,
+                                   stride=(stride, stride))
+    x, w, g = operands(shape_x, shape_w, attrs, np.float32)
+    w[1, 0, 0, 0], g[0, 2, -1, 0] = np.inf, -np.inf
+    y = native(ops.convolution, (x, w), attrs)
+    lost = np.zeros(y.shape, bool)
+    lost[0, 1, 1:, 1:] = True                                   # the tap meets no row above, and no column before
+    np.testing.assert_array_equal(~np.isfinite(y), lost)
+    taps = native(ops.convolution_weight_grad, (x, g), {"weight_shape": shape_w, **attrs})
+    lost = np.zeros(taps.shape, bool)
+    lost[2, 0, :2 if stride == 1 else 3, 1:] = True
+    np.testing.assert_array_equal(~np.isfinite(taps), lost)
+
+
+def native(op, inputs, attrs):
+    types = tuple([type_of(x) for x in inputs])
+    return run(library.lower(op, types, attrs), list(inputs), op.result_types(types, attrs))[0]
+
+
 def test_nothing_to_do_goes_to_the_host():
     x, w = TensorType(from_numpy("f4"), (0, 3, 8, 8)), TensorType(from_numpy("f4"), (4, 3, 3, 3))
     assert library.lower(ops.convolution, (x, w), CASES["plain"][2]) is None
