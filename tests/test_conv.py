@@ -37,6 +37,9 @@ CASES = {
     "one dimension": case(height=1, width=60, kernel=(1, 5), padding=((0, 0), (2, 2))),
     "many channels": case(channels=70, height=6, width=7, out=33, padding=SAME),
     "many positions": case(images=3, channels=2, height=30, width=31, out=17, padding=SAME),
+    "patches": case(channels=3, height=8, width=12, out=20, kernel=(4, 4), stride=(4, 4)),
+    "patches of rows, in groups": case(channels=4, height=6, width=5, out=6, kernel=(2, 1), stride=(2, 1), groups=2),
+    "patches that leave a rest": case(channels=3, height=9, width=9, out=6, kernel=(4, 4), stride=(4, 4)),
     "larger padding than image": case(height=2, width=2, kernel=(5, 5), padding=((3, 3), (3, 3))),
 }
 
@@ -92,6 +95,11 @@ DEPTHWISE = {
     "stride beyond the kernel": case(channels=4, height=9, width=9, out=4, groups=4, kernel=(1, 2), stride=(3, 4)),
     "sequence": case(channels=4, height=1, width=70, out=4, groups=4, kernel=(1, 4), padding=((0, 0), (3, 0))),
     "nearly only padding": case(channels=4, height=2, width=2, out=4, groups=4, kernel=(5, 5), padding=((3, 3), (3, 3))),
+    "seven by seven": case(channels=4, height=15, width=19, out=8, groups=4, kernel=(7, 7), padding=((3, 3), (3, 3))),
+    "many rows of few columns": case(images=1, channels=4, height=150, width=7, out=4, groups=4, padding=SAME,
+                                     stride=(2, 2)),
+    "stride across alone": case(channels=4, height=9, width=40, out=4, groups=4, kernel=(3, 5), padding=SAME, stride=(1, 2)),
+    "stride down alone": case(channels=4, height=18, width=17, out=4, groups=4, kernel=(5, 3), padding=SAME, stride=(3, 1)),
 }
 """Those of one channel in each group."""
 
@@ -295,6 +303,27 @@ def test_nan_stays_in_reach_of_its_taps(channels):
     y = check(ops.convolution, (x, w), attrs)[0, 0]
     reach = {(4 + i, 4 + j) for i, j in itertools.product((-1, 0, 1), repeat=2)}
     assert {(int(i), int(j)) for i, j in np.argwhere(np.isnan(y))} == reach
+
+
+@pytest.mark.parametrize("stride", (1, 2))
+def test_depthwise_taps_beyond_the_edge_are_left_out(stride):
+    shape_x, shape_w, attrs = case(images=1, channels=4, height=20, width=21, out=4, groups=4, padding=SAME,
+                                   stride=(stride, stride))
+    x, w, g = operands(shape_x, shape_w, attrs, np.float32)
+    w[1, 0, 0, 0], g[0, 2, -1, 0] = np.inf, -np.inf
+    y = native(ops.convolution, (x, w), attrs)
+    lost = np.zeros(y.shape, bool)
+    lost[0, 1, 1:, 1:] = True                                   # the tap meets no row above, and no column before
+    np.testing.assert_array_equal(~np.isfinite(y), lost)
+    taps = native(ops.convolution_weight_grad, (x, g), {"weight_shape": shape_w, **attrs})
+    lost = np.zeros(taps.shape, bool)
+    lost[2, 0, :2 if stride == 1 else 3, 1:] = True
+    np.testing.assert_array_equal(~np.isfinite(taps), lost)
+
+
+def native(op, inputs, attrs):
+    types = tuple([type_of(x) for x in inputs])
+    return run(library.lower(op, types, attrs), list(inputs), op.result_types(types, attrs))[0]
 
 
 def test_nothing_to_do_goes_to_the_host():

@@ -22,7 +22,7 @@ from jitgrad.codegen.epilogue import Shared, WithEpilogue
 from jitgrad.codegen.kernel import Argument, Blocks, Buffer, Launch, Lowered, Private
 from jitgrad.codegen.region import analyse
 from jitgrad.codegen.templates import lower_map
-from jitgrad.ir.graph import Graph, GraphBuilder
+from jitgrad.ir.graph import Graph, GraphBuilder, Value
 from jitgrad.ir.op import REGISTRY
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu import conv, gemm, planes as conv_planes, taps as conv_taps
@@ -171,6 +171,9 @@ class _Lowering:
             self.add_taps("tap_turned_weights", self.call.input(1), self.call.input(0), self.call.output(), kernel,
                           taps.convolve(self.short, gradient, shape, back, strides), shape[1], gradient[1])
             return
+        if meets_once(shape, gradient, steps):
+            self.patches(shape, gradient, steps)
+            return
         all_phases = list(itertools.product(phases(shape[3], steps, "y"), phases(shape[4], steps, "x")))
         for y, x in all_phases:
             size, exists = (*shape[:3], y.size, x.size), bool(y.taps and x.taps)
@@ -193,20 +196,45 @@ class _Lowering:
 
     def swapped_weights(self, *places: Phase) -> Buffer:
         """The weights of the taps of a phase as [groups, channels, rows, taps]: the left operand of its product."""
-        w = self.call.inputs[1]
-        builder = GraphBuilder("swap_weights")
-        with builder:
+        def swap(w: Value) -> Value:
             axes = places[4 - len(w.shape):]
-            taps = REGISTRY["slice"](builder.input(w), start=(0, 0, *[p.first for p in axes]), stop=w.shape,
+            taps = REGISTRY["slice"](w, start=(0, 0, *[p.first for p in axes]), stop=w.shape,
                                      step=(1, 1, *[p.every for p in axes]))
             shape = (self.groups, w.shape[0] // self.groups, *volume(taps.shape)[1:])
-            body = builder.build([REGISTRY["permute"](REGISTRY["reshape"](taps, shape=shape), axes=(0, 2, 1, 3, 4, 5))])
-        place = self.memory(body.outputs[0].type.size)
+            return permuted(taps, shape, (0, 2, 1, 3, 4, 5))
+
+        return self.moved(self.call.input(1), self.call.inputs[1], swap)
+
+    def patches(self, shape: tuple[int, ...], gradient: tuple[int, ...], steps: dict[str, int]) -> None:
+        """The gradient in an image whose positions each meet one tap, as those of patches do: all phases are one product, of
+        which the rows are channels and taps, and its results then lie patch by patch."""
+        kernel, out, count = (steps["kernel_height"], steps["kernel_width"]), gradient[3:], taps_of(steps)
+        weights = self.moved(self.call.input(1), self.call.inputs[1], lambda w: permuted(
+            w, (self.groups, w.shape[0] // self.groups, w.shape[1] * count), (0, 2, 1)))
+        product = (shape[0], shape[1] * count, 1, *out)
+        result = self.memory(math.prod(product))
+        self.convolve(weights, self.call.input(0), gradient, result, product, phase_steps(*[ALONE] * 2))
+        self.moved(result, self.type.with_shape((*shape[:2], *kernel, *out)),
+                   lambda x: permuted(x, x.shape, (0, 1, 4, 2, 5, 3)), self.call.output())
+
+    def moved(self, source: Buffer, type: TensorType, move: Callable[[Value], Value],
+              target: Buffer | None = None) -> Buffer:
+        """What `move` makes of the elements of `source`, of this type, in `target` or else in memory of its own."""
+        builder = GraphBuilder("move")
+        with builder:
+            body = builder.build([move(builder.input(type))])
+        place = target if target is not None else self.memory(body.outputs[0].type.size)
         region = analyse(body, [])
-        region.buffers = dict.fromkeys(region.buffers, self.call.input(1))
+        region.buffers = dict.fromkeys(region.buffers, source)
         region.outputs = [(v, index, place) for v, index, _ in region.outputs]
         self.launches += lower_map(region)
         return place
+
+
+def permuted(x: Value, shape: tuple[int, ...], axes: tuple[int, ...]) -> Value:
+    """`x` in another shape, and then with other axes."""
+    moved: Value = REGISTRY["permute"](REGISTRY["reshape"](x, shape=shape), axes=axes)
+    return moved
 
 
 def result_blocks(numbers: dict[str, int]) -> Blocks:
@@ -233,6 +261,17 @@ class Phase:
     taps: int
     shift: int
     tap: int
+
+
+ALONE = Phase(0, 0, 0, 1, 1, 0, 1)              # an axis with one tap
+
+
+def meets_once(shape: tuple[int, ...], gradient: tuple[int, ...], steps: dict[str, int]) -> bool:
+    """Whether each position of an image meets exactly one of several taps, at one place of the gradient."""
+    return taps_of(steps) > 1 and all(
+        steps[f"stride_{axis}"] == steps[KERNEL[axis]] and steps[f"shift_{axis}"] == 0
+        and (steps[f"tap_{axis}"] == 1 or steps[KERNEL[axis]] == 1) and size == steps[KERNEL[axis]] * count
+        for axis, size, count in zip(AXES, shape[2:], gradient[2:], strict=True))
 
 
 def phase_steps(y: Phase, x: Phase) -> dict[str, int]:

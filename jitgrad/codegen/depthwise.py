@@ -11,12 +11,20 @@ from jitgrad.kernels.cpu import depthwise
 from jitgrad.kernels.cpu.tile import PANEL_BYTES
 
 LEAST = 4                                       # channels from which this is faster than products with one row
+ROWS = 32                                       # of the gradient in the image, made at once where they are spread
 
 
 def suits(call: Call, image: TensorType, weights: TensorType) -> bool:
     """Whether every channel of the result sees one channel of the image, and a row of it fits the kernels."""
     return (weights.ndim < 5 and weights.shape[1] == 1 and call.attrs["groups"] >= LEAST
-            and image.shape[-1] * image.dtype.itemsize <= PANEL_BYTES)
+            and spread_rows(image, call.attrs["stride"][-1]) > 0)
+
+
+def spread_rows(image: TensorType, stride: int) -> int:
+    """How many rows of an image fit into a panel when each is in `stride` pieces of equal size."""
+    width, panel = image.shape[-1], PANEL_BYTES // image.dtype.itemsize
+    rows: int = panel // (min(stride, width) * -(-width // stride))
+    return rows
 
 
 def lower(call: Call, kernel: str, image: TensorType, weights: TensorType, result: TensorType) -> Lowered:
@@ -29,9 +37,10 @@ def lower(call: Call, kernel: str, image: TensorType, weights: TensorType, resul
     every = [s // math.gcd(s, d) for s, d in zip(stride, dilation, strict=True)]
     items = {"depthwise": math.prod(result.shape[:2]), "depthwise_input_gradient": math.prod(image.shape[:2]),
              "depthwise_weight_gradient": result.shape[1]}[kernel]
+    rows = min(spread_rows(image, stride[1]), ROWS) if stride[1] > 1 else high
     blocks = None if kernel == "depthwise_weight_gradient" else plane_blocks(call.outputs[0])
     return Lowered((launch(depthwise.source(kernel, image.dtype.short), items, call.input(0), call.input(1), call.output(),
-                           *numbers, *every, blocks=blocks),))
+                           *numbers, *every, rows, blocks=blocks),))
 
 
 def plane_blocks(result: TensorType) -> Blocks:

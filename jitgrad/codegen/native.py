@@ -35,6 +35,7 @@ from jitgrad.kernels.cpu import (
     tile_native,
     tile_text,
     tile_window_native,
+    tile_window_text,
 )
 from jitgrad.kernels.cpu.frontend import lower_function
 from jitgrad.processors import Processor
@@ -193,7 +194,7 @@ def _optimize(module: llvm.ModuleRef, target: Target) -> None:
 def _link_text(module: llvm.ModuleRef) -> None:
     """Functions that are written as LLVM text; there is nothing to optimize in them."""
     wanted = {function.name for function in module.functions if function.is_declaration}
-    for pieces in (tile_text, tile_dot_text, tile_lines):
+    for pieces in (tile_text, tile_dot_text, tile_lines, tile_window_text):
         text = pieces.definitions(sorted(wanted))
         if text:
             module.link_in(llvm.parse_assembly(text))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from jitgrad.codegen.call import BLOCK, Call, launch, product_core
-from jitgrad.codegen.kernel import Blocks, Buffer, Lowered, Private
+from jitgrad.codegen.kernel import Blocks, Buffer, Function, Lowered, Private
 from jitgrad.kernels.cpu import conv, gemm, winograd
 
 ITEMS = 8                                       # at least, for balance
@@ -75,11 +75,13 @@ def forward(call: Call, image: int, sizes: Sizes, *, turned: bool) -> Lowered:
                "products_size": 16 * pieces * per_item,
                "result_size": (2 * piece_rows * sizes.result[3] + 1) * per_item}
     numbers = {**geometry(sizes, images, piece_rows, parts), "channels_per_item": channels, "channel_blocks": 1,
-               "rows_per_item": per_item, "row_blocks": blocks, "piece_stride": stride,
+               "rows_per_item": per_item, "row_blocks": blocks, "piece_stride": stride, "turned": int(turned),
                "panel_rows": gemm.panel_height(pieces, tile), "depth_block": even_depth(channels, DEPTH), **private}
-    run = launch(winograd.source("winograd", sizes.short), -(-n // images) * parts * blocks, call.input(image), weights,
-                 call.output(), *[Private(k) for k in range(len(private))], product_core(sizes.short),
-                 *[numbers[name] for name in winograd.ARGUMENTS], blocks=result_blocks(numbers, 2 * piece_rows))
+    *own, result = [Private(k) for k in range(len(private))]
+    run = launch(winograd.source("winograd", sizes.short), -(-n // images) * parts * blocks, weights, *own,
+                 product_core(sizes.short), again("winograd_again", sizes.short), call.input(image), call.input(1),
+                 call.output(), result, *[numbers[name] for name in winograd.ARGUMENTS],
+                 blocks=result_blocks(numbers, 2 * piece_rows))
     return Lowered((make_weights, run), (16 * panels * tile.columns * channels * itemsize,),
                    tuple([size * itemsize for size in private.values()]))
 
@@ -102,14 +104,20 @@ def weight_gradient(call: Call, sizes: Sizes) -> Lowered:
                "images_per_item": per_run, **private}
     size = call.outputs[0].size
     partial: Buffer = call.output() if runs == 1 else call.scratch(0)
-    run = launch(winograd.source("winograd_weight_gradient", sizes.short), runs * blocks, call.input(0), call.input(1),
-                 partial, *[Private(k) for k in range(len(private))], product_core(sizes.short),
+    run = launch(winograd.source("winograd_weight_gradient", sizes.short), runs * blocks,
+                 *[Private(k) for k in range(len(private))], product_core(sizes.short),
+                 again("winograd_weights_again", sizes.short), call.input(0), call.input(1), partial,
                  *[numbers[name] for name in winograd.WEIGHT_ARGUMENTS])
     own = tuple([count * itemsize for count in private.values()])
     if runs == 1:
         return Lowered((run,), (), own)
     add = launch(conv.add_parts_source(sizes.short), -(-size // BLOCK), partial, call.output(), size, runs, BLOCK)
     return Lowered((run, add), (runs * size * itemsize,), own)
+
+
+def again(kernel: str, short: str) -> Function:
+    """The kernel that makes results once more which are not finite, as an argument of the one that made them."""
+    return Function(f"{kernel}_{short}", winograd.source(kernel, short))
 
 
 def result_blocks(numbers: Geometry, out_rows_per_part: int) -> Blocks:

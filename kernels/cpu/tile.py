@@ -169,30 +169,34 @@ def largest_run(count: int, across: int, deep: int, deep_step: int, tall: int, t
         index[index_offset + r] = at
 
 
-def weighted_run(count: int, across: int, deep: int, deep_step: int, tall: int, tall_step: int, wide: int, wide_step: int,
-                 low: int, high: int, x: Pointer, x_offset: int, w: Pointer, w_offset: int, w_deep: int, w_tall: int,
-                 w_wide: int, o: Pointer, o_offset: int) -> None:
-    """The sums over `count` windows side by side, as `largest_run` has them, of their elements times
-    ``w[w_offset + i * w_deep + j * w_tall + k * w_wide]``, to ``o[o_offset + r]``."""
-    for r in range(count):
+def weighted_rows(rows: int, count: int, down: int, across: int, deep: int, deep_step: int, tall: int, tall_step: int,
+                  wide: int, wide_step: int, low: int, high: int, x: Pointer, x_offset: int, w: Pointer, w_offset: int,
+                  w_deep: int, w_tall: int, w_wide: int, o: Pointer, o_offset: int, o_row: int) -> None:
+    """The sums over `rows` times `count` windows, those of a row as `largest_run` has them, of their elements times
+    ``w[w_offset + i * w_deep + j * w_tall + k * w_wide]``, to ``o[o_offset + y * o_row + r]``. The windows of row y begin
+    ``y * down`` elements behind those of row 0. There is at least one window; sums are taken in any order."""
+    for y, r in itertools.product(range(rows), range(count)):
         total = o.memory.dtype.type(0)
         for i, j, k in itertools.product(range(deep), range(tall), range(wide)):
             column = r * across + k * wide_step
             if low <= column < high:
-                total += (x[x_offset + column + i * deep_step + j * tall_step]
+                total += (x[x_offset + y * down + column + i * deep_step + j * tall_step]
                           * w[w_offset + i * w_deep + j * w_tall + k * w_wide])
-        o[o_offset + r] = total
+        o[o_offset + y * o_row + r] = total
 
 
-def dot_rows(rows: int, count: int, across: int, low: int, high: int, x: Pointer, x_offset: int, x_row: int, g: Pointer,
-             g_offset: int, g_row: int) -> Any:
-    """The sum of x[x_offset + y * x_row + r * across] * g[g_offset + y * g_row + r] for y < rows and those r < count with
-    low <= r * across < high, in any order."""
-    total = x.memory.dtype.type(0)
-    for y, r in itertools.product(range(rows), range(count)):
-        if low <= r * across < high:
-            total += x[x_offset + y * x_row + r * across] * g[g_offset + y * g_row + r]
-    return total
+def dot_rows(rows: int, count: int, down: int, across: int, wide: int, wide_step: int, low: int, high: int, x: Pointer,
+             x_offset: int, g: Pointer, g_offset: int, g_row: int, o: Pointer, o_offset: int) -> None:
+    """For each tap k < wide, add to ``o[o_offset + k]`` the sum over rows y < rows and windows r < count of
+    x[x_offset + y * down + r * across + k * wide_step] * g[g_offset + y * g_row + r], of those with
+    low <= r * across + k * wide_step < high, in any order. There is at least one window."""
+    for k in range(wide):
+        total = o.memory.dtype.type(0)
+        for y, r in itertools.product(range(rows), range(count)):
+            column = r * across + k * wide_step
+            if low <= column < high:
+                total += x[x_offset + y * down + column] * g[g_offset + y * g_row + r]
+        o[o_offset + k] += total
 
 
 def invoke(args: Any, place: int, begin: int, end: int, thread: int) -> None:
@@ -228,5 +232,5 @@ def core_block(rows: Any, columns: Any, depth: Any, depth_block: Any, panel_rows
 
 
 NAMES: dict[str, Callable[..., Any]] = {**tile_transform.NAMES, **{f.__name__: f for f in (
-    multiply_tile, multiply_placed, multiply_ahead, transpose_tile, transpose_block, gather_run, largest_run, weighted_run,
+    multiply_tile, multiply_placed, multiply_ahead, transpose_tile, transpose_block, gather_run, largest_run, weighted_rows,
     dot_rows, invoke, make_panel, multiply_block)}}

@@ -122,7 +122,7 @@ class LineKernel:
             f"define void @{self.name}({parameters}) noinline nounwind {{",
             "entry:", f"  %over = and i64 %depth, {self.lanes - 1}", "  %even = sub i64 %depth, %over",
             "  %last = sub i64 %columns, 1", "  %adds = icmp ne i64 %accumulate, 0",
-            *_below("%within", "%over", self.lanes),
+            *below("%within", "%over", self.lanes),
             *[f"  %a{i}.step = mul i64 %a_row, {i}\n  %a{i} = getelementptr i8, ptr %a, i64 %a{i}.step"
               for i in range(self.rows)],
             "  br label %group",
@@ -150,7 +150,7 @@ class LineKernel:
             yield f"  %scale{j}.offset = mul i64 %line{j}, %scale_step"
             yield f"  %scale{j}.place = getelementptr i8, ptr %scale, i64 %scale{j}.offset"
             yield f"  %scale{j}.one = load {self.element}, ptr %scale{j}.place"
-            yield from _splat(f"%scale{j}", self.element, f"%scale{j}.one", self.lanes)
+            yield from splat(f"%scale{j}", self.element, f"%scale{j}.one", self.lanes)
 
     def _step(self, block: str, d: str, result: str) -> Iterator[str]:
         """The sums with a vector of the depth added, from `d` on."""
@@ -264,8 +264,8 @@ class LineKernel:
                f"<{', '.join(f'i32 {n}' for n in lanes)}>")
         yield f"  {name}.from = add i64 %column, {first}"
         yield f"  {name}.left = sub i64 %columns, {name}.from"
-        yield from _below(f"{name}.within", f"{name}.left", count)
-        yield from _splat(f"{name}.adds", "i1", "%adds", count)
+        yield from below(f"{name}.within", f"{name}.left", count)
+        yield from splat(f"{name}.adds", "i1", "%adds", count)
         yield f"  {name}.old_ones = and <{count} x i1> {name}.within, {name}.adds"
         yield f"  {name}.down = mul i64 %c_row, {i}"
         yield f"  {name}.along = mul i64 {name}.from, {align}"
@@ -288,16 +288,16 @@ class LineKernel:
             yield f"declare void @llvm.masked.store.{suffix}.p0({kind}, ptr, i32, {mask})"
 
 
-def _splat(name: str, kind: str, value: str, lanes: int) -> Iterator[str]:
+def splat(name: str, kind: str, value: str, lanes: int) -> Iterator[str]:
     vector = f"<{lanes} x {kind}>"
     yield f"  {name}.lane = insertelement {vector} poison, {kind} {value}, i32 0"
     yield f"  {name} = shufflevector {vector} {name}.lane, {vector} poison, <{lanes} x i32> zeroinitializer"
 
 
-def _below(name: str, count: str, lanes: int) -> Iterator[str]:
+def below(name: str, count: str, lanes: int) -> Iterator[str]:
     """`name`: which lanes have a number below `count`, an int64."""
     yield f"  {name}.count = trunc i64 {count} to i32"
-    yield from _splat(f"{name}.counts", "i32", f"{name}.count", lanes)
+    yield from splat(f"{name}.counts", "i32", f"{name}.count", lanes)
     numbers = ", ".join(f"i32 {lane}" for lane in range(lanes))
     yield f"  {name} = icmp slt <{lanes} x i32> <{numbers}>, {name}.counts"
 

@@ -197,9 +197,11 @@ def _transform(name: str) -> Callable[..., ir.Value]:
                   for p, offset in ((x, x_offset), (o, o_offset), (ragged, spare))]
         strides = [builder.mul(stride, constant(size)) for stride in (x_row, x_column, o_row, o_column)]
         kinds = [POINTER if p in tile_transform.POINTERS else I64 for p in tile_transform.PARAMETERS]
-        function = declare(builder.module, f"{name}_{suffix(element, tile.tile_for(size).lanes)}", ir.VoidType(), kinds)
-        builder.call(function, [count, places[0], *strides[:2], places[1], *strides[2:], *edges, places[2]])
-        return context.get_dummy_value()
+        watched = name in tile_transform.WATCHED
+        function = declare(builder.module, f"{name}_{suffix(element, tile.tile_for(size).lanes)}",
+                           I64 if watched else ir.VoidType(), kinds)
+        found = builder.call(function, [count, places[0], *strides[:2], places[1], *strides[2:], *edges, places[2]])
+        return found if watched else context.get_dummy_value()
 
     return emit
 
@@ -356,7 +358,7 @@ teach(tile.transpose_tile, _emit_transpose)
 teach(tile.transpose_block, _emit_transpose_block)
 teach(tile.gather_run, _emit_gather_run)
 for _name, _function in tile_transform.NAMES.items():
-    teach(_function, _transform(_name))
+    teach(_function, _transform(_name), (lambda *_: types.int64) if _name in tile_transform.WATCHED else None)
 teach(tile.invoke, _emit_invoke)
 teach(tile.make_panel, _emit_make_panel, lambda like: like)
 teach(tile.multiply_block, _emit_multiply_block)

@@ -6,6 +6,8 @@ for Convolutional Neural Networks", 2016, F(2x2, 3x3); the gradient in the weigh
 turned around). Each map is O = L X L^T for a small matrix L, done for many channels at once.
 
 One side of a map may reach over the edge of an image. Elements outside are read from, or written to, a spare place.
+
+Infinities become NaN where a map takes differences, so a map whose results are final says whether one is not finite.
 """
 
 from __future__ import annotations
@@ -34,6 +36,10 @@ MAPS: dict[str, tuple[Matrix, str]] = {
 }
 """By name: the matrix, and which side may reach over an edge."""
 
+WATCHED = frozenset(("winograd_output",))
+"""Those that return whether any result may not be finite, as 1 or 0, and surely 1 if one is not; the others return
+nothing."""
+
 PARAMETERS = ("count", "x", "x_row", "x_column", "o", "o_row", "o_column", "row_low", "row_high", "column_low",
               "column_high", "spare")
 """Those of the functions with addresses for pointers and offsets, and strides in bytes."""
@@ -41,28 +47,34 @@ PARAMETERS = ("count", "x", "x_row", "x_column", "o", "o_row", "o_column", "row_
 POINTERS = frozenset(("x", "o", "spare"))
 
 
-def _plain(name: str, matrix: Matrix, ragged: str) -> Callable[..., None]:
+def _plain(name: str, matrix: Matrix, ragged: str) -> Callable[..., int | None]:
     """The map `name` as a loop over channels."""
 
     def transform(count: int, x: Pointer, x_offset: int, x_row: int, x_column: int, o: Pointer, o_offset: int, o_row: int,
-                  o_column: int, row_low: int, row_high: int, column_low: int, column_high: int, spare: int) -> None:
+                  o_column: int, row_low: int, row_high: int, column_low: int, column_high: int, spare: int) -> int | None:
         def place(offset: int, row: int, column: int, i: int, j: int, side: str) -> int:
             inside = row_low <= i < row_high and column_low <= j < column_high
             return offset + i * row + j * column if inside or side != ragged else spare
 
         outputs, inputs = range(len(matrix)), range(len(matrix[0]))
+        odd = False
         for c in range(count):
             taken = [[x[place(x_offset, x_row, x_column, i, j, "x") + c] for j in inputs] for i in inputs]
-            zero = taken[0][0] * 0
+            zero = type(taken[0][0])(0)
             for i in outputs:
                 half = [_combined(matrix[i], [taken[k][j] for k in inputs], zero) for j in inputs]
                 for j in outputs:
-                    o[place(o_offset, o_row, o_column, i, j, "o") + c] = _combined(matrix[j], half, zero)
+                    result = _combined(matrix[j], half, zero)
+                    o[place(o_offset, o_row, o_column, i, j, "o") + c] = result
+                    odd |= bool(result - result != 0)
+        return int(odd) if name in WATCHED else None
 
     transform.__name__ = name
+    watched = """ Returned is 1 if an element of O is not finite, else 0; natively 1, too, if the sum of the elements of a
+    channel is not.""" if name in WATCHED else ""
     transform.__doc__ = f"""O = L X L^T of {name}, for `count` channels: element (i, j) of X is at ``x[x_offset + i * x_row
     + j * x_column + channel]``, of O likewise. On the side {ragged} only elements with row_low <= i < row_high and
-    column_low <= j < column_high are there; the others are at `spare`."""
+    column_low <= j < column_high are there; the others are at `spare`.{watched}"""
     return transform
 
 
@@ -89,12 +101,14 @@ def transform_text(name: str, lanes: int, bits: int) -> str:
     """The function ``{name}_v{lanes}f{bits}``; `count` is a multiple of `lanes`."""
     matrix, ragged = MAPS[name]
     sides = {"x": range(len(matrix[0])), "o": range(len(matrix))}
-    vector = f"<{lanes} x {'float' if bits == 32 else 'double'}>"
+    vector, watched = f"<{lanes} x {'float' if bits == 32 else 'double'}>", name in WATCHED
     lines = [*_inside(sides[ragged])]
     for side, grid in sides.items():
         lines += _places(side, grid, side == ragged)
     head = ["  %more = icmp sgt i64 %count, 0", "  br i1 %more, label %loop, label %done", "loop:",
             "  %at = phi i64 [ 0, %entry ], [ %next, %loop ]"]
+    if watched:
+        head.append(f"  %odd = phi {vector} [ zeroinitializer, %entry ], [ %odd.next, %loop ]")
     body = [line for i in sides["x"] for j in sides["x"] for line in (
         f"  %from{i}.{j} = getelementptr i8, ptr %x{i}.{j}, i64 %at",
         f"  %v{i}.{j} = load {vector}, ptr %from{i}.{j}, align {bits // 8}")]
@@ -105,12 +119,34 @@ def transform_text(name: str, lanes: int, bits: int) -> str:
             body += _combine(f"r{i}.{j}", matrix[j], [f"%h{i}.{k}" for k in sides["x"]], vector)
             body += [f"  %to{i}.{j} = getelementptr i8, ptr %o{i}.{j}, i64 %at",
                      f"  store {vector} %r{i}.{j}, ptr %to{i}.{j}, align {bits // 8}"]
+    if watched:
+        body += _watch([f"%r{i}.{j}" for i in sides["o"] for j in sides["o"]], vector)
     tail = [f"  %next = add i64 %at, {lanes * bits // 8}", f"  %reached = mul i64 %count, {bits // 8}",
             "  %again = icmp slt i64 %next, %reached", "  br i1 %again, label %loop, label %done", "done:",
-            "  ret void", "}"]
+            *(_watched(lanes, vector) if watched else ["  ret void"]), "}"]
     parameters = ", ".join(f"{'ptr' if p in POINTERS else 'i64'} %{p}" for p in PARAMETERS)
-    return "\n".join([f"define void @{name}_v{lanes}f{bits}({parameters}) noinline nounwind {{", "entry:", *lines, *head,
-                      *body, *tail])
+    return "\n".join([f"define {'i64' if watched else 'void'} @{name}_v{lanes}f{bits}({parameters}) noinline nounwind {{",
+                      "entry:", *lines, *head, *body, *tail])
+
+
+def _watch(results: list[str], vector: str) -> Iterator[str]:
+    """``%odd.next``: `%odd`, and NaN in every lane in which one of `results` is not finite: neither is their sum then, and
+    times 0 it is NaN. A sum that overflows is taken for such a number, too. Only the last step waits for the one before."""
+    for k in range(1, len(results)):
+        yield f"  %odd.{k} = fadd {vector} {results[0] if k == 1 else f'%odd.{k - 1}'}, {results[k]}"
+    last = f"%odd.{len(results) - 1}"
+    yield f"  %odd.nothing = fmul contract {vector} {last}, zeroinitializer"
+    yield f"  %odd.next = fadd contract {vector} %odd, %odd.nothing"
+
+
+def _watched(lanes: int, vector: str) -> Iterator[str]:
+    """Return whether any lane of `%odd` is NaN."""
+    yield f"  %odd.last = phi {vector} [ zeroinitializer, %entry ], [ %odd.next, %loop ]"
+    yield f"  %odd.lanes = fcmp uno {vector} %odd.last, zeroinitializer"
+    yield f"  %odd.bits = bitcast <{lanes} x i1> %odd.lanes to i{lanes}"
+    yield f"  %odd.any = icmp ne i{lanes} %odd.bits, 0"
+    yield "  %odd.found = zext i1 %odd.any to i64"
+    yield "  ret i64 %odd.found"
 
 
 def _inside(grid: range) -> Iterator[str]:

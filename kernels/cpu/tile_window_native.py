@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils
 
+from jitgrad import config
 from jitgrad.kernels.cpu import tile
 from jitgrad.kernels.cpu.tile_vectors import (
     I1,
@@ -24,6 +26,7 @@ from jitgrad.kernels.cpu.tile_vectors import (
     teach,
     where_all,
 )
+from jitgrad.kernels.cpu.tile_window_text import TAPS, WindowKernel
 
 
 class _Run:
@@ -47,6 +50,10 @@ class _Run:
 
     def address(self, base: ir.Value, offset: ir.Value) -> ir.Value:
         return self.builder.bitcast(self.builder.gep(base, [offset]), POINTER)
+
+    def stride(self, elements: ir.Value) -> ir.Value:
+        """So many elements in bytes."""
+        return self.builder.mul(elements, constant(self.bytes))
 
     def some(self, load: ir.Function, place: ir.Value, mask: ir.Value) -> ir.Value:
         """The elements of `mask` at `place`, by `load`; else zeros."""
@@ -154,50 +161,123 @@ def _fused(builder: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.V
     return builder.call(declare(builder.module, name, x.type, [x.type] * 3), [x, y, z])
 
 
-def _emit_weighted_run(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
-    element = context.get_value_type(signature.args[10].dtype)
-    (count, across, deep, deep_step, tall, tall_step, wide, wide_step, low, high, x, x_offset, w, w_offset, w_deep, w_tall,
-     w_wide, o, o_offset) = integers(context, builder, signature, values)
+def _by_text(builder: ir.IRBuilder, run: _Run, kind: str, wide: ir.Value,
+             call: Callable[[Callable[[list[ir.Value]], None], ir.Value, ir.Value], None],
+             otherwise: Callable[[], None]) -> None:
+    """What `call` writes, for windows that a function of `tile_window_text` knows, else `otherwise`. It gets what calls the
+    function, the first of some taps, and how many these are. Without masks, the text would take lane by lane."""
+    if not config.processor().masks:
+        otherwise()
+        return
+    known = builder.or_(run.close, run.pairs)
+    with builder.if_else(known) as (then, other):
+        with then:
+            taps = builder.select(builder.icmp_signed("<", wide, constant(1)), constant(1), wide)
+            with cgutils.for_range_slice(builder, constant(0), taps, constant(TAPS), intp=I64) as (first, _):
+                left = builder.sub(wide, first)
+                several = builder.select(builder.icmp_signed("<", left, constant(TAPS)), left, constant(TAPS))
+                call(lambda arguments: _choose(builder, run, kind, several, arguments), first, several)
+        with other:
+            otherwise()
+
+
+def _choose(builder: ir.IRBuilder, run: _Run, kind: str, wide: ir.Value, arguments: list[ir.Value]) -> None:
+    """Call the function `kind` for so many taps; for none, that for one."""
+    end = builder.append_basic_block("window.end")
+    places = builder.add(wide, builder.select(run.pairs, constant(TAPS + 1), constant(0)))
+    choose = builder.switch(places, end)
+    for across in (1, 2):
+        for count in range(TAPS + 1):
+            kernel = WindowKernel(kind, max(count, 1), across, run.lanes, 8 * run.bytes)
+            block = builder.append_basic_block(f"window.{count}x{across}")
+            choose.add_case(constant(count + (across - 1) * (TAPS + 1)), block)
+            builder.position_at_end(block)
+            builder.call(declare(builder.module, kernel.name, ir.VoidType(), [v.type for v in arguments]), arguments)
+            builder.branch(end)
+    builder.position_at_end(end)
+
+
+def _emit_weighted_rows(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    element = context.get_value_type(signature.args[12].dtype)
+    (rows, count, down, across, deep, deep_step, tall, tall_step, wide, wide_step, low, high, x, x_offset, w, w_offset,
+     w_deep, w_tall, w_wide, o, o_offset, o_row) = integers(context, builder, signature, values)
     run = _Run(builder, element, across, low, high)
     with builder.goto_entry_block():
         total = builder.alloca(run.vector)
-    with cgutils.for_range_slice(builder, constant(0), count, constant(run.lanes), intp=I64) as (start, _):
-        builder.store(run.nothing, total)
-        with (cgutils.for_range(builder, deep, intp=I64) as i, cgutils.for_range(builder, tall, intp=I64) as j,
-              cgutils.for_range(builder, wide, intp=I64) as k):
-            shift = builder.mul(k.index, wide_step)
-            column, last = [builder.add(builder.mul(n, across), shift) for n in (start, builder.sub(count, constant(1)))]
-            line = builder.add(builder.mul(i.index, deep_step), builder.mul(j.index, tall_step))
-            value, _ = run.read(x, builder.add(builder.add(x_offset, line), column), column, last)
-            tap = w_offset
-            for loop, step in ((i, w_deep), (j, w_tall), (k, w_wide)):
-                tap = builder.add(tap, builder.mul(loop.index, step))
-            weight = splat(builder, builder.load(builder.gep(w, [tap])), run.lanes)
-            builder.store(_fused(builder, value, weight, builder.load(total)), total)
-        run.put(builder.load(total), run.address(o, builder.add(o_offset, start)), run.left(count, start))
+
+    def call(function: Callable[[list[ir.Value]], None], first: ir.Value, several: ir.Value) -> None:
+        shift = builder.mul(first, wide_step)
+        some = builder.select(builder.icmp_signed(">", several, constant(0)), tall, constant(0))
+        edges = [builder.sub(edge, shift) for edge in (low, high)]
+        with cgutils.for_range(builder, deep, intp=I64) as i:
+            image = builder.add(builder.add(x_offset, shift), builder.mul(i.index, deep_step))
+            weights = builder.add(w_offset, builder.add(builder.mul(i.index, w_deep), builder.mul(first, w_wide)))
+            adds = builder.zext(builder.icmp_signed("!=", builder.or_(i.index, first), constant(0)), I64)
+            function([rows, count, run.stride(down), some, run.stride(tall_step), run.stride(wide_step), wide_step, *edges,
+                      run.address(x, image), run.address(w, weights), run.stride(w_tall), run.stride(w_wide),
+                      run.address(o, o_offset), run.stride(o_row), adds])
+
+    def otherwise() -> None:
+        with (cgutils.for_range(builder, rows, intp=I64) as y,
+              cgutils.for_range_slice(builder, constant(0), count, constant(run.lanes), intp=I64) as (start, _)):
+            builder.store(run.nothing, total)
+            with (cgutils.for_range(builder, deep, intp=I64) as i, cgutils.for_range(builder, tall, intp=I64) as j,
+                  cgutils.for_range(builder, wide, intp=I64) as k):
+                shift = builder.mul(k.index, wide_step)
+                column, last = [builder.add(builder.mul(n, across), shift) for n in (start, builder.sub(count, constant(1)))]
+                place, tap = builder.add(builder.add(x_offset, column), builder.mul(y.index, down)), w_offset
+                for loop, step, w_step in ((i, deep_step, w_deep), (j, tall_step, w_tall), (k, constant(0), w_wide)):
+                    place = builder.add(place, builder.mul(loop.index, step))
+                    tap = builder.add(tap, builder.mul(loop.index, w_step))
+                value, inside = run.read(x, place, column, last)
+                weight = splat(builder, builder.load(builder.gep(w, [tap])), run.lanes)
+                before = builder.load(total)
+                builder.store(builder.select(inside, _fused(builder, value, weight, before), before), total)
+            target = builder.add(builder.add(o_offset, builder.mul(y.index, o_row)), start)
+            run.put(builder.load(total), run.address(o, target), run.left(count, start))
+
+    _by_text(builder, run, "weighted_rows", wide, call, otherwise)
     return context.get_dummy_value()
 
 
 def _emit_dot_rows(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
-    element = context.get_value_type(signature.args[5].dtype)
-    rows, count, across, low, high, x, x_offset, x_row, g, g_offset, g_row = integers(context, builder, signature, values)
+    element = context.get_value_type(signature.args[8].dtype)
+    (rows, count, down, across, wide, wide_step, low, high, x, x_offset, g, g_offset, g_row, o, o_offset) = integers(
+        context, builder, signature, values)
     run = _Run(builder, element, across, low, high)
-    last = builder.mul(builder.sub(count, constant(1)), across)
     with builder.goto_entry_block():
         total = builder.alloca(run.vector)
-    builder.store(run.nothing, total)
-    with (cgutils.for_range(builder, rows, intp=I64) as y,
-          cgutils.for_range_slice(builder, constant(0), count, constant(run.lanes), intp=I64) as (start, _)):
-        column = builder.mul(start, across)
-        place = builder.add(builder.add(x_offset, builder.mul(y.index, x_row)), column)
-        value, inside = run.read(x, place, column, last)
-        beside = builder.add(builder.add(g_offset, builder.mul(y.index, g_row)), start)
-        other = run.some(run.load, run.address(g, beside), inside)
-        builder.store(_fused(builder, value, other, builder.load(total)), total)
-    add = declare(builder.module, f"llvm.vector.reduce.fadd.{suffix(element, run.lanes)}", element, [element, run.vector])
-    return builder.call(add, [ir.Constant(element, -0.0), builder.load(total)], fastmath=("reassoc",))
+
+    def call(function: Callable[[list[ir.Value]], None], first: ir.Value, several: ir.Value) -> None:
+        shift = builder.mul(first, wide_step)
+        edges = [builder.sub(edge, shift) for edge in (low, high)]
+        function([rows, count, run.stride(down), run.stride(wide_step), wide_step, *edges,
+                  run.address(x, builder.add(x_offset, shift)), run.address(g, g_offset), run.stride(g_row),
+                  run.address(o, builder.add(o_offset, first))])
+
+    def otherwise() -> None:
+        with cgutils.for_range(builder, wide, intp=I64) as k:
+            builder.store(run.nothing, total)
+            shift = builder.mul(k.index, wide_step)
+            last = builder.add(builder.mul(builder.sub(count, constant(1)), across), shift)
+            with (cgutils.for_range(builder, rows, intp=I64) as y,
+                  cgutils.for_range_slice(builder, constant(0), count, constant(run.lanes), intp=I64) as (start, _)):
+                column = builder.add(builder.mul(start, across), shift)
+                place = builder.add(builder.add(x_offset, builder.mul(y.index, down)), column)
+                value, inside = run.read(x, place, column, last)
+                beside = builder.add(builder.add(g_offset, builder.mul(y.index, g_row)), start)
+                other = run.some(run.load, run.address(g, beside), inside)
+                builder.store(_fused(builder, value, other, builder.load(total)), total)
+            name = f"llvm.vector.reduce.fadd.{suffix(element, run.lanes)}"
+            add = declare(builder.module, name, element, [element, run.vector])
+            found = builder.call(add, [ir.Constant(element, -0.0), builder.load(total)], fastmath=("reassoc",))
+            place = builder.gep(o, [builder.add(o_offset, k.index)])
+            builder.store(builder.fadd(builder.load(place), found), place)
+
+    _by_text(builder, run, "dot_rows", wide, call, otherwise)
+    return context.get_dummy_value()
 
 
 teach(tile.largest_run, _emit_largest_run)
-teach(tile.weighted_run, _emit_weighted_run)
-teach(tile.dot_rows, _emit_dot_rows, lambda *given: given[5].dtype)
+teach(tile.weighted_rows, _emit_weighted_rows)
+teach(tile.dot_rows, _emit_dot_rows)

@@ -3,27 +3,34 @@
 All work is on vectors of channels, so an item first turns its part of the images over: channels last. Then its 4x4
 pieces, which overlap by two, become 16 matrices [pieces, channels]; each is multiplied with one of the 16 matrices
 [channels, outputs] that the weights have become; and the 16 products become 2x2 results, which are turned back. What an
-item makes on its way lies in memory that its thread has of its own, small enough for the second cache. A NaN stays in
-reach of its taps, as it does without the maps; an infinity may become one there, for differences are taken.
+item makes on its way lies in memory that its thread has of its own, small enough for the second cache.
 
 The gradient in the image is the same with weights that are swapped and turned around. The gradient in the weights sums
 up products [outputs, pieces] @ [pieces, channels] over all pieces, and maps the sums at the end: an item does a block of
 outputs and channels for a run of images, and each run has a partial result.
+
+The maps take differences, so they make NaN of infinities, and infinities of large numbers. But what they make of anything
+that is not finite is not finite either, wherever the definition has it so. Hence a result that is not finite is made once
+more straight from the definition, by `winograd_again` or `winograd_weights_again`; all others stay as they are.
 """
 
 from __future__ import annotations
 
 from jitgrad.kernels.cpu.gemm import element_tile
+from jitgrad.kernels.cpu.math import isfinite, isnan
 from jitgrad.kernels.cpu.scalar import f32 as T
-from jitgrad.kernels.cpu.standins import load, pointer, store
+from jitgrad.kernels.cpu.standins import i64, load, pointer, store
 from jitgrad.kernels.cpu.template import text
 from jitgrad.kernels.cpu.tile import (
+    dot_rows,
     gather_run,
+    invoke,
     make_panel,
     multiply_block,
     tile_transform,
     transpose_block,
     transpose_tile,
+    weighted_rows,
 )
 
 winograd_input, winograd_output = tile_transform.NAMES["winograd_input"], tile_transform.NAMES["winograd_output"]
@@ -38,15 +45,16 @@ GEOMETRY = ("channels", "height", "width", "rows", "out_height", "out_width", "t
 """Integers of both kernels: the image; channels and size of the result (`rows` of them); padding; what a part of the
 images is (some images, or some rows of pieces of one), and into how many one image is cut; blocks of channels."""
 
-ARGUMENTS = (*GEOMETRY, "piece_stride", "panel_rows", "depth_block", "image_size", "pieces_size", "products_size",
-             "result_size")
-"""Those of `winograd`, behind image, weights, result, four of the thread's own: image, pieces, products, result; and the
-core. The sizes are these in elements; `piece_stride` is the distance of two pieces."""
+ARGUMENTS = (*GEOMETRY, "result_size", "turned", "image_size", "pieces_size", "products_size", "piece_stride", "panel_rows",
+             "depth_block")
+"""Those of `winograd`, behind mapped weights, three of the thread's own: image, pieces, products; the core; and
+`winograd_again` with what it takes: image, weights, result, the thread's own result, then these integers. The sizes are
+those of what the threads have in elements; `piece_stride` is the distance of two pieces."""
 
 WEIGHT_ARGUMENTS = (*GEOMETRY, "images_per_item", "image_size", "gradient_size", "pieces_size", "gradients_size",
                     "sums_size")
-"""Those of `winograd_weight_gradient`, behind image, gradient, partial results, five of the thread's own: image,
-gradient, pieces of both, sums; and the core."""
+"""Those of `winograd_weight_gradient`, behind five of the thread's own: image, gradient, pieces of both, sums; the core;
+and `winograd_weights_again` with what it takes: image, gradient, partial results, then these integers."""
 
 
 def source(kernel: str, element: str) -> str:
@@ -95,15 +103,15 @@ def winograd_turned_weights(args, begin, end, thread):
 
 def winograd(args, begin, end, thread):
     """See the module and `ARGUMENTS`. Items: parts of the images, blocks of the result's channels."""
-    x, u, o = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T)
-    lasts, v, products, result = pointer(args, 4, T), pointer(args, 5, T), pointer(args, 6, T), pointer(args, 7, T)
-    channels, height, width, rows, out_height, out_width = args[9], args[10], args[11], args[12], args[13], args[14]
-    top, left, images, images_per_part = args[15], args[16], args[17], args[18]
-    piece_rows_per_part, parts = args[19], args[20]
-    rows_per_item, row_blocks, piece_stride, panel_rows, depth_block = args[23], args[24], args[25], args[26], args[27]
-    image_base, v_base, product_base, result_base = (thread * args[28], thread * args[29], thread * args[30],
+    u, lasts, v, products = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T), pointer(args, 4, T)
+    x, o, result = pointer(args, 7, T), pointer(args, 9, T), pointer(args, 10, T)
+    channels, height, width, rows, out_height, out_width = args[11], args[12], args[13], args[14], args[15], args[16]
+    top, left, images, images_per_part = args[17], args[18], args[19], args[20]
+    piece_rows_per_part, parts, rows_per_item, row_blocks = args[21], args[22], args[25], args[26]
+    result_base, image_base, v_base, product_base = (thread * args[27], thread * args[29], thread * args[30],
                                                      thread * args[31])
-    zeros, spare = image_base + args[28] - channels, result_base + args[31] - rows_per_item
+    piece_stride, panel_rows, depth_block = args[32], args[33], args[34]
+    zeros, spare = image_base + args[29] - channels, result_base + args[27] - rows_per_item
     plane, out_plane = height * width, out_height * out_width
     wide, high = (out_width + 1) // 2, (out_height + 1) // 2
     panels = (rows + COLUMNS - 1) // COLUMNS
@@ -118,7 +126,7 @@ def winograd(args, begin, end, thread):
         low = max(2 * first_y - top, 0)
         positions = max(min(2 * last_y - top + 2, height) - low, 0) * width
         for c in range(channels):
-            store(lasts, zeros + c, T(0), 3, 7)
+            store(lasts, zeros + c, T(0), 1, 7)
         for image in range(first_image, last_image):
             transpose_block(channels, positions, x, image * channels * plane + low * width, plane,
                             lasts, image_base, channels)
@@ -132,38 +140,95 @@ def winograd(args, begin, end, thread):
                                    4 * pieces * piece_stride, pieces * piece_stride, -above, height - above, -before,
                                    width - before, zeros)
         for p in range(16):
-            multiply_block(args, 8, pieces, block, channels, depth_block, panel_rows,
+            multiply_block(args, 5, pieces, block, channels, depth_block, panel_rows,
                            v, v_base + p * pieces * piece_stride, panel_rows * piece_stride, piece_stride, 1,
                            u, (p * panels + first_row // COLUMNS) * channels * COLUMNS, channels * COLUMNS, COLUMNS,
                            products, product_base + p * pieces * rows_per_item, rows_per_item, 0)
         positions = (min(2 * last_y, out_height) - 2 * first_y) * out_width
+        odd = 0
         for image in range(first_image, last_image):
             for y in range(first_y, last_y):
                 piece = ((image - first_image) * (last_y - first_y) + y - first_y) * wide
                 for column in range(wide):
-                    winograd_output(block, products, product_base + (piece + column) * rows_per_item,
-                                    4 * pieces * rows_per_item, pieces * rows_per_item, result,
-                                    result_base + (2 * (y - first_y) * out_width + 2 * column) * rows_per_item,
-                                    out_width * rows_per_item, rows_per_item, 0, out_height - 2 * y, 0,
-                                    out_width - 2 * column, spare)
+                    odd |= winograd_output(block, products, product_base + (piece + column) * rows_per_item,
+                                           4 * pieces * rows_per_item, pieces * rows_per_item, result,
+                                           result_base + (2 * (y - first_y) * out_width + 2 * column) * rows_per_item,
+                                           out_width * rows_per_item, rows_per_item, 0, out_height - 2 * y, 0,
+                                           out_width - 2 * column, spare)
             transpose_block(positions, block, result, result_base, rows_per_item,
                             o, (image * rows + first_row) * out_plane + 2 * first_y * out_width, out_plane)
+        if odd != 0:
+            invoke(args, 6, item, item + 1, thread)
+
+
+def winograd_again(args, begin, end, thread):
+    """What is not finite in the result of `winograd`, straight from the definition. Arguments: image, weights, result, the
+    thread's own; the first integers of `ARGUMENTS`. Items: as above.
+
+    Padding is zeros that are multiplied, which makes NaN of infinite weights; of the gradient in the image there is nothing
+    beyond its edge. `turned` tells them apart."""
+    x, w, o, line = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T), pointer(args, 4, T)
+    channels, height, width, rows, out_height, out_width = args[5], args[6], args[7], args[8], args[9], args[10]
+    top, left, images, images_per_part = args[11], args[12], args[13], args[14]
+    piece_rows_per_part, parts = args[15], args[16]
+    rows_per_item, row_blocks, base, turned = args[19], args[20], thread * args[21], args[22]
+    row_step, channel_step, tap_step, first_tap = channels * 9, 9, 1, 0
+    if turned != 0:
+        row_step, channel_step, tap_step, first_tap = 9, rows * 9, -1, 8
+    for item in range(begin, end):
+        first_row = item % row_blocks * rows_per_item
+        first_y = 2 * (item // row_blocks % parts * piece_rows_per_part)
+        first_image = item // (row_blocks * parts) * images_per_part
+        for image in range(first_image, min(first_image + images_per_part, images)):
+            for row in range(first_row, min(first_row + rows_per_item, rows)):
+                weights = row * row_step + first_tap
+                for y in range(first_y, min(first_y + 2 * piece_rows_per_part, out_height)):
+                    place = ((image * rows + row) * out_height + y) * out_width
+                    above, odd = y - top, 0
+                    for column in range(out_width):
+                        odd |= i64(not isfinite(load(o, place + column, 2, 4)))
+                    if odd == 0:
+                        continue
+                    within = 0 <= above < height - 2
+                    if within:                                      # all taps meet the image but for some columns
+                        weighted_rows(1, out_width, 0, 1, channels, height * width, 3, width, 3, 1, left, left + width,
+                                      x, (image * channels * height + above) * width - left,
+                                      w, weights, channel_step, 3 * tap_step, tap_step, line, base, 0)
+                    for column in range(out_width):
+                        before = column - left
+                        if isfinite(load(o, place + column, 2, 4)):
+                            continue
+                        total = load(line, base + column, 3, 4)
+                        if not within or before < 0 or before >= width - 2:
+                            total = T(0)
+                            for k in range(channels * 9):
+                                channel, tap = k // 9, k % 9
+                                down, right = above + tap // 3, before + tap % 3
+                                value = T(0)
+                                if 0 <= down < height and 0 <= right < width:
+                                    value = load(x, ((image * channels + channel) * height + down) * width + right, 0, 4)
+                                elif turned != 0:
+                                    continue
+                                total = T(total + value * load(w, weights + channel * channel_step + tap * tap_step, 1, 4))
+                                if isnan(total):
+                                    break
+                        store(o, place + column, total, 2, 4)
 
 
 def winograd_weight_gradient(args, begin, end, thread):
     """See the module and `WEIGHT_ARGUMENTS`. Items: runs of images, blocks of the gradient's channels, blocks of the
     image's."""
-    x, g, o = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T)
-    lasts, grads, v, h, sums = (pointer(args, 4, T), pointer(args, 5, T), pointer(args, 6, T), pointer(args, 7, T),
-                                pointer(args, 8, T))
-    channels, height, width, rows, out_height, out_width = args[10], args[11], args[12], args[13], args[14], args[15]
-    top, left, images, images_per_part = args[16], args[17], args[18], args[19]
-    piece_rows_per_part, parts = args[20], args[21]
-    channels_per_item, channel_blocks, rows_per_item, row_blocks, images_per_item = (args[22], args[23], args[24], args[25],
-                                                                                     args[26])
-    image_base, grad_base, v_base, h_base, sum_base = (thread * args[27], thread * args[28], thread * args[29],
-                                                       thread * args[30], thread * args[31])
-    zeros, grad_zeros = image_base + args[27] - channels_per_item, grad_base + args[28] - rows_per_item
+    lasts, grads, v, h, sums = (pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T), pointer(args, 4, T),
+                                pointer(args, 5, T))
+    x, g, o = pointer(args, 8, T), pointer(args, 9, T), pointer(args, 10, T)
+    channels, height, width, rows, out_height, out_width = args[11], args[12], args[13], args[14], args[15], args[16]
+    top, left, images, images_per_part = args[17], args[18], args[19], args[20]
+    piece_rows_per_part, parts = args[21], args[22]
+    channels_per_item, channel_blocks, rows_per_item, row_blocks, images_per_item = (args[23], args[24], args[25], args[26],
+                                                                                     args[27])
+    image_base, grad_base, v_base, h_base, sum_base = (thread * args[28], thread * args[29], thread * args[30],
+                                                       thread * args[31], thread * args[32])
+    zeros, grad_zeros = image_base + args[28] - channels_per_item, grad_base + args[29] - rows_per_item
     plane, out_plane = height * width, out_height * out_width
     wide, high = (out_width + 1) // 2, (out_height + 1) // 2
     taps, lines = make_panel(o), make_panel(o)
@@ -175,9 +240,9 @@ def winograd_weight_gradient(args, begin, end, thread):
         run = item // (channel_blocks * row_blocks)
         end_image = min((run + 1) * images_per_item, images)
         for c in range(across):
-            store(lasts, zeros + c, T(0), 3, 8)
+            store(lasts, zeros + c, T(0), 0, 8)
         for c in range(down):
-            store(grads, grad_zeros + c, T(0), 4, 8)
+            store(grads, grad_zeros + c, T(0), 1, 8)
         more = 0
         for first_image in range(run * images_per_item, end_image, images_per_part):
             last_image = min(first_image + images_per_part, end_image)
@@ -209,11 +274,12 @@ def winograd_weight_gradient(args, begin, end, thread):
                                                  4 * pieces * down, pieces * down, 0, out_height - 2 * y, 0,
                                                  out_width - 2 * column, grad_zeros)
                 for p in range(16):
-                    multiply_block(args, 9, down, across, pieces, pieces, TILE,
+                    multiply_block(args, 6, down, across, pieces, pieces, TILE,
                                    h, h_base + p * pieces * down, TILE, 1, down,
                                    v, v_base + p * pieces * across, COLUMNS, across,
                                    sums, sum_base + p * down * across, across, more)
                 more = 1
+        odd = 0
         for r in range(down):
             winograd_weight_grad(across, sums, sum_base + r * across, 4 * down * across, down * across,
                                  taps, 0, 3 * across, across, 0, 3, 0, 3, 0)
@@ -222,9 +288,53 @@ def winograd_weight_gradient(args, begin, end, thread):
                     transpose_tile(min(9 - tap, LANES), taps, tap * across + c, across, lines, c * 9 + tap, 9, LANES)
             place = ((run * rows + first_row + r) * channels + first_channel) * 9
             for k in range(across * 9):
-                store(o, place + k, load(lines, k, 7, 8), 2, 8)
+                value = load(lines, k, 5, 8)
+                odd |= i64(not isfinite(value))
+                store(o, place + k, value, 7, 8)
+        if odd != 0:
+            invoke(args, 7, item, item + 1, thread)
 
 
-KERNELS = {kernel.__name__: kernel for kernel in (winograd_weights, winograd_turned_weights, winograd,
-                                                  winograd_weight_gradient)}
+def winograd_weights_again(args, begin, end, thread):
+    """What is not finite in the partial results of `winograd_weight_gradient`, straight from the definition, with padding
+    that is zeros. Arguments: image, gradient, partial results; the first integers of `WEIGHT_ARGUMENTS`. Items: as above."""
+    x, g, o = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T)
+    channels, height, width, rows, out_height, out_width = args[4], args[5], args[6], args[7], args[8], args[9]
+    top, left, images = args[10], args[11], args[12]
+    channels_per_item, channel_blocks, rows_per_item, row_blocks, images_per_item = (args[16], args[17], args[18], args[19],
+                                                                                     args[20])
+    for item in range(begin, end):
+        first_channel = item % channel_blocks * channels_per_item
+        first_row = item // channel_blocks % row_blocks * rows_per_item
+        run = item // (channel_blocks * row_blocks)
+        first_image, last_image = run * images_per_item, min((run + 1) * images_per_item, images)
+        for row in range(first_row, min(first_row + rows_per_item, rows)):
+            for channel in range(first_channel, min(first_channel + channels_per_item, channels)):
+                for tap in range(9):
+                    place = ((run * rows + row) * channels + channel) * 9 + tap
+                    if isfinite(load(o, place, 2, 3)):
+                        continue
+                    down, right = tap // 3 - top, tap % 3 - left
+                    first = min(max(-down, 0), out_height)
+                    last = max(min(height - down, out_height), first)
+                    store(o, place, T(0), 2, 3)
+                    for image in range(first_image, last_image):
+                        plane = (image * channels + channel) * height * width
+                        other = (image * rows + row) * out_height * out_width
+                        dot_rows(last - first, out_width, width, 1, 1, 1, -right, width - right,
+                                 x, plane + (first + down) * width + right, g, other + first * out_width, out_width,
+                                 o, place)
+                        total = load(o, place, 2, 3)
+                        for y in range(out_height):                 # zeros times what is not finite
+                            within = first <= y < last
+                            for column in range(out_width):
+                                if not within or column + right < 0 or column + right >= width:
+                                    total = T(total + T(0) * load(g, other + y * out_width + column, 1, 3))
+                        store(o, place, total, 2, 3)
+                        if isnan(total):
+                            break
+
+
+KERNELS = {kernel.__name__: kernel for kernel in (winograd_weights, winograd_turned_weights, winograd, winograd_again,
+                                                  winograd_weight_gradient, winograd_weights_again)}
 """Each by its name."""
