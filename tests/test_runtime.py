@@ -518,6 +518,21 @@ def test_idle_arenas_are_shared_up_to_a_limit():
     assert pool.idle_bytes == 0
 
 
+def test_a_larger_idle_arena_serves_where_none_of_the_size_is_idle():
+    pool = ArenaPool()
+    small, large, huge = Arena(1024), Arena(2048), Arena(1 << 20)
+    for arena in (large, huge):
+        pool.give_back(arena)
+    assert pool.lend(1024) is large and pool.idle_bytes == huge.size
+    assert pool.lend(1024).size == 1024                     # the huge one is left to those that need it
+    for arena in (large, small):
+        pool.give_back(arena)
+    assert pool.lend(1024) is small and pool.lend(1024) is large
+    assert pool.lend(4096).size == 4096                     # never a smaller one
+    pool.give_back(huge)
+    assert pool.idle_bytes == 2 * huge.size
+
+
 def test_size_classes_waste_little():
     for nbytes in (1, 64, 65, 1000, 4097, 123_456_789):
         assert nbytes <= size_class(nbytes) < max(nbytes + 64, nbytes * 1.126)

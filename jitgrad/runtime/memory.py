@@ -1,7 +1,8 @@
 """Arenas: the memory for a plan's intermediate values, lent to one call at a time.
 
 `lend(size)` gives an arena that nobody else has, `give_back` returns it. Idle arenas are shared by all plans, up to
-`LIMIT` bytes; beyond it some are freed.
+`LIMIT` bytes; beyond it some are freed. Where none of the right size is idle, a larger one serves: the system fills
+every page of a new one with zeros at the first touch, which took a third of the first call of a new shape.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 LIMIT = 1 << 30                                             # bytes of idle arenas
 ALIGNMENT = 64
 LARGE = 1 << 22                                             # bytes from which NumPy asks for large pages
+REACH = 4                                                   # a lent arena is at most so many times as large as asked for
 
 
 class Arena:
@@ -59,13 +61,20 @@ class ArenaPool:
         self._lock = threading.Lock()
 
     def lend(self, size: int) -> Arena:
-        """An arena of `size` bytes, which is a `size_class`."""
+        """An arena of at least `size` bytes, which is a `size_class`."""
         with self._lock:
-            stack = self._idle.get(size)
+            stack = self._idle.get(size) or self._larger(size)
             if stack:
-                self.idle_bytes -= size
-                return stack.pop()
+                arena = stack.pop()
+                self.idle_bytes -= arena.size
+                return arena
         return Arena(size)
+
+    def _larger(self, size: int) -> list[Arena] | None:
+        """The idle arenas of the next larger class that has some. Much larger ones are left to plans that need them, which
+        may run at the same time."""
+        fitting = [n for n, stack in self._idle.items() if stack and size < n <= REACH * size]
+        return self._idle[min(fitting)] if fitting else None
 
     def give_back(self, arena: Arena) -> None:
         """Take an arena back from a call that has ended."""
