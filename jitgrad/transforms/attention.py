@@ -24,7 +24,7 @@ import numpy as np
 
 from jitgrad import ops
 from jitgrad.dtypes import float32, float64
-from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value, attrs_key, run_node
+from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value, attrs_key, next_id, run_node
 from jitgrad.ir.op import Op
 from jitgrad.ops.attention import mask_by_head
 from jitgrad.ops.builders import broadcast, full
@@ -342,7 +342,8 @@ def _replaced(graph: Graph, found: Iterable[_Written]) -> Graph:
     backward = {v: (made, written, p) for made, written in forward.values() for p in written.passes for v in p.leaving
                 if v is not None}
     builder = GraphBuilder(graph.name)
-    mapped: dict[Value, Value] = {v: builder.input(v.type) for v in graph.inputs}
+    builder.inputs, builder.count = list(graph.inputs), next_id(graph)
+    mapped: dict[Value, Value] = {v: v for v in graph.inputs}
     inner: dict[_Written, dict[Value, Value]] = {}
     with builder:
         for node in graph.nodes:
@@ -358,8 +359,8 @@ def _replaced(graph: Graph, found: Iterable[_Written]) -> Graph:
                     made, written, p = backward[node.output]
                     mapped.update(_gradients(made, inner[written], p, mapped))
             else:
-                copies = builder.copy(node, tuple([mapped[v] for v in node.inputs]))
-                mapped.update(zip(node.outputs, copies, strict=True))
+                kept = builder.keep(node, tuple([mapped[v] for v in node.inputs]))
+                mapped.update(zip(node.outputs, kept, strict=True))
     return builder.build([mapped[v] for v in graph.outputs], [(i, mapped[v]) for i, v in graph.writes])
 
 
