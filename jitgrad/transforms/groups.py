@@ -95,7 +95,10 @@ class Groups:
 
     def readers_of(self, value: Value) -> list[Group]:
         """The groups that read `value`, the earliest in the program first."""
-        found = {group.number: group for group in map(self.find, self.readers.get(value, ()))}
+        numbers = self.readers.get(value, ())
+        if len(numbers) < 2:
+            return [self.find(number) for number in numbers]
+        found = {group.number: group for group in map(self.find, numbers)}
         return [found[k] for k in sorted(found, reverse=True)]
 
     # ---- what a group reads
