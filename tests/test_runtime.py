@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
@@ -533,6 +534,37 @@ def test_a_larger_idle_arena_serves_where_none_of_the_size_is_idle():
     assert pool.idle_bytes == 2 * huge.size
 
 
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="arenas grow on Linux")
+def test_an_arena_that_grows_keeps_its_pages():
+    resource = pytest.importorskip("resource")
+    pool = ArenaPool()
+    arena = pool.lend(2 * memory.LARGE)
+    arena.bytes[:] = 7
+    pool.give_back(arena)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    larger = pool.lend(3 * memory.LARGE)
+    assert larger is arena and len(larger.bytes) == larger.size == 3 * memory.LARGE and larger.address % 64 == 0
+    assert (larger.bytes[:2 * memory.LARGE] == 7).all()
+    larger.bytes[:] = 8
+    new = memory.LARGE // mmap.PAGESIZE
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 1.5 * new
+    pool.give_back(larger)
+    assert pool.idle_bytes == larger.size and pool.lend(64 * memory.LARGE) is not arena
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="arenas grow on Linux")
+def test_an_arena_that_somebody_looks_at_does_not_grow():
+    pool = ArenaPool()
+    arena = pool.lend(memory.LARGE)
+    held = arena.bytes[5:9]
+    held[:] = 3
+    pool.give_back(arena)
+    other = pool.lend(2 * memory.LARGE)
+    other.bytes[:] = 0
+    assert other is not arena and (held == 3).all() and (arena.bytes[5:9] == 3).all()
+    assert pool.lend(memory.LARGE) is arena
+
+
 def test_size_classes_waste_little():
     for nbytes in (1, 64, 65, 1000, 4097, 123_456_789):
         assert nbytes <= size_class(nbytes) < max(nbytes + 64, nbytes * 1.126)
@@ -540,7 +572,6 @@ def test_size_classes_waste_little():
 
 
 FAULTS = """
-import resource
 import numpy as np
 import jitgrad
 def work():
