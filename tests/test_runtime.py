@@ -572,6 +572,7 @@ def test_size_classes_waste_little():
 
 
 FAULTS = """
+import resource
 import numpy as np
 import jitgrad
 def work():

@@ -164,8 +164,8 @@ class Recorder:
     def _view(self, op: Op, source: Tensor, attrs: dict[str, Any]) -> Tensor | None:
         """A lazy view of `source`, or None where eager execution would copy."""
         (type_,) = op.result_types((source.tensor_type,), attrs)
-        strides = self.strides(source) if op is ops.reshape else ()
-        if op is ops.reshape and reshape_strides(source.shape, strides, type_.shape) is None:
+        if op is ops.reshape and not _is_dense(source) \
+                and reshape_strides(source.shape, self.strides(source), type_.shape) is None:
             return None
         place = source._pending if source._array is None else self.capture(source)
         t = _new(Tensor)
@@ -684,6 +684,14 @@ class Recorder:
         for op, attrs in place.chain:
             array = op.eager(array, **attrs)
         t._array, t._pending, t._type = array, None, None
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """True when the memory of `tensor` is known to be dense, so that it can be seen at any shape."""
+    if tensor._array is not None:
+        return bool(tensor._array.flags.c_contiguous)
+    place: Pending = tensor._pending
+    return place.unit.tensor is None and all([op is ops.reshape for op, _ in place.chain])
 
 
 def _owner_and_movement(tensor: Tensor, array: Any) -> tuple[Any, Any]:

@@ -172,7 +172,7 @@ def rewrite(graph: Graph) -> Graph:
     return rebuild(graph, _visit, Rewriter(graph.name))
 
 
-def _visit(node: Node, inputs: tuple[Value, ...], builder: Rewriter) -> Result:
+def _visit(node: Node, inputs: tuple[Value, ...], builder: Any) -> Result:
     graphs = inner_graphs(node)
     rewritten = {name: rewrite(inner) for name, inner in graphs}
     if any([rewritten[name] is not inner for name, inner in graphs]):
