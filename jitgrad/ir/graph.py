@@ -108,6 +108,12 @@ class Graph:
         return graph_key(self.inputs, self.nodes, self.outputs, self.writes)
 
     @cached_property
+    def effects(self) -> frozenset[str]:
+        """Those of all nodes, inner ones included."""
+        inner = [graph.effects for node in self.nodes for _, graph in inner_graphs(node)]
+        return frozenset().union(*[node.op.effects for node in self.nodes if node.op.effects], *inner)
+
+    @cached_property
     def _hash(self) -> int:
         return hash(self.key)
 

@@ -150,11 +150,11 @@ class Groups:
     def has_detour(self, first: Group, last: Group) -> bool:
         """True when something outside of both must run between them."""
         middle = [g for g in map(self.find, first.after) if g is not last and g is not first]
-        return any(self.reaches(g, last) for g in middle)
+        return any([self.reaches(g, last) for g in middle])
 
     def can_precede(self, group: Group, others: Iterable[Group]) -> bool:
         """True when `others` may read a new result of `group`."""
-        return not any(self.reaches(other, group) for other in others)
+        return not any([self.reaches(other, group) for other in others])
 
     # ---- merging
 
