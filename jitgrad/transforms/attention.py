@@ -60,7 +60,13 @@ def _may_hold_attention(graph: Graph) -> bool:
     """A look at the first operands of products: one of them would be a softmax, or dropout."""
     producers = graph.producers()
     makers = [producers.get(node.inputs[0]) for node in graph.nodes if node.op.name == "matmul"]
-    return any(node is not None and node.op.name in ("div", "where") for node in makers)
+    return any([node is not None and (node.op.name == "where" or _is_softmax(node, producers)) for node in makers])
+
+
+def _is_softmax(node: Node, producers: Mapping[Value, Node]) -> bool:
+    """Whether `node` looks like the last step of one."""
+    raised = producers.get(node.inputs[0]) if node.op.name == "div" else None
+    return raised is not None and raised.op.name == "exp"
 
 
 class _View:

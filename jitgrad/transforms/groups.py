@@ -96,8 +96,10 @@ class Groups:
     def readers_of(self, value: Value) -> list[Group]:
         """The groups that read `value`, the earliest in the program first."""
         numbers = self.readers.get(value, ())
-        if len(numbers) < 2:
-            return [self.find(number) for number in numbers]
+        if not numbers:
+            return []
+        if len(numbers) == 1:
+            return [self.find(numbers[0])]
         found = {group.number: group for group in map(self.find, numbers)}
         return [found[k] for k in sorted(found, reverse=True)]
 
