@@ -6,6 +6,7 @@
     python -m benchmarks steps gpt --only jitgrad --mode max-autotune
     python -m benchmarks kernels products
     python -m benchmarks gpu mlp gpt                      the steps on a GPU, beside PyTorch
+    python -m benchmarks shapes gpt                       what a new size of the batch costs
 
 Every part prints a table and leaves NAME.json (results and a description of the machine) and NAME.png in the folder of
 results.
@@ -24,11 +25,11 @@ from typing import Any
 from benchmarks import machine, report
 
 PARTS = ("steps", "curves", "kernels", "narrow", "attention", "calls", "first", "scaling", "memory")
-ON_REQUEST = ("gpu",)
+ON_REQUEST = ("gpu", "shapes")
 """What is measured only when it is named."""
 
 NAMED = {"steps": "training steps", "curves": "training steps", "first": "training steps",
-         "memory": "training steps", "gpu": "training steps",
+         "memory": "training steps", "gpu": "training steps", "shapes": "training steps",
          "kernels": "families (products, convolutions, bandwidth)"}
 """Parts that may be followed by names, and of what."""
 
@@ -89,7 +90,7 @@ def _parse(arguments: list[str] | None) -> tuple[tuple[str, ...], argparse.Names
 
 def _parts() -> dict[str, Part]:
     """The parts, imported after the thread counts are set."""
-    from benchmarks import attention, calls, curves, first_call, gpu, memory, narrow, plots, scaling, training
+    from benchmarks import attention, calls, curves, first_call, gpu, memory, narrow, plots, scaling, shapes, training
     from benchmarks.kernels import run as kernels
     return {
         "steps": Part(lambda o: training.run(o.names, budget=o.seconds, repeats=o.repeats, only=o.only, mode=o.mode),
@@ -103,5 +104,6 @@ def _parts() -> dict[str, Part]:
         "first": Part(lambda o: first_call.run(o.names, o.repeats or 3), first_call.table, plots.first),
         "scaling": Part(lambda o: scaling.run(), scaling.table, plots.scaling),
         "memory": Part(lambda o: memory.run(o.names), memory.table, plots.memory),
+        "shapes": Part(lambda o: shapes.run(o.names), shapes.table, _no_plot),
         "gpu": Part(lambda o: gpu.run(o.names, budget=o.seconds, repeats=o.repeats), gpu.table, _no_plot),
     }

@@ -68,10 +68,16 @@ def user_location(depth: int = 1) -> tuple[str, int] | None:
     """File and line of the innermost caller outside of jitgrad, or None when there is none."""
     frame = sys._getframe(depth)
     while frame is not None:
-        if not frame.f_code.co_filename.startswith((_PACKAGE, _KERNELS)):
-            return frame.f_code.co_filename, frame.f_lineno
+        file = frame.f_code.co_filename
+        if file not in _internal_files:
+            if not file.startswith((_PACKAGE, _KERNELS)):
+                return file, frame.f_lineno
+            _internal_files.add(file)
         frame = frame.f_back  # type: ignore[assignment]
     return None
+
+
+_internal_files: set[str] = set()
 
 
 def describe_location(where: tuple[str, int] | None) -> str:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from benchmarks import command, curves, gpu, measure as timing, narrow, training
+from benchmarks import command, curves, gpu, measure as timing, narrow, shapes, training
 from benchmarks.kernels import bandwidth, case, convolutions, products, run
 from benchmarks.report import Table, Tables
 from benchmarks.steps import STEPS, chosen
@@ -219,6 +219,14 @@ def test_another_mode_takes_part_beside_the_default_one(quick):
     assert contenders["jitgrad max-autotune"]["difference"] < 1e-5
     header, *_ = [line for line in str(training.table(results)).splitlines() if "step" in line and "jitgrad" in line]
     assert header.index("jitgrad max-autotune") > header.index("jitgrad eager")
+
+
+def test_new_sizes_of_a_batch():
+    results = shapes.run(["mlp_small"])
+    assert list(results["mlp_small"]) == [31, 30, 29, 28, 27, 26, 25]
+    assert min(results["mlp_small"].values()) > 0
+    assert "31, 30" in str(shapes.table(results))
+    assert "shapes" not in command._parse([])[0] and command._parse(["shapes", "gpt"])[1].names == ["gpt"]
 
 
 # ---- on a GPU ---------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 
 from jitgrad import dtypes, ops
 from jitgrad.ir import GraphBuilder, TensorType, evaluate, verify
+from jitgrad.ir.graph import attrs_key, graph_key
 from jitgrad.ops.window import ANYWHERE
 from jitgrad.transforms.cse import eliminate_common_subexpressions
 from jitgrad.transforms.dce import eliminate_dead_code
@@ -325,3 +326,38 @@ def test_passes_keep_every_bit(graph):
         after = step(graph)
         assert_same_bits(graph, after)
         graph = after
+
+
+# What a pass does not change
+
+def test_a_pass_that_changes_nothing_gives_the_graph_itself():
+    graph = traced(lambda x, y: ops.exp(ops.add(x, y)), TensorType(F32, (3,)), TensorType(F32, (3,)))
+    for step in (simplify, eliminate_common_subexpressions, eliminate_dead_code):
+        assert step(graph) is graph
+
+
+def test_a_pass_keeps_the_nodes_and_values_that_it_does_not_change():
+    graph = traced(lambda x: [ops.neg(ops.mul(ops.exp(x), constant(x, 1.0))), ops.sin(x)], TensorType(F32, (3,)))
+    exp, neg, sin = [next(n for n in graph.nodes if n.op.name == name) for name in ("exp", "neg", "sin")]
+    after = eliminate_dead_code(simplify(graph))
+    assert [n.op.name for n in after.nodes] == ["exp", "neg", "sin"]
+    assert after.inputs == graph.inputs and after.outputs == graph.outputs
+    assert after.nodes[0] is exp and after.nodes[2] is sin
+    assert after.nodes[1] is not neg and after.nodes[1].inputs == exp.outputs and neg.inputs != exp.outputs
+    assert_same_bits(graph, after)
+
+
+def test_a_pass_does_not_change_the_graph_that_it_is_given():
+    graph = traced(lambda x: ops.add(ops.mul(ops.exp(x), constant(x, 1.0)), ops.exp(x)), TensorType(F32, (4,)))
+    before = graph.key, str(graph)
+    after = eliminate_dead_code(eliminate_common_subexpressions(simplify(graph)))
+    assert len([n for n in after.nodes if n.op.name == "exp"]) == 1
+    assert (graph_key(graph.inputs, graph.nodes, graph.outputs, graph.writes), str(graph)) == before
+    assert_same_bits(graph, after)
+
+
+@pytest.mark.parametrize("one, other", [(1, True), ((1, 2), (True, 2)), (0.0, -0.0), ((0.0,), (-0.0,)), (1, 1.0),
+                                        ((1, "1"), (1, 1)), (((1,), 2), ((True,), 2))])
+def test_attributes_that_differ_have_different_keys(one, other):
+    assert attrs_key({"value": one}) != attrs_key({"value": other})
+    assert attrs_key({"value": one}) == attrs_key({"value": one})

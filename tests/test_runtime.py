@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
@@ -516,6 +517,52 @@ def test_idle_arenas_are_shared_up_to_a_limit():
     assert pool.idle_bytes <= 3000
     pool.clear()
     assert pool.idle_bytes == 0
+
+
+def test_a_larger_idle_arena_serves_where_none_of_the_size_is_idle():
+    pool = ArenaPool()
+    small, large, huge = Arena(1024), Arena(2048), Arena(1 << 20)
+    for arena in (large, huge):
+        pool.give_back(arena)
+    assert pool.lend(1024) is large and pool.idle_bytes == huge.size
+    assert pool.lend(1024).size == 1024                     # the huge one is left to those that need it
+    for arena in (large, small):
+        pool.give_back(arena)
+    assert pool.lend(1024) is small and pool.lend(1024) is large
+    assert pool.lend(4096).size == 4096                     # never a smaller one
+    pool.give_back(huge)
+    assert pool.idle_bytes == 2 * huge.size
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="arenas grow on Linux")
+def test_an_arena_that_grows_keeps_its_pages():
+    resource = pytest.importorskip("resource")
+    pool = ArenaPool()
+    arena = pool.lend(2 * memory.LARGE)
+    arena.bytes[:] = 7
+    pool.give_back(arena)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    larger = pool.lend(3 * memory.LARGE)
+    assert larger is arena and len(larger.bytes) == larger.size == 3 * memory.LARGE and larger.address % 64 == 0
+    assert (larger.bytes[:2 * memory.LARGE] == 7).all()
+    larger.bytes[:] = 8
+    new = memory.LARGE // mmap.PAGESIZE
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 1.5 * new
+    pool.give_back(larger)
+    assert pool.idle_bytes == larger.size and pool.lend(64 * memory.LARGE) is not arena
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="arenas grow on Linux")
+def test_an_arena_that_somebody_looks_at_does_not_grow():
+    pool = ArenaPool()
+    arena = pool.lend(memory.LARGE)
+    held = arena.bytes[5:9]
+    held[:] = 3
+    pool.give_back(arena)
+    other = pool.lend(2 * memory.LARGE)
+    other.bytes[:] = 0
+    assert other is not arena and (held == 3).all() and (arena.bytes[5:9] == 3).all()
+    assert pool.lend(memory.LARGE) is arena
 
 
 def test_size_classes_waste_little():

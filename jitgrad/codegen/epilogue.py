@@ -20,7 +20,7 @@ from jitgrad.codegen.region import Place, Region, accesses, analyse, collapse
 from jitgrad.codegen.templates import kernel_name, lower_map
 from jitgrad.codegen.writer import Axis, Writer, compute_dtype
 from jitgrad.dtypes import DType
-from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value, run_node
+from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value
 from jitgrad.ir.types import TensorType
 
 Shared = Sequence[tuple[int, int]]
@@ -145,13 +145,8 @@ def restrict(body: Graph, outputs: Sequence[Value]) -> Graph:
 
 def split_epilogue(body: Graph, node: Node) -> Graph:
     """What follows the contraction: a graph whose first input is its result, then the inputs of the body."""
-    builder = GraphBuilder(body.name)
-    environment = {v: builder.input(v.type) for v in (node.output, *body.inputs)}
-    with builder:
-        for n in restrict(body.replace(nodes=tuple(k for k in body.nodes if k is not node)), body.outputs).nodes:
-            builder.where = n.where
-            run_node(n, environment)
-    return builder.build([environment[v] for v in body.outputs])
+    rest = body.replace(nodes=tuple([n for n in body.nodes if n is not node]))
+    return restrict(rest, body.outputs).replace(inputs=(node.output, *body.inputs))
 
 
 # --- the kernel around the compiled one ---------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import numpy as np
 from jitgrad import dtypes
 from jitgrad.codegen.kernel import Accumulate, Buffer, Kernel, Let, Load, Loop, Operand, Statement, Store, When
 from jitgrad.dtypes import DType
-from jitgrad.ir.axes import Axes, Dim, Index, Strided, atoms_of, is_plain, source_index
+from jitgrad.ir.axes import Axes, Dim, Index, Strided, atoms_of, atoms_of_all, is_plain, source_index
 from jitgrad.ir.graph import Node, Value
 from jitgrad.ir.types import TensorType
 
@@ -66,7 +66,8 @@ class Writer:
         self.sizes: dict[str, int] = {}
         self.levels = [Level([])]
         self.loops: dict[int, Axis] = {}            # first atom of each loop known here -> the loop
-        self.places: dict[Index, object] = {}       # indices, resolved
+        self.places: dict[Index, int] = {}          # indices by what they resolve to: a number for each
+        self.resolved: dict[object, int] = {}       # those numbers
         self.counter = itertools.count()
         self.pending: list[tuple[Buffer, str, str]] = []
 
@@ -150,7 +151,7 @@ class Writer:
     def offset(self, operand: str, type: TensorType, index: Index) -> str:
         """Where the element of a contiguous array at `index` lies."""
         if is_plain(index):
-            return self.position(tuple([a for dim in index for a in atoms_of(dim)]))
+            return self.position(atoms_of_all(index))
         return self._strided_offset(operand, type, index)
 
     def _strided_offset(self, operand: str, type: TensorType, index: Index) -> str:
@@ -181,15 +182,16 @@ class Writer:
         """What a value at an index is known by. Loops do not change any more, so indices are resolved once."""
         place = self.places.get(index)
         if place is None:
-            place = self.places[index] = tuple([
-                (self.axes.resolve(dim.atoms), dim.start, dim.step) if isinstance(dim, Strided)
-                else self.axes.resolve(dim) for dim in index])
+            resolved = tuple([(self.axes.resolve(dim.atoms), dim.start, dim.step) if isinstance(dim, Strided)
+                              else self.axes.resolve(dim) for dim in index])
+            place = self.places[index] = self.resolved.setdefault(resolved, len(self.resolved))
         return value, place
 
     def find(self, key: object) -> tuple[str, int] | None:
         for k in range(len(self.levels) - 1, -1, -1):
-            if key in self.levels[k].known:
-                return self.levels[k].known[key], k
+            name = self.levels[k].known.get(key)
+            if name is not None:
+                return name, k
         return None
 
     def bind(self, value: Value, index: Index, name: str) -> None:
@@ -201,17 +203,15 @@ class Writer:
         stack = [(value, index)]
         while stack:
             wanted = stack[-1]
-            if self.find(self.key(*wanted)):
-                stack.pop()
-                continue
-            needs = self._needs(*wanted)
-            known = [self.find(self.key(*need)) for need in needs]
-            if all(known):
-                self._compute(*wanted, [found for found in known if found])
-                stack.pop()
-            else:
-                stack.extend([need for need, found in zip(needs, known, strict=True) if not found])
-        found = self.find(self.key(value, index))
+            found = self.find(self.key(*wanted))
+            if found is None:
+                needs = self._needs(*wanted)
+                known = [self.find(self.key(*need)) for need in needs]
+                if None in known:
+                    stack.extend([need for need, have in zip(needs, known, strict=True) if have is None])
+                    continue
+                found = self._compute(*wanted, [have for have in known if have])
+            stack.pop()
         assert found is not None
         return found[0]
 
@@ -226,8 +226,8 @@ class Writer:
         assert node.op.kind != "reduction", f"{node.op.name} is read before its loop has run"
         return [(v, index if v.shape else ()) for v in node.inputs]
 
-    def _compute(self, value: Value, index: Index, operands: list[tuple[str, int]]) -> None:
-        """Add the statement of `value`; `operands` are the names and levels of what its node reads."""
+    def _compute(self, value: Value, index: Index, operands: list[tuple[str, int]]) -> tuple[str, int]:
+        """Add the statement of `value`; its name and level. `operands` are those of what its node reads."""
         node = self.producers.get(value)
         names = [name for name, _ in operands]
         level = max([level for _, level in operands], default=0)
@@ -240,6 +240,7 @@ class Writer:
             level = max(level, self.level_of_atoms(atoms))
             name = self._apply(node, index, names, level)
         self.levels[level].known[self.key(value, index)] = name
+        return name, level
 
     def _load(self, value: Value, index: Index) -> tuple[str, int]:
         operand = self.operand(self.buffers[value], value.dtype, str(value.type))

@@ -44,7 +44,7 @@ def common_device(op: str, tensors: Sequence[Tensor]) -> tuple[str, bool]:
         device = t._type.device if array is None else CPU if type(array) is np.ndarray else str(array.gpu.device)
         if device != CPU:
             gpus.append(device)
-        elif not _is_number(t):
+        elif host or not _is_number(t):
             host = True
         else:
             number = True

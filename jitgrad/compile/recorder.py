@@ -6,12 +6,13 @@ value, and a view is a chain of movement ops that is applied to the unit's curre
 
 When Python needs a value, and at the end of the call, `flush` turns what was recorded into a graph, has it run, and
 puts the results where they belong: into the lazy Tensors that are still alive, and, for what was changed in place,
-back into the same memory. Whatever is recorded afterwards is a new graph, which captures its inputs anew.
+back into the same memory. Whatever is recorded afterwards is a new graph, which captures its inputs anew. How inputs
+are captured, which results keep a history, and how what was recorded is run is in `capture`, `crossing` and `running`;
+all of them work on the state that a Recorder keeps.
 """
 
 from __future__ import annotations
 
-import bisect
 import math
 import sys
 import weakref
@@ -23,17 +24,18 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from jitgrad import autograd, ops
-from jitgrad.compile.location import CPU, Location, bounds, common_device
+from jitgrad.compile.capture import capture
+from jitgrad.compile.crossing import waiting_results
+from jitgrad.compile.location import CPU, common_device
 from jitgrad.compile.number import Deferred, Number, trace_number
-from jitgrad.compile.overlap import movement_between
-from jitgrad.compile.trace import Given, Made, Outcome, Pending, Segment, Unit
+from jitgrad.compile.running import run_recorded
+from jitgrad.compile.trace import Fence, Given, Made, Outcome, Pending, Segment, Unit
 from jitgrad.eager import EagerInterpreter
 from jitgrad.errors import AutogradError, CompileError, complain, user_location
 from jitgrad.ir import interpreter
 from jitgrad.ir.graph import GraphBuilder, Value
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
-from jitgrad.ops.gradient import depends_on
 from jitgrad.runtime.cuda import driver
 from jitgrad.shapes import contiguous_strides, reshape_strides
 from jitgrad.tensor import Tensor, _new, assign, undo_movement
@@ -42,25 +44,6 @@ READ = "a value is read"
 GOES_ON = "the computation goes on on "
 _EAGER = EagerInterpreter()
 _BYTE = np.zeros(1, np.int8)
-
-
-class Fence:
-    """Values of one graph that were there before a second computation, and their barriers. Numbers of one element stay
-    what they are."""
-
-    def __init__(self, builder: GraphBuilder, after: Value):
-        self.builder = builder
-        self.after = after
-        self.first = builder.count
-        self.behind: dict[Value, Value] = {}
-
-    def pass_through(self, builder: GraphBuilder, value: Value) -> Value:
-        """What the second computation reads for `value`."""
-        if builder is not self.builder or value.id >= self.first or value.type.size < 2:
-            return value
-        if value not in self.behind:
-            self.behind[value] = builder.run(ops.barrier, (value, self.after), {})
-        return self.behind[value]
 
 
 class Recorder:
@@ -164,10 +147,10 @@ class Recorder:
     def _view(self, op: Op, source: Tensor, attrs: dict[str, Any]) -> Tensor | None:
         """A lazy view of `source`, or None where eager execution would copy."""
         (type_,) = op.result_types((source.tensor_type,), attrs)
-        strides = self.strides(source) if op is ops.reshape else ()
-        if op is ops.reshape and reshape_strides(source.shape, strides, type_.shape) is None:
+        if op is ops.reshape and not _is_dense(source) \
+                and reshape_strides(source.shape, self.strides(source), type_.shape) is None:
             return None
-        place = source._pending if source._array is None else self.capture(source)
+        place = source._pending if source._array is None else capture(self, source)
         t = _new(Tensor)
         t._type = type_
         t._unplaced = source._unplaced
@@ -241,7 +224,7 @@ class Recorder:
 
     def read(self, tensor: Tensor) -> Value:
         """The graph's value for the contents of `tensor` now."""
-        place: Pending = tensor._pending if tensor._array is None else self.capture(tensor)
+        place: Pending = tensor._pending if tensor._array is None else capture(self, tensor)
         unit = place.unit
         if self.fenced is not None:
             base = self.fenced.pass_through(self.builder, unit.value)
@@ -287,91 +270,9 @@ class Recorder:
 
     def _place_and_value(self, target: Tensor, value: Tensor) -> tuple[Pending, Value]:
         builder = self.builder
-        place: Pending = target._pending if target._array is None else self.capture(target)
+        place: Pending = target._pending if target._array is None else capture(self, target)
         new = self.read(value)
         return (place, new) if self.builder is builder else self._place_and_value(target, value)
-
-    def capture(self, tensor: Tensor) -> Pending:
-        """The place of a real Tensor: an input of the graph, shared by all Tensors over the same memory."""
-        place = self.known.get(id(tensor))
-        if place is None:
-            tensor._history_node()                    # of a view it may have to be made again, which captures the root
-            array = tensor._array
-            place = self._place(tensor, array) if id(tensor) not in self.origins \
-                else Pending(self._new_unit(tensor))
-            if place.unit.tensor is not tensor:
-                if type(self.source(tensor)) is not Made:
-                    self.merged.append((place.unit.tensor, tensor))
-                if tensor.requires_grad:
-                    self._track(place, tensor)
-            self.known[id(tensor)] = place
-            self.held.append(tensor)
-        return place
-
-    def _track(self, place: Pending, tensor: Tensor) -> None:
-        """`tensor` has a history, and its memory was captured before by way of another Tensor."""
-        unit = place.unit
-        if place.chain or unit.initial in self.tracked:
-            self.entangled = True
-            return
-        unit.tensor = tensor                          # that other was detached, and so is what was computed from it
-        self.tracked.add(unit.initial)
-        self.detached_before[unit.initial] = len(self.builder.nodes)
-
-    def _detached_values(self) -> set[Value]:
-        """What was computed from memory that was captured by way of a detached Tensor, before the one with the history."""
-        found: set[Value] = set()
-        for k, node in enumerate(self.builder.nodes if self.detached_before else ()):
-            if any([v in found or self.detached_before.get(v, 0) > k for v in node.inputs]):
-                found.update(node.outputs)
-        return found
-
-    def _place(self, tensor: Tensor, array: np.ndarray) -> Pending:
-        if array.size == 0:
-            return Pending(self._new_unit(tensor))
-        low, high = bounds(array)
-        unit = self.memory.get((low, high)) if array.flags.c_contiguous else None
-        if unit is not None and unit.value.dtype is tensor.dtype:
-            same = unit.value.shape == array.shape
-            return Pending(unit, () if same else ((ops.reshape, {"shape": array.shape}),))
-        if self.flat and any([a < high and low < b for a, b in self.flat]):
-            return self._place_overlapping(tensor, array)
-        at = bisect.bisect_left(self.spans, (low, high))
-        overlaps = (at > 0 and self.spans[at - 1][1] > low) or (at < len(self.spans) and self.spans[at][0] < high)
-        if overlaps:
-            return self._place_overlapping(tensor, array)
-        unit = self._new_unit(tensor)
-        self.spans.insert(at, (low, high))
-        if array.flags.c_contiguous:
-            self.memory[low, high] = unit
-        return Pending(unit)
-
-    def _place_overlapping(self, tensor: Tensor, array: np.ndarray) -> Pending:
-        """Tensors that share part of their memory become views of one unit: the array that owns it. One that was
-        captured alone before needs a cut; from then on all of them are views."""
-        owner, chain = _owner_and_movement(tensor, array)
-        low, high = bounds(owner)
-        if chain is None:
-            raise complain(CompileError, self.name, "two of its tensors overlap in memory in a way that cannot be compiled",
-                           fix="Pass a copy of one of them, or do not compile this function")
-        if (low, high) not in self.flat:
-            self.flat.append((low, high))
-            if self.units:
-                device = self.device                  # of what is being recorded, also behind this cut
-                self.flush(user_location(2), "tensors share part of their memory")
-                self.device = device
-        unit = self.memory.get((low, high))
-        if unit is None:
-            unit = self.memory[low, high] = self._new_unit(Tensor(owner))
-        own = () if unit.value.shape == owner.shape else ((ops.reshape, {"shape": owner.shape}),)
-        return Pending(unit, (*own, *chain))
-
-    def _new_unit(self, tensor: Tensor) -> Unit:
-        unit = Unit(self.builder.input(tensor.tensor_type), tensor)
-        if tensor.requires_grad:
-            self.tracked.add(unit.value)
-        self.units.append(unit)
-        return unit
 
     def adopt(self, tensor: Tensor) -> None:
         """A Tensor that was made over the same place as another lazy one."""
@@ -523,178 +424,25 @@ class Recorder:
                 raise complain(CompileError, self.name, f"{reason} in the middle of the function, but fullgraph=True",
                                where=where, fix="Return the tensor and read it outside, or compile without fullgraph")
             self.cuts.append((where, reason))
-        self._run([])
+        run_recorded(self, [])
         self._start()
 
     def finish(self, results: list[Any]) -> None:
         """The end of the call: run what was recorded. `results` are the leaves of what the function returns; those
         with a history get the whole call as one node of the tape, where that is the same."""
-        lazy = [t for t in results if isinstance(t, Tensor) and t._array is None]
-        waiting = list({id(t): t for t in lazy if self._waits(t)}.values())
-        if waiting and not self._is_plain(waiting):
-            waiting = []
-        nodes = self._tape_of(waiting)
-        if self._held_elsewhere(nodes, waiting):
-            waiting = []
+        waiting = waiting_results(self, results)
         for t in waiting:
             t._node = None                            # with it goes the tape, and what it saved
-        del lazy, nodes
-        self._run(waiting)
+        run_recorded(self, waiting)
         self._start()
 
-    def _tape_of(self, tensors: list[Tensor]) -> list[autograd.OpNode]:
-        """All nodes of this call that the histories of `tensors` lead to."""
-        found: dict[int, Any] = {}
-        stack = [t._node for t in tensors]
-        while stack:
-            node = stack.pop()
-            if id(node) not in found and node.sequence >= self.first_sequence:
-                found[id(node)] = node
-                stack.extend(e[0] for e in node.edges if e is not None and isinstance(e[0], autograd.TapeNode))
-        return list(found.values())
 
-    def _held_elsewhere(self, nodes: list[autograd.OpNode], results: list[Tensor]) -> bool:
-        """True when somebody outside holds a Tensor of this call whose gradient may be asked for: one that is neither a
-        result nor held only by the tape and by views. A root held only by its detached aliases loses its history."""
-        held: dict[int, int] = {id(t): -1000 for t in results}
-        for node in nodes:
-            saved = getattr(node, "saved", ())        # a move keeps nothing
-            for key in map(id, saved if type(saved) is tuple else ()):
-                held[key] = held.get(key, 0) + 1
-        frames = {id(n.saved.frame): n.saved.frame for n in nodes if type(getattr(n, "saved", ())) is autograd.Held}
-        for inputs in {id(f.tensors()): f.tensors() for f in frames.values()}.values():
-            for key in map(id, inputs):
-                held[key] = held.get(key, 0) + 1
-        alive = [t for t in (r() for r in self.live) if t is not None]
-        for key in (id(t._root) for t in alive if t._root is not None):
-            held[key] = held.get(key, 0) + 1
-        outside = False
-        for t in alive:
-            # References: the list that is walked, the loop's name, and getrefcount's argument.
-            if not self._waits(t) or held.get(id(t), 0) < 0:
-                continue
-            if sys.getrefcount(t) > held.get(id(t), 0) + 3:
-                outside = True
-            elif not nodes:
-                t._node = None
-        return outside
-
-    def _waits(self, t: Tensor) -> bool:
-        """True when `t` has a history, made in this call, that no backward pass has gone through."""
-        node = t._node
-        return node is not None and not node.freed and node.sequence >= self.first_sequence
-
-    def _is_plain(self, tensors: list[Tensor]) -> bool:
-        """True when the history of `tensors` is that of the graph: no hooks, no detach or no_grad on the way."""
-        if self.hooked or self.entangled or self.segments or not self.repeats:
-            return False
-        if any(u.dirty and u.initial in self.tracked for u in self.units):
-            return False
-        wanted = {self.read(t) for t in tensors}
-        given = {u.initial for u in self.units}
-        if wanted & given or not wanted <= depends_on(self.builder.nodes, given & self.tracked):
-            return False
-        partial = self.partial | self._detached_values()
-        for node in reversed(self.builder.nodes):
-            if any(v in wanted for v in node.outputs):
-                if any(v in partial for v in node.outputs):
-                    return False
-                wanted.update(node.inputs)
-        return True
-
-    def _run(self, crossing: list[Tensor]) -> None:
-        """Run the graph recorded so far, and give the lazy Tensors that are alive their arrays. `crossing` are those
-        among them whose gradients will come back to this call."""
-        roots, views, outputs = self._alive()
-        writes = [(k, unit.value) for k, unit in enumerate(self.units) if unit.dirty]
-        wanted_effects = any(n.op.effects - {"random"} for n in self.builder.nodes)
-        if not outputs and not writes and not wanted_effects and not crossing:
-            for t in views:
-                self._settle_view(t)
-            return
-        units, arrays = self.units, [unit.tensor._array for unit in self.units]
-        crossing_values = [self.read(t) for t in crossing]
-        given = {unit.initial: k for k, unit in enumerate(units)}
-        wanted = list(dict.fromkeys([v for v in [*outputs, *crossing_values] if v not in given]))
-        graph = self.builder.build(wanted, writes)
-        edge = None
-        position = {v: k for k, v in enumerate(wanted)}
-        if crossing:
-            of = tuple(sorted({position[v] for v in crossing_values}))
-            wrt = tuple([k for k, u in enumerate(units) if u.initial in self.tracked])
-            edge = wrt, of, tuple(self.blocks)
-        again = [v for k, v in enumerate(outputs) if v not in given and v in outputs[:k]]
-        copied = [given[v] for v in outputs if v in given], [position[v] for v in again]
-        device = self.device or CPU
-        homeward = tuple(sorted({position[v] for t, v in zip(roots, outputs) if t._type.device == CPU and v in position})) \
-            if device != CPU else ()
-        segment = Segment(graph, [self.source(u.tensor) for u in units], all([a.flags.c_contiguous for a in arrays]), edge,
-                          *copied, Location(device, homeward))
-        found, node = self._carry_out(segment, arrays)
-        self.trace.append(segment)
-        unused = {v: [k] for v, k in position.items()}
-        for k, v in enumerate([*[v for v in outputs if v in given], *again]):
-            unused.setdefault(v, []).append(len(wanted) + k)
-        for t, v in zip(roots, outputs):
-            which = unused[v].pop(0)
-            array = t._pending.unit.array = found[which]
-            t._array, t._pending, t._type = array, None, None
-            self.made[id(array)] = weakref.ref(array), self.outputs + which
-        self.outputs += len(found)
-        for t in views:
-            self._settle_view(t)
-        self.revived.extend(map(weakref.ref, roots + views))
-        for t, v in zip(crossing, crossing_values):
-            t._node, t._index = node, node.edge.halves.seeds.index(position[v])
-            t._seen = t._root._renewals if t._root is not None else 0
-
-    def _carry_out(self, segment: Segment, arrays: list[np.ndarray]) -> tuple[list[np.ndarray], Any]:
-        """The outputs of a segment with its copies and, with an edge, the tape node of the call: computed now unless they
-        are given."""
-        if self.given is None or len(self.segments) >= len(self.given.segments):
-            before = [arrays[k].copy() for k in segment.copied_inputs]
-            outputs, node = self.execute(self, segment, arrays)
-            return [*outputs, *before, *[outputs[k].copy() for k in segment.copied_outputs]], node
-        key, outputs = self.given.segments[len(self.segments)]
-        if segment.graph.key != key:
-            raise complain(CompileError, self.name, "records other ops when it is run again with the same arguments and "
-                           "state", fix="Do not compile this function")
-        return outputs, None
-
-    def _alive(self) -> tuple[list[Tensor], list[Tensor], list[Value]]:
-        """One lazy root for each unit that somebody still holds (itself, a view of it, or what the tape saved of it), the
-        other lazy Tensors, and the values of the roots."""
-        alive = [t for t in (r() for r in self.live) if t is not None and t._array is None]
-        roots: dict[int, Tensor] = {}
-        for t in alive:
-            if t._pending.unit.tensor is None and not t._pending.chain and t._root is None and t._saved_from is None:
-                roots[id(t._pending.unit)] = t
-        for t in alive:
-            if t._saved_from is not None and not t._pending.chain and t._pending.unit.tensor is None:
-                roots.setdefault(id(t._pending.unit), t)
-        chosen = {id(t) for t in roots.values()}
-        views = [t for t in alive if id(t) not in chosen]
-        return list(roots.values()), views, [t._pending.unit.value for t in roots.values()]
-
-    def _settle_view(self, t: Tensor) -> None:
-        """Give a lazy view its array: the same movement, on the array of its unit."""
-        place: Pending = t._pending
-        base = place.unit.tensor
-        array = base._array if base is not None else place.unit.array
-        for op, attrs in place.chain:
-            array = op.eager(array, **attrs)
-        t._array, t._pending, t._type = array, None, None
-
-
-def _owner_and_movement(tensor: Tensor, array: Any) -> tuple[Any, Any]:
-    """The array that owns the memory of a Tensor's, and how it is reached from there; None: not by movement ops."""
-    if type(array) is not np.ndarray:                 # an array on a GPU knows no other one, but the Tensor its root
-        root = tensor if tensor._root is None else tensor._root
-        return root._array, tensor._chain if root._array.flags.c_contiguous else None
-    owner = array
-    while isinstance(owner.base, np.ndarray):
-        owner = owner.base
-    return owner, movement_between(owner, array)
+def _is_dense(tensor: Tensor) -> bool:
+    """True when the memory of `tensor` is known to be dense, so that it can be seen at any shape."""
+    if tensor._array is not None:
+        return bool(tensor._array.flags.c_contiguous)
+    place: Pending = tensor._pending
+    return place.unit.tensor is None and all([op is ops.reshape for op, _ in place.chain])
 
 
 def _store_through(base: Value, chain: Any, value: Value) -> Value:

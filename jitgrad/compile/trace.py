@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from jitgrad import ops
 from jitgrad.compile.location import ON_CPU, Location
-from jitgrad.ir.graph import Graph, Value
+from jitgrad.ir.graph import Graph, GraphBuilder, Value
 from jitgrad.ir.op import Op
 from jitgrad.tensor import Tensor
 
@@ -86,3 +87,22 @@ class Given:
 
     segments: list[tuple[Any, list[np.ndarray]]]
     outcomes: list[Any]
+
+
+class Fence:
+    """Values of one graph that were there before a second computation, and their barriers. Numbers of one element stay
+    what they are."""
+
+    def __init__(self, builder: GraphBuilder, after: Value):
+        self.builder = builder
+        self.after = after
+        self.first = builder.count
+        self.behind: dict[Value, Value] = {}
+
+    def pass_through(self, builder: GraphBuilder, value: Value) -> Value:
+        """What the second computation reads for `value`."""
+        if builder is not self.builder or value.id >= self.first or value.type.size < 2:
+            return value
+        if value not in self.behind:
+            self.behind[value] = builder.run(ops.barrier, (value, self.after), {})
+        return self.behind[value]

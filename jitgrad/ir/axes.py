@@ -80,12 +80,12 @@ class Axes:
 
     def flat(self, index: Index) -> tuple[int, ...]:
         """All roots of an index, in the order of its dimensions."""
-        return self.resolve(tuple([a for dim in index for a in atoms_of(dim)]))
+        return self.resolve(atoms_of_all(index))
 
     def same(self, a: Index, b: Index) -> bool:
         """True when both indices are the same place, without unifying anything."""
-        return all(_rest(x) == _rest(y) and self.resolve(atoms_of(x)) == self.resolve(atoms_of(y))
-                   for x, y in zip(a, b, strict=True))
+        return a == b or all([_rest(x) == _rest(y) and self.resolve(atoms_of(x)) == self.resolve(atoms_of(y))
+                              for x, y in zip(a, b, strict=True)])
 
     def unify(self, a: Index, b: Index) -> bool:
         """Make two indices of one shape the same; False when that cannot be (the caller undoes)."""
@@ -154,13 +154,18 @@ def atoms_of(dim: Dim) -> tuple[int, ...]:
     return dim.atoms if isinstance(dim, Strided) else dim
 
 
+def atoms_of_all(index: Index) -> tuple[int, ...]:
+    """The atoms of all dimensions, in order."""
+    return tuple([a for dim in index for a in (dim.atoms if isinstance(dim, Strided) else dim)])
+
+
 def _rest(dim: Dim) -> tuple[int, int] | None:
     return (dim.start, dim.step) if isinstance(dim, Strided) else None
 
 
 def is_plain(index: Index) -> bool:
     """True when no dimension is sliced or flipped."""
-    return not any(isinstance(dim, Strided) for dim in index)
+    return Strided not in map(type, index)
 
 
 def source_index(axes: Axes, node: Node, index: Index) -> Index | None:
@@ -171,7 +176,7 @@ def source_index(axes: Axes, node: Node, index: Index) -> Index | None:
 
 
 def _reshape(axes: Axes, source: tuple[int, ...], index: Index, *, shape: Any) -> Index | None:
-    return axes.regroup(tuple([a for dim in index for a in atoms_of(dim)]), source) if is_plain(index) else None
+    return axes.regroup(atoms_of_all(index), source) if is_plain(index) else None
 
 
 def _permute(axes: Axes, source: tuple[int, ...], index: Index, *, axes_: tuple[int, ...]) -> Index:
@@ -258,7 +263,7 @@ class Demands:
         return True
 
     def _occupy(self, index: Index) -> None:
-        self.places.setdefault(tuple([a for dim in index for a in atoms_of(dim)]))
+        self.places.setdefault(atoms_of_all(index))
 
     def try_unify(self, attempt: Callable[[], bool], *more: Index) -> bool:
         """Carry out `attempt`; take it back and say False when it fails or makes two dimensions one loop."""
@@ -272,7 +277,7 @@ class Demands:
 
     def is_consistent(self, *more: Index) -> bool:
         flats = [self.axes.resolve(place) for place in self.places] + [self.axes.flat(index) for index in more]
-        return all(len(set(flat)) == len(flat) for flat in flats)
+        return all([len(set(flat)) == len(flat) for flat in flats])
 
     def only(self, value: Value) -> Index | None:
         """The index that `value` is demanded at, when there is just one."""

@@ -6,7 +6,7 @@ A `Graph` is frozen, ordered and in single-assignment form. It knows no particul
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -40,9 +40,10 @@ class Value:
         return f"%{self.id}: {self.type}"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Node:
-    """One application of an op. `where` is the user's file and line."""
+    """One application of an op. `where` is the user's file and line. Graphs share nodes, so none is ever changed; that the
+    class does not see to it halves the time that making one takes."""
 
     op: Op
     inputs: tuple[Value, ...]
@@ -107,6 +108,12 @@ class Graph:
         return graph_key(self.inputs, self.nodes, self.outputs, self.writes)
 
     @cached_property
+    def effects(self) -> frozenset[str]:
+        """Those of all nodes, inner ones included."""
+        inner = [graph.effects for node in self.nodes for _, graph in inner_graphs(node)]
+        return frozenset().union(*[node.op.effects for node in self.nodes if node.op.effects], *inner)
+
+    @cached_property
     def _hash(self) -> int:
         return hash(self.key)
 
@@ -141,6 +148,11 @@ def attrs_key(attrs: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _attr_key(value: Any) -> Any:
+    kind = type(value)
+    if kind is int or kind is str:
+        return value
+    if kind is tuple:
+        return value if _PLAIN.issuperset(map(type, value)) else tuple([_attr_key(v) for v in value])
     if isinstance(value, float):
         return "float", value.hex()
     if isinstance(value, bool):
@@ -154,6 +166,9 @@ def _attr_key(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple([_attr_key(v) for v in value])
     return value
+
+
+_PLAIN = frozenset({int, str})
 
 
 class GraphBuilder:
@@ -185,10 +200,16 @@ class GraphBuilder:
 
     def run(self, op: Op, inputs: tuple[Value, ...], attrs: dict[str, Any]) -> Any:
         """Append one node; its output, or the tuple of its outputs for ops with several."""
-        types = op.result_types(tuple([v.type for v in inputs]), attrs)
-        outputs = tuple([self.value(t) for t in types])
+        types = op.infer(*[v.type for v in inputs], **attrs)
+        outputs = tuple([self.value(t) for t in types]) if isinstance(types, tuple) else (self.value(types),)
         self.nodes.append(Node(op, tuple(inputs), attrs, outputs, self.where))
         return outputs[0] if op.outputs == 1 else outputs
+
+    def keep(self, node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...]:
+        """Append `node` of another graph, reading `inputs` of the same types; its outputs stay the values that they are."""
+        same = inputs == node.inputs
+        self.nodes.append(node if same else Node(node.op, inputs, node.attrs, node.outputs, node.where))
+        return node.outputs
 
     def copy(self, node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...]:
         """Append `node` on other inputs of the same types; its outputs."""
@@ -208,11 +229,9 @@ class GraphBuilder:
         self._context.__exit__(*exc)
 
 
-def inner_graphs(node: Node) -> Iterator[tuple[str, Graph]]:
+def inner_graphs(node: Node) -> Sequence[tuple[str, Graph]]:
     """The attributes of a node that are graphs."""
-    for name, value in node.attrs.items():
-        if isinstance(value, Graph):
-            yield name, value
+    return [(name, value) for name, value in node.attrs.items() if type(value) is Graph] if node.attrs else ()
 
 
 def run_node(node: Node, environment: dict[Value, Any]) -> None:
@@ -222,20 +241,33 @@ def run_node(node: Node, environment: dict[Value, Any]) -> None:
         environment[v] = r
 
 
-def rebuild(graph: Graph, visit: Any = None) -> Graph:
-    """Copy `graph` node by node. `visit(node, inputs, builder)` may return the outputs to use instead (one value, or
-    a tuple for ops with several outputs), or None for a plain copy; it runs with the builder current. The shape of
-    every local rewrite."""
-    builder = GraphBuilder(graph.name)
-    mapped: dict[Value, Value] = {v: builder.input(v.type) for v in graph.inputs}
+def next_id(graph: Graph) -> int:
+    """An id above those of all values of `graph`."""
+    return 1 + max([v.id for values in (graph.inputs, *[node.outputs for node in graph.nodes]) for v in values], default=-1)
+
+
+Visit = Callable[[Node, tuple[Value, ...], GraphBuilder], Any]
+
+
+def rebuild(graph: Graph, visit: Visit, builder: GraphBuilder | None = None) -> Graph:
+    """Go over `graph` node by node. `visit(node, inputs, builder)` may return the outputs to use instead (one value, or
+    a tuple for ops with several outputs), or None to keep the node; it runs with the builder current. The shape of
+    every local rewrite. Values are never changed, so the two graphs share those that stay; where all stay, the graph
+    comes back as it is."""
+    builder = builder or GraphBuilder(graph.name)
+    builder.inputs, builder.count = list(graph.inputs), next_id(graph)
+    replaced: dict[Value, Value] = {}
     with builder:
         for node in graph.nodes:
-            builder.where = node.where
-            inputs = tuple([mapped[v] for v in node.inputs])
-            result = visit(node, inputs, builder) if visit else None
+            builder.where, inputs = node.where, node.inputs
+            if not replaced.keys().isdisjoint(inputs):
+                inputs = tuple([replaced.get(v, v) for v in inputs])
+            result = visit(node, inputs, builder)
             if result is None:
-                result = builder.copy(node, inputs)
+                result = builder.keep(node, inputs)
             results = result if isinstance(result, tuple) else (result,)
-            for v, r in zip(node.outputs, results, strict=True):
-                mapped[v] = r
-    return builder.build([mapped[v] for v in graph.outputs], [(i, mapped[v]) for i, v in graph.writes])
+            if results != node.outputs:
+                replaced.update(zip(node.outputs, results, strict=True))
+    if not replaced and tuple(builder.nodes) == graph.nodes:
+        return graph
+    return builder.build([replaced.get(v, v) for v in graph.outputs], [(i, replaced.get(v, v)) for i, v in graph.writes])

@@ -7,7 +7,7 @@ rules say what they read *by the names of their parameters*, so nothing is saved
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,7 +110,7 @@ class Op:
     def differentiable(self) -> bool:
         return any(rule is not None for rule in self.rules)
 
-    def result_types(self, types: tuple[TensorType, ...], attrs: dict[str, Any]) -> tuple[TensorType, ...]:
+    def result_types(self, types: tuple[TensorType, ...], attrs: Mapping[str, Any]) -> tuple[TensorType, ...]:
         """The types of all outputs, always as a tuple."""
         result = self.infer(*types, **attrs)
         return result if isinstance(result, tuple) else (result,)

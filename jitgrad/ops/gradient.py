@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from jitgrad import ops
-from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value
+from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value, next_id
 from jitgrad.ir.op import Op, Rule
 from jitgrad.ir.types import TensorType
 
@@ -142,7 +142,5 @@ def reverse(nodes: Sequence[Node], seeds: Mapping[Value, Any], wrt: Collection[V
 def continue_graph(graph: Graph) -> GraphBuilder:
     """A builder that goes on where `graph` ends. Values are never changed, so the two may share them."""
     builder = GraphBuilder(graph.name)
-    builder.inputs, builder.nodes = list(graph.inputs), list(graph.nodes)
-    values = (*graph.inputs, *(v for node in graph.nodes for v in node.outputs))
-    builder.count = max([v.id for v in values], default=-1) + 1
+    builder.inputs, builder.nodes, builder.count = list(graph.inputs), list(graph.nodes), next_id(graph)
     return builder

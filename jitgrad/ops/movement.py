@@ -27,7 +27,7 @@ Ints = tuple[int, ...]
 
 
 def _infer_reshape(x: TensorType, *, shape: Ints) -> TensorType:
-    if any(s < 0 for s in shape) or math.prod(shape) != x.size:
+    if min(shape, default=0) < 0 or math.prod(shape) != x.size:
         raise complain(ShapeError, "reshape", f"{x} has {x.size} elements, shape {list(shape)} "
                                               f"has {math.prod(shape)}")
     return x.with_shape(tuple(shape))
@@ -60,7 +60,7 @@ permute: Op = register(Op(
 
 
 def _infer_broadcast_to(x: TensorType, *, shape: Ints) -> TensorType:
-    if len(shape) != x.ndim or any(have not in (1, want) for have, want in zip(x.shape, shape, strict=False)):
+    if len(shape) != x.ndim or any([have != want and have != 1 for have, want in zip(x.shape, shape, strict=False)]):
         raise complain(ShapeError, "broadcast_to", f"{x} does not broadcast to shape {list(shape)}")
     return x.with_shape(tuple(shape))
 

@@ -22,7 +22,6 @@ from jitgrad.runtime import cache, native
 
 Compiler = Callable[[Sequence[tuple[str, str]]], list[bytes]]
 
-_COMMENT = re.compile(r"[ \t]*#[^\n]*")
 _NAME = re.compile(r"\bdef \w+\(")
 _addresses: dict[str, int] = {}
 _lock = threading.RLock()
@@ -40,8 +39,12 @@ def set_compiler(compiler: Compiler) -> None:
 @lru_cache(maxsize=4096)
 def kernel_key(source: str) -> str:
     """The key of a kernel for this machine, as hexadecimal text. Equal kernels of many plans are hashed once."""
-    text = _NAME.sub("def kernel(", _COMMENT.sub("", source), count=1).strip()
+    text = _NAME.sub("def kernel(", _without_comments(source), count=1).strip()
     return hashlib.sha256(f"{text}\0{fingerprint()}\0{native.host_name()}".encode()).hexdigest()
+
+
+def _without_comments(source: str) -> str:
+    return "\n".join([line[:line.index("#")].rstrip(" \t") if "#" in line else line for line in source.split("\n")])
 
 
 @remember

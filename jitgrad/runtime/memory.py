@@ -1,7 +1,9 @@
 """Arenas: the memory for a plan's intermediate values, lent to one call at a time.
 
 `lend(size)` gives an arena that nobody else has, `give_back` returns it. Idle arenas are shared by all plans, up to
-`LIMIT` bytes; beyond it some are freed.
+`LIMIT` bytes; beyond it some are freed. Where none of the right size is idle, a larger one serves, or a smaller one
+grows: the system fills every new page with zeros at the first touch, which took a third of the first call of a new
+shape.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import numpy as np
 LIMIT = 1 << 30                                             # bytes of idle arenas
 ALIGNMENT = 64
 LARGE = 1 << 22                                             # bytes from which NumPy asks for large pages
+REACH = 4                                                   # how many times as large as asked for a lent arena may be
 
 
 class Arena:
@@ -27,15 +30,17 @@ class Arena:
     memory is in pieces moves others about at the first touch: 4 to 6 ms a MiB were measured, more than the step takes. So
     they are asked for once the arena has been used, which leaves the moving to the system's idle time."""
 
-    __slots__ = ("_mapped", "address", "bytes", "size")
+    __slots__ = ("_mapped", "_used", "address", "bytes", "size")
 
     def __init__(self, nbytes: int):
         self._mapped: mmap.mmap | None = None
+        self._used = False
         if nbytes >= LARGE and hasattr(mmap, "MADV_HUGEPAGE"):
             self._mapped = mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            whole = np.frombuffer(self._mapped, np.uint8)
-        else:
-            whole = np.empty(nbytes + ALIGNMENT, np.uint8)
+        self._view(nbytes)
+
+    def _view(self, nbytes: int) -> None:
+        whole = np.empty(nbytes + ALIGNMENT, np.uint8) if self._mapped is None else np.frombuffer(self._mapped, np.uint8)
         shift = -whole.ctypes.data % ALIGNMENT
         self.bytes = whole[shift:shift + nbytes]
         self.address: int = self.bytes.ctypes.data
@@ -43,10 +48,29 @@ class Arena:
 
     def was_used(self) -> None:
         """Ask for large pages, the first time."""
-        if self._mapped is not None:
+        if self._mapped is not None and not self._used:
+            self._used = True
             with contextlib.suppress(OSError):              # a system that has none
                 self._mapped.madvise(mmap.MADV_HUGEPAGE)
-            self._mapped = None
+
+    def grow(self, nbytes: int) -> bool:
+        """Become so large and keep the pages that are there, at another address perhaps; False if that cannot be."""
+        if self._mapped is None:
+            return False
+        old, self.bytes = self.size, _NOTHING               # what is looked at cannot move
+        try:
+            with contextlib.suppress(OSError):
+                self._mapped.madvise(mmap.MADV_NOHUGEPAGE)  # those that are large already stay so
+            self._mapped.resize(nbytes)
+            self._used = False
+        except (BufferError, OSError, SystemError):         # somebody holds `bytes`; no room; a system that cannot
+            self._view(old)
+            return False
+        self._view(nbytes)
+        return True
+
+
+_NOTHING = np.empty(0, np.uint8)
 
 
 class ArenaPool:
@@ -59,13 +83,33 @@ class ArenaPool:
         self._lock = threading.Lock()
 
     def lend(self, size: int) -> Arena:
-        """An arena of `size` bytes, which is a `size_class`."""
+        """An arena of at least `size` bytes, which is a `size_class`."""
         with self._lock:
-            stack = self._idle.get(size)
+            stack = self._idle.get(size) or self._larger(size)
             if stack:
-                self.idle_bytes -= size
-                return stack.pop()
+                arena = stack.pop()
+                self.idle_bytes -= arena.size
+                return arena
+            smaller = self._smaller(size)
+        if smaller is not None:
+            if smaller.grow(size):
+                return smaller
+            self.give_back(smaller)
         return Arena(size)
+
+    def _larger(self, size: int) -> list[Arena] | None:
+        """The idle arenas of the next larger class that has some. Much larger ones are left to plans that need them, which
+        may run at the same time."""
+        fitting = [n for n, stack in self._idle.items() if stack and size < n <= REACH * size]
+        return self._idle[min(fitting)] if fitting else None
+
+    def _smaller(self, size: int) -> Arena | None:
+        """An arena that may grow to `size`, taken from the largest class that has some."""
+        fitting = [n for n, stack in self._idle.items() if stack and max(LARGE, size // REACH) <= n < size]
+        if not fitting:
+            return None
+        self.idle_bytes -= max(fitting)
+        return self._idle[max(fitting)].pop()
 
     def give_back(self, arena: Arena) -> None:
         """Take an arena back from a call that has ended."""

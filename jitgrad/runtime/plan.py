@@ -136,9 +136,8 @@ class Frame:
             self._write(entries_at + tape.ENTRY_BYTES * k, function, self.address + block, entry.items, 0)
             self._write(block, self.address, *[_known_argument(a, plan.kernels) for a in entry.arguments])
             block += 8 * (1 + len(entry.arguments))
-        for k, (entry_index, argument, slot, offset) in enumerate(patches):
-            word = self.address + starts[entry_index] + 8 * (1 + argument)
-            self._write(patches_at + tape.PATCH_BYTES * k, word, slot, offset)
+        self._write(patches_at, *[word for entry_index, argument, slot, offset in patches
+                                  for word in (self.address + starts[entry_index] + 8 * (1 + argument), slot, offset)])
         self.extra = self.pointers // 8 + plan.pointers.size
         self.words[self.extra + _CONSTANT_SLOT] = plan.constants.address
         if not plan.shares_arena:

@@ -209,9 +209,10 @@ def _check_entry(entry: Entry, check_ref: Callable[[Ref, int], None]) -> None:
     _require(0 <= entry.threads <= 1024, f"{entry.name}: blocks of {entry.threads} threads")
     _require(0 <= entry.dynamic < 1 << 20, f"{entry.name}: {entry.dynamic} bytes of shared memory")
     _require(entry.kernel is None or bool(_KEY.match(entry.kernel)), f"{entry.name}: a kernel's key is hexadecimal")
-    for argument in entry.arguments:
+    for argument in entry.arguments:                        # thousands: what to say of one is made up where it is wrong
         if isinstance(argument, int):
-            _require(-(1 << 63) <= argument < 1 << 63, f"{entry.name}: {argument} is no int64")
+            if not -(1 << 63) <= argument < 1 << 63:
+                _require(False, f"{entry.name}: {argument} is no int64")
         elif isinstance(argument, str):
             _require(bool(_KEY.match(argument)), f"{entry.name}: a kernel's key is hexadecimal")
         elif isinstance(argument, Boxes):
@@ -272,11 +273,11 @@ def _ref_checker(spec: PlanSpec) -> Callable[[Ref, int], None]:
 
     def check(ref: Ref, nbytes: int) -> None:
         space, place = ref
-        _require(space in SPACES and place >= 0, f"{ref} is no place")
-        if space in values:
-            _require(place < len(values[space]) and nbytes <= values[space][place], f"{nbytes} bytes at {ref}")
-        else:
-            _require(place + nbytes <= sizes[space], f"{nbytes} bytes at {ref}")
+        if space not in SPACES or place < 0:
+            _require(False, f"{ref} is no place")
+        known = values.get(space)
+        if place + nbytes > sizes[space] if known is None else place >= len(known) or nbytes > known[place]:
+            _require(False, f"{nbytes} bytes at {ref}")
 
     return check
 

@@ -7,6 +7,7 @@ sums in another order round differently.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
@@ -32,7 +33,7 @@ from jitgrad.transforms.rewrite import (
 
 
 @elementwise_rule
-def fold_constants(op: Op, inputs: tuple[Value, ...], attrs: dict[str, Any]) -> Result:
+def fold_constants(op: Op, inputs: tuple[Value, ...], attrs: Mapping[str, Any]) -> Result:
     "An op of constants -> the constant that its reference gives."
     constants = [constant_value(v) for v in inputs]
     if op.effects or any(c is None for c in constants):
@@ -44,7 +45,7 @@ def fold_constants(op: Op, inputs: tuple[Value, ...], attrs: dict[str, Any]) -> 
 
 
 @elementwise_rule
-def compute_before_broadcast(op: Op, inputs: tuple[Value, ...], attrs: dict[str, Any]) -> Result:
+def compute_before_broadcast(op: Op, inputs: tuple[Value, ...], attrs: Mapping[str, Any]) -> Result:
     "op(broadcast_to(x), constants) -> broadcast_to(op(x, constants)): fewer elements, the same arithmetic."
     small = {x.shape for v in inputs if (x := operand_of(v, "broadcast_to")) and constant_value(v) is None}
     if op.effects or len(small) != 1 or inputs[0].type.size == 0:

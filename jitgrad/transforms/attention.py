@@ -24,7 +24,7 @@ import numpy as np
 
 from jitgrad import ops
 from jitgrad.dtypes import float32, float64
-from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value, attrs_key, run_node
+from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value, attrs_key, next_id, run_node
 from jitgrad.ir.op import Op
 from jitgrad.ops.attention import mask_by_head
 from jitgrad.ops.builders import broadcast, full
@@ -60,7 +60,13 @@ def _may_hold_attention(graph: Graph) -> bool:
     """A look at the first operands of products: one of them would be a softmax, or dropout."""
     producers = graph.producers()
     makers = [producers.get(node.inputs[0]) for node in graph.nodes if node.op.name == "matmul"]
-    return any(node is not None and node.op.name in ("div", "where") for node in makers)
+    return any([node is not None and (node.op.name == "where" or _is_softmax(node, producers)) for node in makers])
+
+
+def _is_softmax(node: Node, producers: Mapping[Value, Node]) -> bool:
+    """Whether `node` looks like the last step of one."""
+    raised = producers.get(node.inputs[0]) if node.op.name == "div" else None
+    return raised is not None and raised.op.name == "exp"
 
 
 class _View:
@@ -342,7 +348,8 @@ def _replaced(graph: Graph, found: Iterable[_Written]) -> Graph:
     backward = {v: (made, written, p) for made, written in forward.values() for p in written.passes for v in p.leaving
                 if v is not None}
     builder = GraphBuilder(graph.name)
-    mapped: dict[Value, Value] = {v: builder.input(v.type) for v in graph.inputs}
+    builder.inputs, builder.count = list(graph.inputs), next_id(graph)
+    mapped: dict[Value, Value] = {v: v for v in graph.inputs}
     inner: dict[_Written, dict[Value, Value]] = {}
     with builder:
         for node in graph.nodes:
@@ -358,8 +365,8 @@ def _replaced(graph: Graph, found: Iterable[_Written]) -> Graph:
                     made, written, p = backward[node.output]
                     mapped.update(_gradients(made, inner[written], p, mapped))
             else:
-                copies = builder.copy(node, tuple([mapped[v] for v in node.inputs]))
-                mapped.update(zip(node.outputs, copies, strict=True))
+                kept = builder.keep(node, tuple([mapped[v] for v in node.inputs]))
+                mapped.update(zip(node.outputs, kept, strict=True))
     return builder.build([mapped[v] for v in graph.outputs], [(i, mapped[v]) for i, v in graph.writes])
 
 

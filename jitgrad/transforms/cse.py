@@ -21,7 +21,7 @@ def eliminate_common_subexpressions(graph: Graph) -> Graph:
         operands = tuple(sorted(inputs, key=id)) if node.op.commutative else inputs
         key = (node.op.name, operands, attrs_key(node.attrs))
         if key not in seen:
-            seen[key] = builder.copy(node, inputs)
+            seen[key] = builder.keep(node, inputs)
         return seen[key]
 
     return rebuild(graph, visit)

@@ -12,18 +12,20 @@ _REMOVABLE = frozenset({"random"})
 
 
 def eliminate_dead_code(graph: Graph) -> Graph:
-    """`graph` without dead nodes; graphs in attributes likewise."""
+    """`graph` without dead nodes; graphs in attributes likewise. A graph without any comes back as it is."""
     live: set[Value] = set(graph.results)
     kept: list[Node] = []
     for node in reversed(graph.nodes):
         if node.op.effects - _REMOVABLE or not live.isdisjoint(node.outputs):
             live.update(node.inputs)
             kept.append(_without_dead_inside(node))
-    return graph.replace(nodes=tuple(reversed(kept)))
+    nodes = tuple(reversed(kept))
+    return graph if nodes == graph.nodes else graph.replace(nodes=nodes)
 
 
 def _without_dead_inside(node: Node) -> Node:
-    cleaned = {name: eliminate_dead_code(inner) for name, inner in inner_graphs(node)}
-    if not cleaned:
+    graphs = inner_graphs(node)
+    cleaned = {name: eliminate_dead_code(inner) for name, inner in graphs}
+    if all([cleaned[name] is inner for name, inner in graphs]):
         return node
     return Node(node.op, node.inputs, {**node.attrs, **cleaned}, node.outputs, node.where)

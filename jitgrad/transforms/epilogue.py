@@ -22,7 +22,7 @@ def is_elementwise(node: Node) -> bool:
 
 
 def has_complex(node: Node) -> bool:
-    return any(v.dtype.is_complex for v in (*node.inputs, *node.outputs))
+    return any([v.type.dtype.is_complex for v in (*node.inputs, *node.outputs)])
 
 
 def is_contraction(node: Node, narrow: bool = False) -> bool:

@@ -65,7 +65,7 @@ class Fusion:
                     self.groups.merge(reader, self.groups.find(maker.number))
 
     def visit(self, node: Node) -> None:
-        if not any(v in self.stored or v in self.groups.readers for v in node.outputs):
+        if not any([v in self.stored or v in self.groups.readers for v in node.outputs]):
             return
         if node.op.kind == "movement":
             self.visit_movement(node)
@@ -100,7 +100,7 @@ class Fusion:
         """Merge the kernels that read `value` as far as possible; those that remain."""
         remaining: list[Group] = []
         for group in self.groups.readers_of(value):
-            if value.type.size < 2 or not any(self.groups.merge(other, group) for other in remaining):
+            if not remaining or value.type.size < 2 or not any(self.groups.merge(other, group) for other in remaining):
                 remaining.append(group)
         return remaining
 

@@ -95,7 +95,12 @@ class Groups:
 
     def readers_of(self, value: Value) -> list[Group]:
         """The groups that read `value`, the earliest in the program first."""
-        found = {group.number: group for group in map(self.find, self.readers.get(value, ()))}
+        numbers = self.readers.get(value, ())
+        if not numbers:
+            return []
+        if len(numbers) == 1:
+            return [self.find(numbers[0])]
+        found = {group.number: group for group in map(self.find, numbers)}
         return [found[k] for k in sorted(found, reverse=True)]
 
     # ---- what a group reads
@@ -147,11 +152,11 @@ class Groups:
     def has_detour(self, first: Group, last: Group) -> bool:
         """True when something outside of both must run between them."""
         middle = [g for g in map(self.find, first.after) if g is not last and g is not first]
-        return any(self.reaches(g, last) for g in middle)
+        return any([self.reaches(g, last) for g in middle])
 
     def can_precede(self, group: Group, others: Iterable[Group]) -> bool:
         """True when `others` may read a new result of `group`."""
-        return not any(self.reaches(other, group) for other in others)
+        return not any([self.reaches(other, group) for other in others])
 
     # ---- merging
 

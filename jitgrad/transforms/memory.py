@@ -21,6 +21,7 @@ from jitgrad.ir.graph import Graph, Node, Value, inner_graphs
 from jitgrad.ir.types import TensorType
 
 ALIGNMENT = 64
+_RANDOM = frozenset({"random"})
 
 MayShare = Callable[[Node, int, int], bool]
 """(node, output, operand): may the kernel write that output over that operand?"""
@@ -265,9 +266,7 @@ def last_failure(nodes: Sequence[Node]) -> int:
 
 def has_effects(node: Node) -> bool:
     """The node, or one inside of it, has an effect that comes before later writes: it may fail, or leave jitgrad."""
-    if node.op.effects - {"random"}:
-        return True
-    return any(has_effects(inner) for _, graph in inner_graphs(node) for inner in graph.nodes)
+    return not (node.op.effects <= _RANDOM and all([graph.effects <= _RANDOM for _, graph in inner_graphs(node)]))
 
 
 # ---- the arena --------------------------------------------------------------------------------------------------

@@ -15,22 +15,22 @@ A rule keeps every bit of every result. Only NaNs count as one value: their sign
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from jitgrad import ops
-from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value, attrs_key
+from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value, attrs_key, inner_graphs, rebuild
 from jitgrad.ir.interpreter import state
 from jitgrad.ir.op import REGISTRY, Op
 from jitgrad.ir.types import TensorType
 
 Result = Any            # a Value, a tuple of them for an op with several outputs, or None
-Match = Callable[[tuple[Value, ...], dict[str, Any]], Result]
+Match = Callable[[tuple[Value, ...], Mapping[str, Any]], Result]
 
 RULES: dict[str, list[Match]] = {}                  # by the name of the op
-GENERIC: list[Callable[[Op, tuple[Value, ...], dict[str, Any]], Result]] = []       # tried for every elementwise op
+GENERIC: list[Callable[[Op, tuple[Value, ...], Mapping[str, Any]], Result]] = []       # tried for every elementwise op
 
 
 def rule(*names: str) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
@@ -44,7 +44,7 @@ def rule(*names: str) -> Callable[[Callable[..., Result]], Callable[..., Result]
     return enter
 
 
-def elementwise_rule(function: Callable[[Op, tuple[Value, ...], dict[str, Any]], Result]) -> Any:
+def elementwise_rule(function: Callable[[Op, tuple[Value, ...], Mapping[str, Any]], Result]) -> Any:
     """Register a rule ``(op, operands, attrs)`` for all elementwise ops."""
     GENERIC.append(function)
     return function
@@ -53,13 +53,10 @@ def elementwise_rule(function: Callable[[Op, tuple[Value, ...], dict[str, Any]],
 def _by_name(op: Op, function: Callable[..., Result]) -> Match:
     """`function` called with operands and attributes by the names of its parameters."""
     names = tuple(inspect.signature(function).parameters)
-
-    def match(inputs: tuple[Value, ...], attrs: dict[str, Any]) -> Result:
-        given: dict[str, Any] = {op.operands[0]: inputs} if op.variadic else dict(zip(op.operands, inputs))
-        given.update(attrs)
-        return function(*[given[name] for name in names])
-
-    return match
+    if op.variadic:
+        return lambda inputs, attrs: function(*[inputs if name == op.operands[0] else attrs[name] for name in names])
+    places = [(op.operands.index(name) if name in op.operands else -1, name) for name in names]
+    return lambda inputs, attrs: function(*[inputs[k] if k >= 0 else attrs[name] for k, name in places])
 
 
 class Rewriter(GraphBuilder):
@@ -71,36 +68,54 @@ class Rewriter(GraphBuilder):
         self.uniform: dict[Value, np.ndarray] = {}          # values all of whose elements are one constant
         self.fulls: dict[tuple[Any, ...], Value] = {}
 
-    def run(self, op: Op, inputs: tuple[Value, ...], attrs: dict[str, Any]) -> Any:
+    def run(self, op: Op, inputs: tuple[Value, ...], attrs: Mapping[str, Any]) -> Any:
+        result = self.simplified(op, inputs, attrs)
+        return self.append(op, inputs, attrs) if result is None else result
+
+    def simplified(self, op: Op, inputs: tuple[Value, ...], attrs: Mapping[str, Any]) -> Result:
+        """What the first rule that applies makes of it."""
         for match in RULES.get(op.name, ()):
             result = match(inputs, attrs)
             if result is not None:
                 return result
-        if op.kind == "elementwise":
-            for generic in GENERIC:
-                result = generic(op, inputs, attrs)
-                if result is not None:
-                    return result
-        return self.append(op, inputs, attrs)
+        for generic in GENERIC if op.kind == "elementwise" else ():
+            result = generic(op, inputs, attrs)
+            if result is not None:
+                return result
+        return None
 
-    def append(self, op: Op, inputs: tuple[Value, ...], attrs: dict[str, Any]) -> Any:
+    def append(self, op: Op, inputs: tuple[Value, ...], attrs: Mapping[str, Any]) -> Any:
         """Append the node as it is."""
         if op.name == "constant":
             return self.constant(attrs)
-        result = super().run(op, inputs, attrs)
-        node = self.nodes[-1]
-        self.made_by.update((v, node) for v in node.outputs)
-        if op.kind == "movement" and len(inputs) == 1 and op.view and inputs[0] in self.uniform:
-            self.uniform[result] = self.uniform[inputs[0]]
+        result = super().run(op, inputs, dict(attrs))
+        self._remember(self.nodes[-1])
         return result
 
-    def constant(self, attrs: dict[str, Any]) -> Value:
+    def keep(self, node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...]:
+        """`node` as it is, unless it is a constant that is there already."""
+        key = attrs_key(node.attrs) if node.op.name == "constant" else None
+        if key is not None and key in self.fulls:
+            return (self.fulls[key],)
+        outputs = super().keep(node, inputs)
+        self._remember(self.nodes[-1])
+        if key is not None:
+            self.fulls[key] = node.output
+        return outputs
+
+    def _remember(self, node: Node) -> None:
+        for v in node.outputs:
+            self.made_by[v] = node
+        if node.op.name == "constant":
+            self.uniform[node.output] = ops.constant.eager(**node.attrs)
+        elif node.op.kind == "movement" and len(node.inputs) == 1 and node.op.view and node.inputs[0] in self.uniform:
+            self.uniform[node.output] = self.uniform[node.inputs[0]]
+
+    def constant(self, attrs: Mapping[str, Any]) -> Value:
         key = attrs_key(attrs)
         if key not in self.fulls:
-            v = super().run(ops.constant, (), attrs)
-            self.made_by[v] = self.nodes[-1]
-            self.uniform[v] = ops.constant.eager(**attrs)
-            self.fulls[key] = v
+            self.fulls[key] = super().run(ops.constant, (), dict(attrs))
+            self._remember(self.nodes[-1])
         return self.fulls[key]
 
     def full(self, type: TensorType, value: np.ndarray) -> Value:
@@ -118,7 +133,7 @@ class Rewriter(GraphBuilder):
 
 def rewriter() -> Rewriter:
     """The one that is applying rules now."""
-    return cast(Rewriter, state.current)
+    return state.current  # type: ignore[return-value]
 
 
 def made_by(v: Value, *names: str) -> Node | None:
@@ -154,12 +169,12 @@ def full_like(v: Value, value: float) -> Value:
 
 def rewrite(graph: Graph) -> Graph:
     """`graph` and the graphs in its attributes under all registered rules, in one pass over the nodes."""
-    builder = Rewriter(graph.name)
-    mapped: dict[Value, Value] = {v: builder.input(v.type) for v in graph.inputs}
-    with builder:
-        for node in graph.nodes:
-            builder.where = node.where
-            attrs = {k: rewrite(v) if isinstance(v, Graph) else v for k, v in node.attrs.items()}
-            result = builder.run(node.op, tuple([mapped[v] for v in node.inputs]), attrs)
-            mapped.update(zip(node.outputs, result if isinstance(result, tuple) else (result,), strict=True))
-    return builder.build([mapped[v] for v in graph.outputs], [(i, mapped[v]) for i, v in graph.writes])
+    return rebuild(graph, _visit, Rewriter(graph.name))
+
+
+def _visit(node: Node, inputs: tuple[Value, ...], builder: Any) -> Result:
+    graphs = inner_graphs(node)
+    rewritten = {name: rewrite(inner) for name, inner in graphs}
+    if any([rewritten[name] is not inner for name, inner in graphs]):
+        return builder.run(node.op, inputs, {**node.attrs, **rewritten})
+    return builder.simplified(node.op, inputs, node.attrs)

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from jitgrad import dtypes, ops
-from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value, run_node
+from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value, next_id
 from jitgrad.ops.contraction import PRODUCTS
 from jitgrad.ops.region import region
 from jitgrad.transforms.memory import has_effects, last_failure
@@ -217,12 +217,13 @@ def _with_update(update: Update, results: set[Value]) -> Node:
     product, inner = update.product, update.product.attrs["body"]
     operands = tuple(dict.fromkeys((*product.inputs, *update.others)))
     builder = GraphBuilder(inner.name)
+    builder.count = next_id(inner)
     known = {v: builder.input(v.type) for v in operands}
     within = {v: known[outer] for v, outer in zip(inner.inputs, product.inputs, strict=True)}
     with builder:
         for node in inner.nodes:
             builder.where = node.where
-            run_node(node, within)
+            within.update(zip(node.outputs, builder.keep(node, tuple([within[v] for v in node.inputs])), strict=True))
         known |= {outer: within[v] for v, outer in zip(inner.outputs, product.outputs, strict=True)}
         builder.where = update.node.where
         updated = _carry_out(update.node.attrs["body"], [known[v] for v in update.operands],
