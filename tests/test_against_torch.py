@@ -126,6 +126,13 @@ def test_unary(name):
               may_differ_in_failing=dtype not in FLOATS)
 
 
+@pytest.mark.parametrize("n", [0, 1, 2, 5])
+def test_polygamma(n):
+    for dtype in ("float32", "float64", "int64"):
+        check(lambda t, x: t.polygamma(n, x), numbers((3, 4), dtype, 0.5, 4), note=f"polygamma {n} {dtype}")
+    check(lambda t, x: x.polygamma(n), numbers((5,), "float64", 0.5, 4))
+
+
 BINARY = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv, "mod": operator.mod,
     "floordiv": operator.floordiv, "pow": operator.pow, "eq": operator.eq, "lt": operator.lt, "ge": operator.ge,

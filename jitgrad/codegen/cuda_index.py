@@ -8,9 +8,11 @@ from jitgrad.codegen.call import Call, split
 from jitgrad.codegen.cuda_call import blocks_for, gpu_launch, is_wide, kernel_text, lowers_on_gpu
 from jitgrad.codegen.cuda_movement import copy_unless_shared, unit_of
 from jitgrad.codegen.cuda_sort import MOST_PLACES, Lines, halves, scratch_for, sort_long
+from jitgrad.codegen.cuda_templates import WIDE
 from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLowered, Table
 from jitgrad.codegen.library_movement import Dimension, merge, strides
-from jitgrad.dtypes import uint32
+from jitgrad.dtypes import int32, uint32
+from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cuda import index
 
 FEW, MANY = 32, 1 << 14
@@ -29,9 +31,16 @@ def lower_take(call: Call, aligned: bool) -> CudaLowered:
                                    alignment=max(unit.nbytes, places.dtype.itemsize)),))
 
 
-def fill_last(last: Buffer, count: int, wide: bool) -> CudaLaunch:
+def filled(buffer: Buffer, type: TensorType, value: int) -> CudaLaunch:
+    """The launch that writes `value` everywhere."""
+    wide = type.size >= WIDE
+    return gpu_launch(kernel_text(index.fill, wide, T=type.dtype.short), blocks_for(type.size), buffer, type.size, value,
+                      wide=wide, alignment=type.dtype.itemsize)
+
+
+def nothing_last(last: Buffer, count: int) -> CudaLaunch:
     """No position is the last one of any place yet."""
-    return gpu_launch(kernel_text(index.fill, wide, T="i32"), blocks_for(count), last, count, -1, wide=wide, alignment=4)
+    return filled(last, TensorType(int32, (count,)), -1)
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
@@ -50,7 +59,7 @@ def lower_index_update(call: Call, aligned: bool) -> CudaLowered | None:
     update = gpu_launch(kernel_text(index.update_rows, wide, T=unit.short, I=places.dtype.short, LANES=str(unit.lanes)),
                         blocks_for(units), call.input(1), call.input(2), last, call.output(), units, size, places.size,
                         inner // unit.elements, wide=wide, alignment=max(unit.nbytes, places.dtype.itemsize))
-    return CudaLowered((*copy_unless_shared(call, aligned), fill_last(last, size, wide), mark, update), (4 * max(size, 1),))
+    return CudaLowered((*copy_unless_shared(call, aligned), nothing_last(last, size), mark, update), (4 * max(size, 1),))
 
 
 @lowers_on_gpu("index_add", in_place=True)
@@ -137,5 +146,5 @@ def lower_scatter(call: Call, aligned: bool) -> CudaLowered | None:
     source = kernel_text(index.update_elements, wide, T=unit.short, LANES=str(unit.lanes))
     update = gpu_launch(source, blocks_for(places.size), keys, call.input(2), last, call.output(), places.size, x.size,
                         wide=wide, alignment=max(4, unit.nbytes))
-    return CudaLowered((*copy_unless_shared(call, aligned), element_keys(call, keys), fill_last(last, x.size, wide), mark,
+    return CudaLowered((*copy_unless_shared(call, aligned), element_keys(call, keys), nothing_last(last, x.size), mark,
                         update), (4 * max(places.size, 1), 4 * max(x.size, 1)))

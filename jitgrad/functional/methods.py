@@ -236,6 +236,10 @@ class TensorMethods:
     sort, argsort, topk = sorting.sort, sorting.argsort, sorting.topk
     unique, bincount = sorting.unique, sorting.bincount
 
+    def polygamma(self: Tensor, n: int) -> Tensor:
+        """See `jitgrad.polygamma`."""
+        return elementwise.polygamma(n, self)
+
     def where(self: Tensor, condition: Tensor, other: Operand) -> Tensor:
         """`self` where `condition` is True, `other` elsewhere."""
         return elementwise.where(condition, self, other)
