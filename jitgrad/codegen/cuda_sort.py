@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from jitgrad.codegen.call import Call, split
 from jitgrad.codegen.cuda_call import blocks_for, gpu_launch, is_wide, kernel_text, lowers_on_gpu
+from jitgrad.codegen.cuda_scan import Scan
 from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLowered
-from jitgrad.dtypes import DType
+from jitgrad.dtypes import DType, bool_, int32
 from jitgrad.kernels.cuda import sort
 
 SPAN = 2048
@@ -131,6 +132,8 @@ def lower_order(call: Call, kept: int) -> CudaLowered | None:
     lines = Lines(call.input(0), x.dtype, outer * inner, size, inner, -int(call.attrs["descending"]), is_wide(call))
     if size <= SPAN:
         return CudaLowered((sort_short(lines, call.output(0), call.output(1), kept),))
+    if x.dtype is bool_:
+        return part(call, lines, kept)
     memory = halves(call)
     if kept <= SPAN // 2:
         launches, half, stride = keep_first(lines, memory, kept)
@@ -143,6 +146,16 @@ def lower_order(call: Call, kept: int) -> CudaLowered | None:
                                call.output(0), call.output(1), elements, size, inner, kept, stride, wide=lines.wide,
                                alignment=lines.dtype.itemsize))
     return CudaLowered(tuple(launches), scratch_for(lines, room))
+
+
+def part(call: Call, lines: Lines, kept: int) -> CudaLowered:
+    """Long lines of bools: where each one goes, by how many are True in front of it."""
+    elements, outer = lines.count * lines.size, lines.count // lines.inner
+    scan, counts = Scan(call, False, scratch=[4 * elements]), call.scratch(0)
+    scan.lower(lines.x, counts, (bool_, int32), outer, lines.size, lines.inner)
+    write = gpu_launch(kernel_text(sort.write_parted, lines.wide), blocks_for(elements), lines.x, counts, call.output(0),
+                       call.output(1), elements, lines.size, lines.inner, kept, lines.flip, wide=lines.wide, alignment=8)
+    return CudaLowered((*scan.launches, write), tuple(scan.scratch))
 
 
 @lowers_on_gpu("sort")

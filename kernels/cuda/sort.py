@@ -4,7 +4,8 @@ A line of ``x[outer, size, inner]`` of at most 2048 elements is sorted by one bl
 of them (`sort_lines`). A longer one is cut into pieces of 2048 (`sort_pieces`), and sorted pieces are merged two and two
 until there is one (`merge_pieces`), every element by itself: a binary search in the other piece says how far behind it
 goes. For the first few elements of a long line, only as many of every piece are kept (`keep_pieces`), again and again. Keys
-and where their elements stood are all that is moved; the elements follow at the end (`write_sorted`).
+and where their elements stood are all that is moved; the elements follow at the end (`write_sorted`). A long line of bools
+is parted instead (`write_parted`): how many are True up to each one says where it goes.
 
 What is searched is operand 0, as `helpers` demands."""
 
@@ -16,6 +17,7 @@ from jitgrad.kernels.cuda.standins import (
     T,
     barrier,
     block,
+    boolean,
     count_below,
     i16,
     i32,
@@ -134,3 +136,22 @@ def write_sorted(x: pointer[T], places: pointer[i32], values: pointer[T], indice
         target = N(N(N(outer * kept + i) * inner) + across)
         store(values, target, load(x, N(N(N(outer * size + found) * inner) + across), 0, 4), 2, 4)
         store(indices, target, found, 3, 4)
+
+
+def write_parted(x: pointer[boolean], counts: pointer[i32], values: pointer[boolean], indices: pointer[i64], elements: N,
+                 size: N, inner: N, kept: N, flip: N) -> block[256]:
+    """A thread is an element of ``[outer, size, inner]``; counts[outer, size, inner] are of those that are True, up to and
+    with each one. `flip`: -1 if these come first."""
+    item = N(block() * N(256) + thread())
+    if item < elements:
+        row, across = quotient(item, inner), rest(item, inner)
+        outer, i = quotient(row, size), rest(row, size)
+        last = N(N(N(outer * size) + N(size - 1)) * inner + across)
+        count, total = N(load(counts, item, 1, 4)), N(load(counts, last, 1, 4))
+        value = load(x, item, 0, 4)
+        first = N(select(value, N(count - 1), N(total + i - count)))
+        target = N(select(flip != 0, first, N(select(value, N(size - total + count - 1), N(i - count)))))
+        if target < kept:
+            place = N(N(N(outer * kept + target) * inner) + across)
+            store(values, place, value, 2, 4)
+            store(indices, place, i, 3, 4)
