@@ -98,14 +98,17 @@ def test_a_default_device_is_where_tensors_are_made(executing):
 
 
 def test_masks_are_looked_at_where_they_are(executing):
-    """Only how many places there are is read."""
+    """Only how many places there are is read, the range of a histogram, and whether an index was wrong (24 bytes)."""
     for shape in ((5, 7), (3, 0), (4,)):
         x = tensor("cpu", *shape)
         y = x.cuda()
         assert_same([y[y > 0], y.nonzero(), *jg.where(y > 0), y.masked_select(y < 1)],
                     [x[x > 0], x.nonzero(), *jg.where(x > 0), x.masked_select(x < 1)])
-    index = jg.tensor([1, 4, 1], device="cuda")
-    assert index.bincount().tolist() == [0, 2, 0, 0, 1]
+    y = tensor("cuda", 40)
+    executing.downloads.clear()
+    made = [y[y > 0], y.nonzero(), y.unique(), *jg.unique(y, return_inverse=True, return_counts=True), y.histc(5),
+            y.long().abs().bincount(), F.one_hot(y.long().abs())]
+    assert all(result.is_cuda for result in made) and set(executing.downloads) <= {4, 8, 24}
 
 
 def test_numbers_of_the_cpu_may_stand_beside_tensors_of_a_gpu(executing):
