@@ -162,10 +162,10 @@ sigmoid = expit = _float_function("sigmoid", ops.sigmoid, "``1 / (1 + exp(-input
 
 def polygamma(n: int, input: Tensor) -> Tensor:
     """The derivative of order `n` of `digamma`, which is that of order 0. NaN for negative input unless `n` is at most 1."""
-    if type(n) is not int or n < 0:
+    if not isinstance(n, int) or n < 0:
         raise complain(DTypeError, "polygamma", f"n must be an integer that is not negative, got {n!r}")
-    x = as_float(input)
-    return ops.polygamma(x, n=n) if n else ops.digamma(x)
+    x, order = as_float(input), int(n)
+    return ops.polygamma(x, n=order) if order else ops.digamma(x)
 
 
 def neg(input: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import numpy as np
@@ -205,6 +206,7 @@ def histc(input: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Ten
     """How many elements fall into each of `bins` equal intervals of [min, max], in the dtype of `input`. Where both are
     equal, the smallest and the largest element are the limits, and are read. ShapeError without bins, or with limits that
     are not finite or the wrong way round."""
+    bins = operator.index(bins)
     require_shape("histc", bins > 0, f"bins must be positive, got {bins}")
     x = detached(as_float(ravel(input)))
     low, high = float(min), float(max)
