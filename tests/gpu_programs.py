@@ -1,6 +1,6 @@
 """Programs that must give on a GPU what they give on the CPU: each takes a device and gives what is to be compared.
 
-They run on the stand-in that carries kernels out (`test_gpu_execution.py`) and on real hardware (`test_gpu.py`)."""
+They run on the stand-in that carries kernels out and on real hardware (`test_gpu_execution.py`)."""
 
 import jitgrad as jg
 from jitgrad import nn
