@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,16 +23,16 @@ from jitgrad.ir.graph import Graph, GraphBuilder, Value, attrs_key
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
 from jitgrad.movement import Chain, dense_base
-from jitgrad.ops.derived import Derived
 from jitgrad.runtime.cuda import array as device_memory, dispatch
 from jitgrad.runtime.cuda.array import Array, DeviceArray, moved
 from jitgrad.runtime.cuda.driver import Gpu, gpu as gpu_number
+from jitgrad.single import Question, overlap
 
 
 def run(op: Op, arrays: Sequence[Array], attrs: dict[str, Any], gpu: Gpu) -> Any:
     """The result of `op`, or a tuple of them."""
     taken = [operand(a, gpu) for a in arrays]
-    plan = compile_for(_graph(_Question(op, attrs), *_asked(taken, attrs), ()), gpu)
+    plan = compile_for(_graph(Question(op, attrs), *_asked(taken, attrs), ()), gpu)
     results = [r if type(r) is DeviceArray else moved(r, gpu.device) for r in plan.run([base for base, _ in taken])]
     return results[0] if op.outputs == 1 else tuple(results)
 
@@ -43,11 +42,11 @@ def rewrite(op: Op, arrays: Sequence[Array], attrs: dict[str, Any], targets: Seq
     they are not in one piece or share memory."""
     places = {id(a): k for k, a in enumerate(arrays)}
     written = tuple([places.get(id(t), -1) for t in targets])
-    if -1 in written or not all([type(t) is DeviceArray and t.flags.c_contiguous for t in targets]) or _overlap(arrays):
+    if -1 in written or not all([type(t) is DeviceArray and t.flags.c_contiguous for t in targets]) or _share_memory(arrays):
         return False
     gpu = dispatch.common_gpu(op, arrays)
     taken = [operand(a, gpu) for a in arrays]
-    compile_for(_graph(_Question(op, attrs), *_asked(taken, attrs), written), gpu).run([base for base, _ in taken])
+    compile_for(_graph(Question(op, attrs), *_asked(taken, attrs), written), gpu).run([base for base, _ in taken])
     return True
 
 
@@ -125,28 +124,12 @@ def _moved_base(array: DeviceArray) -> tuple[DeviceArray, Chain] | None:
     return (base, found.chain) if base.flags.c_contiguous else None
 
 
-def _overlap(arrays: Sequence[Array]) -> bool:
+def _share_memory(arrays: Sequence[Array]) -> bool:
     """Whether any two of them share device memory."""
-    spans = sorted([(a.address, a.nbytes) for a in arrays if type(a) is DeviceArray])
-    return any([place + nbytes > after for (place, nbytes), (after, _) in pairwise(spans)])
+    return overlap([(a.address, a.nbytes) for a in arrays if type(a) is DeviceArray])
 
 
 # ---- graphs -----------------------------------------------------------------------------------------------------------
-
-
-class _Question:
-    """An op with attributes. Two are equal if the ops are: the attributes' key is compared beside them."""
-
-    __slots__ = ("attrs", "op")
-
-    def __init__(self, op: Op, attrs: dict[str, Any]):
-        self.op, self.attrs = op, attrs
-
-    def __hash__(self) -> int:
-        return hash(self.op.name)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Question) and self.op is other.op
 
 
 def _type(array: Array) -> TensorType:
@@ -159,16 +142,9 @@ def _asked(taken: Sequence[tuple[Array, Chain]], attrs: dict[str, Any]) -> tuple
 
 
 @lru_cache(maxsize=4096)
-def _graph(question: _Question, types: tuple[TensorType, ...], chains: tuple[Chain, ...], key: Any,
+def _graph(question: Question, types: tuple[TensorType, ...], chains: tuple[Chain, ...], key: Any,
            written: tuple[int, ...]) -> Graph:
-    op, attrs = question.op, question.attrs
-    builder = GraphBuilder(op.name)
-    inputs = [builder.input(t) for t in types]
-    with builder:
-        operands: list[Value] = [movement.moved(v, chain) for v, chain in zip(inputs, chains, strict=True)]
-        made = op.definition(*operands, **attrs) if isinstance(op, Derived) else builder.run(op, tuple(operands), attrs)
-    results = list(made) if isinstance(made, tuple) else [made]
-    return builder.build([] if written else results, list(zip(written, results, strict=True)) if written else [])
+    return question.graph(types, chains, written)
 
 
 @lru_cache(maxsize=1024)

@@ -11,21 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from jitgrad import config
 from jitgrad.dtypes import float32, float64, from_numpy
-from jitgrad.ir.graph import GraphBuilder, attrs_key
+from jitgrad.ir.graph import attrs_key
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
-from jitgrad.movement import Chain, dense_base, moved
+from jitgrad.movement import Chain, dense_base
 from jitgrad.ops.blocks import SHARED
-from jitgrad.ops.derived import Derived
 from jitgrad.plans import compile_graph
 from jitgrad.runtime.plan import Plan
+from jitgrad.single import Question, overlap
 
 KINDS = ("contraction", "window", "scan", "sort", "foreach", "region")
 BY_NUMPY = ("int_matmul", "cumsum", "cumprod", "sort")                  # one pass, or no floats
@@ -58,7 +57,7 @@ def rewrite(op: Op, arrays: Sequence[np.ndarray], attrs: dict[str, Any], targets
     if -1 in written or not all([a.flags.c_contiguous for a in arrays]) or not _pays(op, arrays):
         return False
     plan = _plan_for(op, [(a, ()) for a in arrays], attrs, written)
-    if plan is None or _overlap(arrays):
+    if plan is None or overlap([(a.__array_interface__["data"][0], a.nbytes) for a in arrays]):
         return False
     plan.run(arrays)
     return True
@@ -85,34 +84,13 @@ def _operand(array: np.ndarray) -> tuple[np.ndarray, Chain]:
 def _plan_for(op: Op, taken: Sequence[tuple[np.ndarray, Chain]], attrs: dict[str, Any],
               written: tuple[int, ...]) -> Plan | None:
     types = tuple([TensorType(from_numpy(base.dtype), base.shape) for base, _ in taken])
-    answer = _answer(_Question(op, attrs), types, tuple([chain for _, chain in taken]), attrs_key(attrs), written)
+    question, chains = Question(op, attrs), tuple([chain for _, chain in taken])
+    answer = _answer(question, types, chains, attrs_key(attrs), written)
     if answer.plan is None and answer.open:
         answer.asked += 1
         if answer.asked > 1 or not op.exact:
-            answer.plan, answer.open = _make_plan(op, attrs, types, [chain for _, chain in taken], written), False
+            answer.plan, answer.open = _make_plan(question, types, chains, written), False
     return answer.plan
-
-
-def _overlap(arrays: Sequence[np.ndarray]) -> bool:
-    """Whether any two share memory."""
-    spans = sorted([(a.__array_interface__["data"][0], a.nbytes) for a in arrays])
-    return any([place + nbytes > following for (place, nbytes), (following, _) in pairwise(spans)])
-
-
-class _Question:
-    """An op with attributes. Two are equal if the ops are: the attributes' key is compared beside them."""
-
-    __slots__ = ("attrs", "op")
-
-    def __init__(self, op: Op, attrs: dict[str, Any]):
-        self.op = op
-        self.attrs = attrs
-
-    def __hash__(self) -> int:
-        return hash(self.op.name)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Question) and self.op is other.op
 
 
 class _Answer:
@@ -126,23 +104,16 @@ class _Answer:
 
 
 @lru_cache(maxsize=1024)
-def _answer(question: _Question, types: tuple[TensorType, ...], chains: tuple[Chain, ...], key: Any,
+def _answer(question: Question, types: tuple[TensorType, ...], chains: tuple[Chain, ...], key: Any,
             written: tuple[int, ...]) -> _Answer:
     return _Answer()
 
 
-def _make_plan(op: Op, attrs: dict[str, Any], types: tuple[TensorType, ...], chains: Sequence[Chain],
+def _make_plan(question: Question, types: tuple[TensorType, ...], chains: Sequence[Chain],
                written: tuple[int, ...]) -> Plan | None:
     """None if NumPy would carry it out there, too, or if it is not for wide floats."""
-    builder = GraphBuilder(op.name)
-    inputs = [builder.input(t) for t in types]
-    with builder:
-        operands = [moved(v, chain) for v, chain in zip(inputs, chains, strict=True)]
-        results = op.result_types(tuple([v.type for v in operands]), attrs)
-        if not all(t.dtype in FLOATS for t in (*types[:1], *results[:1])):
-            return None
-        made = op.definition(*operands, **attrs) if isinstance(op, Derived) else builder.run(op, tuple(operands), attrs)
-    values = list(made) if isinstance(made, tuple) else [made]
-    graph = builder.build([] if written else values, list(zip(written, values, strict=True)) if written else [])
+    graph = question.graph(types, chains, written)
+    if not all([t.dtype in FLOATS for t in (*types[:1], graph.results[0].type)]):
+        return None
     plan = compile_graph(graph)
     return plan if isinstance(plan, Plan) and all(entry.host is None for entry in plan.spec.entries) else None

@@ -83,3 +83,9 @@ def executing(collected):
     driver.disconnect()
     devices.set_default_device(None)
     assert made.problems == []
+
+
+@pytest.fixture(params=["stand-in", pytest.param("real", marks=pytest.mark.gpu)])
+def gpu(request):
+    """For what users see of a GPU: the stand-in that carries kernels out, and a real one where there is one (None)."""
+    return request.getfixturevalue("executing") if request.param == "stand-in" else None

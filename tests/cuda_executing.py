@@ -30,11 +30,16 @@ def parsed(text):
 
 
 class Executing(StandIn):
-    """`launches` counts the kernels that ran, by name without the key behind it."""
+    """`launches` counts the kernels that ran, by name without the key behind it; `downloads` has the bytes of every copy
+    into the computer's memory."""
 
     def __init__(self, **options):
         super().__init__(**options)
-        self.launches = {}
+        self.launches, self.downloads = {}, []
+
+    def _cuMemcpyDtoHAsync_v2(self, target, source, size, stream):
+        self.downloads.append(size)
+        super()._cuMemcpyDtoHAsync_v2(target, source, size, stream)
 
     def _cuModuleLoadData(self, out, image):
         modules = [parsed(text) for text in ctypes.string_at(image).decode().split(SEPARATOR)]

@@ -1,6 +1,6 @@
 """Programs that must give on a GPU what they give on the CPU: each takes a device and gives what is to be compared.
 
-They run on the stand-in that carries kernels out (`test_gpu_execution.py`) and on real hardware (`test_gpu.py`)."""
+They run on the stand-in that carries kernels out and on real hardware (`test_gpu_execution.py`)."""
 
 import jitgrad as jg
 from jitgrad import nn
@@ -17,7 +17,8 @@ def arithmetic(device):
     x, y = tensor(device, 5, 7), tensor(device, 7, seed=1)
     return [x + 1, x * y - 2 / (y * y + 1), (x > 0) & (y < 1), x.clamp(-1, 1).exp(), -x.T + x.T.abs(), x.where(x > y, y),
             (3 * x).long() // 4, x.double() ** 3, x.half() * 2, (x.bfloat16() + 1).float(), jg.maximum(x, y), x.sigmoid(),
-            x.erf(), x.sin() + y.cos(), x.tanh(), (x + 3).log(), (x + 3).sqrt().reciprocal(), (x + 1j * y).abs()]
+            x.erf(), x.sin() + y.cos(), x.tanh(), (x + 3).log(), (x + 3).sqrt().reciprocal(), (x + 1j * y).abs(),
+            (x + 3).digamma(), x.polygamma(1)]
 
 
 def reductions(device):
@@ -33,6 +34,17 @@ def movement(device):
             x[x > 0], x[[2, 0]], whole[:, -1] + whole[0, 0], x.tril(), x.roll(1, 0), F.pad(x, (1, 2)),
             x.gather(1, whole % 6), jg.stack([x, x * 2], 1), x.unfold(1, 2, 2),
             x.nonzero(), F.one_hot(whole % 5), jg.eye(3, device=device)]
+
+
+def counting(device):
+    """What depends on values in its size, or counts them; long lines of masks are parted."""
+    x, whole = (3 * tensor(device, 7, 6)).round(), jg.arange(24, device=device).reshape(4, 6) % 5
+    long = tensor(device, 2500)
+    return [x.unique(), *x.unique(return_inverse=True, return_counts=True), whole.bool().unique(),
+            *jg.unique(x[:, :3] > 0, return_inverse=True, return_counts=True, dim=0), (x > 0).unique(dim=1),
+            jg.tensor([1.0, float("nan"), 1.0, float("nan")], device=device).unique(), x[:0].unique(), x.histc(5),
+            x.histc(4, -1, 2), whole.ravel().bincount(minlength=9), whole[0].bincount(x[0]), long[long > 1], long.histc(9),
+            F.one_hot(whole), x.bfloat16().histc(3)]
 
 
 def rows(device):
@@ -199,5 +211,5 @@ def training(device, optimizer="AdamW", compiled=False, steps=3):
     return [*losses, *model.parameters(), *model.buffers()], run
 
 
-PROGRAMS = {f.__name__: f for f in (arithmetic, reductions, movement, rows, contractions, pooling, recurrence, attention,
-                                    random_numbers, in_place, gradients, convolutions)}
+PROGRAMS = {f.__name__: f for f in (arithmetic, reductions, movement, counting, rows, contractions, pooling, recurrence,
+                                    attention, random_numbers, in_place, gradients, convolutions)}

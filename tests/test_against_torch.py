@@ -126,6 +126,13 @@ def test_unary(name):
               may_differ_in_failing=dtype not in FLOATS)
 
 
+@pytest.mark.parametrize("n", [0, 1, 2, 5])
+def test_polygamma(n):
+    for dtype in ("float32", "float64", "int64"):
+        check(lambda t, x: t.polygamma(n, x), numbers((3, 4), dtype, 0.5, 4), note=f"polygamma {n} {dtype}")
+    check(lambda t, x: x.polygamma(n), numbers((5,), "float64", 0.5, 4))
+
+
 BINARY = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv, "mod": operator.mod,
     "floordiv": operator.floordiv, "pow": operator.pow, "eq": operator.eq, "lt": operator.lt, "ge": operator.ge,
@@ -242,7 +249,10 @@ x.nonzero() | x.nonzero(as_tuple=True) | s.nonzero() | x.sort(1) | x.sort(2, des
 x.argsort(1) | x.topk(2)[0] | x.topk(2, 1)[0] | x.topk(2, 1, largest=False)[0] | x.topk(5) | x.masked_scatter(c, y)
 x.unique() | t.where(c, x, y) | t.where(c, x, 2.5) | t.where(b[:, None], x, y) | t.where(c, s, y) | t.where(c)
 t.searchsorted(v.sort()[0], y) | t.bucketize(y, v.sort()[0]) | t.searchsorted(v.sort()[0], y, right=True)
-t.isin(g, j) | g.unique(return_counts=True) | t.bincount(j) | t.bincount(j, minlength=6)
+t.isin(g, j) | g.unique(return_counts=True) | t.bincount(j) | t.bincount(j, minlength=6) | t.unique(g, True, True, True)
+t.unique(g % 2, dim=0) | t.unique(g % 2, True, True, True, dim=2) | t.histc(x, 5) | t.histc(v, 7, -1, 1) | t.histc(v * 0, 3)
+t.histc(x, 0) | t.histc(x, 5, 2, 1) | t.histc(x / 0, 5) | t.histc(x * t.tensor(float("nan")), 5, 0, 1) | t.histc(e, 4)
+t.unique(t.tensor([1.0, float("nan"), 1.0, float("nan")]), True, False, True)
 """
 
 LINEAR = """
@@ -333,7 +343,7 @@ t.result_type(x, 1) | t.result_type(i, 1.5) | t.result_type(i, s) | t.result_typ
 
 # What PyTorch cannot differentiate (in all the operands that get a gradient here).
 NO_TORCH_GRADIENT = ("x.scatter(1, g[:, :2], y)", "unique", "F.batch_norm(x, v", "weight=v[:3]", "n, v[:3]",
-                     "weight=v.abs()", "F.soft_margin", "F.hardsigmoid")
+                     "weight=v.abs()", "F.soft_margin", "F.hardsigmoid", "t.histc")
 
 
 def expressions(text):

@@ -32,7 +32,7 @@ MISUSE = {
         "F.conv3d(x, y)", "F.conv2d(x[None, None], x[None, None, :, :2].repeat(1, 1, 2, 1))", "F.max_pool3d(x, 2)",
         "F.max_pool2d(x[None], 9)", "F.avg_pool2d(x[None], 2, padding=2)", "F.interpolate(x[None], 3, mode='bicubic')",
         "F.grid_sample(x, x)", "F.fold(x, 3, 2)", "F.instance_norm(x)", "F.max_unpool1d(x, i, 2)", "F.pixel_shuffle(x, 2)",
-        "F.pad(x, (1, 1), mode='mirror')",
+        "F.pad(x, (1, 1), mode='mirror')", "x.histc(0)", "x.histc(3, 2, 1)", "(x / 0).histc(3)",
     ],
     "IndexError": [
         "x.sum(5)", "x.transpose(0, 2)", "x[5]", "x[:, 7]", "x[0, 0, 0]", "x.softmax(3)", "x.squeeze(9)", "x.unsqueeze(5)",
@@ -42,11 +42,13 @@ MISUSE = {
         "F.cross_entropy(x, jg.tensor([0, 9]))", "F.nll_loss(x, jg.tensor([-1, 0]))",
         "x.scatter_add(1, jg.tensor([[3]]), x)", "x.index_add(0, jg.tensor([5]), x[:1])", "x.take(jg.tensor([6]))",
         "x.index_add(0, jg.tensor([-1]), x[:1])", "F.max_unpool1d(x[None], x[None].long() + 9, 2)",
+        "x.unique(dim=4)",
     ],
     "DTypeError": [
         "~x", "x & x", "b - b", "F.embedding(x, y)", "x.index_select(0, x)", "i.requires_grad_()", "i.add_(1.5)",
         "x.masked_fill(x, 0)", "i.softmax(0)", "x << 1", "i.mean()", "x.gather(1, x)",
         "b.neg()", "x.long() @ x", "F.conv2d(x[None, None], x[None, None].double())", "F.avg_pool1d(i[None], 2)",
+        "x.polygamma(-1)", "jg.polygamma(1.5, x)",
     ],
     "DivisionByZeroError": ["i // 0", "i % (i - i)", "i // (i - i)", "i.fmod(i - i)"],
     "DeviceError": ["x.to('cuda:99')", "jg.zeros(2, device='gpu')", "x.cuda('cpu')", "x.to('meta')"],

@@ -103,6 +103,21 @@ def test_index_add_is_in_the_order_of_the_index(rows, count, inner, schedule):
         assert found.tobytes() == sums_in_order(x, index, source).tobytes()
 
 
+@pytest.mark.parametrize(("dtype", "rows", "count", "inner", "kernel"), [
+    (np.int32, 9, 700, 1, "count_few"), (np.int32, 9, 5, 1, "count_rows"), (np.int32, 7, 70, 3, "count_rows"),
+    (np.int64, 9, 700, 1, "count_rows")], ids=str)
+@pytest.mark.parametrize("schedule", ["random", "reversed"])
+def test_integers_are_added_in_any_order(dtype, rows, count, inner, kernel, schedule):
+    """To the bit: sums wrap around."""
+    shape = (rows, inner) if inner > 1 else (rows,)
+    x, source = [rng.integers(0, np.iinfo(dtype).max, (n, *shape[1:]), dtype) for n in (rows, count)]
+    index = rng.integers(0, rows, count).astype(np.int32)
+    made = check(ops.index_add, x, index, source, axis=0, schedule=schedule, aligned=False)
+    assert made.launches[-1].name.startswith(kernel)
+    along = np.broadcast_to(index.reshape(-1, *[1] * (len(shape) - 1)), source.shape).astype(np.int64)
+    check(ops.scatter_add, x, along, source, axis=0, schedule=schedule)
+
+
 def test_index_add_is_what_the_compiled_kernel_of_the_cpu_gives():
     x, index, source = [np.asarray(a) for a in (rng.normal(size=(2, 9, 4)).astype("f"), rng.integers(0, 9, 60),
                                                 rng.normal(size=(2, 60, 4)).astype("f"))]
@@ -144,11 +159,12 @@ def test_scatter_add_of_long_lines_is_in_order(schedule):
     assert len(check(ops.scatter_add, x, index, source, axis=1, schedule=schedule).launches) > 3
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.int32, np.int64], ids=str)
 @pytest.mark.parametrize("op", [ops.index_add, ops.index_update, ops.scatter, ops.scatter_add, ops.gather, ops.take],
                          ids=lambda op: op.name)
-def test_an_index_out_of_range_is_reported(op):
-    index, x = np.array([1, 4, 2]), np.zeros(4, "f")
-    arrays = (x, index) if op.name in ("gather", "take") else (x, index, np.ones(3, "f"))
+def test_an_index_out_of_range_is_reported(op, dtype):
+    index, x = np.array([1, 4, 2, 0]), np.zeros(4, dtype)
+    arrays = (x, index) if op.name in ("gather", "take") else (x, index, np.ones(4, dtype))
     made = lowered(op, arrays, {"axis": 0})
     (type_,) = op.result_types(types_of(arrays), {"axis": 0})
     with pytest.raises(AssertionError):
@@ -201,6 +217,16 @@ def test_topk_in_rounds_keeps_the_order_of_equals():
     check_order(found, ops.topk.eager(x, axis=0, k=600, descending=True))
 
 
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize(("shape", "axis", "schedule"), [((4100,), 0, "random"), ((2100, 3), 0, "reversed")])
+def test_long_lines_of_bools_are_parted(shape, axis, schedule, descending):
+    """By a running sum in place of sorting; the order of equals is kept."""
+    for x in (rng.random(shape) < 0.3, np.ones(shape, np.bool_), np.zeros(shape, np.bool_)):
+        made = check(ops.sort, x, axis=axis, descending=descending, stable=True, schedule=schedule, aligned=False)
+        assert made.launches[-1].name == "write_parted_i32"
+        check(ops.topk, x, axis=axis, k=50, descending=descending)
+
+
 def test_blocks_are_small_where_there_would_be_few():
     short = lowered(ops.sort, (np.zeros((64, 100), "f"),), {"axis": 1, "descending": False, "stable": True}).launches[0]
     many = lowered(ops.sort, (np.zeros((9999, 100), "f"),), {"axis": 1, "descending": False, "stable": True}).launches[0]
@@ -251,6 +277,11 @@ KERNELS = {
                   ["LDS", "FADD"]),
     "topk": (ops.topk, (np.zeros((2, 3000), "f"),), {"axis": 1, "k": 20, "descending": True}, ["LDS", "STS"]),
     "cumsum": (ops.cumsum, (np.zeros((2, 3000), "f"),), {"axis": 1}, ["SHFL.BFLY"]),
+    "parted": (ops.sort, (np.zeros(3000, np.bool_),), {"axis": 0, "descending": True, "stable": True}, ["SHFL.BFLY"]),
+    "counted": (ops.index_add, (np.zeros(9, np.int32), np.zeros(500, np.int32), np.zeros(500, np.int32)), {"axis": 0},
+                ["ATOMS.ADD", "ATOMG.E.ADD"]),
+    "counts": (ops.index_add, (np.zeros(9, np.int64), np.zeros(5, np.int64), np.zeros(5, np.int64)), {"axis": 0},
+               ["ATOMG.E.ADD.64"]),
 }
 
 
@@ -258,7 +289,8 @@ KERNELS = {
                     reason="nvJitLink or nvdisasm is not installed")
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
 def test_machine_code(architecture):
-    """Nothing is spilled; rows move 16 bytes at a time; nothing depends on the order of atomic sums."""
+    """Nothing is spilled; rows move 16 bytes at a time; nothing depends on the order of atomic sums, which only
+    integers have."""
     chosen = KERNELS if architecture == "sm_90" else ["take", "topk", "cumsum"]
     for op, arrays, attrs, wanted in [KERNELS[name] for name in chosen]:
         found = set()
@@ -270,7 +302,8 @@ def test_machine_code(architecture):
                 found |= set(sass.opcodes(listing))
         for word in wanted:
             assert any(code.startswith(word) for code in found), (op.name, word, sorted(found))
-        assert not [code for code in found if re.match(r"(ATOM|RED).*(ADD|F32|F64)", code)]
+        floats = "F" if op is ops.index_add and arrays[0].dtype.kind == "i" else "(ADD|F)"
+        assert not [code for code in found if re.match(rf"(ATOM|RED)\S*\.{floats}", code)]
 
 
 # ---- products of integers ----------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ from cuda_launching import run
 from samples import SAMPLES
 from test_compiled_ops import assert_close
 
-from jitgrad.codegen.cuda_call import GPU_IN_PLACE, GPU_LIBRARY
+from jitgrad import pipeline
+from jitgrad.codegen.cuda_call import GPU_ANY_TYPE, GPU_IN_PLACE, GPU_LIBRARY
 from jitgrad.codegen.cuda_lower import lower_cuda
 from jitgrad.errors import CompileError
 from jitgrad.ir import evaluate
@@ -52,3 +53,13 @@ def test_in_place(sample):
 @pytest.mark.parametrize("name", sorted(GPU_LIBRARY))
 def test_every_op_has_kernels_for_some_sample(name):
     assert any(results(sample) is not None for sample in SAMPLES[name])
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLES))
+def test_only_complex_numbers_are_left_to_the_host(name):
+    """Scalars of kernels are real. Ops that carry elements about without a look at them take complex ones, too."""
+    for sample in SAMPLES[name]:
+        graph = sample.graph()
+        by_numpy = [entry.name for entry in pipeline.build_for_gpu(graph, "sm_90a").spec.entries if entry.host is not None]
+        values = [v for node in graph.nodes for v in (*node.inputs, *node.outputs)]
+        assert not by_numpy or (any(v.dtype.is_complex for v in values) and name not in GPU_ANY_TYPE), (sample, by_numpy)

@@ -315,6 +315,36 @@ def test_foreach_computes_half_precision_in_float32():
     assert foreach(formula, [1e-12], [[v]])[0][0].tolist() == [1.0, 1.0]
 
 
+# counting, special functions
+
+def test_polygamma_is_the_derivative_of_digamma():
+    x, step = jg.linspace(0.5, 4, 9, dtype=jg.float64), 1e-6
+    for run in (jg.polygamma, jg.compile(jg.polygamma)):
+        for n in range(3):
+            slope = (run(n, x + step) - run(n, x - step)) / (2 * step)
+            np.testing.assert_allclose(run(n + 1, x).numpy(), slope.numpy(), rtol=1e-7)
+
+
+def test_histc_is_the_histogram_of_numpy():
+    x = RNG.normal(size=(40, 5)).astype(np.float32)
+    for given, limits in (((6,), None), ((5, -1, 2), (-1, 2))):
+        wanted = np.histogram(x, given[0], limits)[0]
+        for run in (jg.histc, jg.compile(jg.histc)):
+            found = run(jg.tensor(x), *given)
+            assert found.dtype is jg.float32 and found.tolist() == wanted.tolist()
+    assert jg.histc(jg.full((4,), 3.0), 3).tolist() == [0, 4, 0] and jg.histc(jg.ones(0), 3).tolist() == [0, 0, 0]
+
+
+def test_unique_gives_elements_slices_places_and_counts():
+    x = jg.tensor([[2, 0], [1, 5], [2, 0], [1, 4]])
+    values, inverse, counts = x.unique(return_inverse=True, return_counts=True)
+    assert values.tolist() == [0, 1, 2, 4, 5] and counts.tolist() == [2, 2, 2, 1, 1]
+    assert values[inverse].tolist() == x.tolist()
+    rows, inverse, counts = x.unique(return_inverse=True, return_counts=True, dim=0)
+    assert rows.tolist() == [[1, 4], [1, 5], [2, 0]] and inverse.tolist() == [2, 1, 2, 0] and counts.tolist() == [1, 1, 2]
+    assert len(jg.tensor([math.nan, 1, math.nan]).unique()) == 3
+
+
 # errors
 
 @pytest.mark.parametrize(("expression", "kind", "words"), [

@@ -1,5 +1,5 @@
-"""Execution on a GPU from end to end, on a stand-in that carries kernels out by the PTX interpreter: eager ops, compiled
-functions, training, random numbers, errors, captured graphs, the cache."""
+"""Execution on a GPU from end to end, on a stand-in that carries kernels out by the PTX interpreter, and on a real one where
+there is one: eager ops, compiled functions, training, random numbers, errors, captured graphs, the cache."""
 
 import os
 import subprocess
@@ -16,15 +16,17 @@ from jitgrad import config, gpu_plans, nn
 from jitgrad.errors import DivisionByZeroError, OutOfRangeError
 from jitgrad.ir import evaluate
 from jitgrad.nn import functional as F
-from jitgrad.runtime.cuda import code
+from jitgrad.runtime.cuda import code, driver
 from jitgrad.runtime.spec import PlanSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::numpy.exceptions.ComplexWarning")
 
 
 def assert_same(ours, theirs, tolerance=2e-5):
-    """Results on a GPU are there, and are those of the CPU."""
+    """Results on a GPU are there, and are those of the CPU: within `tolerance`, on real hardware five times as much."""
     assert len(ours) == len(theirs)
+    if driver.gpu().name != "Stand-in":
+        tolerance *= 5
     for k, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         assert a.is_cuda and not b.is_cuda and a.dtype is b.dtype and a.shape == b.shape, k
         x, y = a.detach().cpu().numpy(), b.detach().numpy()
@@ -38,17 +40,17 @@ def assert_same(ours, theirs, tolerance=2e-5):
 # eager
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_programs_give_what_they_give_on_the_cpu(executing, name):
+def test_programs_give_what_they_give_on_the_cpu(gpu, name):
     assert_same(PROGRAMS[name]("cuda"), PROGRAMS[name]("cpu"))
-    assert executing.launches
+    assert gpu is None or gpu.launches
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_training_eagerly(executing, optimizer):
+def test_training_eagerly(gpu, optimizer):
     assert_same(training("cuda", optimizer)[0], training("cpu", optimizer)[0], 2e-4)
 
 
-def test_dropout_masks_are_those_of_the_cpu_to_the_bit(executing):
+def test_dropout_masks_are_those_of_the_cpu_to_the_bit(gpu):
     found = []
     for device in ("cpu", "cuda"):
         for run in (lambda x: F.dropout(x, 0.5), jg.compile(lambda x: F.dropout(x, 0.5))):
@@ -78,7 +80,7 @@ CREATED = {
 
 
 @pytest.mark.parametrize("name", CREATED)
-def test_tensors_are_made_by_kernels_where_they_are_wanted(executing, name):
+def test_tensors_are_made_by_kernels_where_they_are_wanted(gpu, name):
     jg.manual_seed(5)
     wanted = [CREATED[name]("cpu") for _ in range(2)]
     jg.manual_seed(5)
@@ -89,26 +91,29 @@ def test_tensors_are_made_by_kernels_where_they_are_wanted(executing, name):
             np.testing.assert_allclose(a.cpu().numpy(), b.numpy(), rtol=1e-5, atol=1e-6)
         else:
             assert a.cpu().numpy().tobytes() == b.numpy().tobytes()
-    assert executing.launches
+    assert gpu is None or gpu.launches
 
 
-def test_a_default_device_is_where_tensors_are_made(executing):
+def test_a_default_device_is_where_tensors_are_made(gpu):
     with jg.device("cuda"):
-        assert jg.rand(3).is_cuda and jg.arange(3).tolist() == [0, 1, 2] and executing.launches
+        assert jg.rand(3).is_cuda and jg.arange(3).tolist() == [0, 1, 2] and (gpu is None or gpu.launches)
 
 
 def test_masks_are_looked_at_where_they_are(executing):
-    """Only how many places there are is read."""
+    """Only how many places there are is read, the range of a histogram, and whether an index was wrong (24 bytes)."""
     for shape in ((5, 7), (3, 0), (4,)):
         x = tensor("cpu", *shape)
         y = x.cuda()
         assert_same([y[y > 0], y.nonzero(), *jg.where(y > 0), y.masked_select(y < 1)],
                     [x[x > 0], x.nonzero(), *jg.where(x > 0), x.masked_select(x < 1)])
-    index = jg.tensor([1, 4, 1], device="cuda")
-    assert index.bincount().tolist() == [0, 2, 0, 0, 1]
+    y = tensor("cuda", 40)
+    executing.downloads.clear()
+    made = [y[y > 0], y.nonzero(), y.unique(), *jg.unique(y, return_inverse=True, return_counts=True), y.histc(5),
+            y.long().abs().bincount(), F.one_hot(y.long().abs())]
+    assert all(result.is_cuda for result in made) and set(executing.downloads) <= {4, 8, 24}
 
 
-def test_numbers_of_the_cpu_may_stand_beside_tensors_of_a_gpu(executing):
+def test_numbers_of_the_cpu_may_stand_beside_tensors_of_a_gpu(gpu):
     x = tensor("cuda", 4)
     scale = jg.tensor(2.0)
     assert_same([x * scale, scale - x, jg.compile(lambda x, s: x * s)(x, scale)],
@@ -140,7 +145,7 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("sample", list(chosen), ids=str)
 
 
-def test_ops_give_what_numpy_gives(executing, sample):
+def test_ops_give_what_numpy_gives(gpu, sample):
     graph = sample.graph()
     with np.errstate(all="ignore"):
         expected = [np.asarray(x) for x in evaluate(graph, [np.array(x) for x in sample.inputs])]
@@ -153,7 +158,7 @@ def test_ops_give_what_numpy_gives(executing, sample):
 
 # errors
 
-def test_an_index_out_of_range_names_the_line_and_changes_nothing(executing):
+def test_an_index_out_of_range_names_the_line_and_changes_nothing(gpu):
     table = tensor("cuda", 5, 3)
     wrong = jg.tensor([1, 7], device="cuda")
     with pytest.raises(OutOfRangeError, match=r"7.*test_gpu_execution.py"):
@@ -173,7 +178,7 @@ def test_an_index_out_of_range_names_the_line_and_changes_nothing(executing):
     assert table.tolist() == before
 
 
-def test_a_division_by_zero_names_the_line(executing):
+def test_a_division_by_zero_names_the_line(gpu):
     x, zero = jg.arange(6, device="cuda"), jg.zeros(6, dtype=jg.int64, device="cuda")
 
     @jg.compile
@@ -190,14 +195,14 @@ def test_a_division_by_zero_names_the_line(executing):
 # compiled
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
-def test_training_compiled_is_sealed_and_the_same(executing, optimizer):
+def test_training_compiled_is_sealed_and_the_same(gpu, optimizer):
     ours, step = training("cuda", optimizer, compiled=True, steps=6)
     theirs, _ = training("cpu", optimizer, compiled=True, steps=6)
     assert_same(ours, theirs, 5e-4)
     assert step.statistics.sealed_calls >= 3, step.explain(times=False).summary()
 
 
-def test_a_step_without_host_entries_is_one_launch(executing):
+def test_a_step_without_host_entries_is_one_launch(gpu):
     jg.manual_seed(0)
     model = nn.Sequential(nn.LayerNorm(8), nn.Dropout(0.5)).cuda()
     optimizer = jg.optim.AdamW(model.parameters(), lr=0.1)
@@ -214,10 +219,10 @@ def test_a_step_without_host_entries_is_one_launch(executing):
     for k in range(8):
         optimizer.param_groups[0]["lr"] = 0.1 / (k + 1)                       # an argument of the graph, not a part of it
         losses.append(step(tensor("cuda", 6, 8, seed=k)))
-        executing.calls.clear() if k == 6 else None
+        gpu.calls.clear() if gpu and k == 6 else None
     plan = step.plan.plan
     assert step.statistics.sealed_calls > 3 and not plan.host_entries and plan.is_captured
-    assert executing.calls.count("cuGraphLaunch") == 1 and "cuLaunchKernel" not in executing.calls
+    assert gpu is None or (gpu.calls.count("cuGraphLaunch") == 1 and "cuLaunchKernel" not in gpu.calls)
     values = [loss.item() for loss in losses]
     assert len(set(values)) == 8                                              # none was overwritten by a later call
     jg.manual_seed(0)
@@ -232,7 +237,7 @@ def test_a_step_without_host_entries_is_one_launch(executing):
 
 
 @pytest.mark.parametrize("mode", ["default", "max-autotune-no-cudagraphs"])
-def test_results_belong_to_whoever_has_them(executing, mode):
+def test_results_belong_to_whoever_has_them(gpu, mode):
     run = jg.compile(lambda x: ((x + 1).softmax(0), x.sum()), mode=mode)
     inputs = [tensor("cuda", 9, seed=k) for k in range(7)]
     results = [run(x) for x in inputs]
@@ -242,7 +247,7 @@ def test_results_belong_to_whoever_has_them(executing, mode):
         np.testing.assert_allclose(total.item(), x.cpu().sum().item(), rtol=1e-4, atol=1e-6)
 
 
-def test_compiled_functions_write_in_place_through_views(executing):
+def test_compiled_functions_write_in_place_through_views(gpu):
     @jg.compile
     def change(x, y):
         x[:, 1] += 1
@@ -258,7 +263,7 @@ def test_compiled_functions_write_in_place_through_views(executing):
         assert whole.tolist() == [[2 ** 5] * 5, [2 ** 10] * 5]
 
 
-def test_gradients_cross_the_edge_of_a_compiled_call(executing):
+def test_gradients_cross_the_edge_of_a_compiled_call(gpu):
     inner = jg.compile(lambda x, w: (x * w).tanh())
     found = {}
     for device in ("cpu", "cuda"):
@@ -269,7 +274,7 @@ def test_gradients_cross_the_edge_of_a_compiled_call(executing):
     assert_same(found["cuda"], found["cpu"])
 
 
-def test_branches_on_values_and_items(executing):
+def test_branches_on_values_and_items(gpu):
     @jg.compile
     def step(x):
         if x.sum() > 0:
@@ -281,7 +286,7 @@ def test_branches_on_values_and_items(executing):
         np.testing.assert_allclose(step(x), step.function(x.cpu()), rtol=1e-5)
 
 
-def test_explain_lists_what_runs_on_the_host(executing):
+def test_explain_lists_what_runs_on_the_host(gpu):
     weight = tensor("cuda", 4, 4)
     run = jg.compile(lambda x: ((x * 1j).abs() + 1).tanh())                   # no kernels know complex numbers
     run(weight)
@@ -295,7 +300,7 @@ def test_explain_lists_what_runs_on_the_host(executing):
     assert "fused_add_tanh_f32" in kernels.plan.print_stages() or "region" in kernels.plan.print_stages()
 
 
-def test_verify_and_compare_look_at_gpus(executing):
+def test_verify_and_compare_look_at_gpus(gpu):
     weight = tensor("cuda", 6, 3)
     run = jg.compile(lambda x: (x @ weight).softmax(1))
     assert "0 of" in str(jg.verify(run, tensor("cuda", 2, 6))) or jg.verify(run, tensor("cuda", 2, 6)).divergences == ()
@@ -303,7 +308,7 @@ def test_verify_and_compare_look_at_gpus(executing):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_mixed_precision(executing, compiled):
+def test_mixed_precision(gpu, compiled):
     jg.manual_seed(2)
     model = nn.Linear(6, 4).cuda()
     optimizer, scaler = jg.optim.SGD(model.parameters(), lr=0.1), jg.amp.GradScaler(init_scale=1024.0, growth_interval=2)

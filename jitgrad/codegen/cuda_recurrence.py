@@ -21,6 +21,7 @@ from dataclasses import replace
 from jitgrad import ops
 from jitgrad.codegen.call import Call
 from jitgrad.codegen.cuda_call import blocks_for, gpu_launch, is_wide, kernel_text, lowers_on_gpu
+from jitgrad.codegen.cuda_index import filled
 from jitgrad.codegen.cuda_matmul import lower_matmul
 from jitgrad.codegen.cuda_steps import GATES, WARP, Form, Steps
 from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLowered
@@ -51,11 +52,11 @@ UNREAD = {"rnn_grad": ("gates", "h0"), "lstm_grad": ("gates", "h0", "h"), "gru_g
 CARRYING = ("lstm", "gru", "lstm_grad", "gru_grad")
 
 
-def lower(call: Call, name: str, aligned: bool) -> CudaLowered | None:
-    """The launches of the op with this name; None where there are no steps, or nothing to be made in them."""
+def lower(call: Call, name: str, aligned: bool) -> CudaLowered:
+    """The launches of the op with this name. Where there are no steps, gradients of what they begin with are 0."""
     weights, result = call.inputs[OPERANDS[name].index("w")], call.outputs[0]
-    if not weights.size or not result.size:
-        return None
+    if not result.size:
+        return CudaLowered(tuple([filled(call.output(k), t, 0) for k, t in enumerate(call.outputs) if t.size]))
     form = choose(name, weights.dtype, result.shape[1], weights.shape[1], bool(call.attrs.get("relu")), aligned)
     return _Lowering(call, name, form).lower()
 

@@ -23,19 +23,19 @@ WARPS = 8
 
 
 @dataclass
-class _Lowering:
-    """The launches of a scan so far, and the scratch memory of the totals."""
+class Scan:
+    """The launches of a scan so far, and the scratch memory of the totals, behind any that there is."""
 
     call: Call
     product: bool
     launches: list[CudaLaunch] = field(default_factory=list)
     scratch: list[int] = field(default_factory=list)
 
-    def lower(self, x: Buffer, o: Buffer, dtype: DType, outer: int, size: int, inner: int) -> None:
-        """Scan x[outer, size, inner] into o."""
-        lines, total = outer * inner, accumulated(dtype)
+    def lower(self, x: Buffer, o: Buffer, dtypes: tuple[DType, DType], outer: int, size: int, inner: int) -> None:
+        """Scan x[outer, size, inner] into o; `dtypes` are theirs."""
+        lines, total = outer * inner, accumulated(dtypes[0])
         if size <= SHORT or (inner > 1 and lines >= PIECES):
-            self.launch(scan.scan_columns, blocks_for(lines), dtype, x, o, lines, size, inner)
+            self.launch(scan.scan_columns, blocks_for(lines), dtypes, x, o, lines, size, inner)
             return
         length = max(PIECE, -(-size * lines // PIECES))
         length = size if lines >= PIECES // 2 else -(-length // 128) * 128
@@ -43,20 +43,22 @@ class _Lowering:
         before, numbers = x, (lines * count, count, size, inner, length)
         if count > 1:
             totals, before = self.new_scratch(total, lines * count), self.new_scratch(total, lines * count)
-            self.launch(scan.piece_totals, -(-lines * count // WARPS), dtype, x, totals, *numbers)
-            self.lower(totals, before, total, lines, count, 1)
-        self.launch(scan.scan_pieces, -(-lines * count // WARPS), dtype, x, before, o, *numbers)
+            self.launch(scan.piece_totals, -(-lines * count // WARPS), dtypes, x, totals, *numbers)
+            self.lower(totals, before, (total, total), lines, count, 1)
+        self.launch(scan.scan_pieces, -(-lines * count // WARPS), dtypes, x, before, o, *numbers)
 
     def new_scratch(self, dtype: DType, count: int) -> Buffer:
         self.scratch.append(dtype.itemsize * count)
         return self.call.scratch(len(self.scratch) - 1)
 
-    def launch(self, kernel: Callable[..., Any], grid: int, dtype: DType, *arguments: Buffer | int) -> None:
+    def launch(self, kernel: Callable[..., Any], grid: int, dtypes: tuple[DType, DType],
+               *arguments: Buffer | int) -> None:
+        dtype, result = dtypes
         total, wide = accumulated(dtype), is_wide(self.call)
         identity = "1" if self.product else "-0.0" if dtype.is_floating_point else "0"
-        source = kernel_text(kernel, wide, T=dtype.short, A=total.short, IDENTITY=identity)
+        source = kernel_text(kernel, wide, T=dtype.short, O=result.short, A=total.short, IDENTITY=identity)
         self.launches.append(gpu_launch(scan.for_products(source) if self.product else source, grid, *arguments, wide=wide,
-                                        alignment=dtype.itemsize))
+                                        alignment=max(dtype.itemsize, result.itemsize)))
 
 
 def accumulated(dtype: DType) -> DType:
@@ -68,8 +70,8 @@ def lower_scan(call: Call, product: bool) -> CudaLowered:
     x = call.inputs[0]
     if not x.size:
         return CudaLowered(())
-    lowering = _Lowering(call, product)
-    lowering.lower(call.input(0), call.output(), x.dtype, *split(x.shape, call.attrs["axis"]))
+    lowering = Scan(call, product)
+    lowering.lower(call.input(0), call.output(), (x.dtype, x.dtype), *split(x.shape, call.attrs["axis"]))
     return CudaLowered(tuple(lowering.launches), tuple(lowering.scratch))
 
 

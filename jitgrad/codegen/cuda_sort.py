@@ -4,12 +4,13 @@ Scratch memory is two halves, each with keys and places: every launch reads one 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jitgrad.codegen.call import Call, split
 from jitgrad.codegen.cuda_call import blocks_for, gpu_launch, is_wide, kernel_text, lowers_on_gpu
+from jitgrad.codegen.cuda_scan import Scan
 from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLowered
-from jitgrad.dtypes import DType
+from jitgrad.dtypes import DType, bool_, int32
 from jitgrad.kernels.cuda import sort
 
 SPAN = 2048
@@ -83,11 +84,15 @@ def sort_short(lines: Lines, values: Buffer, indices: Buffer, kept: int) -> Cuda
                       kept, run, span, lines.flip, wide=lines.wide, alignment=lines.dtype.itemsize)
 
 
-def sort_pieces(lines: Lines, memory: Halves, kept: int, stride: int) -> CudaLaunch:
-    """The launch that sorts all pieces into the first half."""
-    pieces, run = -(-lines.size // SPAN), places(min(lines.size, SPAN))
-    return gpu_launch(lines.text(sort.sort_pieces), lines.count * pieces, lines.x, *memory.half(0), pieces, lines.size,
-                      lines.inner, kept, stride, run, lines.flip, wide=lines.wide, alignment=lines.dtype.itemsize)
+def sort_pieces(lines: Lines, memory: Halves, kept: int, stride: int, turn: int = 0) -> CudaLaunch:
+    """The launch that keeps the first `kept` of each piece, in the half number `turn`. Of the first turn pieces are of x,
+    of later ones of the keys that were kept before."""
+    pieces, run, (keys, places_before) = -(-lines.size // SPAN), places(min(lines.size, SPAN)), memory.half(turn - 1)
+    source, x, inner, flip, alignment = (
+        (lines.text(sort.sort_pieces, lines.key), keys, 1, 0, lines.key_bytes) if turn else
+        (lines.text(sort.sort_pieces), lines.x, lines.inner, lines.flip, lines.dtype.itemsize))
+    return gpu_launch(source, lines.count * pieces, x, places_before, *memory.half(turn), pieces, lines.size, inner, kept,
+                      stride, run, flip, int(turn > 0), wide=lines.wide, alignment=alignment)
 
 
 def sort_long(lines: Lines, memory: Halves) -> tuple[list[CudaLaunch], int]:
@@ -110,13 +115,10 @@ def kept_of(size: int, kept: int) -> int:
 def keep_first(lines: Lines, memory: Halves, kept: int) -> tuple[list[CudaLaunch], int, int]:
     """The launches that leave the first `kept` of each line, the half in which they lie, and the stride of lines there."""
     left = kept_of(lines.size, kept)
-    launches, source = [sort_pieces(lines, memory, kept, left)], lines.text(sort.keep_pieces)
+    launches = [sort_pieces(lines, memory, kept, left)]
     while left > kept:
-        turn, size = len(launches), left
-        left = kept_of(size, kept)
-        pieces, run = -(-size // SPAN), places(min(size, SPAN))
-        launches.append(gpu_launch(source, lines.count * pieces, *memory.half(turn - 1), *memory.half(turn), pieces, size,
-                                   kept, left, run, wide=lines.wide, alignment=lines.key_bytes))
+        size, left = left, kept_of(left, kept)
+        launches.append(sort_pieces(replace(lines, size=size), memory, kept, left, len(launches)))
     return launches, len(launches) - 1, left
 
 
@@ -131,6 +133,8 @@ def lower_order(call: Call, kept: int) -> CudaLowered | None:
     lines = Lines(call.input(0), x.dtype, outer * inner, size, inner, -int(call.attrs["descending"]), is_wide(call))
     if size <= SPAN:
         return CudaLowered((sort_short(lines, call.output(0), call.output(1), kept),))
+    if x.dtype is bool_:
+        return part(call, lines, kept)
     memory = halves(call)
     if kept <= SPAN // 2:
         launches, half, stride = keep_first(lines, memory, kept)
@@ -143,6 +147,16 @@ def lower_order(call: Call, kept: int) -> CudaLowered | None:
                                call.output(0), call.output(1), elements, size, inner, kept, stride, wide=lines.wide,
                                alignment=lines.dtype.itemsize))
     return CudaLowered(tuple(launches), scratch_for(lines, room))
+
+
+def part(call: Call, lines: Lines, kept: int) -> CudaLowered:
+    """Long lines of bools: where each one goes, by how many are True in front of it."""
+    elements, outer = lines.count * lines.size, lines.count // lines.inner
+    scan, counts = Scan(call, False, scratch=[4 * elements]), call.scratch(0)
+    scan.lower(lines.x, counts, (bool_, int32), outer, lines.size, lines.inner)
+    write = gpu_launch(kernel_text(sort.write_parted, lines.wide), blocks_for(elements), lines.x, counts, call.output(0),
+                       call.output(1), elements, lines.size, lines.inner, kept, lines.flip, wide=lines.wide, alignment=8)
+    return CudaLowered((*scan.launches, write), tuple(scan.scratch))
 
 
 @lowers_on_gpu("sort")

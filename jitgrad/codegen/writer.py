@@ -333,7 +333,7 @@ def spell(node: Node, names: list[str]) -> str:
     """An elementwise node over named operands, as its op's record says."""
     template = node.op.spell
     assert template is not None, f"{node.op.name} has no scalar form"
-    return template.format(*names) if "{" in template else f"{template}({', '.join(names)})"
+    return template.format(*names, **node.attrs) if "{" in template else f"{template}({', '.join(names)})"
 
 
 def combine(node: Node) -> str:

@@ -19,7 +19,7 @@ from jitgrad.functional.core import Operand, Tensor, as_operand, cast, describe,
 from jitgrad.functional.elementwise import add, mul
 from jitgrad.functional.index import _index_like
 from jitgrad.functional.linalg import matmul
-from jitgrad.functional.reduce import detached
+from jitgrad.functional.reduce import amax, detached
 from jitgrad.functional.shape import diagonal_distance, repeat_interleave
 from jitgrad.ops.attention import mask_by_head, sum_dtype
 from jitgrad.ops.builders import broadcast, expand_dims, full, zeros_like
@@ -49,7 +49,7 @@ def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
     if not tensor.dtype.is_integer:
         raise complain(DTypeError, "one_hot", f"expected class indices (int64), got {describe(tensor)}",
                        fix="Did you mean x.long()?")
-    count = int(read(tensor).max()) + 1 if num_classes == -1 else num_classes
+    count = int(read(amax(tensor))) + 1 if num_classes == -1 else num_classes
     return cast(_one_hot_positions(tensor, count), dtypes.int64)
 
 

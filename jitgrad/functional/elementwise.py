@@ -92,6 +92,7 @@ __all__ = [
     "nan_to_num",
     "neg",
     "negative",
+    "polygamma",
     "positive",
     "pow",
     "reciprocal",
@@ -157,6 +158,14 @@ erfinv = _float_function("erfinv", ops.erfinv, "The inverse of `erf`.", on_gpu="
 lgamma = _float_function("lgamma", ops.lgamma, "Logarithm of the absolute value of the gamma function.")
 digamma = _float_function("digamma", ops.digamma, "Derivative of `lgamma`.")
 sigmoid = expit = _float_function("sigmoid", ops.sigmoid, "``1 / (1 + exp(-input))``.")
+
+
+def polygamma(n: int, input: Tensor) -> Tensor:
+    """The derivative of order `n` of `digamma`, which is that of order 0. NaN for negative input unless `n` is at most 1."""
+    if not isinstance(n, int) or n < 0:
+        raise complain(DTypeError, "polygamma", f"n must be an integer that is not negative, got {n!r}")
+    x, order = as_float(input), int(n)
+    return ops.polygamma(x, n=order) if order else ops.digamma(x)
 
 
 def neg(input: Tensor) -> Tensor:

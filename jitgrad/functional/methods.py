@@ -234,7 +234,11 @@ class TensorMethods:
     masked_scatter, masked_scatter_ = index.masked_scatter, in_place(index.masked_scatter)
     masked_select, nonzero, argwhere = index.masked_select, sorting.nonzero, sorting.argwhere
     sort, argsort, topk = sorting.sort, sorting.argsort, sorting.topk
-    unique, bincount = sorting.unique, sorting.bincount
+    unique, bincount, histc = sorting.unique, sorting.bincount, sorting.histc
+
+    def polygamma(self: Tensor, n: int) -> Tensor:
+        """See `jitgrad.polygamma`."""
+        return elementwise.polygamma(n, self)
 
     def where(self: Tensor, condition: Tensor, other: Operand) -> Tensor:
         """`self` where `condition` is True, `other` elsewhere."""

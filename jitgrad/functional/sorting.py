@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from typing import Any
 
 import numpy as np
 
 from jitgrad import dtypes, ops
+from jitgrad.dtypes import DType
 from jitgrad.functional import elementwise
 from jitgrad.functional.core import (
     Operand,
     Tensor,
+    as_float,
     as_operand,
     broadcast_all,
     cast,
@@ -21,10 +25,11 @@ from jitgrad.functional.core import (
     read,
     require_shape,
     size,
+    widened,
 )
 from jitgrad.functional.index import true_places
-from jitgrad.functional.reduce import Extremes
-from jitgrad.functional.shape import section
+from jitgrad.functional.reduce import Extremes, detached
+from jitgrad.functional.shape import movedim, ravel, section
 from jitgrad.ops.builders import expand_dims, full, zeros_like
 
 __all__ = [
@@ -118,12 +123,55 @@ def argwhere(input: Tensor) -> Tensor:
 def unique(input: Tensor, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False,
            dim: int | None = None) -> Any:
     """The different elements (or slices along `dim`) in ascending order; on request where each element went, and how
-    often each one occurs. Reads the value."""
-    options: dict[str, Any] = {"return_inverse": return_inverse, "return_counts": return_counts, "axis": dim}
-    found = np.unique(read(input), **options)
+    often each one occurs. NaN is equal to nothing. Reads the value."""
+    axis = None if dim is None else one_dim("unique", dim, len(input.shape))
+    if is_eager_on_gpu(input) and size(input.shape) and not input.dtype.is_complex:
+        return _unique_on_gpu(detached(input), axis, return_inverse, return_counts)
+    options: dict[str, Any] = {"return_inverse": return_inverse, "return_counts": return_counts, "axis": axis}
+    found = np.unique(read(input), **options, equal_nan=False)
     if isinstance(found, tuple):
         return tuple([from_array(np.asarray(v), input) for v in found])
     return from_array(found, input)
+
+
+def _unique_on_gpu(x: Tensor, axis: int | None, return_inverse: bool, return_counts: bool) -> Any:
+    """`unique`, of which only the number of different elements is read."""
+    rows, along = (ravel(x), 0) if axis is None else (x, axis)
+    order, is_new, rank = _ranked(_keys_of_slices(rows, along))
+    first = true_places(is_new)
+    found = [ops.take(rows, ops.take(order, first, axis=0), axis=along)]
+    if return_inverse:
+        inverse = ops.scatter(zeros_like(rank), order, ops.sub(rank, full(rank.shape, 1, dtypes.int64)), axis=0)
+        found.append(inverse if axis is not None else ops.reshape(inverse, shape=x.shape))
+    if return_counts:
+        after = ops.concat(section(first, 0, 1, first.shape[0]), full((1,), rows.shape[along], dtypes.int64), axis=0)
+        found.append(ops.sub(after, first))
+    return tuple(found) if len(found) > 1 else found[0]
+
+
+def _ranked(keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The order of `keys` along their first dimension, where in it another key begins, and the number of each one, 1 for
+    the smallest."""
+    values, order = ops.sort(keys, axis=0, descending=False, stable=True)
+    extent, others = values.shape[0], values.shape[1:]
+    differs = ops.ne(section(values, 0, 1, extent), section(values, 0, 0, extent - 1))
+    is_new = ops.concat(full((1, *others), True, dtypes.bool_), differs, axis=0)
+    return order, is_new, ops.cumsum(cast(is_new, dtypes.int64), axis=0)
+
+
+def _keys_of_slices(x: Tensor, axis: int) -> Tensor:
+    """A number for each slice of `x` along `axis`, by which they are in lexicographic order. Each column is replaced by the
+    ranks of its elements; then two columns are one number, again and again."""
+    extent = x.shape[axis]
+    keys = ops.reshape(movedim(x, axis, 0), shape=(extent, size(x.shape) // extent))
+    while keys.shape[1] > 1:
+        order, _, rank = _ranked(keys)
+        ranks = ops.scatter(zeros_like(rank), order, rank, axis=0)
+        if ranks.shape[1] % 2:
+            ranks = ops.concat(ranks, full((extent, 1), 0, dtypes.int64), axis=1)
+        high, low = [section(ranks, 1, k, ranks.shape[1], 2) for k in range(2)]
+        keys = ops.add(ops.mul(high, full(high.shape, extent + 1, dtypes.int64)), low)
+    return ops.reshape(keys, shape=(extent,))
 
 
 def isin(elements: Tensor, test_elements: Tensor) -> Tensor:
@@ -137,15 +185,39 @@ def bincount(input: Tensor, weights: Tensor | None = None, minlength: int = 0) -
     """How often each non-negative integer occurs in a 1-d tensor, or the sum of its weights. Reads the value."""
     largest = int(read(ops.max(input, axes=(0,)))) + 1 if input.shape[0] else 0
     length = max(largest, minlength)
-    dtype = dtypes.int64 if weights is None else weights.dtype
-    added = full(input.shape, 1, dtypes.int64) if weights is None else weights
-    return ops.index_add(full((length,), 0, dtype), cast(input, dtypes.int64), added, axis=0)
+    if weights is None:
+        return _counted(input, length, full(input.shape, 1, _counting(input)))
+    return ops.index_add(full((length,), 0, weights.dtype), cast(input, dtypes.int64), weights, axis=0)
 
 
+def _counting(x: Tensor) -> DType:
+    """The type in which elements of `x` are counted: the smaller one that has room is added up faster."""
+    return dtypes.int32 if size(x.shape) < 2 ** 31 else dtypes.int64
+
+
+def _counted(places: Tensor, length: int, weights: Tensor) -> Tensor:
+    """The sum of the integer `weights` of each of the first `length` places: int64."""
+    index = places if places.dtype is dtypes.int32 else cast(places, dtypes.int64)
+    return cast(ops.index_add(full((length,), 0, weights.dtype), index, weights, axis=0), dtypes.int64)
+
+
+@widened
 def histc(input: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Tensor:
-    """How many elements fall into each of `bins` equal intervals of [min, max] (by default, of all). Reads the
-    value."""
-    array = read(input)
-    limits = (float(array.min()), float(array.max())) if min == max and array.size else (float(min), float(max))
-    counts, _ = np.histogram(array, bins, limits)
-    return from_array(counts.astype(array.dtype), input)
+    """How many elements fall into each of `bins` equal intervals of [min, max], in the dtype of `input`. Where both are
+    equal, the smallest and the largest element are the limits, and are read. ShapeError without bins, or with limits that
+    are not finite or the wrong way round."""
+    bins = operator.index(bins)
+    require_shape("histc", bins > 0, f"bins must be positive, got {bins}")
+    x = detached(as_float(ravel(input)))
+    low, high = float(min), float(max)
+    if low == high and x.shape[0]:
+        low, high = [float(read(extreme(x, axes=(0,)))) for extreme in (ops.min, ops.max)]
+    require_shape("histc", low <= high and math.isfinite(low) and math.isfinite(high),
+                  f"[{low}, {high}] is no range", fix="Give a finite min and max")
+    if low == high:
+        low, high = low - 1, high + 1
+    first, last, count = [full(x.shape, v, x.dtype) for v in (low, high, bins)]
+    inside = ops.bitwise_and(ops.ge(x, first), ops.le(x, last))
+    place = ops.div(ops.mul(ops.sub(ops.where(inside, x, first), first), count), ops.sub(last, first))
+    index = cast(ops.minimum(place, full(x.shape, bins - 1, x.dtype)), dtypes.int32)
+    return cast(_counted(index, bins, cast(inside, _counting(x))), input.dtype)

@@ -49,8 +49,8 @@ class Op:
     eager(*arrays, **attrs)  the NumPy reference
     vjp                      one rule per operand (None: not differentiable in it); for variadic ops one rule that
                              returns a tuple with an entry per operand
-    spell                    how a kernel writes it: a template (``"{0} + {1}"``) or the name of a function that every
-                             target's math module defines; None: no scalar form
+    spell                    how a kernel writes it: a template (``"{0} + {1}"``, with attributes by their names) or the
+                             name of a function that every target's math module defines; None: no scalar form
     """
 
     name: str

@@ -115,7 +115,7 @@ lgamma: Op = unary("lgamma", special.lgamma, categories="f", doc="Logarithm of |
 digamma: Op = unary("digamma", special.digamma, categories="f", doc="Derivative of lgamma.",
                     vjp=lambda g, x: ops.mul(g, ops.polygamma(x, n=1)))
 polygamma: Op = register(Op("polygamma", ("x",), same_type("polygamma", "f"), special.polygamma, "elementwise",
-                            vjp=(lambda g, x, n: ops.mul(g, ops.polygamma(x, n=n + 1)),),
+                            vjp=(lambda g, x, n: ops.mul(g, ops.polygamma(x, n=n + 1)),), spell="polygamma({0}, i64({n}))",
                             doc="Derivative of order n >= 1 of digamma."))
 
 

@@ -174,8 +174,8 @@ def polygamma(x: np.ndarray, *, n: int) -> Any:
     """The derivative of order n >= 1 of digamma; nan at negative x unless n is 1."""
 
     def function(x: np.ndarray, precision: float) -> Any:
-        sign = math.factorial(n) * (-1.0) ** (n + 1)
         with np.errstate(all="ignore"):
+            sign = np.prod(np.arange(1.0, n + 1)) * (-1.0) ** (n + 1)
             if n > 1:
                 return np.where(x < 0, np.nan, sign * _hurwitz_zeta(n + 1, x))
             right = _hurwitz_zeta(2, np.where(x < 0, 1 - x, x))

@@ -34,11 +34,12 @@ from jitgrad.kernels.cpu.hyperbolic import acosh, asinh, atanh, cosh, sinh, tanh
 from jitgrad.kernels.cpu.logarithmic import log, log1p, log2, log10
 from jitgrad.kernels.cpu.philox import random_bits_block, random_bits_lane
 from jitgrad.kernels.cpu.scalar import abs, ceil, copysign, floor, like, multiply_add, round, select, sqrt, trunc
-from jitgrad.kernels.cpu.special import digamma, erf, erfc, erfinv, lgamma
+from jitgrad.kernels.cpu.special import digamma, erf, erfc, erfinv, lgamma, polygamma
 from jitgrad.kernels.cpu.trigonometric import acos, asin, atan, atan2, cos, sin, tan
 
 NAMES: dict[str, Callable[..., Any]] = {function.__name__: function for function in (
     abs, acos, acosh, asin, asinh, atan, atan2, atanh, bitwise_not, ceil, copysign, cos, cosh, digamma, erf, erfc,
     erfinv, exp, exp2, expm1, floor, floor_divide, fmod, goes_before, integer_power, isfinite, isinf, isnan, lgamma,
-    like, log, log10, log1p, log2, maximum, minimum, multiply_add, pow, random_bits_block, random_bits_lane, reciprocal,
-    relu, remainder, round, rsqrt, select, shift_left, shift_right, sigmoid, sign, sin, sinh, sqrt, tan, tanh, trunc)}
+    like, log, log10, log1p, log2, maximum, minimum, multiply_add, polygamma, pow, random_bits_block, random_bits_lane,
+    reciprocal, relu, remainder, round, rsqrt, select, shift_left, shift_right, sigmoid, sign, sin, sinh, sqrt, tan, tanh,
+    trunc)}

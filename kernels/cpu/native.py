@@ -115,8 +115,9 @@ def _scale(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> 
 def scale_text(instruction: bool) -> str:
     """What kernels that call `scale` are linked with: LLVM's own, where the processor has an `instruction` for it, or two
     multiplications."""
-    return "".join((_SCALE_BY_INSTRUCTION if instruction else _SCALE_IN_TWO).format(kind=kind, width=width, bias=bias, places=p)
-                   for kind, width, bias, p in (("float", 32, 127, 23), ("double", 64, 1023, 52)))
+    text = _SCALE_BY_INSTRUCTION if instruction else _SCALE_IN_TWO
+    return (text.format(kind="float", width=32, bias=127, places=23)
+            + text.format(kind="double", width=64, bias=1023, places=52))
 
 
 _SCALE_BY_INSTRUCTION = """

@@ -1,12 +1,14 @@
-"""erf, erfc, erfinv, lgamma, digamma: scalar functions without branches, calls or tables.
+"""erf, erfc, erfinv, lgamma, digamma, polygamma: scalar functions without branches, calls or tables.
 
 erfc is exp(-x**2) times one polynomial on the whole half line (M. M. Shepherd and J. G. Laframboise, *Chebyshev
 approximation of (1 + 2x) exp(x**2) erfc x*, 1981). lgamma and digamma use recurrences down to 1 … 2 (up to 8),
-Stirling's series above, and reflection for negative arguments.
+Stirling's series above, and reflection for negative arguments. polygamma is Hurwitz's zeta function, by Euler-Maclaurin
+summation (NIST, *Digital Library of Mathematical Functions*, 25.11.5) behind the first 15 terms.
 """
 
 from __future__ import annotations
 
+from jitgrad.kernels.cpu.arithmetic import integer_power
 from jitgrad.kernels.cpu.exponential import LOG2_E, exp2_wide, exp_f32, exp_parts_f64
 from jitgrad.kernels.cpu.logarithmic import INFINITY, NAN, log_f64
 from jitgrad.kernels.cpu.pairs import split, sum_ordered, two_product
@@ -19,6 +21,7 @@ from jitgrad.kernels.cpu.scalar import (
     f64,
     floor,
     horner,
+    i64,
     multiply_add,
     round,
     scalar,
@@ -62,6 +65,10 @@ STIRLING = (0.005065905360156132, -0.001890382993887715, 0.0008414700852503147, 
             0.0007936507897524059, -0.002777777777773988, 0.08333333333333333)
 DIGAMMA = (0.06362150587634356, -0.020697987372370493, 0.007571689620283902, -0.0041666448230497,
            0.0039682539119537084, -0.008333333333278636, 0.08333333333333333)
+# B(2k) / (2k)!
+ZETA_0, ZETA_1, ZETA_2, ZETA_3, ZETA_4, ZETA_5, ZETA_6, ZETA_7 = (
+    0.08333333333333333, -0.001388888888888889, 3.306878306878307e-05, -8.267195767195768e-07, 2.08767569878681e-08,
+    -5.284190138687493e-10, 1.3382536530684679e-11, -3.3896802963225827e-13)
 
 # erfinv(x) / x, w = -log(1 - x**2): of w < 2, of w - 4.125 < 2.125, of sqrt(w) - 3.25 < 0.75, of sqrt(w) - 5
 ERFINV_CENTER = (2.2697626912516596e-14, -2.289628703441694e-13, -6.521037717532366e-13, 1.6764871819735877e-11,
@@ -204,6 +211,51 @@ def digamma_f64(x: Scalar) -> Scalar:
 
 
 @scalar
+def zeta_tail(rest: Scalar, s: Scalar, k: Scalar, square: Scalar, term: Scalar) -> Scalar:
+    """Term k of the series for s, and all behind it: of each the next is (s + 2 k - 1) (s + 2 k) / x**2 times as much."""
+    return f64(term) + (s + f64(2 * k + 1)) * (s + f64(2 * k + 2)) * square * rest
+
+
+@scalar
+def zeta(x: Scalar, n: Scalar) -> Scalar:
+    """The sum of (x + k) ** -(n + 1) over all k >= 0, for n >= 1 and x >= 0."""
+    s, total, z = f64(n + i64(1)), f64(0.0), x
+    for _ in range(15):
+        total = total + f64(1.0) / integer_power(z, n + i64(1))
+        z = z + f64(1.0)
+    inverse = f64(1.0) / z
+    square, power = inverse * inverse, f64(1.0) / integer_power(z, n)
+    rest = zeta_tail(f64(ZETA_7), s, 6, square, ZETA_6)
+    rest = zeta_tail(rest, s, 5, square, ZETA_5)
+    rest = zeta_tail(rest, s, 4, square, ZETA_4)
+    rest = zeta_tail(rest, s, 3, square, ZETA_3)
+    rest = zeta_tail(rest, s, 2, square, ZETA_2)
+    rest = zeta_tail(rest, s, 1, square, ZETA_1)
+    rest = zeta_tail(rest, s, 0, square, ZETA_0)
+    return total + power * (f64(1.0) / f64(n) + inverse * f64(0.5) + s * square * rest)
+
+
+@scalar
+def polygamma_f64(x: Scalar, n: Scalar) -> Scalar:
+    """The derivative of order n >= 1, an int64, of digamma; NaN for negative x unless n is 1."""
+    reflected = x < f64(0.0)
+    y = zeta(select(reflected, f64(1.0) - x, abs(x)), n)
+    factorial, k = f64(1.0), n
+    while k > i64(1):
+        factorial, k = factorial * f64(k), k - i64(1)
+    sine, _ = sin_cos_pi(x)
+    turn = f64(PI_HIGH) / sine
+    negative = select(n == i64(1), turn * turn - y, f64(NAN))
+    positive = select((n & i64(1)) != i64(0), factorial * y, -factorial * y)
+    return select(x != x, x, select(reflected, negative, positive))
+
+
+@scalar
+def polygamma_f32(x: Scalar, n: Scalar) -> Scalar:
+    return f32(polygamma_f64(f64(x), n))
+
+
+@scalar
 def lgamma_f32(x: Scalar) -> Scalar:
     return f32(lgamma_f64(f64(x)))
 
@@ -241,3 +293,4 @@ erfc = by_type("erfc", erfc_f32, erfc_f64)
 erfinv = by_type("erfinv", erfinv_f32, erfinv_f64)
 lgamma = by_type("lgamma", lgamma_f32, lgamma_f64)
 digamma = by_type("digamma", digamma_f32, digamma_f64)
+polygamma = by_type("polygamma", polygamma_f32, polygamma_f64)

@@ -57,15 +57,74 @@ threads, rows of X; what of a row's number turns its pieces; words of shared
 memory. `E` is the type of the elements, `C` that of sums."""
 
 memory = x_base = x_turn = y_base = y_turn = z_base = z_turn = lane = warp = member = words = halves = 0
-n = queries = keys = run = period = mask_row = mask_size = wide = causal = 0
+n = group = queries = keys = width = values = times = tiles = chunks = run = period = mask_row = mask_size = wide = 0
+column = first = far = k_start = v_start = low = per_head = causal = zero = lse = shift = factor = 0
 mask = seed = place_of_draw = limit = kept_scale = dropped = 0
 """What the pieces find in the kernels that they stand in."""
+
+# ---- pieces, also of attention on CUDA cores ---------------------------------------------------------------------------
+
+
+def locate_queries(rows: N) -> None:
+    """The columns that a block makes and its `rows` queries, from `first` on, of head `n`; where keys and values of the head
+    begin, and how many keys are seen."""
+    column = block() % chunks * W
+    n = block() // chunks // tiles
+    first = (tiles - 1 - block() // chunks % tiles) * rows              # first those that see most keys
+    k_start = n // times * keys * width
+    v_start = n // times * keys * values
+    far = keys if causal == 0 else min(keys, first + rows)
+
+
+def locate_keys(rows: N, turns: N) -> None:
+    """The columns that a block makes and its `rows` keys, from `first` on, of the heads of a `group`. Queries from `low` on
+    see them, of each head in `per_head` tiles of `turns`."""
+    column = block() % chunks * W
+    group = block() // chunks // tiles
+    first = block() // chunks % tiles * rows
+    low = 0 if causal == 0 else min(first, queries) // turns * turns    # queries before it see none of these keys
+    per_head = (queries - low + (turns - 1)) // turns
+
+
+def read_draw(key: N, offset: N, p: N, scale: N) -> None:
+    """What dropout needs to know."""
+    seed = i64(0)
+    place_of_draw = i64(0)
+    limit = i32(0)
+    kept_scale = C(0)
+    if dropped != 0:
+        seed = load(key, 0, 5, 14)
+        place_of_draw = load(offset, 0, 6, 14)
+        limit = i32(ceil(f32(load(p, 0, 7, 14) * f32(16777216))))
+        kept_scale = load(scale, 0, 8, 14)
+
+
+def read_shift(shift: N, place: N) -> None:
+    """The logarithm of the denominator of a query; of one that sees nothing NaN, or 0 where its weights are to be 0."""
+    shift = load(lse, place, 10, 14)
+    if not shift > C(-1e999):
+        shift = C(0) if zero != 0 else C(shift - shift)
+
+
+def finish_row(factor: N, total: N, top: N, row: N, member: N) -> None:
+    """What the result of a query is multiplied by; one thread stores the logarithm of the denominator."""
+    if member == 0 and column == 0 and row < queries:
+        store(lse, n * queries + row, C(log(total) + top), 10, 14)
+    factor = C(C(1) / total)
+    if zero != 0 and total == C(0):
+        factor = C(1)
+
+
+SHARED = (locate_queries, locate_keys, read_draw, read_shift, finish_row)
 
 # ---- pieces ----------------------------------------------------------------------------------------------------------
 
 
 def locate_fragments() -> None:
-    """Which rows of 16 bytes each lane names: of X, of Y read along rows, of Y read along columns."""
+    """Shared memory, and which rows of 16 bytes each lane names: of X, of Y read along rows, of Y read along columns."""
+    words = shared(0, i32, WORDS)
+    halves = pointer_as(words, i16)
+    memory = shared_address(words)
     lane = thread() % 32
     warp = thread() // 32
     member = lane % 4
@@ -169,19 +228,6 @@ def put_rows(o: N, target: N, bits: N, operand: N, place: N, count: N, width: N,
                     store(bits, goal + piece, load(halves, (spot >> 1) + piece, 13, 14), operand, 14)
 
 
-def read_draw(key: N, offset: N, p: N, scale: N) -> None:
-    """What dropout needs to know."""
-    seed = i64(0)
-    place_of_draw = i64(0)
-    limit = i32(0)
-    kept_scale = C(0)
-    if dropped != 0:
-        seed = load(key, 0, 5, 14)
-        place_of_draw = load(offset, 0, 6, 14)
-        limit = i32(ceil(f32(load(p, 0, 7, 14) * f32(16777216))))
-        kept_scale = load(scale, 0, 8, 14)
-
-
 def draw_rows(kept: N, first: N, start: N) -> None:
     """A bit for each score of this thread, rows being queries: neighbours are mostly of one block of random numbers."""
     u = registers()
@@ -227,6 +273,18 @@ def drop(s: N, kept: N) -> None:
                 s[i, j, w] = f32(s[i, j, w] * select(bit != 0, kept_scale, f32(0)))
 
 
+def hide_unseen(s: N, first: N, start: N) -> None:
+    """Scores of keys that are not there, or must not be seen, are -inf."""
+    if start + T > keys or (causal != 0 and start + T > first + warp * (16 * M) + 1):
+        for i in each(M):
+            for h in each(2):
+                seen = keys if causal == 0 else min(keys, first + warp * (16 * M) + i * 16 + h * 8 + lane // 4 + 1)
+                for j in each(T // 8):
+                    for w in each(2):
+                        s[i, j, 2 * h + w] = select(start + j * 8 + member * 2 + w < seen, s[i, j, 2 * h + w],
+                                                    f32(-1e999))
+
+
 def add_mask(s: N, first: N, start: N, row_step: N, column_step: N, rows: N, columns: N) -> None:
     """What is added to the scores, of which there are `rows` x `columns`; where it is -inf nothing else counts."""
     matrix = (n // run * period + n % period) * mask_size
@@ -252,11 +310,8 @@ def attention_dots(g: pointer[E], o: pointer[E], dots: pointer[C], rows: N, valu
             at = step * 32 + lane
             if at < values:
                 total = C(total + C(load(g, row * values + at, 0, 3) * load(o, row * values + at, 1, 3)))
-        total = C(total + shuffle(total, 1))
-        total = C(total + shuffle(total, 2))
-        total = C(total + shuffle(total, 4))
-        total = C(total + shuffle(total, 8))
-        total = C(total + shuffle(total, 16))
+        for d in each(5):
+            total = C(total + shuffle(total, 1 << d))
         if lane == 0:
             store(dots, row, total, 2, 3)
 
@@ -267,23 +322,15 @@ def attention(q: pointer[E], k: pointer[E], v: pointer[E], mask: pointer[E], key
               tiles: N, chunks: N) -> block[THREADS]:
     """X is q, Y is k, then v, each of which is copied while the other one is multiplied."""
     s, o_, f, top, total, kept = registers(), registers(), registers(), registers(), registers(), registers()
-    words = shared(0, i32, WORDS)
-    halves = pointer_as(words, i16)
-    memory = shared_address(words)
     q_bits, k_bits, v_bits, o_bits = pointer_as(q, i16), pointer_as(k, i16), pointer_as(v, i16), pointer_as(o, i16)
     locate_fragments()
     read_draw(key, offset, p, scale)
-    column = block() % chunks * W
-    n = block() // chunks // tiles
-    first = (tiles - 1 - block() // chunks % tiles) * ROWS              # first those that see most keys
-    k_start = n // times * keys * width
-    v_start = n // times * keys * values
+    locate_queries(ROWS)
     for i in each(M):
         for h in each(2):
             top[i, h] = f32(-1e999)
             total[i, h] = f32(0)
     clear(o_)
-    far = keys if causal == 0 else min(keys, first + ROWS)
     copy_tile(q_bits, 1, (n * queries + first) * width, queries - first, width, 0, D, ROWS, 0)
     copy_tile(k_bits, 2, k_start, keys, width, 0, D, T, 2 * ROWS * D)
     copy_commit()
@@ -296,14 +343,7 @@ def attention(q: pointer[E], k: pointer[E], v: pointer[E], mask: pointer[E], key
         multiply_rows(s, 0, 2 * ROWS * D)
         if masked != 0:
             add_mask(s, first, start, mask_row, 1, queries, keys)
-        if start + T > keys or (causal != 0 and start + T > first + warp * (16 * M) + 1):
-            for i in each(M):
-                for h in each(2):
-                    seen = keys if causal == 0 else min(keys, first + warp * (16 * M) + i * 16 + h * 8 + lane // 4 + 1)
-                    for j in each(T // 8):
-                        for w in each(2):
-                            s[i, j, 2 * h + w] = select(start + j * 8 + member * 2 + w < seen, s[i, j, 2 * h + w],
-                                                        f32(-1e999))
+        hide_unseen(s, first, start)
         for i in each(M):
             for h in each(2):
                 best = top[i, h]
@@ -341,11 +381,7 @@ def attention(q: pointer[E], k: pointer[E], v: pointer[E], mask: pointer[E], key
             whole = f32(whole + shuffle(whole, 1))
             whole = f32(whole + shuffle(whole, 2))
             row = first + warp * (16 * M) + i * 16 + h * 8 + lane // 4
-            if member == 0 and column == 0 and row < queries:
-                store(lse, n * queries + row, f32(log(whole) + top[i, h]), 10, 14)
-            factor = f32(f32(1) / whole)
-            if zero != 0 and whole == f32(0):
-                factor = f32(1)
+            finish_row(factor, whole, top[i, h], row, member)
             for c in each(W // 8):
                 for w in each(2):
                     o_[i, c, 2 * h + w] = f32(o_[i, c, 2 * h + w] * factor)
@@ -360,28 +396,18 @@ def attention_queries(g: pointer[E], q: pointer[E], k: pointer[E], v: pointer[E]
     """X is q and g, Y is k and v; the next two tiles are copied while these are multiplied."""
     s, d, o_, f, shift, dot, kept = (registers(), registers(), registers(), registers(), registers(), registers(),
                                      registers())
-    words = shared(0, i32, WORDS)
-    halves = pointer_as(words, i16)
-    memory = shared_address(words)
     q_bits, g_bits, k_bits, v_bits = pointer_as(q, i16), pointer_as(g, i16), pointer_as(k, i16), pointer_as(v, i16)
     o_bits = pointer_as(dq, i16)
     locate_fragments()
     read_draw(key, offset, p, scale)
-    column = block() % chunks * W
-    n = block() // chunks // tiles
-    first = (tiles - 1 - block() // chunks % tiles) * ROWS
-    k_start = n // times * keys * width
-    v_start = n // times * keys * values
+    locate_queries(ROWS)
     for i in each(M):
         for h in each(2):
             row = min(first + warp * (16 * M) + i * 16 + h * 8 + lane // 4, queries - 1)
             dot[i, h] = load(dots, n * queries + row, 11, 14)
-            shift[i, h] = load(lse, n * queries + row, 10, 14)
-            if not shift[i, h] > f32(-1e999):
-                shift[i, h] = f32(0) if zero != 0 else f32(shift[i, h] - shift[i, h])
+            read_shift(shift[i, h], n * queries + row)
             shift[i, h] = f32(shift[i, h] * f32(LOG2_E))
     clear(o_)
-    far = keys if causal == 0 else min(keys, first + ROWS)
     copy_tile(q_bits, 1, (n * queries + first) * width, queries - first, width, 0, D, ROWS, 0)
     copy_tile(g_bits, 0, (n * queries + first) * values, queries - first, values, 0, D, ROWS, 2 * ROWS * D)
     copy_tile(k_bits, 2, k_start, keys, width, 0, D, T, 4 * ROWS * D)
@@ -404,14 +430,7 @@ def attention_queries(g: pointer[E], q: pointer[E], k: pointer[E], v: pointer[E]
         multiply_rows(d, 2 * ROWS * D, near_values)
         if masked != 0:
             add_mask(s, first, start, mask_row, 1, queries, keys)
-        if start + T > keys or (causal != 0 and start + T > first + warp * (16 * M) + 1):
-            for i in each(M):
-                for h in each(2):
-                    seen = keys if causal == 0 else min(keys, first + warp * (16 * M) + i * 16 + h * 8 + lane // 4 + 1)
-                    for j in each(T // 8):
-                        for w in each(2):
-                            s[i, j, 2 * h + w] = select(start + j * 8 + member * 2 + w < seen, s[i, j, 2 * h + w],
-                                                        f32(-1e999))
+        hide_unseen(s, first, start)
         if dropped != 0:
             draw_rows(kept, first, start)
             drop(d, kept)
@@ -434,20 +453,13 @@ def attention_keys(g: pointer[E], q: pointer[E], k: pointer[E], v: pointer[E], m
                    chunks: N) -> block[THREADS]:
     """X is k and v, Y is q and g of all heads that k serves; scores lie transposed."""
     s, d, dk_, dv_, f, kept = registers(), registers(), registers(), registers(), registers(), registers()
-    words = shared(0, i32, WORDS)
-    halves = pointer_as(words, i16)
-    memory = shared_address(words)
     q_bits, g_bits, k_bits, v_bits = pointer_as(q, i16), pointer_as(g, i16), pointer_as(k, i16), pointer_as(v, i16)
     dk_bits, dv_bits = pointer_as(dk, i16), pointer_as(dv, i16)
     locate_fragments()
     read_draw(key, offset, p, scale)
-    column = block() % chunks * W
-    group = block() // chunks // tiles
-    first = block() // chunks % tiles * ROWS
+    locate_keys(ROWS, T)
     clear(dk_)
     clear(dv_)
-    low = 0 if causal == 0 else min(first, queries) // T * T            # queries before it see none of these keys
-    per_head = (queries - low + (T - 1)) // T
     steps = times * per_head
     copy_tile(k_bits, 2, (group * keys + first) * width, keys - first, width, 0, D, ROWS, 0)
     copy_tile(v_bits, 3, (group * keys + first) * values, keys - first, values, 0, D, ROWS, 2 * ROWS * D)
@@ -482,14 +494,12 @@ def attention_keys(g: pointer[E], q: pointer[E], k: pointer[E], v: pointer[E], m
                 query = start + j * 8 + member * 2 + w
                 place = n * queries + min(query, queries - 1)
                 dot = load(dots, place, 11, 14)
-                shift = load(lse, place, 10, 14)
-                if not shift > f32(-1e999):
-                    shift = f32(0) if zero != 0 else f32(shift - shift)
-                shift = f32(shift * f32(LOG2_E))
+                read_shift(shift, place)
+                power = f32(shift * f32(LOG2_E))
                 for i in each(M):
                     for h in each(2):
                         row = first + warp * (16 * M) + i * 16 + h * 8 + lane // 4
-                        weight = quick_exp2(multiply_add(s[i, j, 2 * h + w], f32(LOG2_E), f32(-shift)))
+                        weight = quick_exp2(multiply_add(s[i, j, 2 * h + w], f32(LOG2_E), f32(-power)))
                         weight = select(query < queries and (causal == 0 or row <= query), weight, f32(0))
                         slope = d[i, j, 2 * h + w]
                         s[i, j, 2 * h + w] = weight
@@ -509,5 +519,5 @@ def attention_keys(g: pointer[E], q: pointer[E], k: pointer[E], v: pointer[E], m
     put_rows(dv_, dv, dv_bits, 12, (group * keys + first) * values, keys - first, values, column, 2 * ROWS * D)
 
 
-PIECES = (locate_fragments, copy_tile, multiply_rows, pack_factor, multiply_columns, clear, put_rows, read_draw, draw_rows,
-          draw_columns, drop, add_mask)
+PIECES = (*SHARED, locate_fragments, copy_tile, multiply_rows, pack_factor, multiply_columns, clear, put_rows,
+          draw_rows, draw_columns, drop, hide_unseen, add_mask)

@@ -8,8 +8,8 @@ to the second product, of which a block makes `W` columns, a thread `L` in every
 
 from __future__ import annotations
 
-from jitgrad.kernels.cpu.math import exp, log, random_bits_block, select
-from jitgrad.kernels.cuda.attention import read_draw
+from jitgrad.kernels.cpu.math import exp, random_bits_block, select
+from jitgrad.kernels.cuda.attention import SHARED, finish_row, locate_keys, locate_queries, read_draw, read_shift
 from jitgrad.kernels.cuda.standins import (
     N,
     T as C,
@@ -37,12 +37,20 @@ L = R = W = DEPTH = WORDS = 0
 """Numbers that are put in: elements of an access of 16 bytes, rows of X and Y, columns of a chunk, of a slice; elements of
 shared memory. `E` is the type of the elements, `C` that of sums."""
 
-x = y = tile = ahead = va = vb = kept = found = n = queries = keys = run = period = mask_row = mask_size = wide = 0
+x = y = tile = ahead = va = vb = kept = found = n = group = queries = keys = run = period = mask_row = mask_size = wide = 0
+column = first = far = k_start = v_start = low = per_head = shift = factor = 0
 mask = seed = place_of_draw = limit = kept_scale = 0
 """What the pieces find in the kernels that they stand in."""
 
 
 # ---- pieces ----------------------------------------------------------------------------------------------------------
+
+
+def locate_thread() -> None:
+    """Shared memory, and where in a tile of scores a thread's begin: at column `x` and row `y`."""
+    tile = shared(0, C, WORDS)
+    x = thread() % 16 * L
+    y = thread() // 16 * L
 
 
 def fetch(v: N, p: N, operand: N, from_: N, there: N) -> None:
@@ -228,20 +236,13 @@ def attention(q: pointer[E], k: pointer[E], v: pointer[E], mask: pointer[E], key
               tiles: N, chunks: N) -> block[128]:
     """X is q, Y is k and v."""
     s, o_, top, total = registers(), registers(), registers(), registers()
-    tile = shared(0, C, WORDS)
-    x = thread() % 16 * L
-    y = thread() // 16 * L
+    locate_thread()
     read_draw(key, offset, p, scale)
-    column = block() % chunks * W
-    n = block() // chunks // tiles
-    first = (tiles - 1 - block() // chunks % tiles) * R
-    k_start = n // times * keys * width
-    v_start = n // times * keys * values
+    locate_queries(R)
     for i in each(2 * L):
         top[i] = C(-1e999)
         total[i] = C(0)
     clear(o_)
-    far = keys if causal == 0 else min(keys, first + R)
     for step in range((far + (R - 1)) // R):
         start = step * R
         multiply_rows(s, q, 1, (n * queries + first) * width, queries - first, k, 2, k_start + start * width, keys - start,
@@ -275,11 +276,7 @@ def attention(q: pointer[E], k: pointer[E], v: pointer[E], mask: pointer[E], key
         for d in each(4):
             total[i] = C(total[i] + shuffle(total[i], 1 << d))
         row = first + y + i % L + i // L * 8 * L
-        if x == 0 and column == 0 and row < queries:
-            store(lse, n * queries + row, C(log(total[i]) + top[i]), 10, 14)
-        factor = C(C(1) / total[i])
-        if zero != 0 and total[i] == C(0):
-            factor = C(1)
+        finish_row(factor, total[i], top[i], row, x)
         for c in each(W // 16):
             o_[i, c] = C(o_[i, c] * factor)
     put_rows(o_, o, 9, (n * queries + first) * values, queries - first, values, column)
@@ -291,23 +288,14 @@ def attention_queries(g: pointer[E], q: pointer[E], k: pointer[E], v: pointer[E]
                       mask_row: N, mask_size: N, causal: N, zero: N, dropped: N, tiles: N, chunks: N) -> block[128]:
     """X is q and g, Y is k and v."""
     s, d, o_, shift, dot = registers(), registers(), registers(), registers(), registers()
-    tile = shared(0, C, WORDS)
-    x = thread() % 16 * L
-    y = thread() // 16 * L
+    locate_thread()
     read_draw(key, offset, p, scale)
-    column = block() % chunks * W
-    n = block() // chunks // tiles
-    first = (tiles - 1 - block() // chunks % tiles) * R
-    k_start = n // times * keys * width
-    v_start = n // times * keys * values
+    locate_queries(R)
     for i in each(2 * L):
         row = min(first + y + i % L + i // L * 8 * L, queries - 1)
         dot[i] = load(dots, n * queries + row, 11, 14)
-        shift[i] = load(lse, n * queries + row, 10, 14)
-        if not shift[i] > C(-1e999):
-            shift[i] = C(0) if zero != 0 else C(shift[i] - shift[i])
+        read_shift(shift[i], n * queries + row)
     clear(o_)
-    far = keys if causal == 0 else min(keys, first + R)
     for step in range((far + (R - 1)) // R):
         start = step * R
         multiply_rows(s, q, 1, (n * queries + first) * width, queries - first, k, 2, k_start + start * width, keys - start,
@@ -337,17 +325,11 @@ def attention_keys(g: pointer[E], q: pointer[E], k: pointer[E], v: pointer[E], m
                    chunks: N) -> block[128]:
     """X is k and v, Y is q and g of all heads that k serves; scores lie transposed."""
     s, d, dk_, dv_ = registers(), registers(), registers(), registers()
-    tile = shared(0, C, WORDS)
-    x = thread() % 16 * L
-    y = thread() // 16 * L
+    locate_thread()
     read_draw(key, offset, p, scale)
-    column = block() % chunks * W
-    group = block() // chunks // tiles
-    first = block() // chunks % tiles * R
+    locate_keys(R, R)
     clear(dk_)
     clear(dv_)
-    low = 0 if causal == 0 else min(first, queries) // R * R            # queries before it see none of these keys
-    per_head = (queries - low + (R - 1)) // R
     for step in range(times * per_head):
         n = group * times + step // per_head
         start = low + step % per_head * R
@@ -363,9 +345,7 @@ def attention_keys(g: pointer[E], q: pointer[E], k: pointer[E], v: pointer[E], m
             query = start + x + j
             place = n * queries + min(query, queries - 1)
             dot = load(dots, place, 11, 14)
-            shift = load(lse, place, 10, 14)
-            if not shift > C(-1e999):
-                shift = C(0) if zero != 0 else C(shift - shift)
+            read_shift(shift, place)
             for i in each(2 * L):
                 there = query < queries and (causal == 0 or first + y + i % L + i // L * 8 * L <= query)
                 weight = select(there, exp(C(s[j, i] - shift)), C(0))
@@ -384,5 +364,5 @@ def attention_keys(g: pointer[E], q: pointer[E], k: pointer[E], v: pointer[E], m
     put_rows(dv_, dv, 12, (group * keys + first) * values, keys - first, values, column)
 
 
-PIECES = (fetch, fetch_slices, keep_slices, multiply_rows, put_scores, fetch_rows, keep_rows, multiply_columns, clear,
-          put_rows, add_mask, draw, draw_rows, draw_columns, read_draw)
+PIECES = (*SHARED, locate_thread, fetch, fetch_slices, keep_slices, multiply_rows, put_scores, fetch_rows, keep_rows,
+          multiply_columns, clear, put_rows, add_mask, draw, draw_rows, draw_columns)

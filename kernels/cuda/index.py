@@ -7,7 +7,8 @@ dimension is an error, and what it names is left out. Elements that are only car
 No result depends on the order in which threads run. Of several writers of a place the last in the order of the index is
 found by the largest position (`mark_last`, `mark_elements`), a maximum of integers. What is added to one place is added by
 one thread, in the order of the index: in a line of its own (`add_lines`), or after `kernels.cuda.sort` has brought positions
-that name the same place together (`add_rows`), which is stable."""
+that name the same place together (`add_rows`), which is stable. Integers of 32 and 64 bits, whose sums are the same in any
+order, are added by whoever comes (`count_rows`), where places are few in shared memory first (`count_few`)."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ from jitgrad.kernels.cuda.standins import (
     I,
     N,
     T,
+    atomic_add,
     atomic_max,
+    barrier,
     block,
     fail,
     i32,
@@ -26,6 +29,7 @@ from jitgrad.kernels.cuda.standins import (
     pointer,
     quotient,
     rest,
+    shared,
     store,
     store_lanes,
     thread,
@@ -134,6 +138,43 @@ def add_rows(keys: pointer[u32], order: pointer[i32], source: pointer[T], o: poi
                 total = T(total + load(source, N(N(N(base + N(load(order, at, 1, 4))) * inner) + column), 2, 4))
                 at = N(at + 1)
             store(o, place, total, 3, 4)
+
+
+def count_rows(args: pointer[i64], index: pointer[I], source: pointer[T], o: pointer[T], elements: N, size: N, count: N,
+               inner: N) -> block[256]:
+    """A thread is an element of source[outer, count, inner], which it adds to the row of o[outer, size, inner] that
+    index[count] names."""
+    item = N(block() * N(256) + thread())
+    if item < elements:
+        line = quotient(item, inner)
+        slot = rest(line, count)
+        place = i64(load(index, slot, 0, 3))
+        if place < 0 or place >= size:
+            fail(args, 1, slot, place)
+        else:
+            start = N(N(N(quotient(line, count) * size) + N(place)) * inner)
+            atomic_add(o, N(start + rest(item, inner)), load(source, item, 1, 3))
+
+
+def count_few(args: pointer[i64], index: pointer[I], source: pointer[T], o: pointer[T], count: N, size: N,
+              stride: N) -> block[256]:
+    """A thread adds the elements of source[count] that are `stride` apart to those of o[size] that index[count] names, of
+    which there are at most 8192: its block's sums come first."""
+    sums = shared(0, T, 8192)
+    for step in range(i32(thread()), i32(size), i32(256)):
+        store(sums, step, T(0), 3, 4)
+    barrier()
+    for item in range(N(block() * N(256) + thread()), count, stride):
+        place = i64(load(index, item, 0, 4))
+        if place < 0 or place >= size:
+            fail(args, 1, item, place)
+        else:
+            atomic_add(sums, N(place), load(source, item, 1, 4))
+    barrier()
+    for step in range(i32(thread()), i32(size), i32(256)):
+        total = load(sums, step, 3, 4)
+        if total != 0:
+            atomic_add(o, N(step), total)
 
 
 # ---- elements ----------------------------------------------------------------------------------------------------------

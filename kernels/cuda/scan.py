@@ -3,7 +3,8 @@
 Lines that lie across memory, or are short, are a thread each (`scan_columns`). Others are cut into pieces of which a warp
 has one: it goes along it in steps of 128 elements, and within a step doubles the distance over which threads exchange their
 sums (`scan_pieces`). Where a line is several pieces, totals of all pieces come first (`piece_totals`), and running sums of
-the totals are what pieces begin with. How a line is cut depends on shapes alone. 16-bit floats accumulate in float32."""
+the totals are what pieces begin with. How a line is cut depends on shapes alone. 16-bit floats accumulate in float32.
+The type of what is written, `O`, may be another one than that of what is read."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from jitgrad.kernels.cuda.standins import (
     IDENTITY,
     A,
     N,
+    O,
     T,
     block,
     load,
@@ -29,17 +31,17 @@ def for_products(source: str) -> str:
         "def ", "def product_", 1)
 
 
-def scan_columns(x: pointer[T], o: pointer[T], lines: N, size: N, inner: N) -> block[256]:
+def scan_columns(x: pointer[T], o: pointer[O], lines: N, size: N, inner: N) -> block[256]:
     """A thread is a line."""
     item = N(block() * N(256) + thread())
     if item < lines:
         place = N(N(quotient(item, inner) * N(size * inner)) + rest(item, inner))
-        total = load(x, place, 0, 2)
+        total = O(load(x, place, 0, 2))
         store(o, place, total, 1, 2)
         for _ in range(size - 1):
             place = N(place + inner)
             x_i = load(x, place, 0, 2)
-            total = T(total + x_i)
+            total = O(total + x_i)
             store(o, place, total, 1, 2)
 
 
@@ -58,7 +60,7 @@ def piece_totals(x: pointer[T], totals: pointer[A], pieces: N, count: N, size: N
             store(totals, piece, total, 1, 2)
 
 
-def scan_pieces(x: pointer[T], before: pointer[A], o: pointer[T], pieces: N, count: N, size: N, inner: N,
+def scan_pieces(x: pointer[T], before: pointer[A], o: pointer[O], pieces: N, count: N, size: N, inner: N,
                 length: N) -> block[256]:
     """A warp scans a piece, as in `piece_totals`. `before`: the running sums of the totals, read where a line has several
     pieces."""

@@ -3,8 +3,9 @@
 A line of ``x[outer, size, inner]`` of at most 2048 elements is sorted by one block in shared memory, short lines several
 of them (`sort_lines`). A longer one is cut into pieces of 2048 (`sort_pieces`), and sorted pieces are merged two and two
 until there is one (`merge_pieces`), every element by itself: a binary search in the other piece says how far behind it
-goes. For the first few elements of a long line, only as many of every piece are kept (`keep_pieces`), again and again. Keys
-and where their elements stood are all that is moved; the elements follow at the end (`write_sorted`).
+goes. For the first few elements of a long line, only as many of every piece are kept, again and again. Keys and where their
+elements stood are all that is moved; the elements follow at the end (`write_sorted`). A long line of bools is parted instead
+(`write_parted`): how many are True up to each one says where it goes.
 
 What is searched is operand 0, as `helpers` demands."""
 
@@ -16,6 +17,7 @@ from jitgrad.kernels.cuda.standins import (
     T,
     barrier,
     block,
+    boolean,
     count_below,
     i16,
     i32,
@@ -59,9 +61,10 @@ def sort_lines(x: pointer[T], values: pointer[T], indices: pointer[i64], lines: 
             store(indices, target, found, 4, 5)
 
 
-def sort_pieces(x: pointer[T], keys_out: pointer[K], places_out: pointer[i32], pieces: N, size: N, inner: N, kept: N,
-                stride: N, run: N, flip: N) -> block[256]:
-    """A block sorts a piece of a line; the first `kept` keys, and where they stood in the line, go to [line, stride]."""
+def sort_pieces(x: pointer[T], places_in: pointer[i32], keys_out: pointer[K], places_out: pointer[i32], pieces: N, size: N,
+                inner: N, kept: N, stride: N, run: N, flip: N, again: N) -> block[256]:
+    """A block sorts a piece of a line; the first `kept` keys, and where they stood in the line, go to [line, stride].
+    `again`: 1 if x are keys that were kept before, of places_in[line, size], 0 if nothing is known of them."""
     keys, places = shared(0, K, 4096), shared(1, i16, 4096)
     line, piece = quotient(N(block()), pieces), rest(N(block()), pieces)
     first = N(piece * 2048)
@@ -70,30 +73,7 @@ def sort_pieces(x: pointer[T], keys_out: pointer[K], places_out: pointer[i32], p
         key = K(-1)
         if i < size:
             place = N(N(N(quotient(line, inner) * size + i) * inner) + rest(line, inner))
-            key = K(order_key(load(x, place, 2, 5)) ^ K(flip))
-        store(keys, step, key, 0, 5)
-        store(places, step, step, 1, 5)
-    barrier()
-    begin = sort_shared(keys, places, i32(run), i32(run))
-    for step in range(i32(thread()), i32(run), i32(256)):
-        i = N(piece * kept + step)
-        if step < kept and i < stride:
-            target = N(line * stride + i)
-            store(keys_out, target, load(keys, i32(begin + step), 0, 5), 3, 5)
-            store(places_out, target, N(first + N(load(places, i32(begin + step), 1, 5))), 4, 5)
-
-
-def keep_pieces(keys_in: pointer[K], places_in: pointer[i32], keys_out: pointer[K], places_out: pointer[i32], pieces: N,
-                size: N, kept: N, stride: N, run: N) -> block[256]:
-    """As `sort_pieces`, from keys and places [line, size]."""
-    keys, places = shared(0, K, 4096), shared(1, i16, 4096)
-    line, piece = quotient(N(block()), pieces), rest(N(block()), pieces)
-    first = N(piece * 2048)
-    for step in range(i32(thread()), i32(run), i32(256)):
-        i = N(first + step)
-        key = K(-1)
-        if i < size:
-            key = load(keys_in, N(line * size + i), 2, 6)
+            key = K(order_key(load(x, place, 2, 6)) ^ K(flip))
         store(keys, step, key, 0, 6)
         store(places, step, step, 1, 6)
     barrier()
@@ -101,9 +81,11 @@ def keep_pieces(keys_in: pointer[K], places_in: pointer[i32], keys_out: pointer[
     for step in range(i32(thread()), i32(run), i32(256)):
         i = N(piece * kept + step)
         if step < kept and i < stride:
-            target, found = N(line * stride + i), N(load(places, i32(begin + step), 1, 6))
+            target, found = N(line * stride + i), N(first + N(load(places, i32(begin + step), 1, 6)))
+            if again != 0:
+                found = N(load(places_in, N(line * size + found), 3, 6))
             store(keys_out, target, load(keys, i32(begin + step), 0, 6), 4, 6)
-            store(places_out, target, load(places_in, N(N(line * size + first) + found), 3, 6), 5, 6)
+            store(places_out, target, found, 5, 6)
 
 
 def merge_pieces(keys_in: pointer[K], places_in: pointer[i32], keys_out: pointer[K], places_out: pointer[i32], elements: N,
@@ -134,3 +116,22 @@ def write_sorted(x: pointer[T], places: pointer[i32], values: pointer[T], indice
         target = N(N(N(outer * kept + i) * inner) + across)
         store(values, target, load(x, N(N(N(outer * size + found) * inner) + across), 0, 4), 2, 4)
         store(indices, target, found, 3, 4)
+
+
+def write_parted(x: pointer[boolean], counts: pointer[i32], values: pointer[boolean], indices: pointer[i64], elements: N,
+                 size: N, inner: N, kept: N, flip: N) -> block[256]:
+    """A thread is an element of ``[outer, size, inner]``; counts[outer, size, inner] are of those that are True, up to and
+    with each one. `flip`: -1 if these come first."""
+    item = N(block() * N(256) + thread())
+    if item < elements:
+        row, across = quotient(item, inner), rest(item, inner)
+        outer, i = quotient(row, size), rest(row, size)
+        last = N(N(N(outer * size) + N(size - 1)) * inner + across)
+        count, total = N(load(counts, item, 1, 4)), N(load(counts, last, 1, 4))
+        value = load(x, item, 0, 4)
+        first = N(select(value, N(count - 1), N(total + i - count)))
+        target = N(select(flip != 0, first, N(select(value, N(size - total + count - 1), N(i - count)))))
+        if target < kept:
+            place = N(N(N(outer * kept + target) * inner) + across)
+            store(values, place, value, 2, 4)
+            store(indices, place, i, 3, 4)

@@ -205,17 +205,23 @@ def store_lanes(typing: Any, p: types.Type, index: types.Type, values: types.Typ
     return types.void(p, types.unliteral(index), values, operand, count), codegen
 
 
-@intrinsic
-def atomic_max(typing: Any, p: types.Type, index: types.Type, value: types.Type) -> Any:
-    """``atomic_max(p, i, v)``: the larger of v and element i, an integer, is element i from now on, whoever else does it."""
+def _make_atomic(name: str, text: str) -> Any:
+    def change(typing: Any, p: types.Type, index: types.Type, value: types.Type) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+            position = context.cast(builder, arguments[1], signature.args[1], types.int64)
+            given = context.cast(builder, arguments[2], signature.args[2], p.dtype)
+            builder.atomic_rmw(name, builder.gep(arguments[0], [position]), given, "monotonic")
+            return context.get_dummy_value()
 
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        position = context.cast(builder, arguments[1], signature.args[1], types.int64)
-        given = context.cast(builder, arguments[2], signature.args[2], p.dtype)
-        builder.atomic_rmw("max", builder.gep(arguments[0], [position]), given, "monotonic")
-        return context.get_dummy_value()
+        return types.void(p, types.unliteral(index), types.unliteral(value)), codegen
 
-    return types.void(p, types.unliteral(index), types.unliteral(value)), codegen
+    change.__name__ = f"atomic_{name}"
+    change.__doc__ = f"``atomic_{name}(p, i, v)``: {text} is element i, an integer, from now on, whoever else does it."
+    return intrinsic(change)
+
+
+atomic_max = _make_atomic("max", "the larger of v and element i")
+atomic_add = _make_atomic("add", "the sum of v and element i")
 
 
 # Between the threads of a warp
@@ -263,6 +269,6 @@ NAMES: dict[str, Any] = {
     "thread": thread, "block": block, "barrier": barrier, "quotient": quotient, "rest": rest, "shared": shared,
     "pointer_at": pointer_at, "load_lanes": load_lanes, "store_lanes": store_lanes, "shuffle": shuffle, "fail": fail,
     "is_better": math.is_better, "warp_barrier": warp_barrier, "multiply_add": multiply_add, "atomic_max": atomic_max,
-    "quick_exp2": quick_exp2, "dynamic_shared": dynamic_shared, **matrix.NAMES, **warpgroup.NAMES, **boxes.NAMES,
-    **gather.NAMES,
+    "atomic_add": atomic_add, "quick_exp2": quick_exp2, "dynamic_shared": dynamic_shared, **matrix.NAMES,
+    **warpgroup.NAMES, **boxes.NAMES, **gather.NAMES,
 }
