@@ -92,6 +92,9 @@ class Side:
         writer.let("from_", f"place_{tag} + {self.advance(tag)}")
         writer.let("there", f"max(0, min({many}, {tile.lanes})) if {any_} > 0 else 0")
 
+    def go_on(self, writer: Writer, tile: Tile) -> None:
+        """What is known of the slice that `find` is asked for next, where that is not ``ahead`` alone."""
+
     def load(self, writer: Writer, tile: Tile, c: int, names: list[str], pointer: str, dtype: DType) -> None:
         """Piece number `c` of the slice at ``ahead`` into variables, zeros where there are no elements. `pointer`, to
         elements of `dtype`, is the factor's."""
@@ -331,20 +334,29 @@ class Tensor(Loops):
         for i, j in self.sums():
             writer.let(f"c{i}_{j}", "(f32(0), f32(0), f32(0), f32(0))")
         writer.let("slices", self.slices)
+        writer.let("into", "0")
+        writer.let("out_of", "0")
         for early in range(STAGES - 1):
             self.copy(str(early))
             self.keep()
+            self.turn("into")
         writer.open("slice", "0", "slices")
         self.call(f"copy_wait({STAGES - 2})")
         self.call("barrier()")
         self.copy(f"slice + {STAGES - 1}")
-        writer.let("out_of", f"slice % {STAGES} * {2 * tile.slice_bytes}")
         for half in range(2):
             self.multiply(half)
         self.keep()
+        self.turn("into")
+        self.turn("out_of")
         writer.close()
         self.call("copy_wait(0)")
         self.call("barrier()")
+
+    def turn(self, stage: str) -> None:
+        """To the next one of the places for slices, by the name of where it begins, in bytes."""
+        size = 2 * self.tile.slice_bytes
+        self.writer.let(stage, f"{stage} + {size} if {stage} < {(STAGES - 1) * size} else 0")
 
     def sums(self) -> Iterator[tuple[int, int]]:
         return ((i, j) for i in range(self.tile.span // 16) for j in range(self.width // 8))
@@ -368,7 +380,6 @@ class Tensor(Loops):
         writer, tile = self.writer, self.tile
         writer.let("next_", number)
         writer.let("ahead", self.at("next_"))
-        writer.let("into", f"next_ % {STAGES} * {2 * tile.slice_bytes}")
         if wide := [side for side in self.sides if side.wide]:
             writer.enter(When("next_ < slices"))
             for side, c in product(wide, tile.chunks):
@@ -376,6 +387,8 @@ class Tensor(Loops):
                 side.find(writer, tile, tag)
                 self.call(f"copy_async(memory + {self.into(side)} + spot_{tag}, {self.raw[side.name]}, from_, "
                           f"there * {tile.dtype.itemsize})")
+            for side in wide:
+                side.go_on(writer, tile)
             writer.close()
         for side in self.sides:
             for c in () if side.wide else tile.chunks:

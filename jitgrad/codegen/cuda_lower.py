@@ -52,14 +52,14 @@ def lower_cuda(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any],
         product = builder.run(op, tuple([builder.input(t) for t in inputs]), dict(attrs))
         return lower_matmul(builder.build([product]), (), aligned, allowed, arch)
     if op.kind != "region":
-        lowered = lower_library(op, inputs, attrs, shared, aligned)
+        lowered = lower_library(op, inputs, attrs, shared, aligned, allowed.tf32)
         if lowered is None:
             raise complain(CompileError, op.name, "there is no GPU kernel for it", fix="keep this part on the CPU")
         return lowered
     if attrs["template"] in ("matmul", "update"):
         return lower_matmul(attrs["body"], shared, aligned, allowed, arch)
     if attrs["template"] == "convolution":
-        return cuda_convolution.lower_convolution(attrs["body"], shared, aligned)
+        return cuda_convolution.lower_convolution(attrs["body"], shared, aligned, allowed.tf32)
     if attrs["template"] not in TEMPLATES:
         raise complain(CompileError, op.name, f"there is no GPU kernel for the template {attrs['template']!r}",
                        fix="keep this part on the CPU")
