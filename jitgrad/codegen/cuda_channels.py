@@ -20,7 +20,7 @@ from jitgrad.codegen.cuda_call import gpu_launch, kernel_text
 from jitgrad.codegen.cuda_columns import Geometry, Ints
 from jitgrad.codegen.cuda_gemm import SLICE, Side
 from jitgrad.codegen.cuda_implicit import Convolution, Forward, InImage, InWeights, Scratch, pitches
-from jitgrad.codegen.cuda_taps import TapColumns, TapPixels, TapWeights
+from jitgrad.codegen.cuda_taps import FewChannels, TapColumns, TapPixels, TapWeights
 from jitgrad.codegen.kernel import Buffer, CudaLaunch
 from jitgrad.codegen.region import Region
 from jitgrad.codegen.writer import Writer
@@ -65,6 +65,12 @@ class Turn:
         sizes = self.planes, self.positions, self.wanted, self.groups, bands, strips
         return gpu_launch(source, self.count * bands * strips, x, made, *sizes, wide=wide,
                           alignment=16 if aligned else dtype.itemsize)
+
+
+def digits(number: int, sizes: Ints) -> list[int]:
+    """The digits of a number, of which all but the first are below their `sizes`."""
+    return [number // pitch % (size if k else number + 1)
+            for k, (pitch, size) in enumerate(zip(pitches(sizes), sizes, strict=True))]
 
 
 @dataclass
@@ -135,11 +141,17 @@ class Turned(Convolution):
 
 
 class TurnedForward(Turned, Forward):
-    """The convolution."""
+    """The convolution. Where channels do not fill slices, these run on over the next taps."""
+
+    @property
+    def fills_slices(self) -> bool:
+        channels = self.filled(self.geometry.channels)
+        return 8 * self.steps(channels) <= 9 * channels
 
     def product_sizes(self) -> tuple[int, int, int]:
         m, n, _ = Forward.product_sizes(self)
-        return m, n, self.geometry.taps * self.steps(self.geometry.channels)
+        channels = self.geometry.channels
+        return m, n, self.geometry.taps * (self.steps(channels) if self.fills_slices else self.filled(channels))
 
     def turns(self) -> tuple[Turn | None, Turn | None]:
         geometry = self.geometry
@@ -147,16 +159,24 @@ class TurnedForward(Turned, Forward):
         return weights, self.images(geometry.image)
 
     def first_side(self, writer: Writer, buffer: Buffer) -> Side:
-        axes = len(self.geometry.axes)
+        axes, (m, _, k) = len(self.geometry.axes), self.sizes
+        if not self.fills_slices:
+            return Side("a", self.operand(writer, "a", buffer, m * k, outer=k, step=1), self.dtype, True, True)
         self.axis_sizes(writer, {"a_at": (0,) * axes, "a_tap": (1,) * axes})
         return self.turned_weights(writer, buffer, self.geometry.rows, self.geometry.channels)
 
     def second_side(self, writer: Writer, buffer: Buffer) -> Side:
-        pointer = self.turned_images(writer, "b", buffer, self.geometry.image)
-        writer.size("channels", self.filled(self.geometry.channels))
+        pointer, axes = self.turned_images(writer, "b", buffer, self.geometry.image), self.geometry.axes
+        channels, kernel = self.filled(self.geometry.channels), self.geometry.weights[2:]
+        writer.size("channels", channels)
         self.count_taps(writer)
         self.place_sizes(writer, self.geometry.image, self.forward_sizes())
-        return TapPixels("b", pointer, self.dtype, True, True, self.geometry.axes)
+        if self.fills_slices:
+            return TapPixels("b", pointer, self.dtype, True, True, axes)
+        taps = self.tile.depth // channels
+        writer.size("chan_move", self.tile.depth % channels)
+        self.axis_sizes(writer, {"digit_move": digits(taps, kernel)})
+        return FewChannels("b", pointer, self.dtype, True, True, axes)
 
 
 class TurnedInImage(Turned, InImage):
@@ -225,10 +245,9 @@ class TurnedInWeights(Turned, InWeights):
         writer.size("channels", self.filled(geometry.channels))
         self.count_taps(writer)
         sizes, out = self.forward_sizes(), geometry.result[2:]
-        moves = [depth // pitch % size for pitch, size in zip(pitches(out), out, strict=True)]
         self.place_sizes(writer, geometry.image, sizes)
         self.axis_sizes(writer, {
-            "move": [move * jump for move, jump in zip(moves, sizes["jump"], strict=True)],
+            "move": [move * jump for move, jump in zip(digits(depth % math.prod(out), out), sizes["jump"], strict=True)],
             "span": [size * jump for size, jump in zip(out, sizes["jump"], strict=True)],
             "stop": [size * jump + shift for size, jump, shift in zip(out, sizes["jump"], sizes["shift"], strict=True)]})
         writer.size("move_image", depth // math.prod(out) * self.image_elements)
@@ -254,13 +273,15 @@ def product_of(kind: type[Kind], name: str, geometry: Geometry, dtype: DType, al
 
 
 def suits(kind: type[Convolution], geometry: Geometry, dtype: DType, aligned: bool, tf32: bool) -> bool:
-    """Whether operands are turned: at most a third of what is multiplied then would be zeros that fill up channels."""
+    """Whether operands are turned: at most two thirds of what is multiplied then would be zeros that fill up channels, and a
+    third in the gradient in the image, where they fill up slices."""
     if not (tf32 or dtype.itemsize == 2):
         return False
     planes = math.prod(geometry.result[2:])
     if geometry.is_pointwise and aligned and planes * dtype.itemsize % 16 == 0:
         return False
-    deep, whole = {Forward: (geometry.channels, SLICE), InImage: (geometry.rows, SLICE),
-                   InWeights: (geometry.channels, 16)}[kind]
-    step = whole // dtype.itemsize
-    return 2 * -(-deep // step) * step <= 3 * deep
+    if kind is InImage:
+        step = SLICE // dtype.itemsize
+        return 2 * -(-geometry.rows // step) * step <= 3 * geometry.rows
+    lanes = 16 // dtype.itemsize
+    return -(-geometry.channels // lanes) * lanes <= 3 * geometry.channels

@@ -100,13 +100,59 @@ class TapPixels(Side):
         last = self.axes[-1]
         writer.let(f"at_{last}_{tag}", f"at_{last}_{tag} if room_{tag} > 0 else 0 - {FAR}")
 
+    def inside(self, tag: str) -> str:
+        """Whether the tap of a slice meets a place of the image."""
+        return " & ".join([f"(u32(at_{axis}_{tag} + reach_{axis}) < u32(b_size_{axis}))" for axis in self.axes])
+
     def find(self, writer: Writer, tile: Tile, tag: str) -> None:
-        inside = " & ".join([f"(u32(at_{axis}_{tag} + reach_{axis}) < u32(b_size_{axis}))" for axis in self.axes])
         writer.let("from_", f"place_{tag} + (walk_b + chan)")
-        writer.let("there", f"{tile.lanes} if {inside} & (chan + step_{tag} < channels) else 0")
+        writer.let("there", f"{tile.lanes} if {self.inside(tag)} & (chan + step_{tag} < channels) else 0")
 
     def go_on(self, writer: Writer, tile: Tile) -> None:
         Walk(self.axes).go_on(writer, tile)
+
+
+@dataclass(frozen=True)
+class FewChannels(TapPixels):
+    """The same where a slice would have more steps than a tap has channels: its steps run on over the next taps, so that
+    each thread walks by itself. ``chan`` and the digits are those of a thread's pieces, which are at the same step; a slice
+    moves them on by ``chan_move`` and ``digit_move``."""
+
+    def locate(self, writer: Writer, tile: Tile) -> None:
+        Side.locate(self, writer, tile)
+        for c in tile.chunks:
+            self.locate_pixel(writer, f"{self.name}{c}")
+        step = f"step_{self.name}0"
+        writer.let("chan", f"{step} % channels")
+        rest = f"({step} // channels)"
+        for k, axis in reversed(list(enumerate(self.axes))):
+            writer.let(f"digit_{axis}", f"{rest} % kernel_{axis}" if k else rest)
+            rest = f"{rest} // kernel_{axis}"
+        self.place(writer)
+
+    def base(self, tag: str) -> str:
+        return "0"
+
+    def place(self, writer: Writer) -> None:
+        for axis in self.axes:
+            writer.let(f"reach_{axis}", f"digit_{axis} * b_tap_{axis}")
+        writer.let("walk_b", " + ".join(["chan", *[f"reach_{axis} * b_pitch_{axis}" for axis in self.axes]]))
+
+    def find(self, writer: Writer, tile: Tile, tag: str) -> None:
+        writer.let("from_", f"place_{tag} + walk_b")
+        first = self.axes[0]
+        writer.let("there", f"{tile.lanes} if {self.inside(tag)} & (digit_{first} < kernel_{first}) else 0")
+
+    def go_on(self, writer: Writer, tile: Tile) -> None:
+        writer.let("chan", "chan + chan_move")
+        carry = writer.let("over", "1 if chan >= channels else 0")
+        writer.let("chan", f"chan - {carry} * channels")
+        for k, axis in reversed(list(enumerate(self.axes))):
+            writer.let(f"digit_{axis}", f"digit_{axis} + digit_move_{axis} + {carry}")
+            if k:
+                carry = writer.let(f"over_{axis}", f"1 if digit_{axis} >= kernel_{axis} else 0")
+                writer.let(f"digit_{axis}", f"digit_{axis} - {carry} * kernel_{axis}")
+        self.place(writer)
 
 
 @dataclass(frozen=True)
