@@ -166,9 +166,10 @@ def test_large_tiles(monkeypatch):
 def test_indices_of_64_bits(monkeypatch):
     """With a low bound on what is large, since nothing here can hold two thousand million elements."""
     monkeypatch.setattr(cuda_templates, "WIDE", 100)
-    for op, name in ((FORWARD, "stride"), (WEIGHTS, "depthwise")):
-        assert lower(op, CASES[name], float32).launches[0].wide
-        check(op, CASES[name], float32)
+    for op, name, dtype in ((FORWARD, "stride", float32), (WEIGHTS, "depthwise", float32),
+                            (WEIGHTS, "taps, stride", bfloat16)):
+        assert lower(op, CASES[name], dtype).launches[0].wide
+        check(op, CASES[name], dtype)
 
 
 @pytest.mark.parametrize(("op", "image", "weights"), [
