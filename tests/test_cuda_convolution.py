@@ -163,6 +163,16 @@ def test_large_tiles(monkeypatch):
     check(FORWARD, case, bfloat16)
 
 
+def test_flat_tiles(monkeypatch):
+    """64 rows and 128 columns."""
+    monkeypatch.setattr(cuda_implicit, "ENOUGH", 1)
+    case = ((2, 16, 9, 13), (40, 16, 2, 2), (1, 1), NONE, (1, 1), 1)
+    for op, dtype in ((FORWARD, bfloat16), (WEIGHTS, float32)):
+        launch = product_of(lower(op, case, dtype, tf32=True))
+        assert (launch.threads, launch.grid) == (128, 2 if op is FORWARD else 1)
+        check(op, case, dtype, tf32=dtype is float32)
+
+
 def test_indices_of_64_bits(monkeypatch):
     """With a low bound on what is large, since nothing here can hold two thousand million elements."""
     monkeypatch.setattr(cuda_templates, "WIDE", 100)

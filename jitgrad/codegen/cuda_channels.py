@@ -18,7 +18,7 @@ from typing import TypeVar, cast
 from jitgrad.codegen import cuda_templates
 from jitgrad.codegen.cuda_call import gpu_launch, kernel_text
 from jitgrad.codegen.cuda_columns import Geometry, Ints
-from jitgrad.codegen.cuda_gemm import SLICE, Side
+from jitgrad.codegen.cuda_gemm import SLICE, Side, Tile, flat_tile
 from jitgrad.codegen.cuda_implicit import Convolution, Forward, InImage, InWeights, Scratch, pitches
 from jitgrad.codegen.cuda_taps import FewChannels, TapColumns, TapPixels, TapWeights
 from jitgrad.codegen.kernel import Buffer, CudaLaunch
@@ -89,6 +89,12 @@ class Turned(Convolution):
         """Steps of the depth that a tap has for so many channels: whole slices."""
         depth = SLICE // self.dtype.itemsize
         return -(-channels // depth) * depth
+
+    def choose_tile(self) -> Tile:
+        """A flat one where a large one would be half empty, and every multiprocessor has two of them."""
+        chosen, flat = super().choose_tile(), flat_tile(self.dtype)
+        is_better = chosen.size == flat.size and self.wastes_little(flat, chosen) and self.fills(self.tiles(flat) // 2)
+        return flat if is_better else chosen
 
     def images(self, shape: Ints) -> Turn:
         """How images of that shape are turned."""

@@ -107,12 +107,12 @@ class Gathered(Side):
 
     def locate(self, writer: Writer, tile: Tile) -> None:
         """All pieces of a thread lie behind each other in one line."""
-        name, count = self.name, tile.lanes * len(tile.chunks)
-        lines = tile.size if self.along_depth else tile.depth
+        name, count = self.name, tile.lanes * len(tile.chunks(self.name))
+        lines = tile.extent(self.name) if self.along_depth else tile.depth
         line, start = ("outer", "step") if self.along_depth else ("step", "outer")
         writer.let(f"{line}_{name}", f"thread() % {lines}")
         writer.let(f"{start}_{name}", f"thread() // {lines} * {count}")
-        for c in tile.chunks:
+        for c in tile.chunks(name):
             writer.let(f"{line}_{name}{c}", f"{line}_{name}")
             writer.let(f"{start}_{name}{c}", f"{start}_{name} + {c * tile.lanes}")
         if self.along_depth:

@@ -76,9 +76,17 @@ class Convolution:
     def choose_tile(self) -> Tile:
         """A large one where there are enough of them, and it is not empty for the most part."""
         large, small = [tile_of(self.dtype, is_large, self.tf32) for is_large in (True, False)]
-        (m, n, _), many = self.sizes, math.prod([size for _, size in self.batch])
-        covered = [many * math.prod([-(-size // tile.size) * tile.size for size in (m, n)]) for tile in (large, small)]
-        return large if self.fills(covered[0] // large.size ** 2) and 3 * covered[0] <= 4 * covered[1] else small
+        return large if self.fills(self.tiles(large)) and self.wastes_little(large, small) else small
+
+    def tiles(self, tile: Tile) -> int:
+        """How many of them there are."""
+        m, n, _ = self.sizes
+        return -(-m // tile.size) * -(-n // tile.columns) * math.prod([size for _, size in self.batch])
+
+    def wastes_little(self, tile: Tile, small: Tile) -> bool:
+        """Whether all of these tiles have little more elements than all of the small ones."""
+        covered = [self.tiles(tile) * tile.size * tile.columns for tile in (tile, small)]
+        return 3 * covered[0] <= 4 * covered[1]
 
     def fills(self, tiles: int) -> bool:
         """Whether so many tiles give every multiprocessor one."""
@@ -92,7 +100,7 @@ class Convolution:
     def launch(self, region: Region, a: Buffer, b: Buffer) -> CudaLaunch:
         """The launch that makes all outputs of `region`, whose first value is the product of what is in `a` and `b`."""
         writer, tile, (m, n, k) = region.writer(), self.tile, self.sizes
-        counts = -(-m // tile.size), -(-n // tile.size)
+        counts = -(-m // tile.size), -(-n // tile.columns)
         sides = self.first_side(writer, a), self.second_side(writer, b)
         named = {"m": m, "n": n, self.depth: k, "row_tiles": counts[0], "column_tiles": counts[1],
                  **{f"size_{d}": size for d, (_, size) in enumerate(self.batch)}}
@@ -349,7 +357,7 @@ class InWeights(Convolution):
         self.parts = 1
         super().__post_init__()
         m, n, k = self.sizes
-        tiles = math.prod([-(-m // self.tile.size), -(-n // self.tile.size), self.geometry.groups])
+        tiles = math.prod([-(-m // self.tile.size), -(-n // self.tile.columns), self.geometry.groups])
         slices = -(-k // self.tile.depth)
         wanted = max(1, min(-(-2 * ENOUGH // tiles), slices // SLICES))
         self.part = -(-slices // wanted) * self.tile.depth

@@ -81,7 +81,7 @@ class TapPixels(Side):
 
     def locate(self, writer: Writer, tile: Tile) -> None:
         super().locate(writer, tile)
-        for c in tile.chunks:
+        for c in tile.chunks(self.name):
             self.locate_pixel(writer, f"{self.name}{c}")
         Walk(self.axes).begin(writer)
 
@@ -120,7 +120,7 @@ class FewChannels(TapPixels):
 
     def locate(self, writer: Writer, tile: Tile) -> None:
         Side.locate(self, writer, tile)
-        for c in tile.chunks:
+        for c in tile.chunks(self.name):
             self.locate_pixel(writer, f"{self.name}{c}")
         step = f"step_{self.name}0"
         writer.let("chan", f"{step} % channels")
@@ -165,8 +165,8 @@ class TapColumns(Side):
 
     def locate(self, writer: Writer, tile: Tile) -> None:
         """Pieces of a thread are of one pixel, and equally far apart."""
-        across = tile.size // tile.lanes // len(tile.chunks)
-        for c in tile.chunks:
+        across = tile.columns // tile.lanes // len(tile.chunks(self.name))
+        for c in tile.chunks(self.name):
             tag = f"{self.name}{c}"
             writer.let(f"step_{tag}", f"thread() // {across}")
             writer.let(f"outer_{tag}", f"thread() % {across} * {tile.lanes} + {c * across * tile.lanes}")
