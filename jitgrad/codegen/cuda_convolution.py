@@ -2,9 +2,10 @@
 that follow it), and the gradient in the weights.
 
 What goes in is what `codegen.convolution` takes, images of one, two or three dimensions. What comes out: one launch, a
-matrix product whose second factor has no memory of its own (`cuda_columns`); from shared memory the elementwise part takes
-it row by row, a row being a channel. Where a group has so few channels that most of a tile would be empty, threads compute
-elements one by one instead (`cuda_elements`).
+matrix product whose second factor has no memory of its own (`cuda_implicit`); from shared memory the elementwise part takes
+it row by row, a row being a channel. For tensor cores operands are turned in front of it, so that channels come last and
+the depth runs tap by tap (`cuda_channels`), and float32 goes there if it may be rounded to TF32. Where a group has so few
+channels that most of a tile would be empty, threads compute elements one by one instead (`cuda_elements`).
 
     convolution     [rows, channels * taps] @ [channels * taps, pixels]     per group
     in the image    [channels, rows * taps] @ [rows * taps, pixels]         per group, and per phase of a stride
