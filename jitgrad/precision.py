@@ -1,4 +1,5 @@
-"""How exactly products of float32 matrices must be computed: one setting for the whole process, PyTorch's.
+"""How exactly products of float32 matrices must be computed, and convolutions, which are such products on a GPU: one
+setting for the whole process, PyTorch's.
 
 "highest", the default, means float32. "high" and "medium" allow GPUs to round the factors to TF32 (10 bits behind the
 point instead of 23; sums stay in float32), which their tensor cores multiply. Whether plans for GPUs use that is read when

@@ -147,6 +147,20 @@ def convolutions(device):
     return found
 
 
+def narrow_convolutions(device):
+    """On tensor cores: a first layer of three channels, 3x3 with a stride; gradients."""
+    found = []
+    for k, (weights, shape, attrs) in enumerate([
+            ((16, 3, 5, 5), (1, 3, 9, 7), {"stride": 2, "padding": 2}),
+            ((24, 32, 3, 3), (1, 32, 5, 5), {"stride": 2, "padding": 1})]):
+        x, w = [tensor(device, *size, seed=n, low=-0.5, high=0.5).bfloat16().requires_grad_()
+                for n, size in enumerate((shape, weights))]
+        y = F.conv2d(x, w, **attrs)
+        (y * tensor(device, *y.shape, seed=k, low=0, high=0.5).bfloat16()).sum().backward()
+        found += [y, x.grad, w.grad]
+    return found
+
+
 class ResidualBlock(nn.Module):
     """The basic block of ResNet, halving its image."""
 
@@ -211,5 +225,6 @@ def training(device, optimizer="AdamW", compiled=False, steps=3):
     return [*losses, *model.parameters(), *model.buffers()], run
 
 
-PROGRAMS = {f.__name__: f for f in (arithmetic, reductions, movement, counting, rows, contractions, pooling, recurrence,
-                                    attention, random_numbers, in_place, gradients, convolutions)}
+PROGRAMS = {f.__name__: f for f in (
+    arithmetic, reductions, movement, counting, rows, contractions, pooling, recurrence, attention, random_numbers, in_place,
+    gradients, convolutions, narrow_convolutions)}

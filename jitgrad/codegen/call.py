@@ -27,6 +27,8 @@ class Call:
     outputs: tuple[TensorType, ...]
     attrs: Mapping[str, Any]
     shared: Mapping[int, int]
+    tf32: bool = False
+    """Whether a GPU may round float32 factors to TF32."""
 
     def input(self, i: int) -> Buffer:
         return Buffer(i)

@@ -48,14 +48,15 @@ def lowers_on_gpu(name: str, *, in_place: bool = False, any_type: bool = False) 
 
 
 def lower_library(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any], shared: tuple[tuple[int, int], ...],
-                  aligned: bool) -> CudaLowered | None:
-    """The launches of a node by its own kernels; None where there are none for it."""
+                  aligned: bool, tf32: bool = False) -> CudaLowered | None:
+    """The launches of a node by its own kernels; None where there are none for it. `tf32`: float32 factors may be rounded
+    to TF32."""
     function = GPU_LIBRARY.get(op.name)
     if function is None or (any(t.dtype.is_complex for t in inputs) and op.name not in GPU_ANY_TYPE):
         return None
     if shared and (op.name not in GPU_IN_PLACE or shared != ((0, 0),)):
         return None
-    lowered = function(Call(inputs, op.result_types(inputs, dict(attrs)), attrs, dict(shared)), aligned)
+    lowered = function(Call(inputs, op.result_types(inputs, dict(attrs)), attrs, dict(shared), tf32), aligned)
     launches = [k for k in lowered.launches if isinstance(k, CudaLibraryCall) or k.grid] if lowered else []
     return lowered and replace(lowered, launches=tuple(launches))
 

@@ -4,6 +4,7 @@ What goes in: names of sizes that the kernel knows. What comes out: sides of `cu
 the weights with *columns*: a column belongs to a pixel (of all images) and has an element for every tap of every channel.
 No column is ever in memory. A thread fetches neighbours of a column of one pixel; threads beside each other have pixels
 beside each other, so that they read neighbours of a row of an image. Taps are counted up, not divided out (`gather`).
+Where tensor cores multiply, operands are turned and read otherwise (`cuda_taps`), unless there are very few channels.
 
 In here a tap is a number of digits, one for each of `axes`, the last ones of "zyx"; ``kernel_z, kernel_y, kernel_x`` are
 their bounds, ``taps`` their product. Element (channel, tap) of a line lies at
@@ -107,12 +108,12 @@ class Gathered(Side):
 
     def locate(self, writer: Writer, tile: Tile) -> None:
         """All pieces of a thread lie behind each other in one line."""
-        name, count = self.name, tile.lanes * len(tile.chunks)
-        lines = tile.size if self.along_depth else tile.depth
+        name, count = self.name, tile.lanes * len(tile.chunks(self.name))
+        lines = tile.extent(self.name) if self.along_depth else tile.depth
         line, start = ("outer", "step") if self.along_depth else ("step", "outer")
         writer.let(f"{line}_{name}", f"thread() % {lines}")
         writer.let(f"{start}_{name}", f"thread() // {lines} * {count}")
-        for c in tile.chunks:
+        for c in tile.chunks(name):
             writer.let(f"{line}_{name}{c}", f"{line}_{name}")
             writer.let(f"{start}_{name}{c}", f"{start}_{name} + {c * tile.lanes}")
         if self.along_depth:

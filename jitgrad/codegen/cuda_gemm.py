@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
 
 from jitgrad.codegen.cuda_lanes import load_where
 from jitgrad.codegen.cuda_templates import share
@@ -67,8 +66,8 @@ class Side:
 
     def locate(self, writer: Writer, tile: Tile) -> None:
         """Where this thread's pieces of every slice begin: in the outer dimension, in the depth, in the first slice."""
-        across = tile.depth // tile.lanes if self.along_depth else tile.size // tile.lanes
-        for c in tile.chunks:
+        across = (tile.depth if self.along_depth else tile.extent(self.name)) // tile.lanes
+        for c in tile.chunks(self.name):
             number, tag = f"(thread() + {c * tile.threads})", f"{self.name}{c}"
             line, column = f"{number} // {across}", f"{number} % {across} * {tile.lanes}"
             outer, step = (line, column) if self.along_depth else (column, line)
@@ -91,6 +90,9 @@ class Side:
         many, any_ = (left, room) if self.along_depth else (room, left)
         writer.let("from_", f"place_{tag} + {self.advance(tag)}")
         writer.let("there", f"max(0, min({many}, {tile.lanes})) if {any_} > 0 else 0")
+
+    def go_on(self, writer: Writer, tile: Tile) -> None:
+        """What is known of the slice that `find` is asked for next, where that is not ``ahead`` alone."""
 
     def load(self, writer: Writer, tile: Tile, c: int, names: list[str], pointer: str, dtype: DType) -> None:
         """Piece number `c` of the slice at ``ahead`` into variables, zeros where there are no elements. `pointer`, to
@@ -133,10 +135,13 @@ class Tile:
         """Elements of an access of 16 bytes."""
         return 16 // self.dtype.itemsize
 
-    @property
-    def chunks(self) -> range:
-        """The pieces of 16 bytes of a slice that a thread fetches, by number."""
-        return range(self.size * self.depth // self.lanes // self.threads)
+    def extent(self, side: str) -> int:
+        """Rows of A in a slice, columns of B."""
+        return self.size if side == "a" else self.columns
+
+    def chunks(self, side: str) -> range:
+        """The pieces of 16 bytes of a slice of A or B that a thread fetches, by number."""
+        return range(self.extent(side) * self.depth // self.lanes // self.threads)
 
     @property
     def pitch(self) -> int:
@@ -148,13 +153,17 @@ class Tile:
         """From step to step of a slice, on CUDA cores."""
         return self.size + self.lanes
 
+    def slice_bytes(self, side: str) -> int:
+        return self.extent(side) * self.depth * self.dtype.itemsize
+
     @property
-    def slice_bytes(self) -> int:
-        return self.size * self.depth * self.dtype.itemsize
+    def stage_bytes(self) -> int:
+        """Of a slice of both."""
+        return self.slice_bytes("a") + self.slice_bytes("b")
 
     @property
     def shared_elements(self) -> int:
-        slices = 2 * STAGES * self.slice_bytes // 4 if self.on_tensor_cores else 4 * self.depth * self.slice_pitch
+        slices = STAGES * self.stage_bytes // 4 if self.on_tensor_cores else 4 * self.depth * self.slice_pitch
         return max(slices, self.size // self.parts * self.pitch)
 
 
@@ -167,6 +176,11 @@ def tile_of(dtype: DType, large: bool, tf32: bool = False) -> Tile:
         return Tile(dtype, size, depth, threads, size // 4, size // 2, size, tf32=tf32)
     size = (32 if large else 16) * (16 // dtype.itemsize)
     return Tile(dtype, size, 8, 256 if large else 64, size // PARTS, size, size)
+
+
+def flat_tile(dtype: DType) -> Tile:
+    """64 rows and 128 columns, on tensor cores: a warp does as much as in a large tile, where there are few rows."""
+    return Tile(dtype, 64, SLICE // dtype.itemsize, 128, 16, 32, 128, tf32=dtype is float32)
 
 
 class Loops:
@@ -256,14 +270,14 @@ class Scalar(Loops):
     def fetch(self) -> None:
         """A slice of each factor, into registers: zeros where there are no elements."""
         for side in self.sides:
-            for c in self.tile.chunks:
+            for c in self.tile.chunks(side.name):
                 side.load(self.writer, self.tile, c, self.names(side, c), side.pointer, side.dtype)
 
     def keep(self) -> None:
         """What was fetched, into shared memory, where it lies step by step."""
         tile = self.tile
         for number, side in enumerate(self.sides):
-            for c in tile.chunks:
+            for c in tile.chunks(side.name):
                 tag, names = f"{side.name}{c}", self.names(side, c)
                 place = (f"into + {number * tile.depth * tile.slice_pitch} + step_{tag} * {tile.slice_pitch} "
                          f"+ outer_{tag}")
@@ -303,13 +317,13 @@ class Scalar(Loops):
 
 
 class Tensor(Loops):
-    """bfloat16 and float16, and float32 as TF32: every warp has `span` rows and a quarter (a half, if the tile is small) of
-    the columns."""
+    """bfloat16 and float16, and float32 as TF32: every warp has `span` rows and a quarter (of 64 rows, a half) of the
+    columns."""
 
     def __init__(self, writer: Writer, tile: Tile, a: Side, b: Side, origin: str = ""):
         super().__init__(writer, tile, a, b, origin)
         self.across = tile.threads // 32 * tile.span // tile.size                  # warps beside each other
-        self.width = tile.size // self.across
+        self.width = tile.columns // self.across
         self.bits = int32 if tile.tf32 else int16
         self.raw = {side.name: self.view(f"{side.name}_bits", side.pointer) for side in self.sides}
         if not all(side.wide for side in self.sides):
@@ -324,27 +338,36 @@ class Tensor(Loops):
         writer, tile = self.writer, self.tile
         for side in self.sides:
             side.locate(writer, tile)
-            for c in tile.chunks:
+            for c in tile.chunks(side.name):
                 self.locate_spot(side, f"{side.name}{c}")
         writer.let("memory", f"shared_address({self.memory})")
         self.locate_fragments()
         for i, j in self.sums():
             writer.let(f"c{i}_{j}", "(f32(0), f32(0), f32(0), f32(0))")
         writer.let("slices", self.slices)
+        writer.let("into", "0")
+        writer.let("out_of", "0")
         for early in range(STAGES - 1):
             self.copy(str(early))
             self.keep()
+            self.turn("into")
         writer.open("slice", "0", "slices")
         self.call(f"copy_wait({STAGES - 2})")
         self.call("barrier()")
         self.copy(f"slice + {STAGES - 1}")
-        writer.let("out_of", f"slice % {STAGES} * {2 * tile.slice_bytes}")
         for half in range(2):
             self.multiply(half)
         self.keep()
+        self.turn("into")
+        self.turn("out_of")
         writer.close()
         self.call("copy_wait(0)")
         self.call("barrier()")
+
+    def turn(self, stage: str) -> None:
+        """To the next one of the places for slices, by the name of where it begins, in bytes."""
+        size = self.tile.stage_bytes
+        self.writer.let(stage, f"{stage} + {size} if {stage} < {(STAGES - 1) * size} else 0")
 
     def sums(self) -> Iterator[tuple[int, int]]:
         return ((i, j) for i in range(self.tile.span // 16) for j in range(self.width // 8))
@@ -353,7 +376,7 @@ class Tensor(Loops):
 
     def locate_spot(self, side: Side, tag: str) -> None:
         """Where a piece of 16 bytes goes, in bytes from where its slice begins."""
-        lanes, line = self.tile.lanes, self.tile.size * self.tile.dtype.itemsize
+        lanes, line = self.tile.lanes, self.tile.extent(side.name) * self.tile.dtype.itemsize
         if side.along_depth:
             spot = f"outer_{tag} * {SLICE} + (step_{tag} // {lanes} ^ (outer_{tag} >> 1 & 3)) * 16"
         elif self.tile.tf32:
@@ -368,28 +391,28 @@ class Tensor(Loops):
         writer, tile = self.writer, self.tile
         writer.let("next_", number)
         writer.let("ahead", self.at("next_"))
-        writer.let("into", f"next_ % {STAGES} * {2 * tile.slice_bytes}")
         if wide := [side for side in self.sides if side.wide]:
             writer.enter(When("next_ < slices"))
-            for side, c in product(wide, tile.chunks):
-                tag = f"{side.name}{c}"
+            for side, tag in [(one, f"{one.name}{c}") for one in wide for c in tile.chunks(one.name)]:
                 side.find(writer, tile, tag)
                 self.call(f"copy_async(memory + {self.into(side)} + spot_{tag}, {self.raw[side.name]}, from_, "
                           f"there * {tile.dtype.itemsize})")
+            for side in wide:
+                side.go_on(writer, tile)
             writer.close()
         for side in self.sides:
-            for c in () if side.wide else tile.chunks:
+            for c in () if side.wide else tile.chunks(side.name):
                 side.load(writer, tile, c, self.names(side, c), self.raw[side.name], self.bits)
         self.call("copy_commit()")
 
     def into(self, side: Side) -> str:
         """Where the next slice of a factor begins, in bytes."""
-        return "into" if side is self.sides[0] else f"into + {self.tile.slice_bytes}"
+        return "into" if side is self.sides[0] else f"into + {self.tile.slice_bytes('a')}"
 
     def keep(self) -> None:
         """What is in registers, into shared memory."""
         for side in self.sides:
-            for c in () if side.wide else self.tile.chunks:
+            for c in () if side.wide else self.tile.chunks(side.name):
                 place = f"({self.into(side)} + spot_{side.name}{c}) // {self.tile.dtype.itemsize}"
                 self.writer.emit(Store(self.pieces, place, ", ".join(self.names(side, c)), self.tile.lanes))
 
@@ -411,9 +434,10 @@ class Tensor(Loops):
                 line = f"line_{side.name}"
                 spot = f"{line} * {SLICE} + ({deep} ^ ({line} >> 1 & 3)) * 16"
             elif tile.tf32:
-                spot = f"lane % 4 * {tile.size} + (({first} + lane // 4) ^ lane % 4 * 8)"
+                spot = f"lane % 4 * {tile.extent(side.name)} + (({first} + lane // 4) ^ lane % 4 * 8)"
             else:
-                spot = f"({deep} * 8 + lane % 8) * {2 * tile.size} + ((({first} >> 3) + {outer}) ^ (lane % 8)) * 16"
+                line = f"({deep} * 8 + lane % 8) * {2 * tile.extent(side.name)}"
+                spot = f"{line} + ((({first} >> 3) + {outer}) ^ (lane % 8)) * 16"
             writer.let(f"fragment_{side.name}", spot)
 
     def multiply(self, half: int) -> None:
@@ -428,18 +452,18 @@ class Tensor(Loops):
             self.writer.let(f"c{i}_{j}", f"multiply_{kind}(({a}), ({b}), c{i}_{j})")
 
     def load_fragment(self, side: Side, number: int, i: int, half: int) -> None:
-        tile, place = self.tile, f"fragment_{side.name}"
+        tile, place, begin = self.tile, f"fragment_{side.name}", number * self.tile.slice_bytes("a")
         names = [f"{'raw_' * tile.tf32}{side.name}{i}_{w}" for w in range(4)]
         if tile.tf32 and not side.along_depth:
             self.load_elements(side, number, i, half)
         elif side.along_depth:
             fixed, turned = 16 * i * SLICE, half * SLICE // 2
             self.writer.let(", ".join(names),
-                            f"load_matrix_x4(memory + out_of + {number * tile.slice_bytes + fixed} + ({place} ^ {turned}))")
+                            f"load_matrix_x4(memory + out_of + {begin + fixed} + ({place} ^ {turned}))")
         else:
-            fixed, turned = half * tile.slice_bytes // 2, 32 * i
+            fixed, turned = half * tile.slice_bytes(side.name) // 2, 32 * i
             self.writer.let(", ".join(names), "load_matrix_x4_transposed("
-                            f"memory + out_of + {number * tile.slice_bytes + fixed} + ({place} ^ {turned}))")
+                            f"memory + out_of + {begin + fixed} + ({place} ^ {turned}))")
         for name in names if tile.tf32 else ():
             self.writer.let(name.removeprefix("raw_"), f"tf32({name})")
 
@@ -449,7 +473,7 @@ class Tensor(Loops):
         tile, place = self.tile, f"fragment_{side.name}"
         for w in range(4):
             outer, deep = (w % 2, w // 2) if side.name == "a" else (w // 2, w % 2)
-            fixed = number * tile.slice_bytes // 4 + (half * tile.depth // 2 + 4 * deep) * tile.size
+            fixed = number * tile.slice_bytes("a") // 4 + (half * tile.depth // 2 + 4 * deep) * tile.extent(side.name)
             self.writer.emit(Load(f"raw_{side.name}{i}_{w}", self.memory,
                                   f"out_of // 4 + {fixed} + ({place} ^ {16 * i + 8 * outer})"))
 

@@ -148,9 +148,10 @@ def _resources(log: str, sections: dict[str, int]) -> dict[str, Resources]:
     return found
 
 
-def disassemble(cubin: Cubin) -> dict[str, list[str]]:
+def disassemble(cubin: Cubin, labels: bool = False) -> dict[str, list[str]]:
     """The machine instructions of every kernel, and of functions that the assembler added, by name: lines such as
-    ``LDG.E.128 R4, desc[UR6][R2.64]``. CompileError where NVIDIA's nvdisasm is not installed."""
+    ``LDG.E.128 R4, desc[UR6][R2.64]``, and with `labels` such as ``.L_x_3:`` in front of where branches go. CompileError
+    where NVIDIA's nvdisasm is not installed."""
     tool = _disassembler()
     if tool is None:
         raise complain(CompileError, "cuda", "nvdisasm is not installed", fix="pip install nvidia-cuda-nvdisasm")
@@ -163,9 +164,9 @@ def disassemble(cubin: Cubin) -> dict[str, list[str]]:
         section = re.match(r"\s*\.section\s+\.text\.([^,\s]+)", line)
         if section:
             listing[section.group(1)] = []
-        instruction = re.match(r"\s+/\*[0-9a-f]+\*/\s+(.*?)\s*;", line)
+        instruction = re.match(r"\s+/\*[0-9a-f]+\*/\s+(.*?)\s*;" + r"|(\.L_\w+:)" * labels, line)
         if instruction and listing:
-            listing[next(reversed(listing))].append(instruction.group(1))
+            listing[next(reversed(listing))].append(instruction.group(1) or instruction.group(2))
     return listing
 
 

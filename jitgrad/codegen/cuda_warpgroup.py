@@ -59,7 +59,7 @@ class Warpgroups(Loops):
         return ROW * (self.tile.size + self.tile.columns)
 
     def outer_size(self, side: Side) -> int:
-        return self.tile.size if side.name == "a" else self.tile.columns
+        return self.tile.extent(side.name)
 
     def write(self) -> None:
         writer, tile = self.writer, self.tile

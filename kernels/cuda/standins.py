@@ -14,7 +14,7 @@ def _only_in_kernels(*_: Any) -> Any:
     raise RuntimeError("this name means something only in the text of a GPU kernel")
 
 
-A = I = K = O = T = N = LANES = IDENTITY = _only_in_kernels  # noqa: E741
+A = I = K = O = T = N = LANES = IDENTITY = PIECE = ACROSS = _only_in_kernels  # noqa: E741
 f64 = f32 = f16 = bf16 = i64 = i32 = i16 = i8 = u64 = u32 = u8 = boolean = _only_in_kernels
 thread = block = barrier = warp_barrier = shared = pointer = pointer_at = shuffle = fail = _only_in_kernels
 load = store = load_lanes = store_lanes = quotient = rest = multiply_add = _only_in_kernels

@@ -25,6 +25,19 @@ def assert_no_spills(cubin: Cubin) -> None:
         assert (used.stack, used.spill_stores, used.spill_loads) == (0, 0, 0), f"{name} on {cubin.architecture}: {used}"
 
 
+def innermost_loop(listing: Sequence[str], opcode: str) -> list[str]:
+    """The shortest loop with an instruction that begins so, from where the branch at its end goes to that branch; the
+    listing is one with labels."""
+    places, found = {line[:-1]: k for k, line in enumerate(listing) if line.endswith(":")}, list[list[str]]()
+    for k, line in enumerate(listing):
+        branch = re.search(r"\bBRA\b.*`\((\.L_\w+)\)", line)
+        if branch and places[branch[1]] < k:
+            body = [line for line in listing[places[branch[1]]:k + 1] if not line.endswith(":")]
+            found += [body] if any(code.startswith(opcode) for code in opcodes(body)) else []
+    assert found, f"{opcode} is in no loop"
+    return min(found, key=len)
+
+
 def assert_wide(listing: Sequence[str], bits: int = 128) -> None:
     """All accesses of global memory, of which there is one, have this width."""
     found = {code for code in opcodes(listing) if code.startswith(("LDG", "STG"))}
