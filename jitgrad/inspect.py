@@ -25,7 +25,7 @@ from jitgrad.gpu_linking import GpuLinked, GpuStep
 from jitgrad.ir.graph import Graph
 from jitgrad.ir.printer import highlight, print_graph
 from jitgrad.limits import machine_bandwidth, machine_flops
-from jitgrad.linking import LinkedStep
+from jitgrad.linking import Linked, LinkedStep
 from jitgrad.ops.work import flops
 from jitgrad.runtime import threads
 from jitgrad.runtime.build import kernel_key
@@ -152,10 +152,8 @@ class PlanView:
         """What runs, in order."""
         linked = self.build.linked
         bandwidth = timing.bandwidth(self.plan.gpu) if self.measured and isinstance(self.plan, GpuPlan) else None
-        turns = [step for step in linked.steps for _ in range(_entries(step))] if isinstance(linked, GpuLinked) else \
-            [turn.step for group in linked.turns for turn in group]
         seconds: dict[LinkedStep | GpuStep, list[float]] = {step: [] for step in linked.steps}
-        for step, measured in zip(turns, self.measured, strict=False):
+        for step, measured in zip(_order(linked), self.measured, strict=False):
             seconds[step].append(measured)
         return tuple([_step_view(step, seconds[step], bandwidth) for step in linked.steps])
 
@@ -286,8 +284,11 @@ class Explanation:
 # ---- one step ---------------------------------------------------------------------------------------------------
 
 
-def _entries(step: GpuStep) -> int:
-    return 1 if step.lowered is None else len(step.lowered.launches)
+def _order(linked: Linked | GpuLinked) -> list[LinkedStep | GpuStep]:
+    """The step of each entry of the plan."""
+    if isinstance(linked, Linked):
+        return [turn.step for group in linked.turns for turn in group]
+    return [step for step in linked.steps for _ in (step.lowered.launches if step.lowered else [None])]
 
 
 def _step_view(linked: LinkedStep | GpuStep, seconds: Sequence[float], bandwidth: float | None = None) -> StepView:

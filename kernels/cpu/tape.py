@@ -90,7 +90,9 @@ def run(args: Any, begin: int, arrays: int, mode: int) -> None:
         patches = args[PATCHES]
         for k in range(args[PATCH_COUNT]):
             patch = patches + PATCH_BYTES * k
-            poke(peek(patch), peek(pointers + 8 * peek(patch + 8)) + peek(patch + 16))
+            place = peek(pointers + 8 * peek(patch + 8)) + peek(patch + 16)
+            if peek(peek(patch)) != place:                  # other threads have these lines in their caches
+                poke(peek(patch), place)
     entries = args[ENTRIES]
     count = args[COUNT]
     limit = args[LIMIT]
