@@ -65,7 +65,7 @@ def tasks(draw):
     slot = st.one_of(st.builds(Slot, st.sampled_from(["input", "output"]), st.integers(0, 2), st.just(4)),
                      st.builds(Slot, st.just("arena"), st.integers(0, 12), st.integers(0, 6)))
     some = st.lists(slot, max_size=2).map(tuple)
-    return draw(st.lists(st.builds(Task, some, some, st.integers(0, 40), st.sampled_from([1e2, 2e4, 2e5]),
+    return draw(st.lists(st.builds(Task, some, some, st.integers(0, 40), st.sampled_from([1e2, 6e4, 2e5]),
                                    st.sampled_from([False] * 7 + [True])),
                          max_size=14))
 
@@ -88,10 +88,15 @@ def task(reads, writes, items=1, work=1e4):
     return Task(tuple([Slot("input", k, 4) for k in reads]), tuple([Slot("output", k, 4) for k in writes]), items, work)
 
 
-def test_a_task_moves_up_into_the_first_group_that_it_may_belong_to():
+def test_a_task_moves_up_into_the_first_group_that_it_may_belong_to(eager_to_group):
     chains = [task([0], [0]), Task((Slot("output", 0, 4),), (Slot("output", 1, 4),), 1, 1e4),
               task([1], [2]), Task((Slot("output", 2, 4),), (Slot("output", 3, 4),), 1, 1e4)]
     assert [sorted(n for n, _ in group) for group in schedule(chains)] == [[0, 2], [1, 3]]
+
+
+def test_tasks_that_threads_share_anyway_stay_alone():
+    assert [len(group) for group in schedule([task([0], [k], items=16, work=5e4) for k in range(5)])] == [1] * 5
+    assert [len(group) for group in schedule([task([0], [k], items=1, work=5e4) for k in range(5)])] == [5]
 
 
 def test_little_and_large_tasks_stay_alone():
@@ -99,7 +104,7 @@ def test_little_and_large_tasks_stay_alone():
     assert [len(group) for group in schedule([task([0], [k], items=64, work=1e6) for k in range(5)])] == [1] * 5
 
 
-def test_pieces_follow_the_work_and_long_ones_come_first():
+def test_pieces_follow_the_work_and_long_ones_come_first(eager_to_group):
     (group,) = schedule([task([0], [0], 40, 1e4), task([0], [1], 2, 6e4), task([0], [2], 100, 3e4)])
     assert group == ((1, 2), (2, 5), (0, 2))
 
@@ -221,7 +226,7 @@ def test_a_step_of_an_ensemble_is_that_of_eager(eager_to_group):
 # ---- errors, JSON, times ----------------------------------------------------------------------------------------
 
 
-def test_an_error_beside_groups_names_its_step_and_stops_before_what_comes_later():
+def test_an_error_beside_groups_names_its_step_and_stops_before_what_comes_later(eager_to_group):
     def function(x, y, table, index):
         early = [ops.matmul(x, y), ops.matmul(y, x)]
         taken = ops.take(table, index, axis=0)
@@ -240,7 +245,7 @@ def test_an_error_beside_groups_names_its_step_and_stops_before_what_comes_later
     check(graph, arrays)
 
 
-def test_groups_around_a_host_call():
+def test_groups_around_a_host_call(eager_to_group):
     def function(x, y, z):
         return [ops.matmul(x, y), ops.matmul(y, x), ops.exp(z), ops.matmul(x, x), ops.matmul(y, y)], {}
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from jitgrad.transforms.memory import Slot
 
 LARGE = 100_000                         # estimated ns: such a task stays alone, unless it is in one piece
-WORTH = 15_000                          # estimated ns: below that a group is not worth a second thread
+WORTH = 15_000                          # estimated ns that two threads must save
 PIECES = 16                             # of a group, or more if it has more tasks
 
 Group = tuple[tuple[int, int], ...]
@@ -73,10 +73,16 @@ def _gather(tasks: Sequence[Task]) -> Iterator[list[int]]:
                 joined.append(place)
         groups[place].append(number)
     for group in groups:
-        if sum(tasks[number].work for number in group) >= WORTH:
+        if _saved([tasks[number] for number in group]) >= WORTH:
             yield group
         else:
             yield from ([number] for number in group)
+
+
+def _saved(group: Sequence[Task]) -> float:
+    """The ns that two threads save when these tasks run side by side: those in several pieces they share anyway."""
+    one_by_one = sum(task.work / min(task.items, 2) for task in group if task.items)
+    return one_by_one - max(sum(task.work for task in group) / 2, max(task.work / max(task.items, 1) for task in group))
 
 
 def _cut(group: Sequence[int], tasks: Sequence[Task]) -> list[tuple[int, int]]:
