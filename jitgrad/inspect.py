@@ -11,8 +11,8 @@ can be looked at like one made now.
 from __future__ import annotations
 
 import html
-import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -21,12 +21,12 @@ import numpy as np
 from jitgrad import gpu_tuning, pipeline, plans, tuning
 from jitgrad.codegen.kernel import CudaLaunch, CudaLibraryCall
 from jitgrad.errors import describe_location
-from jitgrad.gpu_linking import GpuStep
-from jitgrad.ir.graph import Graph, Node, inner_graphs
+from jitgrad.gpu_linking import GpuLinked, GpuStep
+from jitgrad.ir.graph import Graph
 from jitgrad.ir.printer import highlight, print_graph
 from jitgrad.limits import machine_bandwidth, machine_flops
-from jitgrad.linking import LinkedStep
-from jitgrad.ops import recurrence
+from jitgrad.linking import Linked, LinkedStep
+from jitgrad.ops.work import flops
 from jitgrad.runtime import threads
 from jitgrad.runtime.build import kernel_key
 from jitgrad.runtime.cuda import code, timing
@@ -150,10 +150,12 @@ class PlanView:
     @cached_property
     def steps(self) -> tuple[StepView, ...]:
         """What runs, in order."""
-        seconds = iter(self.measured)
+        linked = self.build.linked
         bandwidth = timing.bandwidth(self.plan.gpu) if self.measured and isinstance(self.plan, GpuPlan) else None
-        return tuple([_step_view(step, [next(seconds, None) for _ in range(_entries(step))], bandwidth)
-                      for step in self.build.linked.steps])
+        seconds: dict[LinkedStep | GpuStep, list[float]] = {step: [] for step in linked.steps}
+        for step, measured in zip(_order(linked), self.measured, strict=False):
+            seconds[step].append(measured)
+        return tuple([_step_view(step, seconds[step], bandwidth) for step in linked.steps])
 
     @property
     def kernels(self) -> tuple[KernelView, ...]:
@@ -194,7 +196,17 @@ class PlanView:
         longest = max([step.seconds or 0.0 for step in self.steps], default=0.0)
         header = _GPU_HEADER if isinstance(self.plan, GpuPlan) else _HEADER
         return "\n".join([header, *[_row(step, longest) for step in self.steps], "", *show_choices(self.choices),
-                          *self._show_call(), str(self.memory)])
+                          *self._show_groups(), *self._show_call(), str(self.memory)])
+
+    def _show_groups(self) -> list[str]:
+        """Which kernels run side by side; times are those of each by itself."""
+        found: dict[int, list[str]] = {}
+        for entry in self.build.spec.entries:
+            if entry.group:
+                found.setdefault(entry.group, []).append(entry.name)
+        lines = [", ".join(f"{name} x {count}" if count > 1 else name for name, count in Counter(names).items())
+                 for names in found.values()]
+        return [*[f"side by side: {line}" for line in lines], ""] if lines else []
 
     def _show_call(self) -> list[str]:
         """What a call on a GPU costs beside its kernels."""
@@ -272,23 +284,25 @@ class Explanation:
 # ---- one step ---------------------------------------------------------------------------------------------------
 
 
-def _entries(step: LinkedStep | GpuStep) -> int:
-    return 1 if step.lowered is None else len(step.lowered.launches)
+def _order(linked: Linked | GpuLinked) -> list[LinkedStep | GpuStep]:
+    """The step of each entry of the plan."""
+    if isinstance(linked, Linked):
+        return [turn.step for group in linked.turns for turn in group]
+    return [step for step in linked.steps for _ in (step.lowered.launches if step.lowered else [None])]
 
 
-def _step_view(linked: LinkedStep | GpuStep, seconds: list[float | None], bandwidth: float | None = None) -> StepView:
+def _step_view(linked: LinkedStep | GpuStep, seconds: Sequence[float], bandwidth: float | None = None) -> StepView:
     node = linked.step.node
     launches = linked.lowered.launches if linked.lowered else ()
     kernels = [KernelView(k.name, str(k.asked), 1, None) if isinstance(k, CudaLibraryCall) else
                KernelView(k.name, k.source, k.grid, None) if isinstance(k, CudaLaunch) else
                KernelView(k.name, k.source, k.items, plans.compile_seconds.get(kernel_key(k.source))) for k in launches]
-    known = [s for s in seconds if s is not None]
     return StepView(name=kernels[-1].name if kernels else node.op.name,
                     kind=node.attrs.get("template", node.op.name), note=_note(linked),
                     where=describe_location(node.where), kernels=tuple(kernels),
                     bytes_read=sum({v: v.type.nbytes for v in node.inputs}.values()),
                     bytes_written=sum(v.type.nbytes for v in node.outputs), flops=flops(node),
-                    in_place=bool(linked.step.shared), seconds=sum(known) if known else None, bandwidth=bandwidth)
+                    in_place=bool(linked.step.shared), seconds=sum(seconds) if seconds else None, bandwidth=bandwidth)
 
 
 def _note(linked: LinkedStep | GpuStep) -> str:
@@ -304,53 +318,6 @@ def _note(linked: LinkedStep | GpuStep) -> str:
     if node.op.kind in ("elementwise", "movement", "reduction"):
         return "its result is needed whole before it is read"
     return "has a kernel of its own"
-
-
-def flops(node: Node) -> int:
-    """Additions, multiplications and calls of functions that a node needs, those inside of it included."""
-    inner = sum(flops(n) for _, graph in inner_graphs(node) for n in graph.nodes)
-    if node.op.kind == "foreach":
-        return inner * sum(v.type.size for v in node.outputs) // max(1, len(node.attrs["body"].outputs))
-    return inner + (_FLOPS[node.op.kind](node) if node.op.kind in _FLOPS else 0)
-
-
-def _contraction(node: Node) -> int:
-    """Two per product. The terms of one sum are all dimensions of the weight but its first; of a matmul, its rows."""
-    if node.op.name.startswith("attention"):
-        return _attention(node)
-    x, y = node.inputs
-    if node.op.name in ("matmul", "int_matmul"):
-        return 2 * node.output.type.size * x.shape[-1]
-    weight: tuple[int, ...] = node.attrs.get("weight_shape", y.shape)
-    rows = {"convolution": node.output, "convolution_input_grad": x, "convolution_weight_grad": y}[node.op.name]
-    return 2 * rows.type.size * math.prod(weight[1:])
-
-
-def _attention(node: Node) -> int:
-    """Two products, or five backward, of which a causal one needs half."""
-    gradient = node.op.name == "attention_grad"
-    q, k, v = node.inputs[1:4] if gradient else node.inputs[:3]
-    pairs = q.shape[0] * q.shape[1] * k.shape[1] // (2 if node.attrs["causal"] else 1)
-    return 2 * pairs * ((3 * q.shape[2] + 2 * v.shape[2]) if gradient else (q.shape[2] + v.shape[2]))
-
-
-def _scan(node: Node) -> int:
-    """One per element; of a recurrent layer the products with its weights."""
-    name = node.op.name
-    if name.removesuffix("_grad") not in recurrence.GATES:
-        return node.inputs[0].type.size
-    gates = node.outputs[0] if name.endswith("_grad") else node.inputs[0]
-    states = node.inputs[0] if name.endswith("_grad") else node.outputs[0]
-    return 2 * gates.type.size * states.shape[2]
-
-
-_FLOPS: dict[str, Callable[[Node], int]] = {
-    "elementwise": lambda n: n.output.type.size,
-    "reduction": lambda n: n.inputs[0].type.size,
-    "scan": _scan,
-    "window": lambda n: n.inputs[0].type.size,
-    "contraction": _contraction,
-}
 
 
 # ---- text -------------------------------------------------------------------------------------------------------

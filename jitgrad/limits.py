@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -25,7 +25,7 @@ ITEMS, DEPTH = 32, 16384                    # of the multiply-adds: so many tile
 COPIED = 32 << 20                           # bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Limit:
     """A plan with the memory that it runs on (inputs, then outputs); a call does `work`: float32 operations, or bytes
     read and written."""
@@ -34,8 +34,13 @@ class Limit:
     memory: Sequence[np.ndarray]
     work: int
 
+    @cached_property
+    def addresses(self) -> np.ndarray:
+        """Where `memory` is: asking a hundred arrays takes longer than a small product."""
+        return np.array([array.ctypes.data for array in self.memory], np.int64)
+
     def __call__(self) -> None:
-        self.plan.pointers[:] = [array.ctypes.data for array in self.memory]    # equal graphs have one plan
+        self.plan.pointers[:] = self.addresses              # equal graphs have one plan
         self.plan.execute()
 
 

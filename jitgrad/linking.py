@@ -2,13 +2,15 @@
 
 In: the `Assignment` of a fused graph (`jitgrad.transforms.memory`). Every node is lowered to launches of kernels, or
 becomes a host entry when there is no kernel for it; slots become places in the arena, in inputs, outputs and constants.
-Out: `LinkedStep`s, from which `plan_spec` makes the PlanSpec. Nothing is compiled here.
+Out: `LinkedStep`s and what runs when (`jitgrad.transforms.schedule`), from which `plan_spec` makes the PlanSpec. Nothing is
+compiled here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 from jitgrad.codegen import library, lower as regions
@@ -20,11 +22,15 @@ from jitgrad.dtypes import int16, int32, int64, uint8
 from jitgrad.ir.graph import Graph, GraphBuilder, Node, attrs_key
 from jitgrad.ir.types import TensorType
 from jitgrad.ops.region import region
+from jitgrad.ops.work import flops
 from jitgrad.runtime.build import kernel_key
 from jitgrad.runtime.spec import Argument, Entry, HostCall, Output, PlanSpec, Ref
-from jitgrad.transforms.memory import ALIGNMENT, Assignment, Copy, Slot, Step, place_temporaries
+from jitgrad.transforms.memory import ALIGNMENT, Assignment, Copy, Slot, Step, has_effects, place_temporaries
+from jitgrad.transforms.schedule import Group, Task, schedule
 
 LOWERED_IN_MEMORY = 512
+SPREAD = 1 << 20                                        # bytes; up to here memory need not be used again
+NS_PER_OPERATION, NS_PER_BYTE = 0.015, 0.05             # of a usual kernel on one thread, to see which ones are small
 Choose = Callable[[Step], Mapping[str, str]]            # answers to what a step can be lowered by (`codegen.choice`)
 _WORDS = {1: uint8, 2: int16, 4: int32, 8: int64}
 
@@ -40,13 +46,25 @@ class LinkedStep:
     private: tuple[Slot, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What becomes an entry: one launch of a step, or NumPy's call (then `launch` is None), and into how many pieces it is
+    cut beside others."""
+
+    step: LinkedStep
+    launch: Launch | None
+    pieces: int = 1
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Linked:
-    """All steps in order, the size of the arena in bytes, and the bytes that each thread has beside it."""
+    """All steps in the order of the program, the size of the arena in bytes, the bytes that each thread has beside it, and
+    what runs when: groups of what runs side by side, one after the other."""
 
     steps: tuple[LinkedStep, ...]
     arena: int
     private: int
+    turns: tuple[tuple[Turn, ...], ...]
 
 
 def may_share(node: Node, output: int, operand: int) -> bool:
@@ -72,7 +90,39 @@ def link(assignment: Assignment, choose: Choose | None = None) -> Linked:
                                 tuple(place_private(private))))
     shared = [slot for linked in steps for slot in linked.scratch]
     most = max((aligned(slot.index + slot.nbytes) for linked in steps for slot in linked.private), default=0)
-    return Linked(tuple(steps), place_temporaries([*assignment.temporaries, *shared]), most)
+    turns = [Turn(linked, launch) for linked in steps for launch in (linked.lowered.launches if linked.lowered else [None])]
+    arena, groups = place_and_schedule([*assignment.temporaries, *shared], [task(turn) for turn in turns])
+    order = tuple([tuple([replace(turns[number], pieces=pieces) for number, pieces in group]) for group in groups])
+    return Linked(tuple(steps), arena, most, order)
+
+
+def place_and_schedule(slots: Sequence[Slot], tasks: Sequence[Task]) -> tuple[int, tuple[Group, ...]]:
+    """Place `slots`; the size of the arena, and what runs side by side in it. Memory that is used again keeps the next user
+    waiting: where it is little, each slot has its own, if more runs side by side then."""
+    arena = place_temporaries(slots)
+    groups = schedule(tasks)
+    apart = sum(aligned(slot.nbytes) for slot in slots)
+    if arena < apart <= SPREAD:
+        for slot, place in zip(slots, accumulate([aligned(slot.nbytes) for slot in slots], initial=0), strict=False):
+            slot.index = place
+        spread = schedule(tasks)
+        if len(spread) < len(groups):
+            return apart, spread
+        place_temporaries(slots)
+    return arena, groups
+
+
+def task(turn: Turn) -> Task:
+    """What the schedule has to know. Host calls, and what may fail, keep their place."""
+    step, launch = turn.step.step, turn.launch
+    if launch is None or turn.step.lowered is None or has_effects(step.node):
+        return Task((), (), 1, 0.0, barrier=True)
+    slots = (*step.inputs, *step.outputs, *turn.step.scratch)
+    used = [slots[k] for k in {a.index: None for a in launch.arguments if isinstance(a, Buffer)}]
+    written = {slot: None for slot in (*step.outputs, *turn.step.scratch)}
+    work = NS_PER_OPERATION * flops(step.node) / len(turn.step.lowered.launches) + NS_PER_BYTE * sum(s.nbytes for s in used)
+    return Task(tuple([slot for slot in used if slot not in written]), tuple([slot for slot in used if slot in written]),
+                launch.items, work)
 
 
 def place_private(sizes: Sequence[int]) -> list[Slot]:
@@ -137,15 +187,17 @@ def plan_spec(graph: Graph, assignment: Assignment, linked: Linked) -> PlanSpec:
     """The plan of `graph` as data."""
     entries: list[Entry] = []
     sources: dict[str, str] = {}
-    for step in linked.steps:
-        if step.lowered is None:
-            entries.append(host_entry(step.step))
-            continue
-        for launch in step.lowered.launches:
+    for number, group in enumerate(linked.turns, 1):
+        for turn in group:
+            step, launch = turn.step, turn.launch
+            if launch is None:
+                entries.append(host_entry(step.step))
+                continue
             for text in kernel_texts(launch):
                 sources.setdefault(kernel_key(text), text)
             entries.append(Entry(launch.name, kernel_key(launch.source), None, launch.items,
-                                 launch_arguments(step, launch), step.step.node.where))
+                                 launch_arguments(step, launch), step.step.node.where,
+                                 group=number if len(group) > 1 else 0, pieces=turn.pieces))
     outputs = [Output(v.type, reference(slot)) for v, slot in zip(graph.outputs, assignment.outputs, strict=True)]
     written = tuple(sorted({position for position, _ in graph.writes}))
     return PlanSpec(tuple([v.type for v in graph.inputs]), tuple(outputs), written, assignment.constants,

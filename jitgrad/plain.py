@@ -21,7 +21,7 @@ from jitgrad.dtypes import uint8
 from jitgrad.errors import CompileError, complain
 from jitgrad.ir.graph import Node
 from jitgrad.ir.types import TensorType
-from jitgrad.linking import Linked, LinkedStep
+from jitgrad.linking import Linked, LinkedStep, Turn
 from jitgrad.runtime import errors
 from jitgrad.runtime.spec import PlanSpec
 from jitgrad.transforms.memory import Slot
@@ -42,28 +42,22 @@ class PlainPlan:
         """The outputs for `inputs`; see `runtime.plan.Plan.run`. IndexError names a kernel that reads or writes outside
         of its memory."""
         memory = _Memory(self.spec, self.linked, inputs)
-        for step in self.linked.steps:
-            self._carry_out(step, memory)
+        for group in self.linked.turns:
+            launched = [(turn.launch, turn.step, _buffers(turn.step, memory)) for turn in group if turn.launch]
+            _require_disjoint(" beside ".join([launch.name for launch, _, _ in launched]),
+                              [taken for parts in launched for taken in _taken(*parts)])
+            for turn in reversed(group) if self.pieces > 1 else group:
+                self._carry_out(turn, memory)
         return [memory.result(k) for k in range(len(self.spec.outputs))]
 
-    def _carry_out(self, step: LinkedStep, memory: _Memory) -> None:
-        node = step.step.node
-        inputs = [memory.at(slot, v.type) for slot, v in zip(step.step.inputs, node.inputs, strict=True)]
-        outputs = [memory.at(slot, v.type) for slot, v in zip(step.step.outputs, node.outputs, strict=True)]
-        if step.lowered is None:
-            _call_numpy(node, inputs, outputs)
+    def _carry_out(self, turn: Turn, memory: _Memory) -> None:
+        step, launch = turn.step, turn.launch
+        node, buffers = step.step.node, _buffers(step, memory)
+        if launch is None:
+            inputs = len(node.inputs)
+            _call_numpy(node, buffers[:inputs], buffers[inputs:])
             return
-        scratch, private = [[memory.at(slot, TensorType(uint8, (slot.nbytes,))) for slot in slots]
-                            for slots in (step.scratch, step.private)]
-        for launch in step.lowered.launches:
-            self._launch(launch, step, [*inputs, *outputs, *scratch], private)
-
-    def _launch(self, launch: Launch, step: LinkedStep, buffers: Sequence[np.ndarray],
-                private: Sequence[np.ndarray]) -> None:
-        node = step.step.node
-        only_read = set(range(len(node.inputs))) - {operand for _, operand in step.step.shared}
-        taken = sorted({a.index for a in launch.arguments if isinstance(a, Buffer)})
-        _require_disjoint(launch.name, [(buffers[k], k in only_read) for k in taken])
+        private = [memory.at(slot, _bytes(slot)) for slot in step.private]
         arguments = [_argument(a, buffers, private) for a in launch.arguments]
         bounds = [launch.items * k // self.pieces for k in range(self.pieces + 1)]
         found = [run_plain(launch.source, launch.name, arguments, begin, end)
@@ -105,6 +99,24 @@ class _Memory:
             return self.at(Slot(space, place, output.type.nbytes), output.type).copy()
         found = self.arrays[space, place]
         return found if found.shape == output.type.shape else found.reshape(output.type.shape)
+
+
+def _buffers(step: LinkedStep, memory: _Memory) -> list[np.ndarray]:
+    """The memory of a step: operands, results, scratch."""
+    node, slots = step.step.node, (*step.step.inputs, *step.step.outputs)
+    values = [memory.at(slot, v.type) for slot, v in zip(slots, (*node.inputs, *node.outputs), strict=True)]
+    return [*values, *[memory.at(slot, _bytes(slot)) for slot in step.scratch]]
+
+
+def _bytes(slot: Slot) -> TensorType:
+    return TensorType(uint8, (slot.nbytes,))
+
+
+def _taken(launch: Launch, step: LinkedStep, buffers: Sequence[np.ndarray]) -> list[tuple[np.ndarray, bool]]:
+    """The memory that a launch uses, and whether it only reads it."""
+    only_read = set(range(len(step.step.node.inputs))) - {operand for _, operand in step.step.shared}
+    taken = sorted({a.index for a in launch.arguments if isinstance(a, Buffer)})
+    return [(buffers[k], k in only_read) for k in taken]
 
 
 def _call_numpy(node: Node, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:

@@ -99,7 +99,7 @@ def _compile(graph: Graph, key: str, memory_budget: float, tuned: bool) -> Plan:
         spec = replace(spec, choices=tuple(tuner.decisions.values()))
     names = spec.kernels
     sources = [(text, names[kernel]) for kernel, text in spec.sources.items()]
-    addresses = kernels.kernels([*sources, *threads.sources()])
+    addresses = kernels.kernels([*sources, *threads.sources(spec.is_grouped)])
     if tuner is None or tuner.complete:
         cache.current().put("plans", key, spec.to_json().encode())
     return Plan(spec, addresses)

@@ -23,7 +23,7 @@ from jitgrad.kernels.cpu import tape
 from jitgrad.runtime import build, errors, threads
 from jitgrad.runtime.memory import Arena, arenas, size_class
 from jitgrad.runtime.spec import Argument, Entry, HostCall, Output, PlanSpec, Ref
-from jitgrad.runtime.threads import aligned, pool
+from jitgrad.runtime.threads import aligned, pool, side_by_side
 
 __all__ = ["Entry", "HostCall", "Output", "Plan", "PlanSpec", "Ref"]
 
@@ -44,10 +44,11 @@ class Plan:
         self._own = [(output.type.shape, output.type.dtype.numpy) if output.source == ("output", k) else None
                      for k, output in enumerate(spec.outputs)]
         self._all_own = None not in self._own
-        self._threaded = any(entry.items > 1 for entry in spec.entries)
+        self._threaded = spec.is_grouped or any(entry.items > 1 for entry in spec.entries)
         self._walk = threads.walk()
         self.shares_arena = spec.arena + spec.private > SMALL_ARENA
         self._idle: list[Frame] = []
+        self._idle_apart: list[Frame] = []                  # in which every entry is by itself
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The outputs for `inputs`, which must be C-contiguous and of the right types; inputs in `spec.written` are
@@ -77,14 +78,15 @@ class Plan:
         finally:
             self._give_back(frame)
 
-    def _borrow(self) -> Frame:
+    def _borrow(self, apart: bool = False) -> Frame:
         limit = threads.limit()
+        idle = self._idle_apart if apart else self._idle
         try:
-            frame = self._idle.pop()
+            frame = idle.pop()
             if self.spec.private and frame.threads != limit:
-                frame = Frame(self, limit)
+                frame = Frame(self, limit, apart)
         except IndexError:
-            frame = Frame(self, limit)
+            frame = Frame(self, limit, apart)
         if self._threaded:
             frame.words[tape.LIMIT] = limit
         if self.shares_arena:
@@ -95,7 +97,7 @@ class Plan:
         if self.shares_arena and frame.arena is not None:
             arenas.give_back(frame.arena)
             frame.arena = None
-        self._idle.append(frame)
+        (self._idle_apart if frame.apart else self._idle).append(frame)
 
     def _result(self, output: Output, frame: Frame, inputs: Sequence[np.ndarray],
                 own: Sequence[np.ndarray]) -> np.ndarray:
@@ -108,34 +110,40 @@ class Plan:
 
 class Frame:
     """What the native loop needs for one call of a plan, in one piece of memory. Its layout is `kernels.cpu.tape`'s:
-    header, entries, pointers, patches, and an argument block per entry. The memory of `threads` threads lies behind what
-    they share in the arena."""
+    header, entries, pointers, patches, an argument block per entry of the plan, and a table per group of them, which is one
+    entry of the loop unless they are to run `apart`. `firsts`: for each entry of the loop the first one of the plan. The
+    memory of `threads` threads lies behind what they share in the arena."""
 
-    def __init__(self, plan: Plan, threads: int):
+    def __init__(self, plan: Plan, threads: int, apart: bool = False):
         spec = plan.spec
+        groups = list(_groups(spec, apart))
+        self.firsts = [group.start for group in groups]
         self.arena: Arena | None = None
-        self.threads = threads
+        self.threads, self.apart = threads, apart
         self.arena_size = size_class(spec.arena + spec.private * threads)
         slots = plan.pointers.size + _EXTRA_SLOTS
         patches = list(_patches(spec, threads))
         entries_at = 8 * tape.FRAME_WORDS
-        self.pointers = entries_at + tape.ENTRY_BYTES * len(spec.entries)
+        self.pointers = entries_at + tape.ENTRY_BYTES * len(groups)
         patches_at = self.pointers + 8 * slots
         blocks_at = patches_at + tape.PATCH_BYTES * len(patches)
-        total = blocks_at + 8 * sum(1 + len(entry.arguments) for entry in spec.entries)
+        tables_at = blocks_at + 8 * sum(1 + len(entry.arguments) for entry in spec.entries)
+        total = tables_at + sum(_table_bytes(group) for group in groups)
         array = aligned(total)
         self.address = array.ctypes.data
         self.words = array.data
         self.memory = self.words.cast("B")
-        self._write_header(spec, entries_at, patches_at, len(patches), plan.pointers.size)
-        block = blocks_at
-        starts = []
-        for k, entry in enumerate(spec.entries):
-            starts.append(block)
-            function = 0 if entry.kernel is None else plan.kernels[entry.kernel]
-            self._write(entries_at + tape.ENTRY_BYTES * k, function, self.address + block, entry.items, 0)
-            self._write(block, self.address, *[_known_argument(a, plan.kernels) for a in entry.arguments])
-            block += 8 * (1 + len(entry.arguments))
+        self._write_header(len(groups), entries_at, patches_at, len(patches), plan.pointers.size)
+        starts = self._write_blocks(plan, blocks_at)
+        for k, group in enumerate(groups):
+            words = [_carried_out(spec.entries[position], self.address + starts[position], plan) for position in group]
+            if len(group) > 1:
+                rows = [word for row, position in zip(words, group) for word in (*row, spec.entries[position].pieces)]
+                self._write(tables_at, self.address, len(group), *rows)
+                pieces = sum(spec.entries[position].pieces for position in group)
+                words = [(side_by_side(), self.address + tables_at, pieces)]
+                tables_at += _table_bytes(group)
+            self._write(entries_at + tape.ENTRY_BYTES * k, *words[0], 0)
         self._write(patches_at, *[word for entry_index, argument, slot, offset in patches
                                   for word in (self.address + starts[entry_index] + 8 * (1 + argument), slot, offset)])
         self.extra = self.pointers // 8 + plan.pointers.size
@@ -149,8 +157,17 @@ class Frame:
         self.arena = arena
         self.words[self.extra + _ARENA_SLOT] = arena.address
 
-    def _write_header(self, spec: PlanSpec, entries_at: int, patches_at: int, patches: int, objects: int) -> None:
-        header = {tape.ENTRIES: self.address + entries_at, tape.COUNT: len(spec.entries),
+    def _write_blocks(self, plan: Plan, place: int) -> list[int]:
+        """Write the argument blocks; where each of them is."""
+        starts = []
+        for entry in plan.spec.entries:
+            starts.append(place)
+            self._write(place, self.address, *[_known_argument(a, plan.kernels) for a in entry.arguments])
+            place += 8 * (1 + len(entry.arguments))
+        return starts
+
+    def _write_header(self, count: int, entries_at: int, patches_at: int, patches: int, objects: int) -> None:
+        header = {tape.ENTRIES: self.address + entries_at, tape.COUNT: count,
                   tape.POINTERS: self.address + self.pointers, tape.OBJECTS: objects,
                   tape.PATCHES: self.address + patches_at, tape.PATCH_COUNT: patches,
                   tape.POOL: pool(), tape.LIMIT: 1}
@@ -174,14 +191,18 @@ class _Call:
         while (status := words[tape.STATUS]) != tape.DONE:
             position = words[tape.POSITION]
             if status == tape.ERROR:
-                entry = self.plan.spec.entries[position]
+                entry = self.entry(position)
                 raise errors.explain(words[tape.ERROR_CODE], words[tape.ERROR_VALUE], entry.name, entry.where)
             if status == tape.HOST:
-                self.host_call(self.plan.spec.entries[position])
+                self.host_call(self.entry(position))
                 position += 1
             elif status == tape.START:
                 words[tape.LIMIT] = threads.start(words[tape.LIMIT])
             self.plan._walk(self.frame.address, position, 0, tape.RESUME)
+
+    def entry(self, position: int) -> Entry:
+        """The entry of the plan at which the loop is."""
+        return self.plan.spec.entries[self.frame.firsts[position]]
 
     def host_call(self, entry: Entry) -> None:
         """Carry out an entry with NumPy."""
@@ -228,6 +249,25 @@ def load_plan(spec: PlanSpec) -> Plan | None:
     rebuilt = build.kernels([(text, names[key]) for key, text in missing.items() if text is not None])
     addresses = {key: address for key, address in {**found, **rebuilt}.items() if address is not None}
     return Plan(spec, addresses) if set(names) <= set(addresses) else None
+
+
+def _groups(spec: PlanSpec, apart: bool) -> Iterator[range]:
+    """The positions of the entries that run side by side, for all groups in order; with `apart` each entry is one."""
+    first = 0
+    for position, entry in enumerate(spec.entries):
+        last = position + 1 == len(spec.entries) or spec.entries[position + 1].group != entry.group
+        if apart or last or not entry.group:
+            yield range(first, position + 1)
+            first = position + 1
+
+
+def _table_bytes(group: range) -> int:
+    return 16 + tape.PART_BYTES * len(group) if len(group) > 1 else 0
+
+
+def _carried_out(entry: Entry, block: int, plan: Plan) -> tuple[int, int, int]:
+    """The words of an entry: its function, its argument block, its items."""
+    return 0 if entry.kernel is None else plan.kernels[entry.kernel], block, entry.items
 
 
 def _known_argument(argument: Argument, kernels: Mapping[str, int]) -> int:

@@ -81,7 +81,8 @@ class LibraryCall:
 class Entry:
     """One step: a kernel (by its cache key) for `items` work items with `arguments`, a host call, or a call of a library. On
     a GPU `items` are blocks of `threads` threads with `dynamic` bytes of shared memory beside what their code says, and
-    numbers among the arguments are int32, int64 where `wide`."""
+    numbers among the arguments are int32, int64 where `wide`. Neighbours of one `group` run side by side, cut into so many
+    `pieces` each; 0 is none."""
 
     name: str
     kernel: str | None
@@ -93,6 +94,8 @@ class Entry:
     wide: bool = False
     library: LibraryCall | None = None
     dynamic: int = 0
+    group: int = 0
+    pieces: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +158,11 @@ class PlanSpec:
         called = {a: f"part of {entry.name}" for entry in self.entries for a in entry.arguments if isinstance(a, str)}
         return called | {entry.kernel: entry.name for entry in self.entries if entry.kernel is not None}
 
+    @property
+    def is_grouped(self) -> bool:
+        """Whether entries run side by side."""
+        return any(entry.group for entry in self.entries)
+
     def to_json(self) -> str:
         """The plan as JSON text, from which `from_json` makes an equal one."""
         return json.dumps({
@@ -207,6 +215,8 @@ def _check_entry(entry: Entry, check_ref: Callable[[Ref, int], None]) -> None:
     _require(kinds == 1, f"{entry.name}: neither kernel nor call, or several")
     _require(0 <= entry.items < 1 << 31, f"{entry.name}: {entry.items} items")
     _require(0 <= entry.threads <= 1024, f"{entry.name}: blocks of {entry.threads} threads")
+    _require(entry.group == 0 or (entry.group > 0 and entry.kernel is not None), f"{entry.name}: group {entry.group}")
+    _require(1 <= entry.pieces <= max(entry.items, 1), f"{entry.name}: {entry.pieces} pieces of {entry.items} items")
     _require(0 <= entry.dynamic < 1 << 20, f"{entry.name}: {entry.dynamic} bytes of shared memory")
     _require(entry.kernel is None or bool(_KEY.match(entry.kernel)), f"{entry.name}: a kernel's key is hexadecimal")
     for argument in entry.arguments:                        # thousands: what to say of one is made up where it is wrong
@@ -293,7 +303,7 @@ def _write_entry(entry: Entry) -> dict[str, Any]:
             "where": entry.where and list(entry.where), "threads": entry.threads, "wide": entry.wide,
             "library": entry.library and {_KEYS[type(entry.library.asked)]: asdict(entry.library.asked),
                                           "operands": [list(ref) for ref in entry.library.operands]},
-            "dynamic": entry.dynamic}
+            "dynamic": entry.dynamic, "group": entry.group, "pieces": entry.pieces}
 
 
 def _write_argument(argument: Argument) -> Any:
@@ -331,7 +341,7 @@ def _read_entry(data: Any) -> Entry:
     arguments = tuple([_read_argument(a) for a in data["arguments"]])
     return Entry(_read(data["name"], str), kernel, host, _read(data["items"], int), arguments, where,
                  _read(data["threads"], int), _read(data["wide"], bool), data["library"] and _read_call(data["library"]),
-                 _read(data["dynamic"], int))
+                 _read(data["dynamic"], int), _read(data["group"], int), _read(data["pieces"], int))
 
 
 def _read_call(data: Any) -> LibraryCall:

@@ -71,9 +71,17 @@ def walk() -> Any:
     return native.function(build.kernel(tape.source("run"), "tape"))
 
 
-def sources() -> list[tuple[str, str]]:
-    """Text and name of the kernels that carry out all others: whoever compiles kernels can compile these along."""
-    return [(tape.source("run"), "tape"), *(_thread_sources() if limit() > 1 else [])]
+@cache
+def side_by_side() -> int:
+    """The address of the kernel that carries out others which do not depend on each other."""
+    return build.kernel(tape.source("side_by_side"), "side_by_side")
+
+
+def sources(grouped: bool = False) -> list[tuple[str, str]]:
+    """Text and name of the kernels that carry out all others: whoever compiles kernels can compile these along. `grouped`:
+    for a plan in which kernels run side by side, too."""
+    names = {"run": "tape"} | ({"side_by_side": "side_by_side"} if grouped else {})
+    return [*[(tape.source(text), name) for text, name in names.items()], *(_thread_sources() if limit() > 1 else [])]
 
 
 def _thread_sources() -> list[tuple[str, str]]:

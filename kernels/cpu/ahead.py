@@ -32,7 +32,7 @@ def sources(element: str = "f32") -> list[tuple[str, str]]:
 
 
 def _texts(element: str) -> Iterator[str]:
-    yield from map(tape.source, ("run", "worker", "wake"))
+    yield from map(tape.source, ("run", "side_by_side", "worker", "wake"))
     yield gemm.source(element)
     yield gemm_rows.source(gemm_rows.Lines(element, element, element))
     for kind in gemm.PACK_KINDS:

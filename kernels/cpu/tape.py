@@ -7,6 +7,9 @@ thread that is late holds up only the chunk that it took. `worker` is what each 
 finds itself on the processor of the thread that it helps goes to another one: some schedulers leave both where the one
 was woken by the other, for longer than a step takes, while the next processor is idle.
 
+Small kernels that do not depend on each other are one entry: `side_by_side` carries out a table of them, and its items are
+pieces of theirs.
+
 All state is int64 words in memory that Python allocates; the constants below are their places. Text is made by
 `source`, which puts the numbers in for the names.
 """
@@ -46,6 +49,10 @@ RESUME, ADDRESSES, ARRAYS = range(3)
 FUNCTION, BLOCK, ITEMS, COST = range(0, 32, 8)
 ENTRY_BYTES = 32
 
+# A row of the table of `side_by_side`: function, argument block, items, and into how many pieces they are cut.
+PART_FUNCTION, PART_BLOCK, PART_ITEMS, PART_PIECES = range(0, 32, 8)
+PART_BYTES = 32
+
 # A patch: word to write (its address), pointer to take, offset to add.
 PATCH_BYTES = 24
 
@@ -83,7 +90,9 @@ def run(args: Any, begin: int, arrays: int, mode: int) -> None:
         patches = args[PATCHES]
         for k in range(args[PATCH_COUNT]):
             patch = patches + PATCH_BYTES * k
-            poke(peek(patch), peek(pointers + 8 * peek(patch + 8)) + peek(patch + 16))
+            place = peek(pointers + 8 * peek(patch + 8)) + peek(patch + 16)
+            if peek(peek(patch)) != place:                  # other threads have these lines in their caches
+                poke(peek(patch), place)
     entries = args[ENTRIES]
     count = args[COUNT]
     limit = args[LIMIT]
@@ -185,6 +194,22 @@ def run(args: Any, begin: int, arrays: int, mode: int) -> None:
     args[POSITION] = position
 
 
+def side_by_side(args: Any, begin: int, end: int, thread: int) -> None:
+    """Carry out pieces of kernels that do not depend on each other. After the context `args` has how many kernels there are,
+    then the table."""
+    row = address(args) + 16
+    first = 0
+    for _ in range(args[1]):
+        items = peek(row + PART_ITEMS)
+        pieces = peek(row + PART_PIECES)
+        low = max(begin - first, 0) * items // pieces
+        high = min(end - first, pieces) * items // pieces
+        if low < high:
+            call_kernel(peek(row + PART_FUNCTION), peek(row + PART_BLOCK), low, high, thread)
+        first += pieces
+        row += PART_BYTES
+
+
 def worker(args: Any, begin: int, end: int, thread: int) -> None:
     """Take chunks of published jobs until the pool stops. `args` is the pool; the thread numbers itself."""
     pool = address(args)
@@ -231,7 +256,7 @@ def wake(args: Any, begin: int, end: int, thread: int) -> None:
 
 @cache
 def source(name: str) -> str:
-    """The text of kernel `run`, `worker` or `wake`, with numbers in place of this module's constants."""
+    """The text of kernel `run`, `side_by_side`, `worker` or `wake`, with numbers in place of this module's constants."""
     tree = ast.parse(inspect.getsource(globals()[name]))
     return ast.unparse(_Constants().visit(tree))
 
