@@ -27,9 +27,10 @@ def integers(call: Call, q: TensorType, k: TensorType, v: TensorType, mask: Tens
     """`attention.ARGUMENTS`."""
     runs, period = mask_runs(mask.shape) if mask else (1, 1)
     row = 0 if mask is None or mask.shape[-2] == 1 else mask.shape[-1]
-    blocks = -(-q.shape[1] // attention.block_of_queries(q.dtype.short))
+    block = attention.block_of_queries(q.dtype.short, k.shape[1])
     return (q.shape[1], k.shape[1], q.shape[2], v.shape[2], q.shape[0] // k.shape[0], int(mask is not None),
-            q.shape[0] // runs, period, row, int(call.attrs["causal"]), int(call.attrs["zero"]), int(dropped), blocks)
+            q.shape[0] // runs, period, row, int(call.attrs["causal"]), int(call.attrs["zero"]), int(dropped), block,
+            -(-q.shape[1] // block))
 
 
 def takes(call: Call) -> bool:

@@ -21,28 +21,30 @@ from jitgrad.kernels.cpu.template import text
 from jitgrad.kernels.cpu.tile import make_panel, multiply_block
 
 COLUMNS, TILE = 32, 14                          # of the register tile; `source` puts the machine's in their places
-QUERIES, KEYS = 56, 128                         # of a block; `source` too
+KEYS = 128                                      # of a block; `source` too
+STEP = 64                                       # elements of a line of scores that are looked at together
+MOST = 96                                       # queries of a block, at the most
 ARGUMENTS = ("queries", "keys", "width", "values", "times", "masked", "run", "period", "mask_row", "causal", "zero",
-             "dropped", "blocks")
+             "dropped", "block", "blocks")
 """The integers of both kernels: sizes L, S, E, V; heads of q per head of k; whether there is a mask, how many heads are in
 a run of it and how many matrices it has for them in turn, and the distance of its rows; both attributes; whether weights
-are dropped; and blocks of queries per head."""
+are dropped; queries of a block; and blocks of queries per head."""
 
 
 def source(kernel: str, element: str) -> str:
     """The text of one of `KERNELS` for ``f32`` or ``f64``."""
     tile = element_tile(element)
     spelled = text(KERNELS[kernel], T=element)
-    for name, number in {"COLUMNS": tile.columns, "TILE": tile.rows, "QUERIES": block_of_queries(element),
-                         "KEYS": block_of_keys(element)}.items():
+    for name, number in {"COLUMNS": tile.columns, "TILE": tile.rows, "KEYS": block_of_keys(element),
+                         "STEP": min(STEP, block_of_keys(element)), "MOST": MOST}.items():
         spelled = spelled.replace(name, str(number))
     return spelled
 
 
-def block_of_queries(element: str) -> int:
-    """Rows of a block of scores: whole tiles."""
+def block_of_queries(element: str, keys: int) -> int:
+    """Rows of a block of scores: whole tiles. Where all keys are one short line, a block may have more of them."""
     rows = element_tile(element).rows
-    return 56 // rows * rows
+    return (70 if keys <= STEP else 56) // rows * rows
 
 
 def block_of_keys(element: str) -> int:
@@ -57,7 +59,8 @@ def attention(args, begin, end, thread):
                              pointer(args, 9, T), pointer(args, 10, T))
     queries, keys, width, values, times = args[11], args[12], args[13], args[14], args[15]
     masked, run, period, mask_row, causal, zero = args[16], args[17], args[18], args[19], args[20], args[21]
-    dropped, blocks = args[22], args[23]
+    dropped, block_rows, blocks = args[22], args[23], args[24]
+    line_of = min((keys + STEP - 1) // STEP * STEP, KEYS)
     panels = (keys + COLUMNS - 1) // COLUMNS
     scores = make_panel(o)
     stats = make_panel(o)
@@ -69,23 +72,24 @@ def attention(args, begin, end, thread):
         scale = load(pointer(args, 8, T), 0, 11, 12)
     for item in range(begin, end):
         n = item // blocks
-        first = item % blocks * QUERIES
-        rows = min(QUERIES, queries - first)
+        first = item % blocks * block_rows
+        rows = min(block_rows, queries - first)
         group = n // times
         last = keys
         if causal != 0:
             last = min(keys, first + rows)
         for i in range(rows):
             store(stats, i, T(-1e999), 6, 12)
-            store(stats, QUERIES + i, T(0), 6, 12)
+            store(stats, MOST + i, T(0), 6, 12)
         for start in range(0, last, KEYS):
             count = min(KEYS, last - start)
-            multiply_block(args, 24, rows, count, width, width, TILE,
+            wide = (count + STEP - 1) // STEP * STEP
+            multiply_block(args, 25, rows, count, width, width, TILE,
                            q, (n * queries + first) * width, TILE * width, width, 1,
                            k, (group * panels + start // COLUMNS) * width * COLUMNS, width * COLUMNS, COLUMNS,
-                           scores, 0, KEYS, 0)
+                           scores, 0, line_of, 0)
             for i in range(rows):
-                line = i * KEYS
+                line = i * line_of
                 place = (n * queries + first + i) * values
                 seen = count
                 if causal != 0:
@@ -99,17 +103,17 @@ def attention(args, begin, end, thread):
                               T(select(added > T(-1e999), T(load(scores, line + j, 5, 12) + added), added)), 5, 12)
                 top = load(stats, i, 6, 12)
                 best = top
-                if seen < KEYS:
-                    for j in range(KEYS):
+                if seen < wide:
+                    for j in range(wide):
                         score_j = T(select(j < seen, load(scores, line + j, 5, 12), T(-1e999)))
                         store(scores, line + j, score_j, 5, 12)
                         best = reassociate_max(best, score_j)
                 else:
-                    for j in range(KEYS):
+                    for j in range(wide):
                         best = reassociate_max(best, load(scores, line + j, 5, 12))
                 shift = T(select(best > T(-1e999), best, T(0)))
                 total = T(0)
-                for j in range(KEYS):
+                for j in range(wide):
                     weight = T(exp(T(load(scores, line + j, 5, 12) - shift)))
                     store(scores, line + j, weight, 5, 12)
                     total = reassociate_add(total, weight)
@@ -117,33 +121,33 @@ def attention(args, begin, end, thread):
                 if start > 0:
                     less = T(exp(T(top - shift)))
                 store(stats, i, best, 6, 12)
-                store(stats, QUERIES + i, T(load(stats, QUERIES + i, 6, 12) * less + total), 6, 12)
+                store(stats, MOST + i, T(load(stats, MOST + i, 6, 12) * less + total), 6, 12)
                 if dropped != 0:
                     score = (n * queries + first + i) * keys + start
                     skip = score % 4
-                    for b in range(KEYS // 4 + min(skip, 1) * 8):
+                    for b in range(wide // 4 + min(skip, 1) * 8):
                         w, x, y, z = random_bits_block(key, offset, score // 4 + b)
                         store(kept, 4 * b, T(select(i64(w) >= limit, scale, T(0))), 7, 12)
                         store(kept, 4 * b + 1, T(select(i64(x) >= limit, scale, T(0))), 7, 12)
                         store(kept, 4 * b + 2, T(select(i64(y) >= limit, scale, T(0))), 7, 12)
                         store(kept, 4 * b + 3, T(select(i64(z) >= limit, scale, T(0))), 7, 12)
-                    for j in range(KEYS):
+                    for j in range(wide):
                         store(scores, line + j, T(load(scores, line + j, 5, 12) * load(kept, skip + j, 7, 12)), 5, 12)
                 if start > 0:
                     for j in range(values):
                         store(o, place + j, T(load(o, place + j, 3, 12) * less), 3, 12)
-            multiply_block(args, 24, rows, values, count, count, TILE, scores, 0, TILE * KEYS, KEYS, 1,
+            multiply_block(args, 25, rows, values, count, count, TILE, scores, 0, TILE * line_of, line_of, 1,
                            v, (group * keys + start) * values, COLUMNS, values,
                            o, (n * queries + first) * values, values, start)
         for i in range(rows):
+            total = load(stats, MOST + i, 6, 12)
+            store(lse, n * queries + first + i, T(log(total) + load(stats, i, 6, 12)), 4, 12)
+            store(stats, MOST + i, T(T(1) / T(select(zero * i64(total == T(0)) != 0, T(1), total))), 6, 12)
+        for i in range(rows):
             place = (n * queries + first + i) * values
-            total = load(stats, QUERIES + i, 6, 12)
-            factor = T(T(1) / total)
-            if zero != 0 and total == T(0):
-                factor = T(1)
+            factor = load(stats, MOST + i, 6, 12)
             for j in range(values):
                 store(o, place + j, T(load(o, place + j, 3, 12) * factor), 3, 12)
-            store(lse, n * queries + first + i, T(log(total) + load(stats, i, 6, 12)), 4, 12)
 
 
 def attention_dots(args, begin, end, thread):
@@ -167,7 +171,8 @@ def attention_grad(args, begin, end, thread):
                                       pointer(args, 14, T), pointer(args, 15, T))
     queries, keys, width, values, times = args[16], args[17], args[18], args[19], args[20]
     masked, run, period, mask_row, causal, zero = args[21], args[22], args[23], args[24], args[25], args[26]
-    dropped, parts, keys_of_part, heads = args[27], args[29], args[30], args[31]
+    dropped, block_rows, parts, keys_of_part, heads = args[27], args[28], args[30], args[31], args[32]
+    line_of = min((keys + STEP - 1) // STEP * STEP, KEYS)
     panels = (keys + COLUMNS - 1) // COLUMNS
     weights = make_panel(dq)
     slopes = make_panel(dq)
@@ -189,22 +194,23 @@ def attention_grad(args, begin, end, thread):
             for n in range(group * times, (group + 1) * times):
                 begin_query = 0
                 if causal != 0:
-                    begin_query = start // QUERIES * QUERIES
-                blocks = (queries - begin_query + QUERIES - 1) // QUERIES
+                    begin_query = start // block_rows * block_rows
+                blocks = (queries - begin_query + block_rows - 1) // block_rows
                 for block in range(blocks):
-                    first = begin_query + (blocks - 1 - block) * QUERIES            # first those that see most keys
-                    rows = min(QUERIES, queries - first)
+                    first = begin_query + (blocks - 1 - block) * block_rows            # first those that see most keys
+                    rows = min(block_rows, queries - first)
                     near = count
                     if causal != 0 and started != 0:
                         near = max(min(count, first + rows - start), 1)
+                    wide = (near + STEP - 1) // STEP * STEP
                     query = n * queries + first
                     panel = group * panels + start // COLUMNS
-                    multiply_block(args, 32, rows, near, width, width, TILE, q, query * width, TILE * width, width, 1,
-                                   k_panels, panel * width * COLUMNS, width * COLUMNS, COLUMNS, weights, 0, KEYS, 0)
-                    multiply_block(args, 32, rows, near, values, values, TILE, g, query * values, TILE * values, values, 1,
-                                   v_panels, panel * values * COLUMNS, values * COLUMNS, COLUMNS, slopes, 0, KEYS, 0)
+                    multiply_block(args, 33, rows, near, width, width, TILE, q, query * width, TILE * width, width, 1,
+                                   k_panels, panel * width * COLUMNS, width * COLUMNS, COLUMNS, weights, 0, line_of, 0)
+                    multiply_block(args, 33, rows, near, values, values, TILE, g, query * values, TILE * values, values, 1,
+                                   v_panels, panel * values * COLUMNS, values * COLUMNS, COLUMNS, slopes, 0, line_of, 0)
                     for i in range(rows):
-                        line = i * KEYS
+                        line = i * line_of
                         seen = count
                         if causal != 0:
                             seen = max(min(count, first + i + 1 - start), 0)
@@ -219,37 +225,37 @@ def attention_grad(args, begin, end, thread):
                         dot = load(dots, query + i, 5, 16)
                         if not shift > T(-1e999):
                             shift = T(0) if zero != 0 else T(shift - shift)
-                        if seen < KEYS:
-                            for j in range(KEYS):
+                        if seen < wide:
+                            for j in range(wide):
                                 store(weights, line + j, T(select(j < seen, load(weights, line + j, 9, 16), T(-1e999))),
                                       9, 16)
                         if dropped != 0:
                             score = (query + i) * keys + start
                             skip = score % 4
-                            for b in range(KEYS // 4 + min(skip, 1) * 8):
+                            for b in range(wide // 4 + min(skip, 1) * 8):
                                 w, x, y, z = random_bits_block(key, offset, score // 4 + b)
                                 store(kept, 4 * b, T(select(i64(w) >= limit, scale, T(0))), 11, 16)
                                 store(kept, 4 * b + 1, T(select(i64(x) >= limit, scale, T(0))), 11, 16)
                                 store(kept, 4 * b + 2, T(select(i64(y) >= limit, scale, T(0))), 11, 16)
                                 store(kept, 4 * b + 3, T(select(i64(z) >= limit, scale, T(0))), 11, 16)
-                            for j in range(KEYS):
+                            for j in range(wide):
                                 store(slopes, line + j, T(load(slopes, line + j, 10, 16) * load(kept, skip + j, 11, 16)),
                                       10, 16)
-                        for j in range(KEYS):
+                        for j in range(wide):
                             weight = T(exp(T(load(weights, line + j, 9, 16) - shift)))
                             slope = T(weight * T(load(slopes, line + j, 10, 16) - dot))
                             store(weights, line + j, weight, 9, 16)
                             store(slopes, line + j, slope, 10, 16)
                         if dropped != 0:
-                            for j in range(KEYS):
+                            for j in range(wide):
                                 store(weights, line + j, T(load(weights, line + j, 9, 16) * load(kept, skip + j, 11, 16)),
                                       9, 16)
                     own = group * keys + start
-                    multiply_block(args, 32, near, values, rows, rows, TILE, weights, 0, TILE, 1, KEYS,
+                    multiply_block(args, 33, near, values, rows, rows, TILE, weights, 0, TILE, 1, line_of,
                                    g, query * values, COLUMNS, values, dv, own * values, values, started)
-                    multiply_block(args, 32, near, width, rows, rows, TILE, slopes, 0, TILE, 1, KEYS,
+                    multiply_block(args, 33, near, width, rows, rows, TILE, slopes, 0, TILE, 1, line_of,
                                    q, query * width, COLUMNS, width, dk, own * width, width, started)
-                    multiply_block(args, 32, rows, width, near, near, TILE, slopes, 0, TILE * KEYS, KEYS, 1,
+                    multiply_block(args, 33, rows, width, near, near, TILE, slopes, 0, TILE * line_of, line_of, 1,
                                    k, own * width, COLUMNS, width,
                                    dq, (part * heads * queries + query) * width, width, 1)
                     started = 1
