@@ -13,7 +13,7 @@ positions in [N, L, S] and of nothing else, so both passes drop the same ones, h
 from __future__ import annotations
 
 from jitgrad.kernels.cpu.gemm import element_tile
-from jitgrad.kernels.cpu.math import ceil, exp, log, select
+from jitgrad.kernels.cpu.math import ceil, exp_of_score, log, select
 from jitgrad.kernels.cpu.philox import random_bits_block
 from jitgrad.kernels.cpu.scalar import f32, f32 as T, f64
 from jitgrad.kernels.cpu.standins import i64, load, pointer, reassociate_add, reassociate_max, store
@@ -90,7 +90,6 @@ def attention(args, begin, end, thread):
                            scores, 0, line_of, 0)
             for i in range(rows):
                 line = i * line_of
-                place = (n * queries + first + i) * values
                 seen = count
                 if causal != 0:
                     seen = max(min(count, first + i + 1 - start), 0)
@@ -101,8 +100,7 @@ def attention(args, begin, end, thread):
                         added = load(mask, above + j, 2, 12)
                         store(scores, line + j,
                               T(select(added > T(-1e999), T(load(scores, line + j, 5, 12) + added), added)), 5, 12)
-                top = load(stats, i, 6, 12)
-                best = top
+                best = load(stats, i, 6, 12)
                 if seen < wide:
                     for j in range(wide):
                         score_j = T(select(j < seen, load(scores, line + j, 5, 12), T(-1e999)))
@@ -111,15 +109,21 @@ def attention(args, begin, end, thread):
                 else:
                     for j in range(wide):
                         best = reassociate_max(best, load(scores, line + j, 5, 12))
+                store(stats, 2 * MOST + i, best, 6, 12)
+            for i in range(rows):                       # apart, so that a line need not wait for its maximum
+                line = i * line_of
+                place = (n * queries + first + i) * values
+                top = load(stats, i, 6, 12)
+                best = load(stats, 2 * MOST + i, 6, 12)
                 shift = T(select(best > T(-1e999), best, T(0)))
                 total = T(0)
                 for j in range(wide):
-                    weight = T(exp(T(load(scores, line + j, 5, 12) - shift)))
+                    weight = T(exp_of_score(T(load(scores, line + j, 5, 12) - shift)))
                     store(scores, line + j, weight, 5, 12)
                     total = reassociate_add(total, weight)
                 less = T(0)
                 if start > 0:
-                    less = T(exp(T(top - shift)))
+                    less = T(exp_of_score(T(top - shift)))
                 store(stats, i, best, 6, 12)
                 store(stats, MOST + i, T(load(stats, MOST + i, 6, 12) * less + total), 6, 12)
                 if dropped != 0:
@@ -242,7 +246,7 @@ def attention_grad(args, begin, end, thread):
                                 store(slopes, line + j, T(load(slopes, line + j, 10, 16) * load(kept, skip + j, 11, 16)),
                                       10, 16)
                         for j in range(wide):
-                            weight = T(exp(T(load(weights, line + j, 9, 16) - shift)))
+                            weight = T(exp_of_score(T(load(weights, line + j, 9, 16) - shift)))
                             slope = T(weight * T(load(slopes, line + j, 10, 16) - dot))
                             store(weights, line + j, weight, 9, 16)
                             store(slopes, line + j, slope, 10, 16)
