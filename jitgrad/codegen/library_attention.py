@@ -14,7 +14,7 @@ from jitgrad.ir.strides import Heads, heads_in, read_heads
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu import attention, conv, gemm
 from jitgrad.kernels.cpu.gemm import Matrices
-from jitgrad.ops.attention import mask_runs, operands
+from jitgrad.ops.attention import mask_runs, operands, pieces
 
 ITEMS = 8                                       # of the gradient, for balance: heads are cut into parts where they are fewer
 
@@ -46,6 +46,7 @@ class Attention:
     outputs: list[Operand]
     factor: Buffer | None
     buffers: int
+    multiplied: bool = False                    # whether the gradient of the query is, too
     launches: list[Launch] = field(default_factory=list)
     scratch: list[int] = field(default_factory=list)
 
@@ -115,7 +116,8 @@ class Attention:
             attention.source("attention_grad", self.short), groups * parts, g.buffer, q.buffer, k.buffer, *extra,
             lse.buffer, dots, k_panels, v_panels, whole.buffer, dk.buffer, dv.buffer, self.factor or q.buffer,
             *self.integers(q.type, k.type, v.type, mask, dropped), parts, per_part * block, q.type.size,
-            int(self.factor is not None), *[n for x in made for n in x.heads.integers], product_core(self.short)))
+            int(self.factor is not None) + int(self.multiplied), *[n for x in made for n in x.heads.integers],
+            product_core(self.short)))
         if parts > 1:
             self.launches.append(launch(conv.add_parts_source(self.short), -(-q.type.size // BLOCK), whole.buffer, dq.buffer,
                                         q.type.size, parts, BLOCK))
@@ -152,7 +154,7 @@ def lower_in_place(body: Graph, shared: Sequence[tuple[int, int]] = ()) -> Lower
     """The template "attention": the primitive, or its gradient, with the movement ops that feed it
     (`jitgrad.transforms.operands`)."""
     producers = body.producers()
-    node = body.nodes[-1]
+    (node,) = [n for n in body.nodes if n.op in (ops.attention, ops.attention_grad)]
     inputs, factors = [], []
     for value in node.inputs:
         read = read_heads(producers, value) if value in producers else None
@@ -160,6 +162,13 @@ def lower_in_place(body: Graph, shared: Sequence[tuple[int, int]] = ()) -> Lower
         place = Buffer(body.inputs.index(source))
         inputs.append(Operand(value.type, place, read.heads) if read else contiguous(value.type, place))
         factors += [Buffer(body.inputs.index(read.factor))] if read and read.factor else []
-    outputs = [contiguous(v.type, Buffer(len(body.inputs) + body.outputs.index(v))) for v in node.outputs]
-    made = Attention(node.attrs, inputs, outputs, factors[0] if factors else None, len(body.inputs) + len(body.outputs))
+    first = len(body.inputs)
+    made = Attention(node.attrs, inputs, [], factors[0] if factors else None, first + len(body.outputs))
+    if body.outputs == node.outputs:
+        made.outputs = [contiguous(v.type, Buffer(first + k)) for k, v in enumerate(node.outputs)]
+    else:
+        found = pieces(body)
+        assert found is not None
+        made.outputs = [Operand(v.type, Buffer(first), found[v].heads) for v in node.outputs]
+        made.multiplied = found[node.outputs[0]].multiplied
     return made.forward() if node.op is ops.attention else made.backward()

@@ -1,27 +1,37 @@
-"""Graph of regions -> the same, with attention that reads its operands where they lie.
+"""Graph of regions -> the same, with attention that reads its operands, and writes its gradients, where they lie.
 
 Query, key and value are mostly parts of one product, moved to [heads, tokens, width]. What would be a kernel that copies
 them, because attention is no part of a region, becomes strides: the movement ops, and the number that multiplies the
-query, join attention in a region of the template "attention". A copy that nobody else reads is gone.
+query, join attention in a region of the template "attention". A copy that nobody else reads is gone. Likewise the other
+way round: the gradients are mostly joined and moved, to be the gradient of that product; then they are written there. (What
+is added to them on the way is 0.0. It makes 0.0 of -0.0, which such a sum of products is only where all of it underflows.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
 
 from jitgrad import ops
 from jitgrad.dtypes import float32, float64
 from jitgrad.ir.graph import Graph, Node, Value
-from jitgrad.ir.strides import read_heads
+from jitgrad.ir.strides import follow, read_heads
+from jitgrad.ops.attention import pieces
 from jitgrad.ops.region import region
 from jitgrad.transforms.dce import eliminate_dead_code
+
+ENOUGH = 8
+"""Heads of keys from which all keys of one are in one part: parts have a gradient of the query each."""
 
 
 def read_where_they_lie(graph: Graph) -> Graph:
     """See the module's text."""
     producers = graph.producers()
-    nodes = [_with_operands(node, producers) for node in graph.nodes]
-    return graph if nodes == list(graph.nodes) else eliminate_dead_code(graph.replace(nodes=tuple(nodes)))
+    nodes = tuple([_with_operands(node, producers) for node in graph.nodes])
+    found = graph if nodes == graph.nodes else eliminate_dead_code(graph.replace(nodes=nodes))
+    return _Results(found).written_in_place()
 
 
 def _with_operands(node: Node, producers: Mapping[Value, Node]) -> Node:
@@ -39,11 +49,136 @@ def _with_operands(node: Node, producers: Mapping[Value, Node]) -> Node:
             inner.update(dict.fromkeys(moving))
     if all(n.op.name == "reshape" for n in inner):
         return node
-    members = (*inner, node)
+    return _region_of((*inner, node), node.outputs, "attention", node)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tail:
+    """What happens to a gradient before it is joined with others: its nodes, and the number that multiplies it."""
+
+    gradient: Value
+    nodes: list[Node]
+    factor: Value | None
+
+
+class _Results:
+    """One look at what becomes of the gradients in a graph."""
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self.producers = graph.producers()
+        self.uses = graph.uses()
+        self.results = set(graph.results)
+
+    def written_in_place(self) -> Graph:
+        replaced: dict[Node, tuple[Node, ...]] = {}
+        for node in self.graph.nodes:
+            if node.op is ops.concat and len(node.inputs) == 3:
+                replaced.update(self._joined(node))
+        if not replaced:
+            return self.graph
+        nodes = [new for node in self.graph.nodes for new in replaced.get(node, (node,))]
+        return eliminate_dead_code(self.graph.replace(nodes=tuple(nodes)))
+
+    def _joined(self, concat: Node) -> dict[Node, tuple[Node, ...]]:
+        """What stands for the reader of `concat` and for the node whose gradients it joins, if they can be one."""
+        tails = [self._tail(v) for v in concat.inputs]
+        reader = self._only_reader(concat.output)
+        if reader is None or reader.op is not region or any(tail is None for tail in tails):
+            return {}
+        known = [tail for tail in tails if tail is not None]
+        maker = self.producers[known[0].gradient]
+        gradients = [tail.gradient for tail in known]
+        if set(gradients) != set(maker.outputs) or maker.outputs[0].shape[0] < ENOUGH:
+            return {}
+        inner: Graph | None = maker.attrs["body"] if maker.op is region else None
+        node = inner.nodes[-1] if inner else maker
+        factors = {tail.gradient: tail.factor for tail in known}
+        query = read_heads(inner.producers(), node.inputs[1]) if inner and node.inputs[1] in inner.producers() else None
+        if any(factors[v] is not None for v in maker.outputs[1:]) or \
+                factors[maker.outputs[0]] not in (None, query.factor if query else None):
+            return {}
+        first, *rest = reader.attrs["body"].nodes
+        moved = first.output
+        if first.op is not ops.permute or first.inputs[0] is not concat.output or moved not in reader.outputs \
+                or any(concat.output in n.inputs for n in rest):
+            return {}
+        members = (*(inner.nodes if inner else (node,)), *[n for tail in known for n in tail.nodes], concat, first)
+        made = _region_of(tuple(dict.fromkeys(members)), (moved,), "attention", maker)
+        if pieces(made.attrs["body"]) is None:
+            return {}
+        if not rest:
+            return {maker: (), reader: (made,)}
+        outputs = tuple([v for v in reader.outputs if v is not moved])
+        return {maker: (), reader: (made, _region_of(tuple(rest), outputs, reader.attrs["template"], reader))}
+
+    def _only_reader(self, value: Value) -> Node | None:
+        """The node that alone reads `value`."""
+        readers = self.uses[value]
+        return readers[0] if len(readers) == 1 and value not in self.results else None
+
+    def _tail(self, value: Value) -> _Tail | None:
+        """How `value` is made of a gradient; None where it is not, or where others read what lies in between."""
+        nodes: list[Node] = []
+        factor: Value | None = None
+        while self._only_reader(value) is not None:
+            node = self.producers.get(value)
+            if node is None:
+                return None
+            if _gradient_node(node) is not None:
+                return _Tail(value, nodes, factor)
+            if node.op.name == "reshape":
+                nodes, value = [node, *nodes], node.inputs[0]
+                continue
+            if node.op is not region or node.attrs["template"] != "map" or len(node.outputs) > 1 or factor is not None:
+                return None
+            inside = self._plain(node.attrs["body"])
+            if inside is None:
+                return None
+            nodes, (value, factor) = [*node.attrs["body"].nodes, *nodes], inside
+        return None
+
+    def _plain(self, body: Graph) -> tuple[Value, Value | None] | None:
+        """The input of `body` that its result is, but for its shape, for zeros added, and for a number that multiplies
+        it; and that number."""
+        producers = body.producers()
+        value, factor = body.outputs[0], None
+        while value in producers:
+            node = producers[value]
+            if node.op.name == "reshape":
+                value = node.inputs[0]
+                continue
+            if node.op not in (ops.add, ops.mul):
+                return None
+            numbers = [follow(producers, v)[1] for v in node.inputs]
+            side = next((k for k, v in enumerate(numbers) if v.type.size == 1 and v not in producers), None)
+            if side is None or (node.op is ops.mul and factor is not None):
+                return None
+            if node.op is ops.mul:
+                factor = numbers[side]
+            elif not self._is_zero(numbers[side]):
+                return None
+            value = node.inputs[1 - side]
+        return value, factor
+
+    def _is_zero(self, value: Value) -> bool:
+        node = self.producers.get(value)
+        return node is not None and node.op is ops.constant and bool(np.all(node.attrs["value"] == 0))
+
+
+def _gradient_node(node: Node) -> Node | None:
+    """The `attention_grad` that `node` is, or is the region of."""
+    if node.op is region and node.attrs["template"] == "attention":
+        node = node.attrs["body"].nodes[-1]
+    return node if node.op is ops.attention_grad else None
+
+
+def _region_of(members: tuple[Node, ...], outputs: tuple[Value, ...], template: str, like: Node) -> Node:
+    """A region of these nodes."""
     made = {v for n in members for v in n.outputs}
     inputs = tuple(dict.fromkeys([v for n in members for v in n.inputs if v not in made]))
-    body = Graph(inputs, members, node.outputs, "attention")
-    return Node(region, inputs, {"body": body, "template": "attention"}, node.outputs, node.where)
+    return Node(region, inputs, {"body": Graph(inputs, members, outputs, template), "template": template}, outputs,
+                like.where)
 
 
 def _moving(value: Value, producers: Mapping[Value, Node]) -> list[Node]:

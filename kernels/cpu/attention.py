@@ -190,7 +190,7 @@ def attention_dots(args, begin, end, thread):
 def attention_grad(args, begin, end, thread):
     """Arguments: g, q, k, mask; key, offset, p, scale (of dropout); lse, dots, packed k, packed v, dq (parts of them, if
     there are several), dk, dv, what scores are multiplied with; `ARGUMENTS`, parts, keys of a part, the distance of
-    parts, whether scores are multiplied, `HEADS` of g, q, k, dq, dk and dv. Items: parts of all heads of k."""
+    parts, whether scores are multiplied (2: so is dq), `HEADS` of g, q, k, dq, dk and dv. Items: parts of all heads of k."""
     g, q, k, mask, lse, dots = (pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T), pointer(args, 4, T),
                                 pointer(args, 9, T), pointer(args, 10, T))
     k_panels, v_panels, dq, dk, dv = (pointer(args, 11, T), pointer(args, 12, T), pointer(args, 13, T),
@@ -216,8 +216,11 @@ def attention_grad(args, begin, end, thread):
         limit = 256 * i64(ceil(f64(load(pointer(args, 7, f32), 0, 14, 17)) * f64(16777216)))
         scale = load(pointer(args, 8, T), 0, 15, 17)
     factor = T(1)
+    steepness = T(1)                            # what the gradients of scores are multiplied with
     if scaled != 0:
         factor = load(pointer(args, 16, T), 0, 16, 17)
+    if scaled == 2:
+        steepness = factor
     for item in range(begin, end):
         group = item // parts
         part = item % parts
@@ -292,7 +295,7 @@ def attention_grad(args, begin, end, thread):
                                       10, 17)
                         for j in range(wide):
                             weight = T(exp_of_score(T(load(weights, line + j, 9, 17) - shift)))
-                            slope = T(weight * T(load(slopes, line + j, 10, 17) - dot))
+                            slope = T(T(weight * T(load(slopes, line + j, 10, 17) - dot)) * steepness)
                             store(weights, line + j, weight, 9, 17)
                             store(slopes, line + j, slope, 10, 17)
                         if dropped != 0:
@@ -314,7 +317,7 @@ def attention_grad(args, begin, end, thread):
                         store(dk, dk_place + i * dk_row + j, T(0), 7, 17)
                     for j in range(values):
                         store(dv, dv_place + i * dv_row + j, T(0), 8, 17)
-                if scaled != 0:
+                if scaled == 1:
                     for j in range(width):
                         place = dk_place + i * dk_row + j
                         store(dk, place, T(load(dk, place, 7, 17) * factor), 7, 17)
