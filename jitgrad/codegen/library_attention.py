@@ -10,11 +10,11 @@ from jitgrad import dtypes, ops
 from jitgrad.codegen.call import BLOCK, Call, launch, lowers, product_core
 from jitgrad.codegen.kernel import Buffer, Launch, Lowered
 from jitgrad.ir.graph import Graph
-from jitgrad.ir.strides import Heads, heads_in, read_heads
+from jitgrad.ir.strides import Heads, follow, heads_in, read_heads
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu import attention, conv, gemm
 from jitgrad.kernels.cpu.gemm import Matrices
-from jitgrad.ops.attention import mask_runs, operands, pieces
+from jitgrad.ops.attention import heads_of_moved, mask_runs, operands, pieces
 
 ITEMS = 8                                       # of the gradient, for balance: heads are cut into parts where they are fewer
 
@@ -166,6 +166,12 @@ def lower_in_place(body: Graph, shared: Sequence[tuple[int, int]] = ()) -> Lower
     made = Attention(node.attrs, inputs, [], factors[0] if factors else None, first + len(body.outputs))
     if body.outputs == node.outputs:
         made.outputs = [contiguous(v.type, Buffer(first + k)) for k, v in enumerate(node.outputs)]
+    elif node.op is ops.attention:
+        chain, _ = follow(producers, body.outputs[0])
+        heads = heads_of_moved(chain, node.outputs[0].type, body.outputs[0].type)
+        assert heads is not None
+        made.outputs = [Operand(node.outputs[0].type, Buffer(first), heads),
+                        contiguous(node.outputs[1].type, Buffer(first + 1))]
     else:
         found = pieces(body)
         assert found is not None

@@ -261,6 +261,26 @@ def _rule_of_gradient(gs: Any, xs: Any, xs_types: Any, causal: bool, zero: bool)
     return (*replay(graph, [*xs[:-2], *gs]), *[None] * (len(xs) - 4))
 
 
+def moved_back(chain: Sequence[Node], moved: Any) -> Any:
+    """What `moved` was before the permutes and reshapes of `chain`, last one first."""
+    for node in chain:
+        if node.op is ops.permute:
+            moved = ops.permute(moved, axes=tuple(np.argsort(node.attrs["axes"]).tolist()))
+        else:
+            moved = ops.reshape(moved, shape=node.inputs[0].shape)
+    return moved
+
+
+def heads_of_moved(chain: Sequence[Node], before: TensorType, after: TensorType) -> Heads | None:
+    """Where a result lies in memory that holds it as `chain` moves it."""
+    builder = GraphBuilder("moved")
+    whole = builder.input(after)
+    with builder:
+        x = moved_back(chain, whole)
+    back, _ = follow(builder.build([x]).producers(), x)
+    return heads_through(back, after, before)
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """Where in a result a gradient lies, and whether it is multiplied on the way there."""

@@ -1,24 +1,25 @@
-"""Graph of regions -> the same, with attention that reads its operands, and writes its gradients, where they lie.
+"""Graph of regions -> the same, with attention that reads its operands and writes its results where they lie.
 
 Query, key and value are mostly parts of one product, moved to [heads, tokens, width]. What would be a kernel that copies
 them, because attention is no part of a region, becomes strides: the movement ops, and the number that multiplies the
 query, join attention in a region of the template "attention". A copy that nobody else reads is gone. Likewise the other
-way round: the gradients are mostly joined and moved, to be the gradient of that product; then they are written there. (What
-is added to them on the way is 0.0. It makes 0.0 of -0.0, which such a sum of products is only where all of it underflows.)
+way round: the result is written as its reader wants it, where it alone moves it, and gradients that are joined and moved,
+to be the gradient of that product, are written there. (What is added to them on the way is 0.0. It makes 0.0 of -0.0,
+which such a sum of products is only where all of it underflows.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from jitgrad import ops
 from jitgrad.dtypes import float32, float64
-from jitgrad.ir.graph import Graph, Node, Value
+from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value
 from jitgrad.ir.strides import follow, read_heads
-from jitgrad.ops.attention import pieces
+from jitgrad.ops.attention import heads_of_moved, moved_back, pieces
 from jitgrad.ops.region import region
 from jitgrad.transforms.dce import eliminate_dead_code
 
@@ -31,7 +32,7 @@ def read_where_they_lie(graph: Graph) -> Graph:
     producers = graph.producers()
     nodes = tuple([_with_operands(node, producers) for node in graph.nodes])
     found = graph if nodes == graph.nodes else eliminate_dead_code(graph.replace(nodes=nodes))
-    return _Results(found).written_in_place()
+    return _Results(_Results(found).gradients_in_place()).results_in_place()
 
 
 def _with_operands(node: Node, producers: Mapping[Value, Node]) -> Node:
@@ -70,7 +71,7 @@ class _Results:
         self.uses = graph.uses()
         self.results = set(graph.results)
 
-    def written_in_place(self) -> Graph:
+    def gradients_in_place(self) -> Graph:
         replaced: dict[Node, tuple[Node, ...]] = {}
         for node in self.graph.nodes:
             if node.op is ops.concat and len(node.inputs) == 3:
@@ -79,6 +80,32 @@ class _Results:
             return self.graph
         nodes = [new for node in self.graph.nodes for new in replaced.get(node, (node,))]
         return eliminate_dead_code(self.graph.replace(nodes=tuple(nodes)))
+
+    def results_in_place(self) -> Graph:
+        replaced: dict[Node, tuple[Node, ...]] = {}
+        for node in self.graph.nodes:
+            if _primitive(node).op is ops.attention:
+                replaced.update(self._moved(node))
+        if not replaced:
+            return self.graph
+        return self.graph.replace(nodes=tuple([new for node in self.graph.nodes for new in replaced.get(node, (node,))]))
+
+    def _moved(self, maker: Node) -> dict[Node, tuple[Node, ...]]:
+        """What stands for an attention, for the kernel that moves its result, and for the gradients that read it."""
+        out, lse = maker.outputs
+        others = [n for n in self.uses[out] if _primitive(n).op is not ops.attention_grad]
+        gradients = [n for n in self.uses[out] if n not in others]
+        if len(others) != 1 or out in self.results or others[0].op is not region or others[0].attrs["template"] != "map" \
+                or any(_primitive(n).inputs.count(out) != 1 or _primitive(n).inputs[-2] is not out for n in gradients):
+            return {}
+        body: Graph = others[0].attrs["body"]
+        (moved, *rest), chain = body.outputs, body.nodes[::-1]
+        if rest or others[0].inputs != (out,) or any(n.op not in (ops.permute, ops.reshape) for n in chain) \
+                or out.dtype not in (float32, float64) or heads_of_moved(chain, out.type, moved.type) is None:
+            return {}
+        members = (*(maker.attrs["body"].nodes if maker.op is region else (maker,)), *body.nodes)
+        made = _region_of(members, (moved, lse), "attention", maker)
+        return {maker: (made,), others[0]: (), **{n: (_reading_moved(n, chain, out, moved),) for n in gradients}}
 
     def _joined(self, concat: Node) -> dict[Node, tuple[Node, ...]]:
         """What stands for the reader of `concat` and for the node whose gradients it joins, if they can be one."""
@@ -125,7 +152,7 @@ class _Results:
             node = self.producers.get(value)
             if node is None:
                 return None
-            if _gradient_node(node) is not None:
+            if _primitive(node).op is ops.attention_grad:
                 return _Tail(value, nodes, factor)
             if node.op.name == "reshape":
                 nodes, value = [node, *nodes], node.inputs[0]
@@ -166,11 +193,26 @@ class _Results:
         return node is not None and node.op is ops.constant and bool(np.all(node.attrs["value"] == 0))
 
 
-def _gradient_node(node: Node) -> Node | None:
-    """The `attention_grad` that `node` is, or is the region of."""
+def _primitive(node: Node) -> Node:
+    """The attention, or the gradient of one, that `node` is the region of; else `node` itself."""
     if node.op is region and node.attrs["template"] == "attention":
-        node = node.attrs["body"].nodes[-1]
-    return node if node.op is ops.attention_grad else None
+        (node,) = [n for n in node.attrs["body"].nodes if n.op in (ops.attention, ops.attention_grad)]
+    return node
+
+
+def _reading_moved(node: Node, chain: Sequence[Node], out: Value, moved: Value) -> Node:
+    """The gradient `node`, with attention's result read where it was moved to."""
+    builder = GraphBuilder("back")
+    whole = builder.input(moved.type)
+    with builder:
+        x = moved_back(chain, whole)
+    known = {whole: moved}
+    back = [Node(n.op, tuple([known.get(v, v) for v in n.inputs]), n.attrs, n.outputs, n.where)
+            for n in builder.build([x]).nodes]
+    inner = [*node.attrs["body"].nodes] if node.op is region else [node]
+    members = [Node(n.op, tuple([x if v is out else v for v in n.inputs]), n.attrs, n.outputs, n.where)
+               if n.op is ops.attention_grad else n for n in inner]
+    return _region_of((*back, *members), node.outputs, "attention", node)
 
 
 def _region_of(members: tuple[Node, ...], outputs: tuple[Value, ...], template: str, like: Node) -> Node:
