@@ -101,7 +101,8 @@ class Attention:
         groups, keys, _ = k.type.shape
         block = attention.block_of_keys(self.short)
         blocks = -(-keys // block)
-        per_part = -(-blocks // min(-(-ITEMS // groups), blocks))
+        wanted = -(-ITEMS // groups) if dq.heads == heads_in(dq.type.shape) else 1      # parts are added up in order
+        per_part = -(-blocks // min(wanted, blocks))
         parts = -(-blocks // per_part)
         k_panels, v_panels = self.pack(k), self.pack(v)
         heads, queries, values = g.type.shape

@@ -115,29 +115,18 @@ class _Results:
             return {}
         known = [tail for tail in tails if tail is not None]
         maker = self.producers[known[0].gradient]
-        gradients = [tail.gradient for tail in known]
-        if set(gradients) != set(maker.outputs) or maker.outputs[0].shape[0] < ENOUGH:
-            return {}
-        inner: Graph | None = maker.attrs["body"] if maker.op is region else None
-        node = inner.nodes[-1] if inner else maker
-        factors = {tail.gradient: tail.factor for tail in known}
-        query = read_heads(inner.producers(), node.inputs[1]) if inner and node.inputs[1] in inner.producers() else None
-        if any(factors[v] is not None for v in maker.outputs[1:]) or \
-                factors[maker.outputs[0]] not in (None, query.factor if query else None):
-            return {}
         first, *rest = reader.attrs["body"].nodes
-        moved = first.output
-        if first.op is not ops.permute or first.inputs[0] is not concat.output or moved not in reader.outputs \
-                or any(concat.output in n.inputs for n in rest):
+        if not _are_those_of(known, maker) or first.op is not ops.permute or first.inputs[0] is not concat.output \
+                or first.output not in reader.outputs or any(concat.output in n.inputs for n in rest):
             return {}
-        members = (*(inner.nodes if inner else (node,)), *[n for tail in known for n in tail.nodes], concat, first)
-        made = _region_of(tuple(dict.fromkeys(members)), (moved,), "attention", maker)
+        inner = maker.attrs["body"].nodes if maker.op is region else (maker,)
+        members = tuple(dict.fromkeys([*inner, *[n for tail in known for n in tail.nodes], concat, first]))
+        made = _region_of(members, (first.output,), "attention", maker)
         if pieces(made.attrs["body"]) is None:
             return {}
-        if not rest:
-            return {maker: (), reader: (made,)}
-        outputs = tuple([v for v in reader.outputs if v is not moved])
-        return {maker: (), reader: (made, _region_of(tuple(rest), outputs, reader.attrs["template"], reader))}
+        outputs = tuple([v for v in reader.outputs if v is not first.output])
+        behind = (_region_of(tuple(rest), outputs, reader.attrs["template"], reader),) if rest else ()
+        return {maker: (), reader: (made, *behind)}
 
     def _only_reader(self, value: Value) -> Node | None:
         """The node that alone reads `value`."""
@@ -191,6 +180,19 @@ class _Results:
     def _is_zero(self, value: Value) -> bool:
         node = self.producers.get(value)
         return node is not None and node.op is ops.constant and bool(np.all(node.attrs["value"] == 0))
+
+
+def _are_those_of(tails: Sequence[_Tail], maker: Node) -> bool:
+    """Whether these are all gradients that `maker` makes, each once, and only the query's is multiplied, if any: by what
+    multiplies the query itself."""
+    factors = {tail.gradient: tail.factor for tail in tails}
+    if set(factors) != set(maker.outputs) or maker.outputs[1].shape[0] < ENOUGH:
+        return False
+    own, *others = [factors[v] for v in maker.outputs]
+    inside = maker.attrs["body"].producers() if maker.op is region else {}
+    query = _primitive(maker).inputs[1]
+    read = read_heads(inside, query) if query in inside else None
+    return all(v is None for v in others) and (own is None or (read is not None and own is read.factor))
 
 
 def _primitive(node: Node) -> Node:
