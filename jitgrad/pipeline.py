@@ -27,6 +27,7 @@ from jitgrad.transforms.cse import eliminate_common_subexpressions
 from jitgrad.transforms.dce import eliminate_dead_code
 from jitgrad.transforms.fuse import fuse
 from jitgrad.transforms.memory import Assignment, assign_memory, output_identities
+from jitgrad.transforms.operands import read_where_they_lie
 from jitgrad.transforms.rematerialize import rematerialize
 from jitgrad.transforms.simplify import simplify
 from jitgrad.transforms.update import fuse_updates
@@ -41,13 +42,14 @@ PASSES: tuple[Pass, ...] = (
     ("cse", eliminate_common_subexpressions),
     ("dce", eliminate_dead_code),
     ("fuse", fuse),
+    ("operands", read_where_they_lie),
     ("columns", fuse_column_sums),
     ("update", fuse_updates),
 )
 
 
 GPU_PASSES: tuple[Pass, ...] = tuple([step if step[0] != "fuse" else ("fuse", functools.partial(fuse, narrow=True))
-                                       for step in PASSES if step[0] not in ("volumes", "columns", "update")])
+                                       for step in PASSES if step[0] not in ("volumes", "operands", "columns", "update")])
 """Those whose results have GPU kernels: on the CPU kernels of products do more than that; on GPUs convolutions of 16-bit
 floats have kernels."""
 

@@ -24,7 +24,7 @@ KERNELS = {
     "batch_norm": "row",
     "gelu": "map",
     "adam_update": "foreach foreach foreach",
-    "attention": "map attention",
+    "attention": "attention",
     "conv_relu_pool": "convolution max_pool",
     "mlp_step": "matmul matmul row full row column matmul matmul matmul foreach",
     "mixed_precision_step": "map map matmul full column matmul full full concat full map foreach map foreach foreach",

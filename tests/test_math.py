@@ -74,6 +74,7 @@ ACCURACY = {
     "erf": (scalars(python_math.erf), spread(1e-3, 6), (0.30, 1.2), (0.40, 2.5)),
     "erfc": (scalars(python_math.erfc), uniform(-3, 9), (0.30, 0.6), (0.50, 3.5)),
     "lgamma": (scalars(python_math.lgamma), uniform(3, 200), (0.30, 0.6), (0.90, 6.0)),
+    "exp_of_score": (np.exp, uniform(-87, 87), (0.30, 1.2), (0.30, 1.2)),
 }
 
 
@@ -229,8 +230,8 @@ def test_plain_python_agrees(name):
         np.testing.assert_allclose(got, apply(name, x), rtol=8 * np.finfo(dtype).eps)
 
 
-VECTORIZED = ["exp", "exp2", "expm1", "log", "log1p", "tanh", "sigmoid", "erf", "sin", "cos", "sqrt", "relu", "floor",
-              "round", "sinh", "atan", "erfc", "erfinv", "digamma", "lgamma"]
+VECTORIZED = ["exp", "exp2", "exp_of_score", "expm1", "log", "log1p", "tanh", "sigmoid", "erf", "sin", "cos", "sqrt", "relu",
+              "floor", "round", "sinh", "atan", "erfc", "erfinv", "digamma", "lgamma"]
 
 
 @pytest.mark.parametrize("name", VECTORIZED)

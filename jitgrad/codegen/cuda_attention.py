@@ -127,15 +127,20 @@ class _Operands:
         lanes = 16 // self.types[0].dtype.itemsize
         return self.aligned and all(t.shape[2] % lanes == 0 for t in self.types)
 
+    def behind_value(self) -> tuple[TensorType | None, bool, list[Buffer]]:
+        """See `mask_and_draw`."""
+        inputs = range(self.first, self.last)
+        return mask_and_draw([self.call.inputs[i] for i in inputs], [self.call.input(i) for i in inputs])
+
     def given(self) -> list[Buffer]:
         """q, k, v, mask, and the four of dropout."""
-        _, _, extra = mask_and_draw(self.call, self.first + 3, self.last)
+        _, _, extra = self.behind_value()
         return [self.call.input(self.first + k) for k in range(3)] + extra
 
     def numbers(self, tiles: int, chunks: int) -> tuple[int, ...]:
         """The integers of all kernels, from ``queries`` on."""
         q, k, v = self.types
-        mask, dropped, _ = mask_and_draw(self.call, self.first + 3, self.last)
+        mask, dropped, _ = self.behind_value()
         runs, period = mask_runs(mask.shape) if mask else (1, 1)
         row = 0 if mask is None or mask.shape[-2] == 1 else mask.shape[-1]
         matrix = mask.shape[-2] * mask.shape[-1] if mask else 0

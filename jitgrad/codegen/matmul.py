@@ -10,7 +10,7 @@ what follows.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,11 +19,11 @@ from jitgrad.codegen.blocking import choose_blocking
 from jitgrad.codegen.call import Call, launch, lowers
 from jitgrad.codegen.epilogue import Shared, WithEpilogue, restrict
 from jitgrad.codegen.kernel import Blocks, Buffer, Launch, Lowered
-from jitgrad.codegen.region import Place, analyse
+from jitgrad.codegen.region import analyse
 from jitgrad.codegen.templates import lower_map
-from jitgrad.ir.axes import Axes, Strided, atoms_of, source_index
 from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value
 from jitgrad.ir.op import Op
+from jitgrad.ir.strides import follow, loops_through
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu import gemm, gemm_rows
 from jitgrad.kernels.cpu.gemm import Arrangement, Form, Matrices, Packing
@@ -198,15 +198,6 @@ def read_through(body: Graph, value: Value) -> Factor | None:
     return in_place(body, chain, source, value)
 
 
-def follow(producers: Mapping[Value, Node], value: Value) -> tuple[list[Node], Value]:
-    """The movement ops that end at `value`, the last one first, and where they begin."""
-    chain: list[Node] = []
-    while value in producers and producers[value].op.kind == "movement":
-        chain.append(producers[value])
-        value = chain[-1].inputs[0]
-    return chain, value
-
-
 def in_place(body: Graph, chain: Sequence[Node], source: Value, value: Value) -> Factor | None:
     """`source`, where it is an input of `body`, read through `chain` as `value` is; None where strides cannot say it."""
     matrices = strides_through(chain, source.type, value.type) if source in body.inputs else None
@@ -216,34 +207,11 @@ def in_place(body: Graph, chain: Sequence[Node], source: Value, value: Value) ->
 def strides_through(chain: Sequence[Node], source: TensorType, result: TensorType) -> Matrices | None:
     """How `source`, contiguous, is read as `result` through the movement ops of `chain` (last one first): None when
     some dimension has no one stride."""
-    axes = Axes()
-    index = wanted = axes.fresh_index(result.shape)
-    for node in chain:
-        found = source_index(axes, node, index)
-        if found is None:
-            return None
-        index = found
-    steps, first, stride = dict[int, int](), 0, 1
-    for size, dim in zip(reversed(source.shape), reversed(index), strict=True):
-        start, step = (dim.start, dim.step) if isinstance(dim, Strided) else (0, 1)
-        first += start * stride
-        inner = stride * step
-        for atom in reversed(axes.resolve(atoms_of(dim))):
-            steps[atom] = inner
-            inner *= axes.sizes[atom]
-        stride *= size
-    strides = [_one_stride(axes, axes.resolve(atoms_of(dim)), steps) for dim in wanted]
-    known = [s for s in strides if s is not None]
-    return Matrices(tuple(known[:-2]), known[-2], known[-1], first) if len(known) == len(strides) else None
-
-
-def _one_stride(axes: Axes, atoms: Place, steps: dict[int, int]) -> int | None:
-    """The stride along nested loops, if they are evenly spaced; loops that the source lacks have stride 0."""
-    if not atoms:
-        return 0
-    spacing = [steps.get(atom, 0) for atom in atoms]
-    even = all(outer == axes.sizes[atom] * inner for outer, inner, atom in zip(spacing, spacing[1:], atoms[1:]))
-    return spacing[-1] if even else None
+    found = loops_through(chain, source, result)
+    if found is None or any(len(loops) > 1 for loops in found[1]):
+        return None
+    strides = [loops[0][1] if loops else 0 for loops in found[1]]
+    return Matrices(tuple(strides[:-2]), strides[-2], strides[-1], found[0])
 
 
 def fold_rows(batch: tuple[int, ...], m: int, a: Matrices, b: Matrices) -> tuple[Matrices, Matrices] | None:

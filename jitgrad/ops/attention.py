@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -27,9 +28,10 @@ import numpy as np
 from jitgrad import ops
 from jitgrad.dtypes import DType, float32, int64, uint32
 from jitgrad.errors import DTypeError, ShapeError, complain
-from jitgrad.ir.graph import Graph, GraphBuilder
+from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value
 from jitgrad.ir.op import Op, register
 from jitgrad.ir.replay import replay
+from jitgrad.ir.strides import Heads, follow, heads_through
 from jitgrad.ir.types import TensorType
 from jitgrad.ops.builders import broadcast, full
 from jitgrad.ops.gradient import continue_graph, reverse
@@ -257,6 +259,72 @@ def _rule(gs: Any, xs: Any, outs: Any, causal: bool, zero: bool) -> tuple[Any, .
 def _rule_of_gradient(gs: Any, xs: Any, xs_types: Any, causal: bool, zero: bool) -> tuple[Any, ...]:
     graph = _second_order(causal, zero, tuple(xs_types[:-2]))
     return (*replay(graph, [*xs[:-2], *gs]), *[None] * (len(xs) - 4))
+
+
+def moved_back(chain: Sequence[Node], moved: Any) -> Any:
+    """What `moved` was before the permutes and reshapes of `chain`, last one first."""
+    for node in chain:
+        if node.op is ops.permute:
+            moved = ops.permute(moved, axes=tuple(np.argsort(node.attrs["axes"]).tolist()))
+        else:
+            moved = ops.reshape(moved, shape=node.inputs[0].shape)
+    return moved
+
+
+def heads_of_moved(chain: Sequence[Node], before: TensorType, after: TensorType) -> Heads | None:
+    """Where a result lies in memory that holds it as `chain` moves it."""
+    builder = GraphBuilder("moved")
+    whole = builder.input(after)
+    with builder:
+        x = moved_back(chain, whole)
+    back, _ = follow(builder.build([x]).producers(), x)
+    return heads_through(back, after, before)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Where in a result a gradient lies, and whether it is multiplied on the way there."""
+
+    heads: Heads
+    multiplied: bool
+
+
+def pieces(body: Graph) -> dict[Value, Piece] | None:
+    """For a graph that ends with a permuted concat of the three gradients, each moved, multiplied by a number or added to
+    zero: how they lie in its one result; None where that cannot be said."""
+    producers = body.producers()
+    last = producers[body.outputs[0]]
+    joined = producers[last.inputs[0]]
+    (node,) = [n for n in body.nodes if n.op is attention_grad]
+    origin = {v: (v, False) for v in node.outputs}
+    for n in body.nodes:
+        for v in n.inputs:
+            if v in origin and n not in (joined, last):
+                origin[n.output] = origin[v][0], origin[v][1] or n.op is ops.mul
+    found: dict[Value, Piece] = {}
+    axis, begin = joined.attrs["axis"], 0
+    for v in joined.inputs:
+        gradient, multiplied = origin[v]
+        end = begin + v.shape[axis]
+        heads = _heads_of_part(last, joined.output, axis, begin, end, gradient.type)
+        if heads is None:
+            return None
+        found[gradient], begin = Piece(heads, multiplied), end
+    return found
+
+
+def _heads_of_part(last: Node, joined: Value, axis: int, begin: int, end: int, type: TensorType) -> Heads | None:
+    """Where ``joined[begin:end]`` along the axis, as a value of `type`, lies in the result of the permute `last`."""
+    builder = GraphBuilder("part")
+    whole = builder.input(last.output.type)
+    order, rank = last.attrs["axes"], len(joined.shape)
+    with builder:
+        x = ops.permute(whole, axes=tuple([order.index(k) for k in range(rank)]))
+        x = ops.slice(x, start=tuple([begin if k == axis else 0 for k in range(rank)]),
+                      stop=tuple([end if k == axis else n for k, n in enumerate(joined.shape)]), step=(1,) * rank)
+        x = ops.reshape(x, shape=type.shape)
+    chain, _ = follow(builder.build([x]).producers(), x)
+    return heads_through(chain, whole.type, type)
 
 
 attention: Op = register(Op(

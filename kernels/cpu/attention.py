@@ -13,7 +13,7 @@ positions in [N, L, S] and of nothing else, so both passes drop the same ones, h
 from __future__ import annotations
 
 from jitgrad.kernels.cpu.gemm import element_tile
-from jitgrad.kernels.cpu.math import ceil, exp, log, select
+from jitgrad.kernels.cpu.math import ceil, exp_of_score, log, select
 from jitgrad.kernels.cpu.philox import random_bits_block
 from jitgrad.kernels.cpu.scalar import f32, f32 as T, f64
 from jitgrad.kernels.cpu.standins import i64, load, pointer, reassociate_add, reassociate_max, store
@@ -21,28 +21,32 @@ from jitgrad.kernels.cpu.template import text
 from jitgrad.kernels.cpu.tile import make_panel, multiply_block
 
 COLUMNS, TILE = 32, 14                          # of the register tile; `source` puts the machine's in their places
-QUERIES, KEYS = 56, 128                         # of a block; `source` too
+KEYS = 128                                      # of a block; `source` too
+STEP = 64                                       # elements of a line of scores that are looked at together
+MOST = 96                                       # queries of a block, at the most
 ARGUMENTS = ("queries", "keys", "width", "values", "times", "masked", "run", "period", "mask_row", "causal", "zero",
-             "dropped", "blocks")
+             "dropped", "block", "blocks")
 """The integers of both kernels: sizes L, S, E, V; heads of q per head of k; whether there is a mask, how many heads are in
 a run of it and how many matrices it has for them in turn, and the distance of its rows; both attributes; whether weights
-are dropped; and blocks of queries per head."""
+are dropped; queries of a block; and blocks of queries per head."""
+HEADS = ("first", "inner", "outer", "within", "row")
+"""Where matrices lie (`jitgrad.ir.strides.Heads`): five integers for each operand that is named so in the kernels."""
 
 
 def source(kernel: str, element: str) -> str:
     """The text of one of `KERNELS` for ``f32`` or ``f64``."""
     tile = element_tile(element)
     spelled = text(KERNELS[kernel], T=element)
-    for name, number in {"COLUMNS": tile.columns, "TILE": tile.rows, "QUERIES": block_of_queries(element),
-                         "KEYS": block_of_keys(element)}.items():
+    for name, number in {"COLUMNS": tile.columns, "TILE": tile.rows, "KEYS": block_of_keys(element),
+                         "STEP": min(STEP, block_of_keys(element)), "MOST": MOST}.items():
         spelled = spelled.replace(name, str(number))
     return spelled
 
 
-def block_of_queries(element: str) -> int:
-    """Rows of a block of scores: whole tiles."""
+def block_of_queries(element: str, keys: int) -> int:
+    """Rows of a block of scores: whole tiles. Where all keys are one short line, a block may have more of them."""
     rows = element_tile(element).rows
-    return 56 // rows * rows
+    return (70 if keys <= STEP else 56) // rows * rows
 
 
 def block_of_keys(element: str) -> int:
@@ -51,213 +55,272 @@ def block_of_keys(element: str) -> int:
 
 
 def attention(args, begin, end, thread):
-    """Arguments: q, packed k, v, mask; key, offset, p, scale (of dropout); out, lse; `ARGUMENTS`. Items: blocks of queries
-    of all heads."""
+    """Arguments: q, packed k, v, mask; key, offset, p, scale (of dropout); out, lse, what scores are multiplied
+    with; `ARGUMENTS`, whether they are, `HEADS` of q, v and out. Items: blocks of queries of all heads."""
     q, k, v, mask, o, lse = (pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T), pointer(args, 4, T),
                              pointer(args, 9, T), pointer(args, 10, T))
-    queries, keys, width, values, times = args[11], args[12], args[13], args[14], args[15]
-    masked, run, period, mask_row, causal, zero = args[16], args[17], args[18], args[19], args[20], args[21]
-    dropped, blocks = args[22], args[23]
+    queries, keys, width, values, times = args[12], args[13], args[14], args[15], args[16]
+    masked, run, period, mask_row, causal, zero = args[17], args[18], args[19], args[20], args[21], args[22]
+    dropped, block_rows, blocks = args[23], args[24], args[25]
+    scaled = args[26]
+    q_first, q_inner, q_outer, q_within, q_row = args[27], args[28], args[29], args[30], args[31]
+    v_first, v_inner, v_outer, v_within, v_row = args[32], args[33], args[34], args[35], args[36]
+    o_first, o_inner, o_outer, o_within, o_row = args[37], args[38], args[39], args[40], args[41]
+    line_of = min((keys + STEP - 1) // STEP * STEP, KEYS)
     panels = (keys + COLUMNS - 1) // COLUMNS
     scores = make_panel(o)
     stats = make_panel(o)
     kept = make_panel(o)
     key, offset, limit, scale = i64(0), i64(0), i64(0), T(0)
     if dropped != 0:
-        key, offset = load(pointer(args, 5, i64), 0, 8, 12), load(pointer(args, 6, i64), 0, 9, 12)
-        limit = 256 * i64(ceil(f64(load(pointer(args, 7, f32), 0, 10, 12)) * f64(16777216)))
-        scale = load(pointer(args, 8, T), 0, 11, 12)
+        key, offset = load(pointer(args, 5, i64), 0, 8, 13), load(pointer(args, 6, i64), 0, 9, 13)
+        limit = 256 * i64(ceil(f64(load(pointer(args, 7, f32), 0, 10, 13)) * f64(16777216)))
+        scale = load(pointer(args, 8, T), 0, 11, 13)
+    factor = T(1)
+    if scaled != 0:
+        factor = load(pointer(args, 11, T), 0, 12, 13)
     for item in range(begin, end):
         n = item // blocks
-        first = item % blocks * QUERIES
-        rows = min(QUERIES, queries - first)
+        first = item % blocks * block_rows
+        rows = min(block_rows, queries - first)
         group = n // times
+        q_place = q_first + n // q_inner * q_outer + n % q_inner * q_within + first * q_row
+        v_place = v_first + group // v_inner * v_outer + group % v_inner * v_within
+        o_place = o_first + n // o_inner * o_outer + n % o_inner * o_within + first * o_row
         last = keys
         if causal != 0:
             last = min(keys, first + rows)
         for i in range(rows):
-            store(stats, i, T(-1e999), 6, 12)
-            store(stats, QUERIES + i, T(0), 6, 12)
+            store(stats, i, T(-1e999), 6, 13)
+            store(stats, MOST + i, T(0), 6, 13)
         for start in range(0, last, KEYS):
             count = min(KEYS, last - start)
-            multiply_block(args, 24, rows, count, width, width, TILE,
-                           q, (n * queries + first) * width, TILE * width, width, 1,
+            wide = (count + STEP - 1) // STEP * STEP
+            multiply_block(args, 42, rows, count, width, width, TILE,
+                           q, q_place, TILE * q_row, q_row, 1,
                            k, (group * panels + start // COLUMNS) * width * COLUMNS, width * COLUMNS, COLUMNS,
-                           scores, 0, KEYS, 0)
+                           scores, 0, line_of, 0)
             for i in range(rows):
-                line = i * KEYS
-                place = (n * queries + first + i) * values
+                line = i * line_of
                 seen = count
                 if causal != 0:
                     seen = max(min(count, first + i + 1 - start), 0)
+                if scaled != 0:
+                    for j in range(wide):
+                        store(scores, line + j, T(load(scores, line + j, 5, 13) * factor), 5, 13)
                 if masked != 0:
                     above = (n // run * period + n % period) * keys * max(mask_row // keys * queries, 1)
                     above += (first + i) * mask_row + start
                     for j in range(seen):
-                        added = load(mask, above + j, 2, 12)
+                        added = load(mask, above + j, 2, 13)
                         store(scores, line + j,
-                              T(select(added > T(-1e999), T(load(scores, line + j, 5, 12) + added), added)), 5, 12)
-                top = load(stats, i, 6, 12)
-                best = top
-                if seen < KEYS:
-                    for j in range(KEYS):
-                        score_j = T(select(j < seen, load(scores, line + j, 5, 12), T(-1e999)))
-                        store(scores, line + j, score_j, 5, 12)
+                              T(select(added > T(-1e999), T(load(scores, line + j, 5, 13) + added), added)), 5, 13)
+                best = load(stats, i, 6, 13)
+                if seen < wide:
+                    for j in range(wide):
+                        score_j = T(select(j < seen, load(scores, line + j, 5, 13), T(-1e999)))
+                        store(scores, line + j, score_j, 5, 13)
                         best = reassociate_max(best, score_j)
                 else:
-                    for j in range(KEYS):
-                        best = reassociate_max(best, load(scores, line + j, 5, 12))
+                    for j in range(wide):
+                        best = reassociate_max(best, load(scores, line + j, 5, 13))
+                store(stats, 2 * MOST + i, best, 6, 13)
+            for i in range(rows):                       # apart, so that a line need not wait for its maximum
+                line = i * line_of
+                place = o_place + i * o_row
+                top = load(stats, i, 6, 13)
+                best = load(stats, 2 * MOST + i, 6, 13)
                 shift = T(select(best > T(-1e999), best, T(0)))
                 total = T(0)
-                for j in range(KEYS):
-                    weight = T(exp(T(load(scores, line + j, 5, 12) - shift)))
-                    store(scores, line + j, weight, 5, 12)
+                for j in range(wide):
+                    weight = T(exp_of_score(T(load(scores, line + j, 5, 13) - shift)))
+                    store(scores, line + j, weight, 5, 13)
                     total = reassociate_add(total, weight)
                 less = T(0)
                 if start > 0:
-                    less = T(exp(T(top - shift)))
-                store(stats, i, best, 6, 12)
-                store(stats, QUERIES + i, T(load(stats, QUERIES + i, 6, 12) * less + total), 6, 12)
+                    less = T(exp_of_score(T(top - shift)))
+                store(stats, i, best, 6, 13)
+                store(stats, MOST + i, T(load(stats, MOST + i, 6, 13) * less + total), 6, 13)
                 if dropped != 0:
                     score = (n * queries + first + i) * keys + start
                     skip = score % 4
-                    for b in range(KEYS // 4 + min(skip, 1) * 8):
+                    for b in range(wide // 4 + min(skip, 1) * 8):
                         w, x, y, z = random_bits_block(key, offset, score // 4 + b)
-                        store(kept, 4 * b, T(select(i64(w) >= limit, scale, T(0))), 7, 12)
-                        store(kept, 4 * b + 1, T(select(i64(x) >= limit, scale, T(0))), 7, 12)
-                        store(kept, 4 * b + 2, T(select(i64(y) >= limit, scale, T(0))), 7, 12)
-                        store(kept, 4 * b + 3, T(select(i64(z) >= limit, scale, T(0))), 7, 12)
-                    for j in range(KEYS):
-                        store(scores, line + j, T(load(scores, line + j, 5, 12) * load(kept, skip + j, 7, 12)), 5, 12)
+                        store(kept, 4 * b, T(select(i64(w) >= limit, scale, T(0))), 7, 13)
+                        store(kept, 4 * b + 1, T(select(i64(x) >= limit, scale, T(0))), 7, 13)
+                        store(kept, 4 * b + 2, T(select(i64(y) >= limit, scale, T(0))), 7, 13)
+                        store(kept, 4 * b + 3, T(select(i64(z) >= limit, scale, T(0))), 7, 13)
+                    for j in range(wide):
+                        store(scores, line + j, T(load(scores, line + j, 5, 13) * load(kept, skip + j, 7, 13)), 5, 13)
                 if start > 0:
                     for j in range(values):
-                        store(o, place + j, T(load(o, place + j, 3, 12) * less), 3, 12)
-            multiply_block(args, 24, rows, values, count, count, TILE, scores, 0, TILE * KEYS, KEYS, 1,
-                           v, (group * keys + start) * values, COLUMNS, values,
-                           o, (n * queries + first) * values, values, start)
+                        store(o, place + j, T(load(o, place + j, 3, 13) * less), 3, 13)
+            multiply_block(args, 42, rows, values, count, count, TILE, scores, 0, TILE * line_of, line_of, 1,
+                           v, v_place + start * v_row, COLUMNS, v_row, o, o_place, o_row, start)
         for i in range(rows):
-            place = (n * queries + first + i) * values
-            total = load(stats, QUERIES + i, 6, 12)
-            factor = T(T(1) / total)
-            if zero != 0 and total == T(0):
-                factor = T(1)
+            total = load(stats, MOST + i, 6, 13)
+            store(lse, n * queries + first + i, T(log(total) + load(stats, i, 6, 13)), 4, 13)
+            store(stats, MOST + i, T(T(1) / T(select(zero * i64(total == T(0)) != 0, T(1), total))), 6, 13)
+        for i in range(rows):
+            place = o_place + i * o_row
+            less = load(stats, MOST + i, 6, 13)
             for j in range(values):
-                store(o, place + j, T(load(o, place + j, 3, 12) * factor), 3, 12)
-            store(lse, n * queries + first + i, T(log(total) + load(stats, i, 6, 12)), 4, 12)
+                store(o, place + j, T(load(o, place + j, 3, 13) * less), 3, 13)
 
 
 def attention_dots(args, begin, end, thread):
-    """Arguments: g, out, dots; values. Items: queries. What a query's gradient and result have in common."""
+    """Arguments: g, out, dots; L, V, `HEADS` of g and out. Items: queries. What a query's gradient and result have in
+    common."""
     g, o, dots = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T)
-    values = args[4]
+    queries, values = args[4], args[5]
+    g_first, g_inner, g_outer, g_within, g_row = args[6], args[7], args[8], args[9], args[10]
+    o_first, o_inner, o_outer, o_within, o_row = args[11], args[12], args[13], args[14], args[15]
     for item in range(begin, end):
+        n = item // queries
+        i = item % queries
+        g_place = g_first + n // g_inner * g_outer + n % g_inner * g_within + i * g_row
+        o_place = o_first + n // o_inner * o_outer + n % o_inner * o_within + i * o_row
         total = T(0)
-        for j in range(item * values, (item + 1) * values):
-            product = T(load(g, j, 0, 3) * load(o, j, 1, 3))
+        for j in range(values):
+            product = T(load(g, g_place + j, 0, 3) * load(o, o_place + j, 1, 3))
             total = reassociate_add(total, product)
         store(dots, item, total, 2, 3)
 
 
 def attention_grad(args, begin, end, thread):
-    """Arguments: g, q, k, mask; key, offset, p, scale (of dropout); lse, dots, packed k, packed v, dq[parts, N, L, E], dk,
-    dv; `ARGUMENTS`, parts, keys of a part, all of q's heads. Items: parts of all heads of k."""
+    """Arguments: g, q, k, mask; key, offset, p, scale (of dropout); lse, dots, packed k, packed v, dq (parts of them, if
+    there are several), dk, dv, what scores are multiplied with; `ARGUMENTS`, parts, keys of a part, the distance of
+    parts, whether scores are multiplied (2: so is dq), `HEADS` of g, q, k, dq, dk and dv. Items: parts of all heads of k."""
     g, q, k, mask, lse, dots = (pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T), pointer(args, 4, T),
                                 pointer(args, 9, T), pointer(args, 10, T))
     k_panels, v_panels, dq, dk, dv = (pointer(args, 11, T), pointer(args, 12, T), pointer(args, 13, T),
                                       pointer(args, 14, T), pointer(args, 15, T))
-    queries, keys, width, values, times = args[16], args[17], args[18], args[19], args[20]
-    masked, run, period, mask_row, causal, zero = args[21], args[22], args[23], args[24], args[25], args[26]
-    dropped, parts, keys_of_part, heads = args[27], args[29], args[30], args[31]
+    queries, keys, width, values, times = args[17], args[18], args[19], args[20], args[21]
+    masked, run, period, mask_row, causal, zero = args[22], args[23], args[24], args[25], args[26], args[27]
+    dropped, block_rows, parts, keys_of_part, apart = args[28], args[29], args[31], args[32], args[33]
+    scaled = args[34]
+    g_first, g_inner, g_outer, g_within, g_row = args[35], args[36], args[37], args[38], args[39]
+    q_first, q_inner, q_outer, q_within, q_row = args[40], args[41], args[42], args[43], args[44]
+    k_first, k_inner, k_outer, k_within, k_row = args[45], args[46], args[47], args[48], args[49]
+    dq_first, dq_inner, dq_outer, dq_within, dq_row = args[50], args[51], args[52], args[53], args[54]
+    dk_first, dk_inner, dk_outer, dk_within, dk_row = args[55], args[56], args[57], args[58], args[59]
+    dv_first, dv_inner, dv_outer, dv_within, dv_row = args[60], args[61], args[62], args[63], args[64]
+    line_of = min((keys + STEP - 1) // STEP * STEP, KEYS)
     panels = (keys + COLUMNS - 1) // COLUMNS
     weights = make_panel(dq)
     slopes = make_panel(dq)
     kept = make_panel(dq)
     key, offset, limit, scale = i64(0), i64(0), i64(0), T(0)
     if dropped != 0:
-        key, offset = load(pointer(args, 5, i64), 0, 12, 16), load(pointer(args, 6, i64), 0, 13, 16)
-        limit = 256 * i64(ceil(f64(load(pointer(args, 7, f32), 0, 14, 16)) * f64(16777216)))
-        scale = load(pointer(args, 8, T), 0, 15, 16)
+        key, offset = load(pointer(args, 5, i64), 0, 12, 17), load(pointer(args, 6, i64), 0, 13, 17)
+        limit = 256 * i64(ceil(f64(load(pointer(args, 7, f32), 0, 14, 17)) * f64(16777216)))
+        scale = load(pointer(args, 8, T), 0, 15, 17)
+    factor = T(1)
+    steepness = T(1)                            # what the gradients of scores are multiplied with
+    if scaled != 0:
+        factor = load(pointer(args, 16, T), 0, 16, 17)
+    if scaled == 2:
+        steepness = factor
     for item in range(begin, end):
         group = item // parts
         part = item % parts
-        own_queries = (part * heads + group * times) * queries
-        for i in range(own_queries * width, (own_queries + times * queries) * width):
-            store(dq, i, T(0), 6, 16)
+        k_place = k_first + group // k_inner * k_outer + group % k_inner * k_within
+        dk_place = dk_first + group // dk_inner * dk_outer + group % dk_inner * dk_within
+        dv_place = dv_first + group // dv_inner * dv_outer + group % dv_inner * dv_within
+        for n in range(group * times, (group + 1) * times):
+            dq_place = part * apart + dq_first + n // dq_inner * dq_outer + n % dq_inner * dq_within
+            for i in range(queries):
+                for j in range(width):
+                    store(dq, dq_place + i * dq_row + j, T(0), 6, 17)
         for start in range(part * keys_of_part, min((part + 1) * keys_of_part, keys), KEYS):
             count = min(KEYS, keys - start)
             started = 0
             for n in range(group * times, (group + 1) * times):
+                g_place = g_first + n // g_inner * g_outer + n % g_inner * g_within
+                q_place = q_first + n // q_inner * q_outer + n % q_inner * q_within
+                dq_place = part * apart + dq_first + n // dq_inner * dq_outer + n % dq_inner * dq_within
                 begin_query = 0
                 if causal != 0:
-                    begin_query = start // QUERIES * QUERIES
-                blocks = (queries - begin_query + QUERIES - 1) // QUERIES
+                    begin_query = start // block_rows * block_rows
+                blocks = (queries - begin_query + block_rows - 1) // block_rows
                 for block in range(blocks):
-                    first = begin_query + (blocks - 1 - block) * QUERIES            # first those that see most keys
-                    rows = min(QUERIES, queries - first)
+                    first = begin_query + (blocks - 1 - block) * block_rows            # first those that see most keys
+                    rows = min(block_rows, queries - first)
                     near = count
                     if causal != 0 and started != 0:
                         near = max(min(count, first + rows - start), 1)
+                    wide = (near + STEP - 1) // STEP * STEP
                     query = n * queries + first
                     panel = group * panels + start // COLUMNS
-                    multiply_block(args, 32, rows, near, width, width, TILE, q, query * width, TILE * width, width, 1,
-                                   k_panels, panel * width * COLUMNS, width * COLUMNS, COLUMNS, weights, 0, KEYS, 0)
-                    multiply_block(args, 32, rows, near, values, values, TILE, g, query * values, TILE * values, values, 1,
-                                   v_panels, panel * values * COLUMNS, values * COLUMNS, COLUMNS, slopes, 0, KEYS, 0)
+                    multiply_block(args, 65, rows, near, width, width, TILE,
+                                   q, q_place + first * q_row, TILE * q_row, q_row, 1,
+                                   k_panels, panel * width * COLUMNS, width * COLUMNS, COLUMNS, weights, 0, line_of, 0)
+                    multiply_block(args, 65, rows, near, values, values, TILE,
+                                   g, g_place + first * g_row, TILE * g_row, g_row, 1,
+                                   v_panels, panel * values * COLUMNS, values * COLUMNS, COLUMNS, slopes, 0, line_of, 0)
                     for i in range(rows):
-                        line = i * KEYS
+                        line = i * line_of
                         seen = count
                         if causal != 0:
                             seen = max(min(count, first + i + 1 - start), 0)
+                        if scaled != 0:
+                            for j in range(wide):
+                                store(weights, line + j, T(load(weights, line + j, 9, 17) * factor), 9, 17)
                         if masked != 0:
                             above = (n // run * period + n % period) * keys * max(mask_row // keys * queries, 1)
                             above += (first + i) * mask_row + start
                             for j in range(seen):
-                                added = load(mask, above + j, 3, 16)
+                                added = load(mask, above + j, 3, 17)
                                 store(weights, line + j,
-                                      T(select(added > T(-1e999), T(load(weights, line + j, 9, 16) + added), added)), 9, 16)
-                        shift = load(lse, query + i, 4, 16)
-                        dot = load(dots, query + i, 5, 16)
+                                      T(select(added > T(-1e999), T(load(weights, line + j, 9, 17) + added), added)), 9, 17)
+                        shift = load(lse, query + i, 4, 17)
+                        dot = load(dots, query + i, 5, 17)
                         if not shift > T(-1e999):
                             shift = T(0) if zero != 0 else T(shift - shift)
-                        if seen < KEYS:
-                            for j in range(KEYS):
-                                store(weights, line + j, T(select(j < seen, load(weights, line + j, 9, 16), T(-1e999))),
-                                      9, 16)
+                        if seen < wide:
+                            for j in range(wide):
+                                store(weights, line + j, T(select(j < seen, load(weights, line + j, 9, 17), T(-1e999))),
+                                      9, 17)
                         if dropped != 0:
                             score = (query + i) * keys + start
                             skip = score % 4
-                            for b in range(KEYS // 4 + min(skip, 1) * 8):
+                            for b in range(wide // 4 + min(skip, 1) * 8):
                                 w, x, y, z = random_bits_block(key, offset, score // 4 + b)
-                                store(kept, 4 * b, T(select(i64(w) >= limit, scale, T(0))), 11, 16)
-                                store(kept, 4 * b + 1, T(select(i64(x) >= limit, scale, T(0))), 11, 16)
-                                store(kept, 4 * b + 2, T(select(i64(y) >= limit, scale, T(0))), 11, 16)
-                                store(kept, 4 * b + 3, T(select(i64(z) >= limit, scale, T(0))), 11, 16)
-                            for j in range(KEYS):
-                                store(slopes, line + j, T(load(slopes, line + j, 10, 16) * load(kept, skip + j, 11, 16)),
-                                      10, 16)
-                        for j in range(KEYS):
-                            weight = T(exp(T(load(weights, line + j, 9, 16) - shift)))
-                            slope = T(weight * T(load(slopes, line + j, 10, 16) - dot))
-                            store(weights, line + j, weight, 9, 16)
-                            store(slopes, line + j, slope, 10, 16)
+                                store(kept, 4 * b, T(select(i64(w) >= limit, scale, T(0))), 11, 17)
+                                store(kept, 4 * b + 1, T(select(i64(x) >= limit, scale, T(0))), 11, 17)
+                                store(kept, 4 * b + 2, T(select(i64(y) >= limit, scale, T(0))), 11, 17)
+                                store(kept, 4 * b + 3, T(select(i64(z) >= limit, scale, T(0))), 11, 17)
+                            for j in range(wide):
+                                store(slopes, line + j, T(load(slopes, line + j, 10, 17) * load(kept, skip + j, 11, 17)),
+                                      10, 17)
+                        for j in range(wide):
+                            weight = T(exp_of_score(T(load(weights, line + j, 9, 17) - shift)))
+                            slope = T(T(weight * T(load(slopes, line + j, 10, 17) - dot)) * steepness)
+                            store(weights, line + j, weight, 9, 17)
+                            store(slopes, line + j, slope, 10, 17)
                         if dropped != 0:
-                            for j in range(KEYS):
-                                store(weights, line + j, T(load(weights, line + j, 9, 16) * load(kept, skip + j, 11, 16)),
-                                      9, 16)
-                    own = group * keys + start
-                    multiply_block(args, 32, near, values, rows, rows, TILE, weights, 0, TILE, 1, KEYS,
-                                   g, query * values, COLUMNS, values, dv, own * values, values, started)
-                    multiply_block(args, 32, near, width, rows, rows, TILE, slopes, 0, TILE, 1, KEYS,
-                                   q, query * width, COLUMNS, width, dk, own * width, width, started)
-                    multiply_block(args, 32, rows, width, near, near, TILE, slopes, 0, TILE * KEYS, KEYS, 1,
-                                   k, own * width, COLUMNS, width,
-                                   dq, (part * heads * queries + query) * width, width, 1)
+                            for j in range(wide):
+                                store(weights, line + j, T(load(weights, line + j, 9, 17) * load(kept, skip + j, 11, 17)),
+                                      9, 17)
+                    multiply_block(args, 65, near, values, rows, rows, TILE, weights, 0, TILE, 1, line_of,
+                                   g, g_place + first * g_row, COLUMNS, g_row,
+                                   dv, dv_place + start * dv_row, dv_row, started)
+                    multiply_block(args, 65, near, width, rows, rows, TILE, slopes, 0, TILE, 1, line_of,
+                                   q, q_place + first * q_row, COLUMNS, q_row,
+                                   dk, dk_place + start * dk_row, dk_row, started)
+                    multiply_block(args, 65, rows, width, near, near, TILE, slopes, 0, TILE * line_of, line_of, 1,
+                                   k, k_place + start * k_row, COLUMNS, k_row, dq, dq_place + first * dq_row, dq_row, 1)
                     started = 1
-            if started == 0:
-                for i in range((group * keys + start) * width, (group * keys + start + count) * width):
-                    store(dk, i, T(0), 7, 16)
-                for i in range((group * keys + start) * values, (group * keys + start + count) * values):
-                    store(dv, i, T(0), 8, 16)
+            for i in range(start, start + count):
+                if started == 0:
+                    for j in range(width):
+                        store(dk, dk_place + i * dk_row + j, T(0), 7, 17)
+                    for j in range(values):
+                        store(dv, dv_place + i * dv_row + j, T(0), 8, 17)
+                if scaled == 1:
+                    for j in range(width):
+                        place = dk_place + i * dk_row + j
+                        store(dk, place, T(load(dk, place, 7, 17) * factor), 7, 17)
 
 
 KERNELS = {kernel.__name__: kernel for kernel in (attention, attention_dots, attention_grad)}

@@ -10,10 +10,12 @@ from __future__ import annotations
 from jitgrad.kernels.cpu.scalar import (
     Scalar,
     abs,
+    bits,
     by_type,
     clamp,
     f32,
     f64,
+    from_bits,
     horner,
     i32,
     i64,
@@ -41,6 +43,7 @@ EXP2_DOUBLE = (2.572952812566595e-11, 4.455859112330208e-10, 7.054897189206508e-
                0.00961812910762848, 0.055504108664821625, 0.24022650695910072, 0.6931471805599453)
 
 LOG2_E = 1.4426950408889634
+EXPONENT = 1.5 * 2.0 ** 23 + 127                # integers near it have the last bits of a float32, from its bias on
 LN2_HIGH_SINGLE, LN2_LOW_SINGLE = 0.693145751953125, 1.428606765330187e-06
 LN2_HIGH_DOUBLE, LN2_LOW_DOUBLE = 0.6931471803691238, 1.9082149292705877e-10
 
@@ -65,6 +68,17 @@ def exp_f32(x: Scalar) -> Scalar:
     counts = x >= f32(-104.0)
     z, n = exp_parts_f32(clamp(select(counts, x, f32(0.0)), f32(-104.0), f32(89.0)))
     return select(counts, scale(z + f32(1.0), n), vanishing(x))
+
+
+@scalar
+def exp_of_score_f32(x: Scalar) -> Scalar:
+    """exp(x) for an x below 88, as fast as it can be: 0 below -87, where `exp` goes on to denormal results. A sum with
+    `EXPONENT` leaves the rounded exponent in the last bits, where a shift makes a power of two of it."""
+    marked = multiply_add(x, f32(LOG2_E), f32(EXPONENT))
+    n = marked - f32(EXPONENT)
+    r = multiply_add(n, f32(-LN2_LOW_SINGLE), multiply_add(n, f32(-LN2_HIGH_SINGLE), x))
+    power = from_bits(i32(bits(marked) << i32(23)))
+    return select(x < f32(-87.0), f32(0.0), multiply_add(multiply_add(r * r, horner(r, EXP_SINGLE), r), power, power))
 
 
 @scalar
@@ -136,6 +150,7 @@ def expm1_f64(x: Scalar) -> Scalar:
 
 
 exp = by_type("exp", exp_f32, exp_f64)
+exp_of_score = by_type("exp_of_score", exp_of_score_f32, exp_f64)
 exp2 = by_type("exp2", exp2_f32, exp2_f64)
 expm1 = by_type("expm1", expm1_f32, expm1_f64)
 
