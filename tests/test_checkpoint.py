@@ -470,7 +470,8 @@ def test_a_budget_of_one_changes_nothing_and_others_are_refused():
         f = jg.compile(lambda x: jg.exp(x).sum(), memory_budget=budget)
         f(jg.ones(3))
         stages[budget] = [stage.name for stage in f.plan.stages]
-    assert stages[1.0] == ["trace", "attention", "volumes", "simplify", "cse", "dce", "fuse", "columns", "update"]
+    assert stages[1.0] == ["trace", "attention", "volumes", "simplify", "cse", "dce", "fuse", "operands", "columns",
+                           "update"]
     assert stages[0.5][6:8] == ["rematerialize", "fuse"]
     for wrong in (-0.1, 2, "half", True):
         with pytest.raises(CompileError, match="a fraction from 0 to 1"):
