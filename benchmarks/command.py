@@ -24,8 +24,8 @@ from typing import Any
 
 from benchmarks import machine, report
 
-PARTS = ("steps", "curves", "kernels", "narrow", "attention", "calls", "first", "scaling", "memory")
-ON_REQUEST = ("gpu", "shapes")
+PARTS = ("steps", "curves", "kernels", "narrow", "attention", "calls", "first", "scaling", "shapes", "memory")
+ON_REQUEST = ("gpu",)
 """What is measured only when it is named."""
 
 NAMED = {"steps": "training steps", "curves": "training steps", "first": "training steps",

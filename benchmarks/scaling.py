@@ -13,21 +13,18 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from benchmarks import first_call, fresh, steps
+from benchmarks import fresh
 from benchmarks.report import Table, target
 
 DEPTHS, PARAMETERS, BATCH_SIZES = (2, 24), (10, 1000), range(1, 65)
-GPT_ROWS = (8, 7, 6, 5, 4, 3, 2)
-NEW_SHAPE_LIMIT, GPT_SHAPE_LIMIT, PARAMETERS_LIMIT = 0.020, 0.150, 1.5       # seconds
+NEW_SHAPE_LIMIT, PARAMETERS_LIMIT = 0.020, 1.5        # seconds
 
 
 def run() -> dict[str, Any]:
     """Depth, parameter count and batch sizes."""
     return {"depth": {str(n): _cold(depth, n) for n in DEPTHS},
             "parameters": {str(n): _cold(parameters, n) for n in PARAMETERS},
-            "batch_sizes": _cold(batch_sizes), "gpt_batch_sizes": _cold(gpt_batch_sizes)}
+            "batch_sizes": _cold(batch_sizes)}
 
 
 def _cold(function: Callable[..., Any], *arguments: object) -> Any:
@@ -97,14 +94,6 @@ def batch_sizes() -> dict[str, Any]:
     return {"sizes": sizes, "first_call": first, "kernels": kernels}
 
 
-def gpt_batch_sizes() -> dict[str, Any]:
-    """GPT's training step for every number of sequences in `GPT_ROWS`: the first call and the fifth."""
-    jitgrad, step = importlib.import_module("jitgrad"), steps.STEPS["gpt"]
-    training_step = first_call.compiled_step(jitgrad, step)
-    batch = [jitgrad.from_numpy(array) for array in step.batch(np.random.default_rng(0))]
-    return {str(rows): _first_calls(training_step, *[array[:rows] for array in batch]) for rows in GPT_ROWS}
-
-
 def _classifier_step(jitgrad: Any, model: Any, optimizer: Any) -> Any:
     @jitgrad.compile
     def step(x: Any, y: Any) -> Any:
@@ -138,13 +127,5 @@ def _notes(results: dict[str, Any]) -> list[str]:
     return [f"AdamW over {max(PARAMETERS)} parameters, first call: {target(many['first_call'], PARAMETERS_LIMIT, 's')}",
             f"batch sizes 1 to 64 in random order: {first} kernels compiled for the first, {last} in all "
             f"({'within' if last <= 2 * first else 'ABOVE'} twice each)",
-            _gpt_note(results["gpt_batch_sizes"]),
             f"a new batch size: median {target(statistics.median(later), NEW_SHAPE_LIMIT, 's')}, "
             f"longest {1000 * later[-1]:.0f} ms"]
-
-
-def _gpt_note(sizes: dict[str, Any]) -> str:
-    """What a new number of sequences adds to a call."""
-    added = [sizes[str(rows)]["first_call"] - sizes[str(rows)]["later_call"] for rows in GPT_ROWS[1:]]
-    return (f"GPT, a new number of sequences: {target(statistics.median(added), GPT_SHAPE_LIMIT, 's')} more than in later "
-            f"calls (median), at most {1000 * max(added):.0f} ms")
