@@ -6,11 +6,10 @@ stream that it is given, so it can be captured, and computed by NumPy, column by
 `fail["cublasLtMatmul"] = 13` makes a function fail with that status, once; `asked` lists the products that were computed."""
 
 import ctypes
-import itertools
-from ctypes import CFUNCTYPE, c_int
 
 import ml_dtypes
 import numpy as np
+from library_standin import LibraryStandIn, Refused
 
 from jitgrad.runtime.cuda.cublaslt import PROTOTYPES, Heuristic
 
@@ -25,47 +24,19 @@ COMPUTES = {68: (0, {0, 2, 14}), 77: (0, {0}), 70: (1, {1})}
 """Of each way to compute: the type of alpha and beta, and those of matrices."""
 
 
-class Refused(Exception):
-    """What a function of the stand-in answers with: a status."""
-
-
 def to_tf32(x):
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     return ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
 
 
-class StandInLibrary:
+class StandInLibrary(LibraryStandIn):
     """See the module. `supports`: a function of a description's attributes that says whether there is a way."""
 
     def __init__(self, standin, supports=lambda attributes: True):
-        self.standin, self.supports = standin, supports
-        self.fail, self.asked, self.things, self.problems, self.heuristics = {}, [], {}, [], 0
-        self._numbers = itertools.count(0x5000)
+        super().__init__(standin, PROTOTYPES, error=14, first_handle=0x5000)
+        self.supports, self.heuristics = supports, 0
         self.cublasLtGetVersion = lambda: 130100
         self.cublasLtGetStatusName = lambda code: NAMES.get(code)
-        for name in PROTOTYPES:
-            setattr(self, name, CFUNCTYPE(c_int, *PROTOTYPES[name])(self._guarded(name)))
-
-    def _guarded(self, name):
-        function = getattr(self, f"_{name}")
-
-        def call(*arguments):
-            try:
-                code = self.fail.pop(name, 0)
-                if not code:
-                    function(*arguments)
-                return code
-            except Refused as refused:
-                return refused.args[0]
-            except BaseException as problem:                # ctypes would print and forget it
-                self.problems.append(problem)
-                return 14
-
-        return call
-
-    def _put(self, out, thing):
-        out[0] = next(self._numbers)
-        self.things[out[0]] = thing
 
     def _destroy(self, handle):
         del self.things[handle]

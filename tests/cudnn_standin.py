@@ -7,13 +7,13 @@ convolution is queued in the handle's stream, so it can be captured, and compute
 `fail["cudnnBackendExecute"] = 5000` makes a function fail with that status, once; `asked` lists what was computed."""
 
 import ctypes
-import itertools
 from ctypes import CFUNCTYPE, c_int
 from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
 from cublaslt_standin import to_tf32
+from library_standin import LibraryStandIn, Refused
 
 from jitgrad.runtime.cuda.cudnn import PROTOTYPES
 
@@ -61,10 +61,6 @@ class Way:
     builds: bool = True
 
 
-class Refused(Exception):
-    """What a function of the stand-in answers with: a status."""
-
-
 def require(condition, status=BAD_PARAM):
     if not condition:
         raise Refused(status)
@@ -87,44 +83,20 @@ class Thing:
         return not self.destroyed and all(v.is_whole() for value in values for v in value if type(v) is Thing)
 
 
-class StandInCudnn:
+class StandInCudnn(LibraryStandIn):
     """See the module."""
 
     def __init__(self, standin):
-        self.standin, self.ways = standin, {MODE_A: [Way()], MODE_FALLBACK: []}
-        self.fail, self.asked, self.things, self.problems, self.built = {}, [], {}, [], []
+        super().__init__(standin, PROTOTYPES, error=4000, first_handle=0x9000)
+        self.ways, self.built = {MODE_A: [Way()], MODE_FALLBACK: []}, []
         self.streams = {}                                       # of each handle
-        self._numbers = itertools.count(0x9000)
         self.cudnnGetVersion = lambda: 92800
         self.cudnnGetLastErrorString = CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t)(self._last_error)
         self.cudnnGetErrorString = lambda code: NAMES.get(code)
-        for name in PROTOTYPES:
-            setattr(self, name, CFUNCTYPE(c_int, *PROTOTYPES[name])(self._guarded(name)))
 
     @staticmethod
     def _last_error(text, size):
         ctypes.memmove(text, b"count == 0\0", 11)
-
-    def _guarded(self, name):
-        function = getattr(self, f"_{name}")
-
-        def call(*arguments):
-            try:
-                code = self.fail.pop(name, 0)
-                if not code:
-                    function(*arguments)
-                return code
-            except Refused as refused:
-                return refused.args[0]
-            except BaseException as problem:                    # ctypes would print and forget it
-                self.problems.append(problem)
-                return 4000
-
-        return call
-
-    def _put(self, out, thing):
-        out[0] = next(self._numbers)
-        self.things[out[0]] = thing
 
     def _cudnnCreate(self, out):
         self._put(out, ("handle", self.standin._context()))
