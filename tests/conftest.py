@@ -1,13 +1,14 @@
 """Options of the test command, the stand-in for a GPU, and the tests that need a real one (``pytest -m gpu``)."""
 
 import gc
+import shutil
 
 import pytest
 from cuda_executing import Executing, hand_through
 from cuda_standin import StandIn
 from on_gpu import OnGpu
 
-from jitgrad import devices, gpu_ops, gpu_plans
+from jitgrad import config, devices, gpu_ops, gpu_plans
 from jitgrad.runtime.cuda import array as device_memory, code, driver
 
 
@@ -89,3 +90,17 @@ def executing(collected):
 def gpu(request):
     """For what users see of a GPU: the stand-in that carries kernels out, and a real one where there is one (None)."""
     return request.getfixturevalue("executing") if request.param == "stand-in" else None
+
+
+@pytest.fixture(scope="module")
+def _folder_of_module(tmp_path_factory):
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture
+def kernels_of_module(_folder_of_module):
+    """A cache for all tests of a module: no plan and no decision comes from another test; kernels may."""
+    for kind in ("plans", "choices"):
+        shutil.rmtree(_folder_of_module / kind, ignore_errors=True)
+    with config.scope(cache=_folder_of_module):
+        yield

@@ -1,7 +1,29 @@
-"""What the stand-ins for libraries of NVIDIA's have in common, for tests: functions in C that methods carry out."""
+"""What the stand-ins for libraries of NVIDIA's have in common, for tests: functions in C that methods carry out, and how
+results on a GPU are checked."""
 
 import itertools
 from ctypes import CFUNCTYPE, c_int
+
+import numpy as np
+
+import jitgrad as jg
+
+RANDOM = np.random.default_rng(0)
+TOLERANCE = {jg.float64: 1e-13, jg.float32: 1e-6, jg.bfloat16: 2 ** -8, jg.float16: 2 ** -11}
+
+
+def random(*shape, dtype=jg.float32):
+    return jg.tensor(RANDOM.uniform(-2, 2, shape)).to(dtype)
+
+
+def check(function, *operands, tolerance=None):
+    """The result on a GPU beside that in float64."""
+    with jg.no_grad():
+        found = function(*[x.cuda() for x in operands])
+        wanted = getattr(function, "function", function)(*[x.double() for x in operands])
+    assert found.dtype is operands[0].dtype and found.shape == wanted.shape
+    limit = tolerance or TOLERANCE[found.dtype]
+    np.testing.assert_allclose(found.double().cpu().numpy(), wanted.numpy(), rtol=0, atol=limit * wanted.abs().max().item())
 
 
 class Refused(Exception):

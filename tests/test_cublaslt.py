@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from canonical import build
 from cublaslt_standin import StandInLibrary
+from library_standin import TOLERANCE, check, random
 
 import jitgrad as jg
 from jitgrad import config, gpu_plans, ops, tuning
@@ -20,9 +21,8 @@ from jitgrad.products import SLACK, WORKSPACE, Laid, Product
 from jitgrad.runtime.cuda import cublaslt, driver
 from jitgrad.runtime.spec import PlanSpec
 
+pytestmark = pytest.mark.usefixtures("kernels_of_module")
 ANY = Products(library=lambda product: True)
-RANDOM = np.random.default_rng(0)
-TOLERANCE = {jg.float64: 1e-13, jg.float32: 1e-6, jg.bfloat16: 2 ** -8, jg.float16: 2 ** -11}
 
 
 @pytest.fixture
@@ -38,34 +38,6 @@ def library(executing, monkeypatch):
     cublaslt.disconnect()
     jg.set_float32_matmul_precision("highest")
     assert made.problems == []
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory):
-    return tmp_path_factory.mktemp("kernels")
-
-
-@pytest.fixture(autouse=True)
-def folder(kernels):
-    """No plan and no decision comes from another test; kernels may."""
-    for kind in ("plans", "choices"):
-        shutil.rmtree(kernels / kind, ignore_errors=True)
-    with config.scope(cache=kernels):
-        yield
-
-
-def random(*shape, dtype=jg.float32):
-    return jg.tensor(RANDOM.uniform(-2, 2, shape)).to(dtype)
-
-
-def check(function, *operands, tolerance=None):
-    """The result on a GPU beside that in float64."""
-    with jg.no_grad():
-        found = function(*[x.cuda() for x in operands])
-        wanted = getattr(function, "function", function)(*[x.double() for x in operands])
-    assert found.dtype is operands[0].dtype and found.shape == wanted.shape
-    limit = tolerance or TOLERANCE[found.dtype]
-    np.testing.assert_allclose(found.double().cpu().numpy(), wanted.numpy(), rtol=0, atol=limit * wanted.abs().max().item())
 
 
 # ---- products --------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from cudnn_standin import (
     StandInCudnn,
     Way,
 )
+from library_standin import check, random
 from test_cuda_convolution import CASES, FORWARD, IMAGE, WEIGHTS, attributes
 
 import jitgrad as jg
@@ -34,8 +35,7 @@ from jitgrad.runtime.cuda import cudnn, driver
 from jitgrad.runtime.cuda.libraries import LibraryError
 from jitgrad.runtime.spec import PlanSpec
 
-RANDOM = np.random.default_rng(0)
-TOLERANCE = {jg.float64: 1e-13, jg.float32: 1e-6, jg.bfloat16: 2 ** -8, jg.float16: 2 ** -11}
+pytestmark = pytest.mark.usefixtures("kernels_of_module")
 ASKED = Convolved("convolution", "f32", False, (2, 4, 5, 6), (3, 4, 3, 3), (2, 3, 5, 6), (1, 1), (1, 1), (1, 1), (1, 1))
 
 
@@ -50,34 +50,6 @@ def library(executing):
     cudnn.disconnect()
     jg.set_float32_matmul_precision("highest")
     assert made.problems == []
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory):
-    return tmp_path_factory.mktemp("kernels")
-
-
-@pytest.fixture(autouse=True)
-def folder(kernels):
-    """No plan and no decision comes from another test; kernels may."""
-    for kind in ("plans", "choices"):
-        shutil.rmtree(kernels / kind, ignore_errors=True)
-    with config.scope(cache=kernels):
-        yield
-
-
-def random(*shape, dtype=jg.float32):
-    return jg.tensor(RANDOM.uniform(-2, 2, shape)).to(dtype)
-
-
-def check(function, *operands, tolerance=None):
-    """The result on a GPU beside that in float64."""
-    with jg.no_grad():
-        found = function(*[x.cuda() for x in operands])
-        wanted = getattr(function, "function", function)(*[x.double() for x in operands])
-    assert found.dtype is operands[0].dtype and found.shape == wanted.shape
-    limit = tolerance or TOLERANCE[found.dtype]
-    np.testing.assert_allclose(found.double().cpu().numpy(), wanted.numpy(), rtol=0, atol=limit * wanted.abs().max().item())
 
 
 def kinds(library):
