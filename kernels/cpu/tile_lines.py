@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jitgrad import config
+from jitgrad.kernels.cpu.vector_text import VectorText
 
 Pointer = Any                                   # a typed pointer of kernel text
 
@@ -79,7 +80,7 @@ def lines_at_once(rows: int, registers: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class LineKernel:
+class LineKernel(VectorText):
     """One shape: exactly `rows` rows of A, `lines` of B at a time, sums in vectors of `lanes` elements of `bits` bits."""
 
     rows: int
@@ -92,14 +93,6 @@ class LineKernel:
     @property
     def name(self) -> str:
         return f"lines_{self.rows}x{self.lines}_v{self.lanes}f{self.bits}_{self.kind}{'_scaled' if self.scaled else ''}"
-
-    @property
-    def element(self) -> str:
-        return "float" if self.bits == 32 else "double"
-
-    @property
-    def vector(self) -> str:
-        return f"<{self.lanes} x {self.element}>"
 
     @property
     def cells(self) -> list[tuple[int, int]]:

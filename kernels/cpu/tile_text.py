@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from jitgrad.kernels.cpu.tile_transform import transform_text
+from jitgrad.kernels.cpu.vector_text import VectorText
 
 PARAMETERS = ("columns", "depth", "a", "a_rows", "a_step", "b", "b_step", "c", "c_row", "accumulate")
 """Those of `tile.multiply_tile` without `rows`, with addresses for pointers and offsets, and strides in bytes. `a_rows`
@@ -66,7 +67,7 @@ _LOOP = """\
 {leaving}"""
 
 @dataclass(frozen=True, slots=True)
-class MicroKernel:
+class MicroKernel(VectorText):
     """One shape: exactly `rows` rows and `vectors` vectors of `lanes` elements of `bits` bits. With an `edge`, `columns`
     ends inside of the last vector, and elements from there on are neither read nor written: "masked" is for processors that
     have instructions for it; "clamped" reads and writes a last vector that ends at the last column, or, where the first
@@ -93,19 +94,6 @@ class MicroKernel:
     def name(self) -> str:
         kinds = self.edge, self.adjacent, "placed" if self.placed else "ahead" if self.ahead else ""
         return "_".join([f"multiply_{self.rows}x{self.vectors}", self.suffix, *filter(None, kinds)])
-
-    @property
-    def suffix(self) -> str:
-        """How the names of LLVM's vector intrinsics end."""
-        return f"v{self.lanes}f{self.bits}"
-
-    @property
-    def element(self) -> str:
-        return "float" if self.bits == 32 else "double"
-
-    @property
-    def vector(self) -> str:
-        return f"<{self.lanes} x {self.element}>"
 
     @property
     def parameters(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from jitgrad.kernels.cpu.tile_lines import below, splat
+from jitgrad.kernels.cpu.vector_text import VectorText
 
 TAPS = 3
 """The most taps of a row that one function knows: more are done by several calls."""
@@ -32,7 +33,7 @@ _NAME = re.compile(r"(weighted_rows|dot_rows)_(\d)x(\d)_v(\d+)f(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
-class WindowKernel:
+class WindowKernel(VectorText):
     """The function `kind` for `wide` taps of a row and windows that are `across` columns from each other, 1 or 2."""
 
     kind: str
@@ -44,18 +45,6 @@ class WindowKernel:
     @property
     def name(self) -> str:
         return f"{self.kind}_{self.wide}x{self.across}_{self.suffix}"
-
-    @property
-    def suffix(self) -> str:
-        return f"v{self.lanes}f{self.bits}"
-
-    @property
-    def element(self) -> str:
-        return "float" if self.bits == 32 else "double"
-
-    @property
-    def vector(self) -> str:
-        return f"<{self.lanes} x {self.element}>"
 
     @property
     def mask(self) -> str:
