@@ -75,7 +75,7 @@ class Attention:
         """`attention.ARGUMENTS`."""
         runs, period = mask_runs(mask.shape) if mask else (1, 1)
         row = 0 if mask is None or mask.shape[-2] == 1 else mask.shape[-1]
-        block = attention.block_of_queries(self.short, k.shape[1])
+        block = attention.block_of_queries(self.short, k.shape[1], bool(self.attrs["causal"]))
         return (q.shape[1], k.shape[1], q.shape[2], v.shape[2], q.shape[0] // k.shape[0], int(mask is not None),
                 q.shape[0] // runs, period, row, int(self.attrs["causal"]), int(self.attrs["zero"]), int(dropped), block,
                 -(-q.shape[1] // block))
@@ -107,7 +107,7 @@ class Attention:
         k_panels, v_panels = self.pack(k), self.pack(v)
         heads, queries, values = g.type.shape
         dots = self.new_scratch(heads * queries * q.type.dtype.itemsize)
-        self.launches.append(launch(attention.source("attention_dots", self.short), heads * queries, g.buffer, out.buffer,
+        self.launches.append(launch(attention.source("attention_dots", self.short), heads * -(-queries // block), g.buffer, out.buffer,
                                     dots, queries, values, *g.heads.integers, *out.heads.integers))
         whole = dq
         if parts > 1:

@@ -18,10 +18,11 @@ from jitgrad.kernels.cpu.philox import random_bits_block
 from jitgrad.kernels.cpu.scalar import f32, f32 as T, f64
 from jitgrad.kernels.cpu.standins import i64, load, pointer, reassociate_add, reassociate_max, store
 from jitgrad.kernels.cpu.template import text
-from jitgrad.kernels.cpu.tile import make_panel, multiply_block
+from jitgrad.kernels.cpu.tile import PANEL_BYTES, make_panel, multiply_block
 
 COLUMNS, TILE = 32, 14                          # of the register tile; `source` puts the machine's in their places
 KEYS = 128                                      # of a block; `source` too
+ROOM = 1 << 14                                  # elements of a buffer on the stack; `source` too
 STEP = 64                                       # elements of a line of scores that are looked at together
 MOST = 96                                       # queries of a block, at the most
 ARGUMENTS = ("queries", "keys", "width", "values", "times", "masked", "run", "period", "mask_row", "causal", "zero",
@@ -38,15 +39,16 @@ def source(kernel: str, element: str) -> str:
     tile = element_tile(element)
     spelled = text(KERNELS[kernel], T=element)
     for name, number in {"COLUMNS": tile.columns, "TILE": tile.rows, "KEYS": block_of_keys(element),
-                         "STEP": min(STEP, block_of_keys(element)), "MOST": MOST}.items():
+                         "STEP": min(STEP, block_of_keys(element)), "MOST": MOST,
+                         "ROOM": PANEL_BYTES // (4 if element == "f32" else 8)}.items():
         spelled = spelled.replace(name, str(number))
     return spelled
 
 
-def block_of_queries(element: str, keys: int) -> int:
-    """Rows of a block of scores: whole tiles. Where all keys are one short line, a block may have more of them."""
+def block_of_queries(element: str, keys: int, causal: bool) -> int:
+    """Rows of a block of scores: whole tiles. Where queries see about half of few keys, a low block leaves out more."""
     rows = element_tile(element).rows
-    return (70 if keys <= STEP else 56) // rows * rows
+    return (28 if causal and keys <= block_of_keys(element) else 70) // rows * rows
 
 
 def block_of_keys(element: str) -> int:
@@ -105,25 +107,26 @@ def attention(args, begin, end, thread):
                 seen = count
                 if causal != 0:
                     seen = max(min(count, first + i + 1 - start), 0)
-                if scaled != 0:
-                    for j in range(wide):
-                        store(scores, line + j, T(load(scores, line + j, 5, 13) * factor), 5, 13)
+                times_factor = factor
                 if masked != 0:
                     above = (n // run * period + n % period) * keys * max(mask_row // keys * queries, 1)
                     above += (first + i) * mask_row + start
                     for j in range(seen):
                         added = load(mask, above + j, 2, 13)
-                        store(scores, line + j,
-                              T(select(added > T(-1e999), T(load(scores, line + j, 5, 13) + added), added)), 5, 13)
+                        score_j = T(load(scores, line + j, 5, 13) * factor)
+                        store(scores, line + j, T(select(added > T(-1e999), T(score_j + added), added)), 5, 13)
+                    times_factor = T(1)
                 best = load(stats, i, 6, 13)
                 if seen < wide:
                     for j in range(wide):
-                        score_j = T(select(j < seen, load(scores, line + j, 5, 13), T(-1e999)))
+                        score_j = T(select(j < seen, T(load(scores, line + j, 5, 13) * times_factor), T(-1e999)))
                         store(scores, line + j, score_j, 5, 13)
                         best = reassociate_max(best, score_j)
                 else:
                     for j in range(wide):
-                        best = reassociate_max(best, load(scores, line + j, 5, 13))
+                        score_j = T(load(scores, line + j, 5, 13) * times_factor)
+                        store(scores, line + j, score_j, 5, 13)
+                        best = reassociate_max(best, score_j)
                 store(stats, 2 * MOST + i, best, 6, 13)
             for i in range(rows):                       # apart, so that a line need not wait for its maximum
                 line = i * line_of
@@ -169,22 +172,23 @@ def attention(args, begin, end, thread):
 
 
 def attention_dots(args, begin, end, thread):
-    """Arguments: g, out, dots; L, V, `HEADS` of g and out. Items: queries. What a query's gradient and result have in
+    """Arguments: g, out, dots; L, V, `HEADS` of g and out. Items: `KEYS` queries of a head. What a query's gradient and result have in
     common."""
     g, o, dots = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T)
     queries, values = args[4], args[5]
     g_first, g_inner, g_outer, g_within, g_row = args[6], args[7], args[8], args[9], args[10]
     o_first, o_inner, o_outer, o_within, o_row = args[11], args[12], args[13], args[14], args[15]
+    blocks = (queries + KEYS - 1) // KEYS
     for item in range(begin, end):
-        n = item // queries
-        i = item % queries
-        g_place = g_first + n // g_inner * g_outer + n % g_inner * g_within + i * g_row
-        o_place = o_first + n // o_inner * o_outer + n % o_inner * o_within + i * o_row
-        total = T(0)
-        for j in range(values):
-            product = T(load(g, g_place + j, 0, 3) * load(o, o_place + j, 1, 3))
-            total = reassociate_add(total, product)
-        store(dots, item, total, 2, 3)
+        n = item // blocks
+        g_place = g_first + n // g_inner * g_outer + n % g_inner * g_within
+        o_place = o_first + n // o_inner * o_outer + n % o_inner * o_within
+        for i in range(item % blocks * KEYS, min((item % blocks + 1) * KEYS, queries)):
+            total = T(0)
+            for j in range(values):
+                product = T(load(g, g_place + i * g_row + j, 0, 3) * load(o, o_place + i * o_row + j, 1, 3))
+                total = reassociate_add(total, product)
+            store(dots, n * queries + i, total, 2, 3)
 
 
 def attention_grad(args, begin, end, thread):
@@ -210,6 +214,8 @@ def attention_grad(args, begin, end, thread):
     weights = make_panel(dq)
     slopes = make_panel(dq)
     kept = make_panel(dq)
+    dk_panel = make_panel(dq)
+    dv_panel = make_panel(dq)
     key, offset, limit, scale = i64(0), i64(0), i64(0), T(0)
     if dropped != 0:
         key, offset = load(pointer(args, 5, i64), 0, 12, 17), load(pointer(args, 6, i64), 0, 13, 17)
@@ -221,19 +227,32 @@ def attention_grad(args, begin, end, thread):
         factor = load(pointer(args, 16, T), 0, 16, 17)
     if scaled == 2:
         steepness = factor
+    dk_factor = factor if scaled == 1 else T(1)
+    gathered = KEYS * max(width, values) <= ROOM
     for item in range(begin, end):
         group = item // parts
         part = item % parts
         k_place = k_first + group // k_inner * k_outer + group % k_inner * k_within
         dk_place = dk_first + group // dk_inner * dk_outer + group % dk_inner * dk_within
         dv_place = dv_first + group // dv_inner * dv_outer + group % dv_inner * dv_within
+        first_key = part * keys_of_part
+        blind = 0                               # queries that see none of these keys; the first ones reach all the others
+        if keys == 0:
+            blind = queries
+        elif causal != 0:
+            blind = min(first_key // block_rows * block_rows, queries)
         for n in range(group * times, (group + 1) * times):
             dq_place = part * apart + dq_first + n // dq_inner * dq_outer + n % dq_inner * dq_within
-            for i in range(queries):
+            for i in range(blind):
                 for j in range(width):
                     store(dq, dq_place + i * dq_row + j, T(0), 6, 17)
-        for start in range(part * keys_of_part, min((part + 1) * keys_of_part, keys), KEYS):
+        for start in range(first_key, min(first_key + keys_of_part, keys), KEYS):
             count = min(KEYS, keys - start)
+            dk_lines, dk_at, dk_step = dk, dk_place + start * dk_row, dk_row
+            dv_lines, dv_at, dv_step = dv, dv_place + start * dv_row, dv_row
+            if gathered:
+                dk_lines, dk_at, dk_step = dk_panel, 0, width
+                dv_lines, dv_at, dv_step = dv_panel, 0, values
             started = 0
             for n in range(group * times, (group + 1) * times):
                 g_place = g_first + n // g_inner * g_outer + n % g_inner * g_within
@@ -263,24 +282,19 @@ def attention_grad(args, begin, end, thread):
                         seen = count
                         if causal != 0:
                             seen = max(min(count, first + i + 1 - start), 0)
-                        if scaled != 0:
-                            for j in range(wide):
-                                store(weights, line + j, T(load(weights, line + j, 9, 17) * factor), 9, 17)
+                        times_factor = factor
                         if masked != 0:
                             above = (n // run * period + n % period) * keys * max(mask_row // keys * queries, 1)
                             above += (first + i) * mask_row + start
                             for j in range(seen):
                                 added = load(mask, above + j, 3, 17)
-                                store(weights, line + j,
-                                      T(select(added > T(-1e999), T(load(weights, line + j, 9, 17) + added), added)), 9, 17)
+                                score_j = T(load(weights, line + j, 9, 17) * factor)
+                                store(weights, line + j, T(select(added > T(-1e999), T(score_j + added), added)), 9, 17)
+                            times_factor = T(1)
                         shift = load(lse, query + i, 4, 17)
                         dot = load(dots, query + i, 5, 17)
                         if not shift > T(-1e999):
                             shift = T(0) if zero != 0 else T(shift - shift)
-                        if seen < wide:
-                            for j in range(wide):
-                                store(weights, line + j, T(select(j < seen, load(weights, line + j, 9, 17), T(-1e999))),
-                                      9, 17)
                         if dropped != 0:
                             score = (query + i) * keys + start
                             skip = score % 4
@@ -294,33 +308,42 @@ def attention_grad(args, begin, end, thread):
                                 store(slopes, line + j, T(load(slopes, line + j, 10, 17) * load(kept, skip + j, 11, 17)),
                                       10, 17)
                         for j in range(wide):
-                            weight = T(exp_of_score(T(load(weights, line + j, 9, 17) - shift)))
+                            weight = T(exp_of_score(T(T(load(weights, line + j, 9, 17) * times_factor) - shift)))
                             slope = T(T(weight * T(load(slopes, line + j, 10, 17) - dot)) * steepness)
                             store(weights, line + j, weight, 9, 17)
                             store(slopes, line + j, slope, 10, 17)
+                        for j in range(seen, wide):
+                            store(weights, line + j, T(0), 9, 17)
+                            store(slopes, line + j, T(0), 10, 17)
                         if dropped != 0:
                             for j in range(wide):
                                 store(weights, line + j, T(load(weights, line + j, 9, 17) * load(kept, skip + j, 11, 17)),
                                       9, 17)
                     multiply_block(args, 65, near, values, rows, rows, TILE, weights, 0, TILE, 1, line_of,
                                    g, g_place + first * g_row, COLUMNS, g_row,
-                                   dv, dv_place + start * dv_row, dv_row, started)
+                                   dv_lines, dv_at, dv_step, started)
                     multiply_block(args, 65, near, width, rows, rows, TILE, slopes, 0, TILE, 1, line_of,
                                    q, q_place + first * q_row, COLUMNS, q_row,
-                                   dk, dk_place + start * dk_row, dk_row, started)
+                                   dk_lines, dk_at, dk_step, started)
                     multiply_block(args, 65, rows, width, near, near, TILE, slopes, 0, TILE * line_of, line_of, 1,
-                                   k, k_place + start * k_row, COLUMNS, k_row, dq, dq_place + first * dq_row, dq_row, 1)
+                                   k, k_place + start * k_row, COLUMNS, k_row, dq, dq_place + first * dq_row, dq_row,
+                                   start - first_key)
                     started = 1
-            for i in range(start, start + count):
+            for i in range(count):
+                dk_line = dk_at + i * dk_step
+                dv_line = dv_at + i * dv_step
                 if started == 0:
                     for j in range(width):
-                        store(dk, dk_place + i * dk_row + j, T(0), 7, 17)
+                        store(dk_lines, dk_line + j, T(0), 7, 17)
                     for j in range(values):
-                        store(dv, dv_place + i * dv_row + j, T(0), 8, 17)
-                if scaled == 1:
+                        store(dv_lines, dv_line + j, T(0), 8, 17)
+                if gathered or scaled == 1:
                     for j in range(width):
-                        place = dk_place + i * dk_row + j
-                        store(dk, place, T(load(dk, place, 7, 17) * factor), 7, 17)
+                        store(dk, dk_place + (start + i) * dk_row + j, T(load(dk_lines, dk_line + j, 7, 17) * dk_factor),
+                              7, 17)
+                if gathered:
+                    for j in range(values):
+                        store(dv, dv_place + (start + i) * dv_row + j, load(dv_lines, dv_line + j, 8, 17), 8, 17)
 
 
 KERNELS = {kernel.__name__: kernel for kernel in (attention, attention_dots, attention_grad)}

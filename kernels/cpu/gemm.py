@@ -75,13 +75,14 @@ def {name}(args, begin, end, thread):
     panel = make_panel({panel})
 {more}    for item in range(begin, end):
 {locate}
-        index_3 = batch % size_3
-        index_2 = batch // size_3 % size_2
-        index_1 = batch // (size_3 * size_2) % size_1
-        index_0 = batch // (size_3 * size_2 * size_1)
-        a_start = a_first + index_0 * a_0 + index_1 * a_1 + index_2 * a_2 + index_3 * a_3
-        b_start = b_first + index_0 * b_0 + index_1 * b_1 + index_2 * b_2 + index_3 * b_3
-        c_start = batch * c_batch
+        a_start, b_start, c_start = a_first, b_first, batch * c_batch
+        if batch != 0:
+            index_3 = batch % size_3
+            index_2 = batch // size_3 % size_2
+            index_1 = batch // (size_3 * size_2) % size_1
+            index_0 = batch // (size_3 * size_2 * size_1)
+            a_start += index_0 * a_0 + index_1 * a_1 + index_2 * a_2 + index_3 * a_3
+            b_start += index_0 * b_0 + index_1 * b_1 + index_2 * b_2 + index_3 * b_3
         for first_step in range(0, max(k, 1), depth_block):
             depth = min(depth_block, k - first_step)
             keep = accumulate if first_step == 0 else 1
@@ -101,21 +102,18 @@ _MULTIPLY = """\
 """
 
 _AHEAD_OF_COLUMNS = """\
-                panels = (last_row - first_row + panel_rows - 1) // panel_rows
-                parts = (min(max(span, {columns}), last_column - column) + {columns} - 1) // {columns}
-                further = first_step + depth if first_step + depth < k else 0
-                soon_b = b_start + (column // {columns} + (0 if further else parts)) * b_panel + further * b_step
-                turn_b = {turn} * b_step // panels
-                share_b = depth // panels * b_step
-                turn_a = {turn} * a_step // parts
-                share_a = depth * a_step // parts
-                if span == 0:
-                    turn_b = 0
-                    share_b = 0
-                if span == 0 or a_row != 1:
-                    turn_a = 0
-                    share_a = 0
-                left = panels
+                turn_a, turn_b, share_a, share_b, soon_b, further, left = 0, 0, 0, 0, b_place, 0, 0
+                if span != 0:
+                    panels = (last_row - first_row + panel_rows - 1) // panel_rows
+                    parts = (min(span, last_column - column) + {columns} - 1) // {columns}
+                    further = first_step + depth if first_step + depth < k else 0
+                    soon_b = b_start + (column // {columns} + (0 if further else parts)) * b_panel + further * b_step
+                    turn_b = {turn} * b_step // panels
+                    share_b = depth // panels * b_step
+                    left = panels
+                    if a_row == 1:
+                        turn_a = {turn} * a_step // parts
+                        share_a = depth * a_step // parts
 """
 
 _AHEAD_OF_ROW = """\
@@ -131,8 +129,8 @@ _NEXT = """\
                         soon_b += share_b
                         left -= 1
                         if left == 0:
-                            left = panels
-                            soon_b += b_panel - panels * share_b
+                            left = (last_row - first_row + panel_rows - 1) // panel_rows
+                            soon_b += b_panel - left * share_b
 """
 
 

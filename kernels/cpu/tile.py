@@ -23,9 +23,9 @@ Pointer = Any                                   # a typed pointer of kernel text
 
 HIGH = 8                                        # rows of a tile from which it pays to look at how A lies in memory
 DEPTH_BLOCK = 384
-PANEL_BYTES = 48 * 1024
-"""Steps of the depth that are multiplied at once, and a panel of B of that depth, two vectors wide, at the widest: what
-is reused out of the nearest caches."""
+"""Steps of the depth that are multiplied at once: what is reused out of the nearest caches."""
+PANEL_BYTES = 64 * 1024
+"""Room for a panel of B of that depth, two vectors wide, at the widest; or for 128 rows of 128 elements."""
 
 
 @dataclass(frozen=True, slots=True)
