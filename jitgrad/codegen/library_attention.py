@@ -107,8 +107,8 @@ class Attention:
         k_panels, v_panels = self.pack(k), self.pack(v)
         heads, queries, values = g.type.shape
         dots = self.new_scratch(heads * queries * q.type.dtype.itemsize)
-        self.launches.append(launch(attention.source("attention_dots", self.short), heads * -(-queries // block), g.buffer, out.buffer,
-                                    dots, queries, values, *g.heads.integers, *out.heads.integers))
+        self.launches.append(launch(attention.source("attention_dots", self.short), heads * -(-queries // block), g.buffer,
+                                    out.buffer, dots, queries, values, *g.heads.integers, *out.heads.integers))
         whole = dq
         if parts > 1:
             whole = Operand(dq.type, self.new_scratch(parts * dq.type.nbytes), heads_in(dq.type.shape))

@@ -172,8 +172,8 @@ def attention(args, begin, end, thread):
 
 
 def attention_dots(args, begin, end, thread):
-    """Arguments: g, out, dots; L, V, `HEADS` of g and out. Items: `KEYS` queries of a head. What a query's gradient and result have in
-    common."""
+    """Arguments: g, out, dots; L, V, `HEADS` of g and out. Items: `KEYS` queries of a head. What a query's gradient and
+    result have in common."""
     g, o, dots = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T)
     queries, values = args[4], args[5]
     g_first, g_inner, g_outer, g_within, g_row = args[6], args[7], args[8], args[9], args[10]
