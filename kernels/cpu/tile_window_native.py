@@ -85,8 +85,7 @@ class _Run:
                 with builder.if_else(self.pairs) as (two, more):
                     with two:
                         halves = [self._half(x, place, column, stop, first) for first in (0, lanes)]
-                        even = ir.Constant(self.places, list(range(0, 2 * lanes, 2)))
-                        every_second = builder.shuffle_vector(*halves, even)
+                        every_second = self._every_second(halves, 0)
                         from_two = builder.block
                     with more:
                         far = self._far(x, place, inside)
@@ -99,6 +98,26 @@ class _Run:
         value.add_incoming(beside, from_close)
         value.add_incoming(apart, from_apart)
         return value, inside
+
+    def in_pairs(self, count: ir.Value, wide: ir.Value, step: ir.Value) -> ir.Value:
+        """Whether `count` windows have two columns each, and all of these once: none is outside."""
+        builder = self.builder
+        narrow = builder.and_(builder.icmp_signed("==", wide, constant(2)), builder.icmp_signed("==", step, constant(1)))
+        whole = builder.and_(builder.icmp_signed("<=", self.low, constant(0)),
+                             builder.icmp_signed("<=", builder.mul(count, constant(2)), self.high))
+        return builder.and_(builder.and_(self.pairs, narrow), whole)
+
+    def read_pairs(self, x: ir.Value, place: ir.Value, left: ir.Value) -> list[ir.Value]:
+        """The first columns of windows `in_pairs` of which the first is at `place`, and the second ones; of `left`
+        windows at the most."""
+        elements = self.builder.mul(left, constant(2))
+        halves = [self.some(self.load, self.address(x, self.builder.add(place, constant(first))),
+                            self.left(elements, constant(first))) for first in (0, self.lanes)]
+        return [self._every_second(halves, first) for first in (0, 1)]
+
+    def _every_second(self, halves: list[ir.Value], first: int) -> ir.Value:
+        numbers = list(range(first, 2 * self.lanes, 2))
+        return self.builder.shuffle_vector(*halves, ir.Constant(self.places, numbers))
 
     def _within(self, first: ir.Value, steps: ir.Value, stop: ir.Value) -> ir.Value:
         """Which of the columns first + steps are from `low` on and before `stop`."""
@@ -130,23 +149,34 @@ def _emit_largest_run(context: Any, builder: ir.IRBuilder, signature: Any, value
                             [ir.VectorType(I64, lanes), POINTER, I32, ir.VectorType(I1, lanes)])
     with builder.goto_entry_block():
         best, at = builder.alloca(run.vector), builder.alloca(places)
+    def improve(value: ir.Value, place: ir.Value, inside: ir.Value | None = None) -> None:
+        """Take the elements that are at `place` and so on, where they are larger than those up to now, and `inside`."""
+        old, older = builder.load(best), builder.load(at)
+        better = builder.or_(builder.fcmp_ordered(">", value, old), builder.fcmp_unordered("uno", value, value))
+        better = builder.or_(better, builder.icmp_signed("<", older, ir.Constant(places, [0] * lanes)))
+        better = builder.and_(better, inside) if inside else better
+        here = builder.add(splat(builder, builder.trunc(builder.sub(place, origin), I32), lanes), run.spaced)
+        builder.store(builder.select(better, value, old), best)
+        builder.store(builder.select(better, here, older), at)
+
     with cgutils.for_range_slice(builder, constant(0), count, constant(lanes), intp=I64) as (start, _):
         builder.store(ir.Constant(run.vector, [float("-inf")] * lanes), best)
         builder.store(ir.Constant(places, [-1] * lanes), at)
-        with (cgutils.for_range(builder, deep, intp=I64) as i, cgutils.for_range(builder, tall, intp=I64) as j,
-              cgutils.for_range(builder, wide, intp=I64) as k):
-            shift = builder.mul(k.index, wide_step)
-            column, last = [builder.add(builder.mul(n, across), shift) for n in (start, builder.sub(count, constant(1)))]
-            line = builder.add(builder.mul(i.index, deep_step), builder.mul(j.index, tall_step))
-            place = builder.add(builder.add(x_offset, line), column)
-            value, inside = run.read(x, place, column, last)
-            old, older = builder.load(best), builder.load(at)
-            better = builder.or_(builder.fcmp_ordered(">", value, old), builder.fcmp_unordered("uno", value, value))
-            better = builder.or_(better, builder.icmp_signed("<", older, ir.Constant(places, [0] * lanes)))
-            better = builder.and_(better, inside)
-            here = builder.add(splat(builder, builder.trunc(builder.sub(place, origin), I32), lanes), run.spaced)
-            builder.store(builder.select(better, value, old), best)
-            builder.store(builder.select(better, here, older), at)
+        with builder.if_else(run.in_pairs(count, wide, wide_step)) as (then, otherwise):
+            with then, cgutils.for_range(builder, deep, intp=I64) as i, cgutils.for_range(builder, tall, intp=I64) as j:
+                line = builder.add(builder.mul(i.index, deep_step), builder.mul(j.index, tall_step))
+                place = builder.add(builder.add(x_offset, line), builder.mul(start, across))
+                for k, value in enumerate(run.read_pairs(x, place, builder.sub(count, start))):
+                    improve(value, builder.add(place, constant(k)))
+            with (otherwise, cgutils.for_range(builder, deep, intp=I64) as i,
+                  cgutils.for_range(builder, tall, intp=I64) as j, cgutils.for_range(builder, wide, intp=I64) as k):
+                shift = builder.mul(k.index, wide_step)
+                column, last = [builder.add(builder.mul(n, across), shift)
+                                for n in (start, builder.sub(count, constant(1)))]
+                line = builder.add(builder.mul(i.index, deep_step), builder.mul(j.index, tall_step))
+                place = builder.add(builder.add(x_offset, line), column)
+                value, inside = run.read(x, place, column, last)
+                improve(value, place, inside)
         wanted = run.left(count, start)
         run.put(builder.load(best), run.address(o, builder.add(o_offset, start)), wanted)
         wide_places = builder.sext(builder.load(at), ir.VectorType(I64, lanes))
