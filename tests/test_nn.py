@@ -376,6 +376,14 @@ LAYERS = [
     ("Dropout3d(0.0)", [(2, 3, 2, 2, 2)]), ("AlphaDropout(0.0)", [(4, 5)]), ("FeatureAlphaDropout(0.0)", [(4, 5, 2)]),
     ("TransformerEncoderLayer(8, 2, 16, dropout=0.0)", [(5, 3, 8)]),
     ("TransformerEncoderLayer(8, 2, 16, 0.0, 'gelu', batch_first=True, norm_first=True)", [(3, 5, 8)]),
+    ("TransformerDecoderLayer(8, 2, 16, 0.0)", [(4, 3, 8), (5, 3, 8)]),
+    ("TransformerDecoderLayer(8, 2, 16, 0.0, 'gelu', batch_first=True, norm_first=True)", [(3, 4, 8), (3, 5, 8)]),
+    ("Transformer(8, 2, 1, 2, 16, 0.0, batch_first=True)", [(3, 5, 8), (3, 4, 8)]),
+    ("CELU(0.7)", [(4, 5)]), ("Threshold(0.2, -3.0)", [(4, 5)]), ("Softsign()", [(4, 5)]), ("Tanhshrink()", [(4, 5)]),
+    ("Hardshrink(0.3)", [(4, 5)]), ("Softshrink(0.3)", [(4, 5)]), ("Softmax2d()", [(2, 3, 4, 5)]),
+    ("CosineSimilarity(-1)", [(4, 5), (4, 5)]), ("PairwiseDistance(keepdim=True)", [(4, 5), (4, 5)]),
+    ("TripletMarginLoss(2.0, swap=True)", [(4, 5), (4, 5), (4, 5)]),
+    ("TripletMarginWithDistanceLoss(margin=2.0, reduction='sum')", [(4, 5), (4, 5), (4, 5)]),
 ]
 
 
@@ -434,7 +442,10 @@ LOSSES = [("MSELoss", {}), ("L1Loss", {}), ("SmoothL1Loss", {"beta": 0.5}), ("Hu
           ("CrossEntropyLoss", {}), ("CrossEntropyLoss", {"label_smoothing": 0.1}),
           ("CrossEntropyLoss", {"ignore_index": 2}), ("CrossEntropyLoss", {"weight": [1.0, 2.0, 0.5, 1.0, 3.0]}),
           ("NLLLoss", {}),
-          ("NLLLoss", {"ignore_index": 1}), ("BCEWithLogitsLoss", {"pos_weight": [1.0, 2.0, 0.5, 1.0, 3.0]})]
+          ("NLLLoss", {"ignore_index": 1}), ("BCEWithLogitsLoss", {"pos_weight": [1.0, 2.0, 0.5, 1.0, 3.0]}),
+          ("SoftMarginLoss", {}), ("HingeEmbeddingLoss", {"margin": 0.5}), ("PoissonNLLLoss", {"full": True}),
+          ("PoissonNLLLoss", {"log_input": False}), ("MultiLabelSoftMarginLoss", {"weight": [1.0, 2.0, 0.5, 1.0, 3.0]}),
+          ("MultiMarginLoss", {}), ("MultiMarginLoss", {"p": 2, "margin": 0.5, "weight": [1.0, 2.0, 0.5, 1.0, 3.0]})]
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -453,11 +464,31 @@ def test_losses_are_those_of_torch(name, options, reduction):
         x = 1 / (1 + np.exp(-x))
     if name == "KLDivLoss":
         target = np.log(np.abs(target)) if options else np.abs(target)
-    if name in ("CrossEntropyLoss", "NLLLoss"):
+    if name in ("CrossEntropyLoss", "NLLLoss", "MultiMarginLoss"):
         target = np.array([1, 2, 4, 0])
+    if name in ("SoftMarginLoss", "HingeEmbeddingLoss"):
+        target = np.sign(target)
+    if name == "PoissonNLLLoss":
+        x, target = np.abs(x), np.round(np.abs(3 * target))
+    if name == "MultiLabelSoftMarginLoss":
+        target = (target > 0).astype(np.float32)
     ours, theirs = build(nn, Tensor), build(torch.nn, torch.tensor)
     compare(torch, lambda_module(lambda a: ours(a, jg.from_numpy(target))),
             lambda_module(lambda a: theirs(a, torch.tensor(target))), [x])
+
+
+SIGNS = np.array([1, -1, -1, 1], np.float32)
+OF_SEVERAL = [("MarginRankingLoss(0.3)", (4,), [SIGNS]), ("CosineEmbeddingLoss(0.1)", (4, 5), [SIGNS]),
+              ("GaussianNLLLoss(full=True)", (4, 5), [np.linspace(0, 2, 20, dtype=np.float32).reshape(4, 5)])]
+
+
+@pytest.mark.parametrize(("source", "shape", "others"), OF_SEVERAL)
+def test_losses_of_two_inputs_are_those_of_torch(source, shape, others):
+    torch = pytest.importorskip("torch")
+    ours, theirs = same_module(torch, source)
+    inputs = [tensor(*shape, seed=k).numpy() for k in (0, 1)]
+    compare(torch, lambda_module(lambda *xs: ours(*xs, *map(jg.from_numpy, others))),
+            lambda_module(lambda *xs: theirs(*xs, *map(torch.tensor, others))), inputs)
 
 
 def lambda_module(function):

@@ -7,6 +7,7 @@ input).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,9 @@ from jitgrad.ops.index import check_range
 __all__ = [
     "binary_cross_entropy", "binary_cross_entropy_with_logits", "cosine_embedding_loss", "cosine_similarity",
     "cross_entropy", "gaussian_nll_loss", "hinge_embedding_loss", "huber_loss", "kl_div", "l1_loss",
-    "margin_ranking_loss", "mse_loss", "nll_loss", "pairwise_distance", "poisson_nll_loss", "smooth_l1_loss",
-    "soft_margin_loss", "triplet_margin_loss",
+    "margin_ranking_loss", "mse_loss", "multi_margin_loss", "multilabel_soft_margin_loss", "nll_loss",
+    "pairwise_distance", "poisson_nll_loss", "smooth_l1_loss", "soft_margin_loss", "triplet_margin_loss",
+    "triplet_margin_with_distance_loss",
 ]
 
 _REDUCTIONS = ("mean", "sum", "none")
@@ -335,7 +337,52 @@ def pairwise_distance(x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6,
 def triplet_margin_loss(anchor: Tensor, positive: Tensor, negative: Tensor, margin: Operand = 1.0, p: float = 2.0,
                         eps: float = 1e-6, swap: bool = False, reduction: str = "mean") -> Tensor:
     """``max(0, d(anchor, positive) - d(anchor, negative) + margin)``."""
-    near, far = pairwise_distance(anchor, positive, p, eps), pairwise_distance(anchor, negative, p, eps)
+    def distance(x: Tensor, y: Tensor) -> Tensor:
+        return pairwise_distance(x, y, p, eps)
+
+    return _triplet_loss("triplet_margin_loss", (anchor, positive, negative), distance, margin, swap, reduction)
+
+
+@casts(cpu="full", cuda="full")
+def triplet_margin_with_distance_loss(anchor: Tensor, positive: Tensor, negative: Tensor, *,
+                                      distance_function: Callable[[Tensor, Tensor], Tensor] | None = None,
+                                      margin: float = 1.0, swap: bool = False, reduction: str = "mean") -> Tensor:
+    """`triplet_margin_loss` with a distance of your own; `pairwise_distance`, unless given."""
+    return _triplet_loss("triplet_margin_with_distance_loss", (anchor, positive, negative),
+                         distance_function or pairwise_distance, margin, swap, reduction)
+
+
+def _triplet_loss(op: str, points: tuple[Tensor, Tensor, Tensor], distance: Callable[[Tensor, Tensor], Tensor],
+                  margin: Operand, swap: bool, reduction: str) -> Tensor:
+    anchor, positive, negative = points
+    near, far = distance(anchor, positive), distance(anchor, negative)
     if swap:
-        far = ops.minimum(far, pairwise_distance(positive, negative, p, eps))
-    return _reduced("triplet_margin_loss", clamp_min(add(sub(near, far), margin), 0), reduction)
+        far = ops.minimum(far, distance(positive, negative))
+    return _reduced(op, clamp_min(add(sub(near, far), margin), 0), reduction)
+
+
+@casts(cpu="full", cuda="full")
+def multilabel_soft_margin_loss(input: Tensor, target: Tensor, weight: Tensor | None = None,
+                                reduction: str = "mean") -> Tensor:
+    """Binary cross-entropy of logits [..., C], times `weight` [C], averaged over the classes."""
+    loss = binary_cross_entropy_with_logits(input, target, weight, "none")
+    return _reduced("multilabel_soft_margin_loss", mean(loss, -1), reduction)
+
+
+@casts(cpu="full", cuda="full")
+def multi_margin_loss(input: Tensor, target: Tensor, p: int = 1, margin: float = 1.0, weight: Tensor | None = None,
+                      reduction: str = "mean") -> Tensor:
+    """``sum over j != target of max(0, margin - input[target] + input[j]) ** p / C`` of scores [N, C] (or [C]) and classes
+    [N], times the `weight` [C] of the target."""
+    if p not in (1, 2):
+        raise unknown_choice("multi_margin_loss", "p", p, (1, 2))
+    _check_classes("multi_margin_loss", input, target, len(input.shape) - 1)
+    axis = len(input.shape) - 1
+    classes = expand_dims(target, (axis,))
+    beyond = clamp_min(add(sub(input, ops.gather(input, classes, axis=axis)), margin), 0)
+    beyond = ops.mul(beyond, beyond) if p == 2 else beyond
+    if weight is not None:
+        beyond = mul(beyond, ops.take(weight, classes, axis=0))
+    numbers = ops.iota(shape=tuple(input.shape), axis=axis, dtype=dtypes.int64)
+    others = ops.ne(numbers, broadcast(cast(classes, dtypes.int64), input.shape))
+    return _reduced("multi_margin_loss", mean(ops.where(others, beyond, zeros_like(beyond)), -1), reduction)

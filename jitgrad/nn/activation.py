@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jitgrad.dtypes import DType
+from jitgrad.errors import ShapeError, complain
 from jitgrad.functional import nn as F
 from jitgrad.nn import init as initial
 from jitgrad.nn.module import Module
@@ -107,6 +108,34 @@ class ELU(_Inplace):
         return f"alpha={self.alpha}" + (", inplace=True" if self.inplace else "")
 
 
+class CELU(_Inplace):
+    """x where x > 0, else alpha (exp(x / alpha) - 1)"""
+
+    def __init__(self, alpha: float = 1.0, inplace: bool = False):
+        super().__init__(inplace)
+        self.alpha = alpha
+
+    def function(self, input: Tensor) -> Tensor:
+        return F.celu(input, self.alpha)
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}" + (", inplace=True" if self.inplace else "")
+
+
+class Threshold(_Inplace):
+    """x where x > threshold, else value"""
+
+    def __init__(self, threshold: float, value: float, inplace: bool = False):
+        super().__init__(inplace)
+        self.threshold, self.value = threshold, value
+
+    def function(self, input: Tensor) -> Tensor:
+        return F.threshold(input, self.threshold, self.value)
+
+    def extra_repr(self) -> str:
+        return f"threshold={self.threshold}, value={self.value}" + (", inplace=True" if self.inplace else "")
+
+
 class Hardtanh(_Inplace):
     """x, but no less than min_val and no more than max_val"""
 
@@ -156,6 +185,45 @@ class LogSigmoid(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.logsigmoid(input)
+
+
+class Softsign(Module):
+    """x / (1 + |x|)"""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.softsign(input)
+
+
+class Tanhshrink(Module):
+    """x - tanh(x)"""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.tanhshrink(input)
+
+
+class _Shrinking(Module):
+    """An activation that is 0 between -lambd and lambd."""
+
+    def __init__(self, lambd: float = 0.5):
+        super().__init__()
+        self.lambd = lambd
+
+    def extra_repr(self) -> str:
+        return str(self.lambd)
+
+
+class Hardshrink(_Shrinking):
+    """x where |x| > lambd, else 0"""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.hardshrink(input, self.lambd)
+
+
+class Softshrink(_Shrinking):
+    """x - lambd where x > lambd, x + lambd where x < -lambd, else 0"""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.softshrink(input, self.lambd)
 
 
 class Softplus(Module):
@@ -225,6 +293,15 @@ class LogSoftmax(_AlongDim):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.log_softmax(input, self._dim_of(input))
+
+
+class Softmax2d(Module):
+    """softmax over the channels of images [N, C, H, W] or [C, H, W]"""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if len(input.shape) not in (3, 4):
+            raise complain(ShapeError, "Softmax2d", f"expected [N, C, H, W] or [C, H, W], got {list(input.shape)}")
+        return F.softmax(input, -3)
 
 
 class GLU(Module):

@@ -1,4 +1,4 @@
-"""Attention and the Transformer encoder (Vaswani et al. 2017).
+"""Attention with several heads (Vaswani et al. 2017).
 
 Sequences are [length, batch, width], or [batch, length, width] with ``batch_first``; without the batch they are
 [length, width]. In a boolean mask True means: not to be attended to; a float mask is added to the scores.
@@ -6,9 +6,7 @@ Sequences are [length, batch, width], or [batch, length, width] with ``batch_fir
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable
 from typing import Any
 
 from jitgrad import dtypes, functional
@@ -16,11 +14,8 @@ from jitgrad.dtypes import DType
 from jitgrad.errors import ShapeError, complain
 from jitgrad.functional import nn as F
 from jitgrad.nn import init
-from jitgrad.nn.container import ModuleList
-from jitgrad.nn.dropout import Dropout
 from jitgrad.nn.linear import Linear
 from jitgrad.nn.module import Module
-from jitgrad.nn.normalization import LayerNorm
 from jitgrad.nn.parameter import Parameter, new_parameter
 from jitgrad.tensor import Tensor
 
@@ -133,61 +128,3 @@ def _as_scores(mask: Tensor, dtype: DType) -> Tensor:
     if mask.dtype is dtypes.bool_:
         return functional.where(mask, -math.inf, 0.0).to(dtype)
     return mask.to(dtype)
-
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
-
-
-class TransformerEncoderLayer(Module):
-    """Self-attention and a feed-forward network, each with a residual and a LayerNorm (before it if `norm_first`)."""
-
-    def __init__(self, d_model: int, nhead: int, dim_feedforward: int = 2048, dropout: float = 0.1,
-                 activation: str | Callable[[Tensor], Tensor] = "relu", layer_norm_eps: float = 1e-5,
-                 batch_first: bool = False, norm_first: bool = False, bias: bool = True, device: Any = None,
-                 dtype: DType | None = None):
-        super().__init__()
-        if isinstance(activation, str) and activation not in _ACTIVATIONS:
-            raise ValueError(f"TransformerEncoderLayer: activation must be relu, gelu or a function, "
-                             f"got {activation!r}")
-        self.self_attn = MultiheadAttention(d_model, nhead, dropout, bias, batch_first=batch_first, device=device,
-                                            dtype=dtype)
-        self.linear1 = Linear(d_model, dim_feedforward, bias, device=device, dtype=dtype)
-        self.dropout = Dropout(dropout)
-        self.linear2 = Linear(dim_feedforward, d_model, bias, device=device, dtype=dtype)
-        self.norm_first = norm_first
-        self.norm1 = LayerNorm(d_model, layer_norm_eps, bias=bias, device=device, dtype=dtype)
-        self.norm2 = LayerNorm(d_model, layer_norm_eps, bias=bias, device=device, dtype=dtype)
-        self.dropout1, self.dropout2 = Dropout(dropout), Dropout(dropout)
-        self.activation = _ACTIVATIONS[activation] if isinstance(activation, str) else activation
-
-    def forward(self, src: Tensor, src_mask: Tensor | None = None, src_key_padding_mask: Tensor | None = None,
-                is_causal: bool = False) -> Tensor:
-        def attend(x: Tensor) -> Tensor:
-            attended, _ = self.self_attn(x, x, x, attn_mask=src_mask, key_padding_mask=src_key_padding_mask,
-                                         need_weights=False, is_causal=is_causal)
-            return self.dropout1(attended)
-
-        if self.norm_first:
-            x = src + attend(self.norm1(src))
-            return x + self._feed_forward(self.norm2(x))
-        x = self.norm1(src + attend(src))
-        return self.norm2(x + self._feed_forward(x))
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.dropout2(self.linear2(self.dropout(self.activation(self.linear1(x)))))
-
-
-class TransformerEncoder(Module):
-    """`num_layers` copies of a layer, one after the other, and perhaps a norm at the end."""
-
-    def __init__(self, encoder_layer: Module, num_layers: int, norm: Module | None = None):
-        super().__init__()
-        self.layers = ModuleList(copy.deepcopy(encoder_layer) for _ in range(num_layers))
-        self.num_layers = num_layers
-        self.norm = norm
-
-    def forward(self, src: Tensor, mask: Tensor | None = None, src_key_padding_mask: Tensor | None = None,
-                is_causal: bool = False) -> Tensor:
-        for layer in self.layers:
-            src = layer(src, src_mask=mask, src_key_padding_mask=src_key_padding_mask, is_causal=is_causal)
-        return src if self.norm is None else self.norm(src)
