@@ -519,6 +519,31 @@ def test_embedding():
     assert not frozen.weight.requires_grad and frozen(jg.from_numpy(np.array(3))).shape == (2,)
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("options", ["max_norm=1.0", "max_norm=1.5, norm_type=1.0", "scale_grad_by_freq=True",
+                                     "padding_idx=2, max_norm=1.0, scale_grad_by_freq=True"])
+def test_options_of_an_embedding(options, compiled):
+    torch = pytest.importorskip("torch")
+    ours, theirs = same_module(torch, f"Embedding(7, 3, {options})")
+    for index in (np.array([[1, 2, 2], [6, 2, 1]]), np.array([3, 3])):
+        def step(i):
+            loss = (ours(i) ** 3).sum()
+            return loss, jg.autograd.grad(loss, ours.weight)
+
+        loss, slope = (jg.compile(step) if compiled else step)(Tensor(index))
+        wanted = (theirs(torch.tensor(index)) ** 3).sum()
+        assert_close(loss, wanted)
+        assert_close(slope[0], torch.autograd.grad(wanted, theirs.weight)[0])
+        assert_close(ours.weight, theirs.weight)
+
+
+def test_sparse_gradients_are_refused():
+    with pytest.raises(ValueError, match="sparse=True asks"):
+        nn.Embedding(7, 3, sparse=True)
+    with pytest.raises(ValueError, match="sparse=True asks"):
+        nn.functional.embedding(Tensor(np.array([1])), tensor(4, 2), sparse=True)
+
+
 def test_batch_norm_averages_over_several_steps():
     torch = pytest.importorskip("torch")
     for source in ("BatchNorm1d(3)", "BatchNorm1d(3, momentum=None)"):
