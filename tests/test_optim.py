@@ -66,7 +66,9 @@ CASES = [
     ("SGD", {}), ("SGD", {"momentum": 0.9}), ("SGD", {"momentum": 0.9, "dampening": 0.5}),
     ("SGD", {"momentum": 0.9, "nesterov": True}), ("SGD", {"momentum": 0.5, "maximize": True}),
     ("Adam", {}), ("Adam", {"amsgrad": True}), ("Adam", {"betas": (0.5, 0.9), "maximize": True}),
-    ("AdamW", {}), ("AdamW", {"amsgrad": True, "eps": 1e-3}),
+    ("AdamW", {}), ("AdamW", {"amsgrad": True, "eps": 1e-3}), ("AdamW", {"foreach": True}), ("SGD", {"fused": True}),
+    ("Adam", {"decoupled_weight_decay": True, "weight_decay": 0.1, "differentiable": False}),
+    ("RMSprop", {"foreach": False, "capturable": False}), ("Adagrad", {"foreach": None}), ("Adamax", {"foreach": True}),
     ("Adamax", {}), ("RMSprop", {}), ("RMSprop", {"centered": True, "momentum": 0.9}), ("RMSprop", {"momentum": 0.5}),
     ("Adagrad", {"lr_decay": 0.1, "initial_accumulator_value": 0.1}), ("Adadelta", {}),
 ]
@@ -118,6 +120,15 @@ def test_state_dicts_go_both_ways(name, options):
         {**theirs_group, **our_group} for theirs_group, our_group in zip(full["param_groups"], state["param_groups"])]})
     steps(torch, rng, 4, params, theirs, ours_again, reference_again)
     assert_equal_to_torch(params, theirs)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "Adamax", "RMSprop", "Adagrad", "Adadelta"])
+def test_options_of_how_a_step_is_made(name):
+    getattr(optim, name)(parameters(), foreach=True, fused=False, capturable=True, differentiable=False)
+    with pytest.raises(ValueError, match="differentiable=True"):
+        getattr(optim, name)(parameters(), differentiable=True)
+    with pytest.raises(TypeError, match="no option 'mometum'"):
+        getattr(optim, name)(parameters(), mometum=0.9)
 
 
 SCHEDULES = [
