@@ -493,6 +493,31 @@ def test_attention_is_that_of_torch(batch_first, masks, need_weights):
         assert_close(mine[1], other[1])
 
 
+@pytest.mark.parametrize("need_weights", [False, True])
+@pytest.mark.parametrize("masks", ["none", "bool", "padding", "causal", "causal and padding"])
+@pytest.mark.parametrize("options", ["add_bias_kv=True", "add_zero_attn=True", "add_bias_kv=True, add_zero_attn=True",
+                                     "bias=False, dropout=0.0"])
+def test_attention_with_more_keys_and_with_hints_is_that_of_torch(options, masks, need_weights):
+    torch = pytest.importorskip("torch")
+    ours, theirs = same_module(torch, f"MultiheadAttention(8, 2, {options}, batch_first=True)")
+    x, given = tensor(3, 5, 8).numpy(), {}
+    if masks == "bool" or ("causal" in masks):
+        given["attn_mask"] = np.triu(np.ones((5, 5), bool), 1)
+    if "padding" in masks:
+        given["key_padding_mask"] = np.arange(5) > np.array([[2], [4], [3]])
+    hint = {"is_causal": "causal" in masks and "add" not in options}
+    a, t = tensor(3, 5, 8), torch.tensor(x)
+    mine = ours(a, a, a, need_weights=need_weights, **hint, **{n: jg.from_numpy(m) for n, m in given.items()})
+    other = theirs(t, t, t, need_weights=need_weights, **hint, **{n: torch.tensor(m) for n, m in given.items()})
+    assert_close(mine[0], other[0])
+    if need_weights:
+        assert_close(mine[1], other[1])
+    mine[0].square().sum().backward()
+    other[0].square().sum().backward()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert_close(p.grad, q.grad)
+
+
 def test_attention_with_other_widths_and_self_attention():
     torch = pytest.importorskip("torch")
     ours, theirs = same_module(torch, "MultiheadAttention(8, 2, kdim=3, vdim=5)")
