@@ -71,6 +71,8 @@ CASES = [
     ("RMSprop", {"foreach": False, "capturable": False}), ("Adagrad", {"foreach": None}), ("Adamax", {"foreach": True}),
     ("Adamax", {}), ("RMSprop", {}), ("RMSprop", {"centered": True, "momentum": 0.9}), ("RMSprop", {"momentum": 0.5}),
     ("Adagrad", {"lr_decay": 0.1, "initial_accumulator_value": 0.1}), ("Adadelta", {}),
+    ("NAdam", {}), ("NAdam", {"momentum_decay": 0.1, "decoupled_weight_decay": True}), ("RAdam", {}),
+    ("RAdam", {"betas": (0.8, 0.9), "maximize": True}), ("ASGD", {}), ("ASGD", {"t0": 5, "lambd": 0.1}),
 ]
 
 
@@ -104,6 +106,17 @@ def test_twenty_steps_are_those_of_torch(name, options):
     assert_equal_to_torch(params, theirs)
 
 
+@pytest.mark.parametrize("options", [{}, {"etas": (0.3, 1.5), "step_sizes": (1e-3, 0.1), "maximize": True}], ids=str)
+def test_rprop_is_that_of_torch(options):
+    """It has no weight decay, which the groups of the others have."""
+    torch = pytest.importorskip("torch")
+    params = parameters()
+    theirs = [torch.nn.Parameter(torch.tensor(p.detach().numpy())) for p in params]
+    ours, reference = optim.Rprop(params, lr=0.05, **options), torch.optim.Rprop(theirs, lr=0.05, **options)
+    steps(torch, np.random.default_rng(2), 20, params, theirs, ours, reference)
+    assert_equal_to_torch(params, theirs)
+
+
 @pytest.mark.parametrize(("name", "options"), CASES, ids=lambda case: str(case))
 def test_state_dicts_go_both_ways(name, options):
     torch, params, theirs, ours, reference = torch_pair(name, options)
@@ -122,7 +135,8 @@ def test_state_dicts_go_both_ways(name, options):
     assert_equal_to_torch(params, theirs)
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "Adamax", "RMSprop", "Adagrad", "Adadelta"])
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "Adamax", "RMSprop", "Adagrad", "Adadelta", "NAdam", "RAdam",
+                                  "Rprop", "ASGD"])
 def test_options_of_how_a_step_is_made(name):
     getattr(optim, name)(parameters(), foreach=True, fused=False, capturable=True, differentiable=False)
     with pytest.raises(ValueError, match="differentiable=True"):

@@ -3,8 +3,11 @@
 from jitgrad.optim import lr_scheduler
 from jitgrad.optim.adagrad import Adadelta, Adagrad
 from jitgrad.optim.adam import Adam, Adamax, AdamW
+from jitgrad.optim.nadam import NAdam, RAdam
 from jitgrad.optim.optimizer import Optimizer
 from jitgrad.optim.rmsprop import RMSprop
+from jitgrad.optim.rprop import ASGD, Rprop
 from jitgrad.optim.sgd import SGD
 
-__all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Optimizer", "RMSprop", "lr_scheduler"]
+__all__ = ["ASGD", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "Optimizer", "RAdam", "RMSprop", "Rprop",
+           "lr_scheduler"]
