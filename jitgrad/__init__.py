@@ -56,3 +56,5 @@ from jitgrad.functional import *
 from jitgrad.runtime.threads import get_num_threads, set_num_threads
 from jitgrad.serialization import load, save
 from jitgrad.tensor import Tensor
+
+__version__ = "0.1.0"
