@@ -53,5 +53,8 @@ from jitgrad.dtypes import (
     uint32,
 )
 from jitgrad.functional import *
+from jitgrad.runtime.threads import get_num_threads, set_num_threads
 from jitgrad.serialization import load, save
 from jitgrad.tensor import Tensor
+
+__version__ = "0.1.0"

@@ -21,10 +21,8 @@ def composed(q, k, v, mask=None, is_causal=False, scale=None):
     if times > 1:
         k, v = np.repeat(k, times, -3), np.repeat(v, times, -3)
     scores = q @ np.swapaxes(k, -1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    if is_causal:
-        mask = np.tri(*scores.shape[-2:], dtype=bool)
-    if mask is not None:
-        scores = np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask
+    for m in [np.tri(*scores.shape[-2:], dtype=bool)] * is_causal + [mask] * (mask is not None):
+        scores = np.where(m, scores, -np.inf) if m.dtype == bool else scores + m
     top = scores.max(-1, keepdims=True)
     weights = np.exp(scores - np.where(np.isfinite(top), top, 0))
     return weights / np.maximum(weights.sum(-1, keepdims=True), 1e-300) @ v
@@ -53,11 +51,62 @@ def test_masks(shape, kind):
     batch = (2, 8) if len(shape) < 5 and shape[0] != 3 else (2, 3, 8)
     q, k, v = data(*batch, 33, 16), data(*batch, 40, 16, seed=1), data(*batch, 40, 16, seed=2)
     mask = np.random.default_rng(0).random(shape) < 0.6
-    if shape[-1] > 1 and kind == "bool":
+    if shape[-1] > 1:
         mask[..., 0, :] = False                       # those see nothing, and get zeros
-    given = mask if kind == "bool" else data(*shape, seed=5)
-    found = F.scaled_dot_product_attention(jg.tensor(q), jg.tensor(k), jg.tensor(v), attn_mask=jg.tensor(given))
-    np.testing.assert_allclose(found.numpy(), composed(q, k, v, given), rtol=1e-4, atol=1e-5)
+    given = mask if kind == "bool" else np.where(mask, data(*shape, seed=5), np.float32(-np.inf))
+    for is_causal in (False, True):
+        found = F.scaled_dot_product_attention(jg.tensor(q), jg.tensor(k), jg.tensor(v), jg.tensor(given), 0.0, is_causal)
+        np.testing.assert_allclose(found.numpy(), composed(q, k, v, given, is_causal), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("learned", [False, True], ids=["given", "learned"])
+def test_a_query_that_sees_nothing_gets_zeros_and_gradients_of_zero(learned, compiled):
+    q, k, v = [jg.tensor(data(2, 5, 4, seed=n), requires_grad=True) for n in range(3)]
+    mask = jg.tensor(np.where(np.arange(5)[:, None] == 2, -np.inf, data(5, 5, seed=3)).astype("f"), requires_grad=learned)
+    step = lambda q, k, v, m: (out := F.scaled_dot_product_attention(q, k, v, m), *jg.autograd.grad(out.sum(), (q, k, v)))
+    out, *slopes = (jg.compile(step) if compiled else step)(q, k, v, mask)
+    np.testing.assert_allclose(out.numpy(force=True), composed(*[x.numpy(force=True) for x in (q, k, v, mask)]), rtol=1e-4,
+                               atol=1e-5)
+    assert all(np.isfinite(s.numpy()).all() for s in slopes)
+    np.testing.assert_array_equal(slopes[0].numpy()[:, 2], 0)
+
+
+EXPANDED = {"of batch": ((1, 3), (1, 3)), "of heads": ((2, 1), (2, 1)), "one for all": ((1, 1), (1, 1)),
+            "fewer dimensions": ((3,), (2, 3)), "of the value alone": ((2, 3), (2, 1))}
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["the function", "written out"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("batches", EXPANDED.values(), ids=EXPANDED)
+def test_keys_that_many_heads_share_by_broadcasting(batches, compiled, written):
+    """Expanded by the user as well: compiled attention reads them where they lie."""
+    arrays = data(2, 3, 20, 16), data(*batches[0], 150, 16, seed=1), data(*batches[1], 150, 16, seed=2)
+    q, k, v = [jg.tensor(a, requires_grad=True) for a in arrays]
+
+    def step(q, k, v):
+        scores = q @ k.transpose(-1, -2) / 4
+        out = scores.softmax(-1) @ v if written else F.scaled_dot_product_attention(q, k, v)
+        again = F.scaled_dot_product_attention(q, k.expand(2, 3, 150, 16), v.expand(2, 3, 150, 16))
+        slopes = [jg.autograd.grad((x * x).sum(), (q, k, v)) for x in (out, again)]
+        return out, again, *slopes[0], *slopes[1]
+
+    exact = composed(arrays[0], *[np.broadcast_to(a, (2, 3, 150, 16)) for a in arrays[1:]])
+    out, again, *slopes = [t.numpy(force=True) for t in (jg.compile(step) if compiled else step)(q, k, v)]
+    np.testing.assert_allclose(out, exact, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(again, exact, rtol=1e-4, atol=1e-5)
+    copies = [jg.tensor(np.broadcast_to(a, (2, 3, *a.shape[-2:])), requires_grad=True) for a in arrays]
+    attended = F.scaled_dot_product_attention(*copies)
+    for slope, other, array, whole in zip(slopes[:3], slopes[3:], arrays, jg.autograd.grad((attended ** 2).sum(), copies)):
+        shared = tuple([k for k, n in enumerate((1,) * (4 - array.ndim) + array.shape) if n == 1])
+        wanted = whole.numpy().sum(shared).reshape(array.shape)
+        np.testing.assert_allclose(slope, wanted, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(other, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_no_keys_give_zeros():
+    q, k = jg.ones(2, 3, 4), jg.ones(2, 0, 4)
+    np.testing.assert_array_equal(F.scaled_dot_product_attention(q, k, k).numpy(), np.zeros((2, 3, 4)))
 
 
 def test_grouped_queries():
@@ -288,7 +337,9 @@ def test_half_precision_is_rounded_once(dtype, compiled):
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda x, mask: F.scaled_dot_product_attention(x, x, x, attn_mask=mask, is_causal=True), "either attn_mask"),
+    (lambda x, mask: F.scaled_dot_product_attention(x[0, 0], x, x), "at least 2 dimensions"),
+    (lambda x, mask: F.scaled_dot_product_attention(x, jg.ones(3, 3, 4), jg.ones(3, 3, 4), enable_gqa=True), "same heads"),
+    (lambda x, mask: F.scaled_dot_product_attention(x, jg.ones(3, 3, 4), jg.ones(3, 3, 4)), "attention.*broadcast"),
     (lambda x, mask: F.scaled_dot_product_attention(x, x, x, attn_mask=mask[:2]), "the mask"),
     (lambda x, mask: F.scaled_dot_product_attention(x, x, x, dropout_p=-0.1), "probability"),
     (jg.compile(lambda x, mask: jg.ops.attention(x, x, x, mask, mask, causal=False, zero=False)), "the four of dropout"),

@@ -11,18 +11,21 @@ def data(*shape, seed=0):
     return np.random.default_rng([seed, *shape]).standard_normal(shape)
 
 
-def mixed(x, heads, is_causal, scale=None):
-    """What a transformer's block does with its product [batch, tokens, 3 * width]."""
+def mixed(x, heads, is_causal, scale=None, split=False):
+    """What a transformer's block does with its product [batch, tokens, 3 * width], in both usual ways."""
     batch, tokens, width = x.shape[0], x.shape[1], x.shape[2] // 3
-    q, k, v = x.reshape(batch, tokens, 3, heads, width // heads).permute(2, 0, 3, 1, 4).unbind(0)
+    if split:
+        q, k, v = [part.view(batch, tokens, heads, width // heads).transpose(1, 2) for part in x.split(width, dim=2)]
+    else:
+        q, k, v = x.reshape(batch, tokens, 3, heads, width // heads).permute(2, 0, 3, 1, 4).unbind(0)
     out = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, scale=scale)
     return out.transpose(1, 2).reshape(batch, tokens, width)
 
 
-def block(heads, is_causal, scale=None):
+def block(heads, is_causal, scale=None, split=False):
     """A function of x, weight, bias and what comes in backward: the result, and the gradients of the first three."""
     def run(x, weight, bias, g):
-        out = mixed(x @ weight + bias, heads, is_causal, scale)
+        out = mixed(x @ weight + bias, heads, is_causal, scale, split)
         return out, *jg.autograd.grad((out * g).sum(), (x, weight, bias))
 
     return run
@@ -66,8 +69,8 @@ CASES = {"short": (4, 64, 6, 48), "one token": (9, 1, 2, 16), "odd": (3, 71, 3, 
 def test_block(case, is_causal, dtype):
     batch, tokens, heads, width = case
     given = operands(batch, tokens, width, dtype)
-    for scale in (None, -0.3):
-        function = block(heads, is_causal, scale)
+    for scale, split in ((None, False), (-0.3, False), (-0.3, True), (1.0, True)):
+        function = block(heads, is_causal, scale, split)
         compiled = jg.compile(function)
         wanted = in_float64(*given, heads, is_causal, scale)
         for found, exact in zip(compiled(*given), wanted, strict=True):
@@ -76,9 +79,10 @@ def test_block(case, is_causal, dtype):
 
 
 @pytest.mark.cpu
-def test_nothing_is_copied():
+@pytest.mark.parametrize("split", [False, True], ids=["reshaped", "split"])
+def test_nothing_is_copied(split):
     """The parts of the product are read, and all results written where they are wanted, by attention itself."""
-    compiled = jg.compile(block(6, False))
+    compiled = jg.compile(block(6, False, None, split))
     compiled(*operands(4, 64, 48, np.float32))
     names = [k.name for step in compiled.plan.steps for k in step.kernels]
     assert {"attention_f32", "attention_grad_f32"} <= set(names)

@@ -836,3 +836,53 @@ def test_gradients_of_slices_leave_alone_what_others_know():
     kept = before.tolist()
     jg.autograd.grad(whole[1:].sum(), whole)
     assert before.tolist() == kept == [1, 1, 0, 0]
+
+
+# --- checking gradients ----------------------------------------------------------------------------------------------
+
+def float64(*shape, seed=0):
+    return jg.tensor(np.random.default_rng(seed).standard_normal(shape), requires_grad=True)
+
+
+class WrongCube(jg.autograd.Function):
+    """x³, with a gradient that is wrong by `factor`."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.save_for_backward(x)
+        ctx.factor = factor
+        return x * x * x
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g * 3 * x * x * ctx.factor, None
+
+
+def test_gradcheck_finds_what_is_right():
+    x, w = float64(3, 4), float64(4, 2, seed=1)
+    assert jg.autograd.gradcheck(lambda x, w: (jg.tanh(x @ w), x.sum(0)), (x, w))
+    assert jg.autograd.gradgradcheck(lambda x, w: jg.tanh(x @ w), (x, w))
+    assert jg.autograd.gradcheck(lambda x: WrongCube.apply(x, 1.0), x)
+    assert jg.autograd.gradgradcheck(lambda x: WrongCube.apply(x, 1.0), x)
+
+
+def test_gradcheck_names_what_is_wrong():
+    with pytest.raises(jg.autograd.GradcheckError, match="output 0 in input 0: the gradient of element 0 in element 0"):
+        jg.autograd.gradcheck(lambda x: WrongCube.apply(x, 1.1), float64(2))
+    assert not jg.autograd.gradcheck(lambda x: WrongCube.apply(x, 1.1), float64(2), raise_exception=False)
+    with pytest.raises(ValueError, match="requires gradients"):
+        jg.autograd.gradcheck(lambda x: x, jg.ones(2))
+
+
+def test_set_detect_anomaly_switches_at_once_and_for_a_block():
+    x = jg.tensor(np.array([-1.0], np.float32), requires_grad=True)
+    with pytest.raises(AutogradError), jg.autograd.set_detect_anomaly(True):
+        (jg.sqrt(x) * 0).sum().backward()
+    (jg.sqrt(x) * 0).sum().backward()                   # restored
+    switched = jg.autograd.set_detect_anomaly(True)
+    with pytest.raises(AutogradError):
+        (jg.sqrt(x) * 0).sum().backward()
+    with switched:
+        pass
+    (jg.sqrt(x) * 0).sum().backward()

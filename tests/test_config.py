@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import jitgrad as jg
 from jitgrad import config
 
 
@@ -46,6 +47,20 @@ def test_update_reaches_other_threads():
     finally:
         config.update(num_threads=before.num_threads)
     assert seen == [5] and config.current() == before
+
+
+def test_threads_are_set_by_the_names_of_pytorch():
+    before = config.current().num_threads
+    try:
+        jg.set_num_threads(1)
+        assert jg.get_num_threads() == 1 == config.current().num_threads
+        with pytest.raises(ValueError, match="from 1 up"):
+            jg.set_num_threads(0)
+        with pytest.raises(TypeError, match="expected an int, got str"):
+            jg.set_num_threads("2")
+        assert jg.get_num_threads() == 1
+    finally:
+        config.update(num_threads=before)
 
 
 def test_unknown_knob_is_refused_with_the_list():

@@ -524,6 +524,31 @@ def test_attention_is_that_of_torch(batch_first, masks, need_weights):
         assert_close(mine[1], other[1])
 
 
+@pytest.mark.parametrize("need_weights", [False, True])
+@pytest.mark.parametrize("masks", ["none", "bool", "padding", "causal", "causal and padding"])
+@pytest.mark.parametrize("options", ["add_bias_kv=True", "add_zero_attn=True", "add_bias_kv=True, add_zero_attn=True",
+                                     "bias=False, dropout=0.0"])
+def test_attention_with_more_keys_and_with_hints_is_that_of_torch(options, masks, need_weights):
+    torch = pytest.importorskip("torch")
+    ours, theirs = same_module(torch, f"MultiheadAttention(8, 2, {options}, batch_first=True)")
+    x, given = tensor(3, 5, 8).numpy(), {}
+    if masks == "bool" or ("causal" in masks):
+        given["attn_mask"] = np.triu(np.ones((5, 5), bool), 1)
+    if "padding" in masks:
+        given["key_padding_mask"] = np.arange(5) > np.array([[2], [4], [3]])
+    hint = {"is_causal": "causal" in masks and "add" not in options}
+    a, t = tensor(3, 5, 8), torch.tensor(x)
+    mine = ours(a, a, a, need_weights=need_weights, **hint, **{n: jg.from_numpy(m) for n, m in given.items()})
+    other = theirs(t, t, t, need_weights=need_weights, **hint, **{n: torch.tensor(m) for n, m in given.items()})
+    assert_close(mine[0], other[0])
+    if need_weights:
+        assert_close(mine[1], other[1])
+    mine[0].square().sum().backward()
+    other[0].square().sum().backward()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert_close(p.grad, q.grad)
+
+
 def test_attention_with_other_widths_and_self_attention():
     torch = pytest.importorskip("torch")
     ours, theirs = same_module(torch, "MultiheadAttention(8, 2, kdim=3, vdim=5)")
@@ -548,6 +573,31 @@ def test_embedding():
     assert_close(ours.weight.grad, theirs.weight.grad)
     frozen = nn.Embedding.from_pretrained(tensor(4, 2))
     assert not frozen.weight.requires_grad and frozen(jg.from_numpy(np.array(3))).shape == (2,)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("options", ["max_norm=1.0", "max_norm=1.5, norm_type=1.0", "scale_grad_by_freq=True",
+                                     "padding_idx=2, max_norm=1.0, scale_grad_by_freq=True"])
+def test_options_of_an_embedding(options, compiled):
+    torch = pytest.importorskip("torch")
+    ours, theirs = same_module(torch, f"Embedding(7, 3, {options})")
+    for index in (np.array([[1, 2, 2], [6, 2, 1]]), np.array([3, 3])):
+        def step(i):
+            loss = (ours(i) ** 3).sum()
+            return loss, jg.autograd.grad(loss, ours.weight)
+
+        loss, slope = (jg.compile(step) if compiled else step)(Tensor(index))
+        wanted = (theirs(torch.tensor(index)) ** 3).sum()
+        assert_close(loss, wanted)
+        assert_close(slope[0], torch.autograd.grad(wanted, theirs.weight)[0])
+        assert_close(ours.weight, theirs.weight)
+
+
+def test_sparse_gradients_are_refused():
+    with pytest.raises(ValueError, match="sparse=True asks"):
+        nn.Embedding(7, 3, sparse=True)
+    with pytest.raises(ValueError, match="sparse=True asks"):
+        nn.functional.embedding(Tensor(np.array([1])), tensor(4, 2), sparse=True)
 
 
 def test_batch_norm_averages_over_several_steps():

@@ -66,9 +66,13 @@ CASES = [
     ("SGD", {}), ("SGD", {"momentum": 0.9}), ("SGD", {"momentum": 0.9, "dampening": 0.5}),
     ("SGD", {"momentum": 0.9, "nesterov": True}), ("SGD", {"momentum": 0.5, "maximize": True}),
     ("Adam", {}), ("Adam", {"amsgrad": True}), ("Adam", {"betas": (0.5, 0.9), "maximize": True}),
-    ("AdamW", {}), ("AdamW", {"amsgrad": True, "eps": 1e-3}),
+    ("AdamW", {}), ("AdamW", {"amsgrad": True, "eps": 1e-3}), ("AdamW", {"foreach": True}), ("SGD", {"fused": True}),
+    ("Adam", {"decoupled_weight_decay": True, "weight_decay": 0.1, "differentiable": False}),
+    ("RMSprop", {"foreach": False, "capturable": False}), ("Adagrad", {"foreach": None}), ("Adamax", {"foreach": True}),
     ("Adamax", {}), ("RMSprop", {}), ("RMSprop", {"centered": True, "momentum": 0.9}), ("RMSprop", {"momentum": 0.5}),
     ("Adagrad", {"lr_decay": 0.1, "initial_accumulator_value": 0.1}), ("Adadelta", {}),
+    ("NAdam", {}), ("NAdam", {"momentum_decay": 0.1, "decoupled_weight_decay": True}), ("RAdam", {}),
+    ("RAdam", {"betas": (0.8, 0.9), "maximize": True}), ("ASGD", {}), ("ASGD", {"t0": 5, "lambd": 0.1}),
 ]
 
 
@@ -102,6 +106,17 @@ def test_twenty_steps_are_those_of_torch(name, options):
     assert_equal_to_torch(params, theirs)
 
 
+@pytest.mark.parametrize("options", [{}, {"etas": (0.3, 1.5), "step_sizes": (1e-3, 0.1), "maximize": True}], ids=str)
+def test_rprop_is_that_of_torch(options):
+    """It has no weight decay, which the groups of the others have."""
+    torch = pytest.importorskip("torch")
+    params = parameters()
+    theirs = [torch.nn.Parameter(torch.tensor(p.detach().numpy())) for p in params]
+    ours, reference = optim.Rprop(params, lr=0.05, **options), torch.optim.Rprop(theirs, lr=0.05, **options)
+    steps(torch, np.random.default_rng(2), 20, params, theirs, ours, reference)
+    assert_equal_to_torch(params, theirs)
+
+
 @pytest.mark.parametrize(("name", "options"), CASES, ids=lambda case: str(case))
 def test_state_dicts_go_both_ways(name, options):
     torch, params, theirs, ours, reference = torch_pair(name, options)
@@ -120,6 +135,16 @@ def test_state_dicts_go_both_ways(name, options):
     assert_equal_to_torch(params, theirs)
 
 
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "Adamax", "RMSprop", "Adagrad", "Adadelta", "NAdam", "RAdam",
+                                  "Rprop", "ASGD"])
+def test_options_of_how_a_step_is_made(name):
+    getattr(optim, name)(parameters(), foreach=True, fused=False, capturable=True, differentiable=False)
+    with pytest.raises(ValueError, match="differentiable=True"):
+        getattr(optim, name)(parameters(), differentiable=True)
+    with pytest.raises(TypeError, match="no option 'mometum'"):
+        getattr(optim, name)(parameters(), mometum=0.9)
+
+
 SCHEDULES = [
     ("StepLR", {"step_size": 3}), ("MultiStepLR", {"milestones": [2, 5, 5]}), ("ExponentialLR", {"gamma": 0.9}),
     ("ConstantLR", {"factor": 0.5, "total_iters": 4}), ("LinearLR", {"start_factor": 0.2, "total_iters": 6}),
@@ -127,6 +152,9 @@ SCHEDULES = [
     ("CosineAnnealingWarmRestarts", {"T_0": 3, "T_mult": 2}), ("CosineAnnealingWarmRestarts", {"T_0": 4}),
     ("OneCycleLR", {"max_lr": 0.5, "total_steps": 20}),
     ("OneCycleLR", {"max_lr": [0.5, 0.2], "total_steps": 20, "three_phase": True, "anneal_strategy": "linear"}),
+    ("CyclicLR", {"base_lr": 0.1, "max_lr": [0.5, 0.3], "step_size_up": 3}),
+    ("CyclicLR", {"base_lr": 0.1, "max_lr": 0.5, "step_size_up": 2, "step_size_down": 5, "mode": "triangular2"}),
+    ("CyclicLR", {"base_lr": 0.1, "max_lr": 0.5, "step_size_up": 4, "mode": "exp_range", "gamma": 0.9}),
     ("LambdaLR", {"lr_lambda": lambda epoch: 0.95 ** epoch}),
     ("MultiplicativeLR", {"lr_lambda": lambda epoch: 0.9}),
 ]
@@ -280,3 +308,107 @@ def test_step_hooks():
         optimizer.step()
     optimizer.step()
     assert seen == ["before", "after", "after"]
+
+
+# --- averages of weights ---------------------------------------------------------------------------------------------
+
+def swa_and_chain(module, utils, optimizer):
+    return [utils.SWALR(optimizer, 0.3, 4), module.ChainedScheduler([module.ExponentialLR(optimizer, 0.9),
+                                                                    module.ConstantLR(optimizer, 0.1, 3)])]
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["SWALR", "ChainedScheduler"])
+def test_schedules_without_options_are_those_of_torch(which):
+    torch, _, _, ours, reference = torch_pair("SGD", {})
+    mine = swa_and_chain(lr_scheduler, optim.swa_utils, ours)[which]
+    other = swa_and_chain(torch.optim.lr_scheduler, torch.optim.swa_utils, reference)[which]
+    for _ in range(8):
+        reference.step()
+        mine.step()
+        other.step()
+        np.testing.assert_allclose(mine.get_last_lr(), other.get_last_lr(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("average", ["default", "get_ema_multi_avg_fn", "get_ema_avg_fn", "get_swa_avg_fn"])
+def test_averaged_model_is_that_of_torch(average, compiled):
+    torch = pytest.importorskip("torch")
+    model, theirs = jg.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+
+    def options(utils):
+        name = "multi_avg_fn" if "multi" in average else "avg_fn"
+        return {} if average == "default" else {name: getattr(utils, average)(*[0.9] * ("ema" in average))}
+
+    mean = optim.swa_utils.AveragedModel(model, **options(optim.swa_utils))
+    expected = torch.optim.swa_utils.AveragedModel(theirs, **options(torch.optim.swa_utils))
+    assert list(mean.state_dict()) == list(expected.state_dict())
+    rng = np.random.default_rng(0)
+    update = jg.compile(lambda: mean.update_parameters(model)) if compiled else lambda: mean.update_parameters(model)
+    for _ in range(4):
+        for p, t in zip(model.parameters(), theirs.parameters()):
+            values = rng.standard_normal(p.shape).astype(np.float32)
+            with jg.no_grad():
+                p.copy_(jg.from_numpy(values))
+            t.data = torch.tensor(values)
+        update()
+        expected.update_parameters(theirs)
+        assert_equal_to_torch(list(mean.parameters()), list(expected.parameters()))
+    assert int(mean.n_averaged) == 4
+
+
+def test_update_bn_takes_the_statistics_of_all_batches():
+    model, data = jg.nn.Sequential(jg.nn.BatchNorm1d(3)), [jg.randn(5, 3) for _ in range(4)]
+    model.eval()
+    optim.swa_utils.update_bn([(x, None) for x in data], model)
+    assert not model.training and model[0].momentum == 0.1
+    means = np.mean([x.numpy().mean(0) for x in data], 0)
+    np.testing.assert_allclose(model[0].running_mean.numpy(), means, rtol=1e-5, atol=1e-6)
+
+
+# --- L-BFGS ----------------------------------------------------------------------------------------------------------
+
+def rosenbrock(x):
+    return ((1 - x[:-1]) ** 2 + 100 * (x[1:] - x[:-1] ** 2) ** 2).sum()
+
+
+def minimized(make, optimizer, start, count):
+    """What `count` steps from `start` lead to, and the loss before each."""
+    x = make(np.array(start))
+    used, losses = optimizer([x]), []
+    x.requires_grad_(True)
+
+    def closure():
+        used.zero_grad()
+        loss = rosenbrock(x)
+        loss.backward()
+        return loss
+
+    for _ in range(count):
+        losses.append(used.step(closure).item())
+    return x.detach().numpy(), losses
+
+
+@pytest.mark.parametrize("options", [{"lr": 1e-3, "max_iter": 4}, {"lr": 2e-3, "history_size": 2},
+                                     {"line_search_fn": "strong_wolfe"}], ids=str)
+def test_lbfgs_goes_where_that_of_torch_goes(options):
+    torch = pytest.importorskip("torch")
+    start = [-1.2, 1.0, 0.7, 1.3]
+    ours = minimized(jg.from_numpy, lambda p: optim.LBFGS(p, **options), start, 3)
+    theirs = minimized(torch.tensor, lambda p: torch.optim.LBFGS(p, **options), start, 3)
+    np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5, atol=1e-7)
+
+
+def test_lbfgs_finds_the_minimum_in_float64():
+    x, losses = minimized(jg.from_numpy, lambda p: optim.LBFGS(p, line_search_fn="strong_wolfe"), [-1.2, 1.0], 4)
+    np.testing.assert_allclose(x, 1, rtol=1e-4)
+    assert losses[0] > 20 and losses[-1] < 1e-9
+
+
+def test_lbfgs_says_what_it_needs():
+    with pytest.raises(ValueError, match="needs a closure"):
+        optim.LBFGS([jg.nn.Parameter(jg.zeros(2))]).step()
+    with pytest.raises(ValueError, match="in one group"):
+        optim.LBFGS([{"params": [jg.nn.Parameter(jg.zeros(2))]}, {"params": [jg.nn.Parameter(jg.zeros(2))]}])
+    with pytest.raises(ValueError, match="strong_wolfe"):
+        optim.LBFGS([jg.nn.Parameter(jg.zeros(2))], line_search_fn="armijo")

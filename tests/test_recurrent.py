@@ -153,6 +153,7 @@ def test_packing_and_padding():
     (lambda: nn.LSTM(5, 0), "at least 1"), (lambda: nn.GRU(5, 4, dropout=2.0), "between 0 and 1"),
     (lambda: nn.LSTM(5, 4, proj_size=4), "proj_size"), (lambda: nn.RNN(5, 4, nonlinearity="sin"), "nonlinearity"),
     (lambda: nn.LSTM(5, 4)(jg.zeros(3, 2, 6)), "input_size=5"), (lambda: nn.LSTM(5, 4)(jg.zeros(5)), "LSTM"),
+    (lambda: nn.GRU(5, 4, batch_first=True)(jg.zeros(2, 0, 5)), "no steps"),
     (lambda: nn.GRU(5, 4)(jg.zeros(3, 2, 5), jg.zeros(1, 3, 4)), "the state must be"),
     (lambda: nn.GRUCell(5, 4)(jg.zeros(2, 6)), "GRUCell"),
     (lambda: packing.pack_padded_sequence(jg.zeros(4, 2, 1), [2, 3]), "enforce_sorted"),
@@ -190,3 +191,27 @@ def test_a_compiled_training_step(name, extra):
     assert compiled.statistics.sealed_calls >= 3, compiled.statistics.replayed_because
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
         np.testing.assert_allclose(b.detach().numpy(), a.detach().numpy(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jg.bfloat16, jg.float16], ids=str)
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_half_precision_is_that_of_float32_rounded(kind, dtype):
+    """All steps in one kernel, there as well; only what is multiplied with the input is rounded before."""
+    half = getattr(nn, kind)(6, 9, num_layers=2, bidirectional=True).to(dtype)
+    single = getattr(nn, kind)(6, 9, num_layers=2, bidirectional=True)
+    single.load_state_dict({name: weight.float() for name, weight in half.state_dict().items()})
+
+    def step(layer, x):
+        out, _ = layer(x)
+        return out, *jg.autograd.grad(out.float().square().sum(), list(layer.parameters()))
+
+    x = jg.tensor(data(7, 5, 6)).to(dtype)
+    compiled = jg.compile(lambda x: step(half, x))
+    unit = 2.0 ** (-10 if dtype is jg.float16 else -7)
+    wanted = [t.numpy(force=True) for t in step(single, x.float())]
+    for found in (compiled(x), step(half, x)):
+        for mine, exact in zip(found, wanted, strict=True):
+            assert mine.dtype is dtype
+            assert np.abs(mine.float().numpy(force=True) - exact).max() < 6 * unit * np.abs(exact).max()
+    if x.is_cpu:
+        assert {f"{kind.lower()}_f32", f"{kind.lower()}_grad_f32"} <= {kernel.name for kernel in compiled.kernels}

@@ -58,6 +58,9 @@ FORMS = {
     "in place": lambda q, k, v: (q @ k.mT).mul_(0.3).add_(BIAS).softmax(-1) @ v,
     "own softmax": lambda q, k, v: own_softmax(q @ k.mT * 0.3) @ v,
     "sizes printed": lambda q, k, v: len(str((q @ k.mT).shape)) and (q @ k.mT).softmax(-1) @ v,
+    "einsum": lambda q, k, v: jg.einsum("bhqk,bhkd->bhqd", jg.einsum("bhqd,bhkd->bhqk", q, k).mul(0.3).softmax(-1), v),
+    "einsum, heads behind": lambda q, k, v: jg.einsum("bhls,bshd->blhd", jg.softmax(jg.einsum(
+        "blhd,bshd->bhls", q.transpose(1, 2), k.transpose(1, 2)) / 3, -1), v.transpose(1, 2)),
     "keys turned before": lambda q, k, v: (q @ k.permute(0, 1, 3, 2).contiguous() * 0.3).softmax(-1) @ v,
 }
 

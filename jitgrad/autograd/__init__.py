@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jitgrad.autograd.function import Function, FunctionNode
+from jitgrad.autograd.gradcheck import GradcheckError, gradcheck, gradgradcheck
 from jitgrad.autograd.modes import (
     detect_anomaly,
     enable_grad,
@@ -20,6 +21,7 @@ from jitgrad.autograd.modes import (
     is_inference_mode_enabled,
     mode,
     no_grad,
+    set_detect_anomaly,
     set_grad_enabled,
 )
 from jitgrad.autograd.saved import Frame, Held, keep, keeping
@@ -27,10 +29,10 @@ from jitgrad.autograd.tape import Edge, OpNode, SpentNode, TapeNode, add_hook, e
 from jitgrad.autograd.walk import backward, grad, leaves_of
 from jitgrad.ir.interpreter import state
 
-__all__ = ["Edge", "Frame", "Function", "FunctionNode", "Held", "OpNode", "SpentNode", "TapeNode", "add_hook", "backward",
-           "detect_anomaly", "eager_state", "edge_of", "enable_grad", "grad", "inference_mode", "is_grad_enabled",
-           "is_inference_mode_enabled", "keep", "keeping", "leaves_of", "mode", "next_sequence", "no_grad", "number",
-           "record", "set_grad_enabled"]
+__all__ = ["Edge", "Frame", "Function", "FunctionNode", "GradcheckError", "Held", "OpNode", "SpentNode", "TapeNode",
+           "add_hook", "backward", "detect_anomaly", "eager_state", "edge_of", "enable_grad", "grad", "gradcheck",
+           "gradgradcheck", "inference_mode", "is_grad_enabled", "is_inference_mode_enabled", "keep", "keeping",
+           "leaves_of", "mode", "next_sequence", "no_grad", "number", "record", "set_detect_anomaly", "set_grad_enabled"]
 
 
 def number(mapping: Any, *keys: Any) -> Any:

@@ -90,17 +90,17 @@ class inference_mode(_Switch):
         super().__init__()
 
 
-class set_grad_enabled(_Switch):
-    """Switch gradients on or off, at once, for a ``with`` block or for a function."""
+class _AtOnce(_Switch):
+    """A switch that is on from when it is made; for a ``with`` block or a function it is restored afterwards."""
 
     _at_once = False
 
-    def __new__(cls, value: bool) -> set_grad_enabled:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         return object.__new__(cls)
 
-    def __init__(self, value: bool) -> None:
+    def __init__(self, **settings: Any) -> None:
         super().__init__()
-        self.settings = {"enabled": bool(value)}
+        self.settings = settings
         super().__enter__()
         self._at_once = True
 
@@ -117,10 +117,24 @@ class set_grad_enabled(_Switch):
         return super().__call__(function)
 
 
+class set_grad_enabled(_AtOnce):
+    """Switch gradients on or off, at once, for a ``with`` block or for a function."""
+
+    def __init__(self, value: bool) -> None:
+        super().__init__(enabled=bool(value))
+
+
 class detect_anomaly(_Switch):
     """Inside, tape nodes remember the user's line, and a gradient that becomes NaN is an error that names it."""
 
     settings = {"anomaly": True}
+
+
+class set_detect_anomaly(_AtOnce):
+    """Switch `detect_anomaly` on or off, at once, for a ``with`` block or for a function."""
+
+    def __init__(self, value: bool, check_nan: bool = True) -> None:
+        super().__init__(anomaly=bool(value) and check_nan)
 
 
 def is_grad_enabled() -> bool:

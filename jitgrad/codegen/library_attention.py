@@ -59,12 +59,13 @@ class Attention:
         return Buffer(self.buffers + len(self.scratch) - 1)
 
     def pack(self, x: Operand) -> Buffer:
-        """x[G, S, E] packed as the right operand of a product with its transpose."""
+        """x[G, S, E] packed as the right operand of a product with its transpose: the kernels count groups, so that those
+        which read the same memory have panels of their own."""
         groups, rows, depth = x.type.shape
         columns, heads = gemm.element_tile(self.short).columns, x.heads
         matrices = Matrices((heads.outer, heads.within), heads.row, 1, heads.first)
         batch = groups // heads.inner, heads.inner
-        packing, _, _ = gemm.pack(matrices, batch, rows, depth, columns, columns, heads.row, 1)
+        packing, _, _ = gemm.pack(matrices, batch, rows, depth, columns, columns, heads.row, 1, once=False)
         panels = self.new_scratch(packing.elements * x.type.dtype.itemsize)
         self.launches.append(launch(gemm.pack_source(self.short, packing.kind), packing.items, x.buffer, panels,
                                     *packing.integers))

@@ -1,8 +1,7 @@
 """Embedding and attention.
 
 Attention is one primitive that never holds the matrix of scores, dropout included. Half precision is widened to float32
-for it and rounded once. Where a mask wants a gradient, or batches broadcast, it is written out: matmul, scale, mask,
-softmax, dropout, matmul.
+for it and rounded once. Where a mask wants a gradient it is written out: matmul, scale, mask, softmax, dropout, matmul.
 """
 
 from __future__ import annotations
@@ -15,11 +14,24 @@ from jitgrad.errors import DTypeError, complain
 from jitgrad.functional import random
 from jitgrad.functional.activation import check_probability, dropout, softmax
 from jitgrad.functional.autocast import casts
-from jitgrad.functional.core import Operand, Tensor, as_operand, cast, describe, read, require_shape, widened
-from jitgrad.functional.elementwise import add, mul
+from jitgrad.functional.core import (
+    Operand,
+    Tensor,
+    as_operand,
+    broadcast_shape,
+    cast,
+    describe,
+    describe_all,
+    read,
+    require_shape,
+    size,
+    widened,
+)
+from jitgrad.functional.elementwise import add, div, mul, where
 from jitgrad.functional.index import _index_like
 from jitgrad.functional.linalg import matmul
-from jitgrad.functional.reduce import amax, detached
+from jitgrad.functional.logic import gt
+from jitgrad.functional.reduce import amax, detached, norm
 from jitgrad.functional.shape import diagonal_distance, repeat_interleave
 from jitgrad.ops.attention import mask_by_head, sum_dtype
 from jitgrad.ops.builders import broadcast, expand_dims, full, zeros_like
@@ -31,17 +43,38 @@ __all__ = [
 
 def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None, max_norm: float | None = None,
               norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False) -> Tensor:
-    """The rows of `weight` [count, width] that `input` names: [*, width]. The row `padding_idx` gets no gradient."""
-    require_shape("embedding", max_norm is None and not scale_grad_by_freq and not sparse,
-                  "max_norm, scale_grad_by_freq and sparse are not supported")
+    """The rows of `weight` [count, width] that `input` names: [*, width]. The row `padding_idx` gets no gradient. With
+    `max_norm`, named rows whose `norm_type`-norm is larger are made that long first, in `weight` itself. With
+    `scale_grad_by_freq` the gradient of a row is divided by how often `input` names it. Gradients are dense: `sparse` is
+    refused."""
+    require_shape("embedding", not sparse, "sparse=True asks for sparse gradients, and they are dense here",
+                  "Leave it out: the gradient has the same values")
     index = _index_like("embedding", weight, input, same_rank=False)
+    if max_norm is not None:
+        _shorten_rows(detached(weight), index, max_norm, norm_type)
     rows = ops.take(weight, index, axis=0)
+    if scale_grad_by_freq:
+        none, one = full(weight.shape[:1], 0.0, dtypes.float32), full(index.shape, 1.0, dtypes.float32)
+        times = ops.take(ops.index_add(none, index, one, axis=0), index, axis=0)
+        share = expand_dims(cast(ops.reciprocal(times), rows.dtype), (len(index.shape),))
+        nothing = ops.sub(rows, detached(rows))           # zeros, and a part of the gradient
+        rows = ops.add(detached(rows), ops.mul(nothing, broadcast(share, rows.shape)))
     if padding_idx is None:
         return rows
     padding = padding_idx + weight.shape[0] if padding_idx < 0 else padding_idx
     padded = ops.eq(index, full(index.shape, padding, index.dtype))
     mask = broadcast(ops.reshape(padded, shape=(*index.shape, 1)), rows.shape)
     return ops.where(mask, detached(rows), rows)
+
+
+def _shorten_rows(weight: Tensor, index: Tensor, max_norm: float, norm_type: float) -> None:
+    """The rows that `index` names brought to a norm of at most `max_norm`, in place; 1e-7 keeps the quotient below it."""
+    flat = ops.reshape(index, shape=(size(index.shape),))
+    rows = ops.take(weight, flat, axis=0)
+    length = norm(rows, norm_type, -1, keepdim=True)
+    shorter = mul(rows, div(max_norm, add(length, 1e-7)))
+    kept = where(gt(length, max_norm), shorter, rows)
+    weight._assign(ops.index_update(weight, flat, kept, axis=0))
 
 
 def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
@@ -65,37 +98,45 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn
                                  dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
                                  enable_gqa: bool = False) -> Tensor:
     """``softmax(query @ key.mT * scale + mask) @ value``: query [*, L, E], key [*, S, E], value [*, S, V]. A bool
-    `attn_mask` says what takes part, a float one is added; `is_causal` lets position i see 0 … i. `scale` defaults to
-    ``1 / sqrt(E)``. With `enable_gqa` each key head serves several query heads. A weight is set to 0 with probability
-    `dropout_p`, the others are scaled by ``1 / (1 - dropout_p)``."""
+    `attn_mask` says what takes part, a float one is added; `is_causal` lets position i see 0 … i, of what a mask leaves. A
+    position that sees nothing gets zeros. `scale` defaults to ``1 / sqrt(E)``. With `enable_gqa` each key head serves
+    several query heads. A weight is set to 0 with probability `dropout_p`, the others are scaled by
+    ``1 / (1 - dropout_p)``."""
     check_probability("scaled_dot_product_attention", dropout_p)
-    if is_causal:
-        require_shape("scaled_dot_product_attention", attn_mask is None, "give either attn_mask or is_causal")
     factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
-    if _is_blockwise(query, key, value, attn_mask, enable_gqa):
+    query, key, value = _one_batch(query, key, value, enable_gqa)
+    if _is_blockwise(query, key, value, attn_mask):
         return _blockwise(query, key, value, attn_mask, factor, dropout_p, is_causal)
     if enable_gqa:
         times = query.shape[-3] // key.shape[-3]
         key, value = repeat_interleave(key, times, -3), repeat_interleave(value, times, -3)
-    scores = mul(matmul(query, ops.transposed(key)), factor)
-    scores = _masked(scores, attn_mask, is_causal)
-    weights = softmax(scores, -1)
-    if attn_mask is not None and attn_mask.dtype is dtypes.bool_:
-        weights = _without_nan(weights, attn_mask)
-    return matmul(dropout(weights, dropout_p), value)
+    scores = _masked(mul(matmul(query, ops.transposed(key)), factor), attn_mask, is_causal)
+    return matmul(dropout(_weights(scores, attn_mask is not None), dropout_p), value)
 
 
-def _is_blockwise(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, enable_gqa: bool) -> bool:
-    """Whether the primitive takes these operands: floats of one dtype, batches that need no broadcasting."""
-    own, other = tuple(query.shape[:-2]), tuple(key.shape[:-2])
-    if query.dtype.category != "f" or not query.dtype is key.dtype is value.dtype \
-            or len(query.shape) < 2 or tuple(value.shape[:-1]) != tuple(key.shape[:-1]) or query.shape[-1] != key.shape[-1]:
+def _one_batch(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The three with the same dimensions in front, those of size 1 expanded; heads that share keys stay."""
+    op, last = "scaled_dot_product_attention", 3 if enable_gqa else 2
+    given = query, key, value
+    require_shape(op, min(len(x.shape) for x in given) >= last,
+                  f"expected at least {last} dimensions, got {describe_all(*given)}")
+    if enable_gqa:
+        heads = key.shape[-3]
+        require_shape(op, value.shape[-3] == heads > 0 and query.shape[-3] % heads == 0,
+                      "keys and values must have the same heads, whose number divides that of the query: "
+                      f"{describe_all(*given)}")
+    shapes = [tuple(x.shape[:len(x.shape) - last]) for x in given]
+    batch = broadcast_shape(op, *shapes)
+    query, key, value = [broadcast(x, (*batch, *x.shape[len(shape):])) for x, shape in zip(given, shapes, strict=True)]
+    return query, key, value
+
+
+def _is_blockwise(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
+    """Whether the primitive takes these operands: floats of one dtype, keys, and a mask that wants no gradient."""
+    if query.dtype.category != "f" or not query.dtype is key.dtype is value.dtype or not key.shape[-2] \
+            or value.shape[-2] != key.shape[-2] or query.shape[-1] != key.shape[-1]:
         return False
-    same = own == other or (enable_gqa and len(own) == len(other) > 0 and own[:-1] == other[:-1] and other[-1] > 0
-                            and own[-1] % other[-1] == 0)
-    if mask is None or not same:
-        return same
-    return not getattr(mask, "requires_grad", True) and mask.dtype in (dtypes.bool_, query.dtype)
+    return mask is None or (not getattr(mask, "requires_grad", True) and mask.dtype in (dtypes.bool_, query.dtype))
 
 
 def _blockwise(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, factor: Operand, p: float,
@@ -114,8 +155,7 @@ def _flat(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, factor
         flat.append(_mask_by_head(mask, tuple(query.shape[:-2]), query.shape[-2], key.shape[-2], query.dtype))
     if p:
         flat += _draw(p, sum_dtype(query.dtype))
-    zero = mask is not None and mask.dtype is dtypes.bool_
-    out, _ = ops.attention(*flat, causal=is_causal, zero=zero)
+    out, _ = ops.attention(*flat, causal=is_causal, zero=mask is not None)
     return ops.reshape(out, shape=(*query.shape[:-1], value.shape[-1]))
 
 
@@ -138,23 +178,25 @@ def _mask_by_head(mask: Tensor, batch: tuple[int, ...], queries: int, keys: int,
 
 
 def _masked(scores: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+    """-inf where nothing is seen."""
+    if mask is not None and mask.dtype is not dtypes.bool_:
+        scores, mask = add(scores, mask), None
+    seen = [] if mask is None else [broadcast(mask, scores.shape)]
     if is_causal:
-        distance = diagonal_distance(*scores.shape[-2:])
-        visible = ops.le(distance, zeros_like(distance))
-    elif mask is None:
-        return scores
-    elif mask.dtype is not dtypes.bool_:
-        return add(scores, mask)
-    else:
-        visible = mask
-    hidden = full(scores.shape, -math.inf, scores.dtype)
-    return ops.where(broadcast(visible, scores.shape), scores, hidden)
+        distance = broadcast(diagonal_distance(*scores.shape[-2:]), scores.shape)
+        seen.append(ops.le(distance, zeros_like(distance)))
+    for visible in seen:
+        scores = ops.where(visible, scores, full(scores.shape, -math.inf, scores.dtype))
+    return scores
 
 
-def _without_nan(weights: Tensor, mask: Tensor) -> Tensor:
-    """0 for positions that see nothing at all."""
-    visible = broadcast(mask, weights.shape)
-    return ops.where(visible, weights, zeros_like(weights))
+def _weights(scores: Tensor, masked: bool) -> Tensor:
+    """The softmax; 0 for positions that a mask lets see nothing, with gradients of 0."""
+    if not masked or not scores.shape[-1]:
+        return softmax(scores, -1)
+    nothing = ops.eq(amax(detached(scores), -1, keepdim=True), full((*scores.shape[:-1], 1), -math.inf, scores.dtype))
+    hidden, zeros = broadcast(nothing, scores.shape), zeros_like(scores)
+    return ops.where(hidden, zeros, softmax(ops.where(hidden, zeros, scores), -1))
 
 
 def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, **options: Any) -> Tensor:

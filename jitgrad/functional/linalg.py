@@ -310,7 +310,12 @@ def _contract(a: str, x: Tensor, b: str, y: Tensor, later: set[str]) -> tuple[st
     left, right = _as_matrices(a, x, batch, rows, summed, sizes), _as_matrices(b, y, batch, summed, columns, sizes)
     product = _batched_product(left, right)
     order = batch + rows + columns
-    return "".join(order), ops.reshape(product, shape=tuple([sizes[c] for c in order]))
+    return "".join(order), _in_shape(product, tuple([sizes[c] for c in order]))
+
+
+def _in_shape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A reshape where one is needed: attention is recognized by what stands between its products."""
+    return x if tuple(x.shape) == shape else ops.reshape(x, shape=shape)
 
 
 @casts(cpu="lower")
@@ -342,8 +347,7 @@ def _as_matrices(letters: str, x: Tensor, batch: list[str], rows: list[str], col
                  sizes: dict[str, int]) -> Tensor:
     """`x` as [*batch, product of rows, product of columns]."""
     moved = permute(x, [letters.index(c) for c in batch + rows + columns])
-    return ops.reshape(moved, shape=(*[sizes[c] for c in batch], size([sizes[c] for c in rows]),
-                                     size([sizes[c] for c in columns])))
+    return _in_shape(moved, (*[sizes[c] for c in batch], size([sizes[c] for c in rows]), size([sizes[c] for c in columns])))
 
 
 def _aligned(letters: str, x: Tensor, order: list[str]) -> Tensor:

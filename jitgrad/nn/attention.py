@@ -21,14 +21,17 @@ from jitgrad.tensor import Tensor
 
 
 class MultiheadAttention(Module):
-    """Attention with `num_heads` heads of width embed_dim / num_heads; keys and values may have widths of their own."""
+    """Attention with `num_heads` heads of width embed_dim / num_heads; keys and values may have widths of their own. Behind
+    the keys and values that are given, `add_bias_kv` puts a learned one, and `add_zero_attn` one of zeros."""
 
     in_proj_weight: Parameter | None
     in_proj_bias: Parameter | None
+    bias_k: Parameter | None
+    bias_v: Parameter | None
 
-    def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0, bias: bool = True,
-                 kdim: int | None = None, vdim: int | None = None, batch_first: bool = False, device: Any = None,
-                 dtype: DType | None = None):
+    def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0, bias: bool = True, add_bias_kv: bool = False,
+                 add_zero_attn: bool = False, kdim: int | None = None, vdim: int | None = None, batch_first: bool = False,
+                 device: Any = None, dtype: DType | None = None):
         super().__init__()
         if num_heads <= 0 or embed_dim % num_heads:
             raise ValueError(f"MultiheadAttention: embed_dim={embed_dim} must be divisible by num_heads={num_heads}")
@@ -39,6 +42,9 @@ class MultiheadAttention(Module):
         self._make_projections(dtype, device)
         self.in_proj_bias = new_parameter((3 * embed_dim,), dtype, device) if bias else None
         self.out_proj = Linear(embed_dim, embed_dim, bias, device=device, dtype=dtype)
+        self.bias_k = new_parameter((1, 1, embed_dim), dtype, device) if add_bias_kv else None
+        self.bias_v = new_parameter((1, 1, embed_dim), dtype, device) if add_bias_kv else None
+        self.add_zero_attn = add_zero_attn
         self._reset_parameters()
 
     def _make_projections(self, dtype: DType | None, device: Any) -> None:
@@ -57,6 +63,9 @@ class MultiheadAttention(Module):
         if self.in_proj_bias is not None:
             init.zeros_(self.in_proj_bias)
             init.zeros_(self.out_proj.bias)                                   # type: ignore[arg-type]
+        for behind in (self.bias_k, self.bias_v):
+            if behind is not None:
+                init.xavier_normal_(behind)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None,
                 need_weights: bool = True, attn_mask: Tensor | None = None, average_attn_weights: bool = True,
@@ -70,9 +79,18 @@ class MultiheadAttention(Module):
         batched = len(query.shape) == 3
         q, k, v = (self._batch_first(x, batched) for x in (query, key, value))
         padding = key_padding_mask if batched or key_padding_mask is None else key_padding_mask.unsqueeze(0)
-        q, k, v = (self._split_heads(x) for x in self._project(q, k, v))
-        mask = self._merged_mask(attn_mask, padding, q, k)
-        attended, weights = self._attend(q, k, v, mask, need_weights)
+        q, k, v = self._project(q, k, v)
+        given = k.shape[1]
+        if self.bias_k is not None and self.bias_v is not None:
+            k, v = (functional.cat([x, b.expand(len(x), 1, -1)], 1) for x, b in ((k, self.bias_k), (v, self.bias_v)))
+        if self.add_zero_attn:
+            k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))
+        causal = is_causal and not need_weights and k.shape[1] == given       # then the mask need not be read
+        mask = self._merged_mask(None if causal else attn_mask, padding, q, given)
+        if mask is not None and k.shape[1] > given:
+            mask = F.pad(mask, (0, k.shape[1] - given))                       # what was put behind may be attended to
+        q, k, v = (self._split_heads(x) for x in (q, k, v))
+        attended, weights = self._attend(q, k, v, mask, need_weights, causal)
         n, _, length, _ = q.shape
         result = self.out_proj(attended.transpose(1, 2).reshape(n, length, self.embed_dim))
         if weights is not None and average_attn_weights:
@@ -98,11 +116,10 @@ class MultiheadAttention(Module):
         n, length, _ = x.shape
         return x.reshape(n, length, self.num_heads, self.head_dim).transpose(1, 2)
 
-    def _merged_mask(self, mask: Tensor | None, padding: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
-        """Both masks as one float mask that broadcasts to [batch, heads, length, source length]."""
-        n, heads, length, _ = q.shape
-        source = k.shape[2]
-        parts = []
+    def _merged_mask(self, mask: Tensor | None, padding: Tensor | None, q: Tensor, source: int) -> Tensor | None:
+        """Both masks as one float mask that broadcasts to [batch, heads, length, source length]; q is not split yet."""
+        n, length, _ = q.shape
+        heads, parts = self.num_heads, []
         if mask is not None:
             shape = (1, 1, length, source) if len(mask.shape) == 2 else (n, heads, length, source)
             parts.append(_as_scores(mask, q.dtype).reshape(shape))
@@ -112,11 +129,11 @@ class MultiheadAttention(Module):
             return None
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
-                need_weights: bool) -> tuple[Tensor, Tensor | None]:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, need_weights: bool,
+                causal: bool) -> tuple[Tensor, Tensor | None]:
         p = self.dropout if self.training else 0.0
         if not need_weights:
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p), None
+            return F.scaled_dot_product_attention(q, k, v, mask, p, causal), None
         scores = (q * (1 / math.sqrt(self.head_dim))) @ k.transpose(-2, -1)
         weights = F.softmax(scores if mask is None else scores + mask, -1)
         weights = F.dropout(weights, p, True) if p else weights

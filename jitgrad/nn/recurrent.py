@@ -96,6 +96,8 @@ class RNNBase(Module):
         if x.shape[-1] != self.input_size:
             raise complain(ShapeError, type(self).__name__, f"input_size={self.input_size}, but the input is "
                                                             f"{(packed.data if packed else input).tensor_type}")
+        if not x.shape[0]:
+            raise complain(ShapeError, type(self).__name__, f"the sequence has no steps: {input.tensor_type}")
         states = [self._in_order(s, order) for s in self._initial(hx, x, batched)]
         out, finals = self._layers(x, states, _Ends(packed) if packed is not None else None)
         finals = [self._in_order(s, packed.unsorted_indices if packed else None) for s in finals]

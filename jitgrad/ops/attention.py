@@ -290,39 +290,42 @@ class Piece:
 
 
 def pieces(body: Graph) -> dict[Value, Piece] | None:
-    """For a graph that ends with a permuted concat of the three gradients, each moved, multiplied by a number or added to
-    zero: how they lie in its one result; None where that cannot be said."""
+    """For a graph that ends with a concat of the three gradients, each moved, multiplied by a number or added to zero, and
+    perhaps a permute of it: how they lie in its one result; None where that cannot be said."""
     producers = body.producers()
     last = producers[body.outputs[0]]
-    joined = producers[last.inputs[0]]
+    turns, joined = ([last], producers[last.inputs[0]]) if last.op is ops.permute else ([], last)
     (node,) = [n for n in body.nodes if n.op is attention_grad]
-    origin = {v: (v, False) for v in node.outputs}
+    origin: dict[Value, tuple[Value, bool, list[Node]]] = {v: (v, False, []) for v in node.outputs}
     for n in body.nodes:
         for v in n.inputs:
             if v in origin and n not in (joined, last):
-                origin[n.output] = origin[v][0], origin[v][1] or n.op is ops.mul
+                gradient, multiplied, moves = origin[v]
+                origin[n.output] = (gradient, multiplied or n.op is ops.mul,
+                                    [n, *moves] if n.op in (ops.permute, ops.reshape) else moves)
     found: dict[Value, Piece] = {}
     axis, begin = joined.attrs["axis"], 0
     for v in joined.inputs:
-        gradient, multiplied = origin[v]
+        gradient, multiplied, moves = origin[v]
         end = begin + v.shape[axis]
-        heads = _heads_of_part(last, joined.output, axis, begin, end, gradient.type)
+        heads = _heads_of_part(turns, joined.output, axis, begin, end, moves, gradient.type)
         if heads is None:
             return None
         found[gradient], begin = Piece(heads, multiplied), end
     return found
 
 
-def _heads_of_part(last: Node, joined: Value, axis: int, begin: int, end: int, type: TensorType) -> Heads | None:
-    """Where ``joined[begin:end]`` along the axis, as a value of `type`, lies in the result of the permute `last`."""
+def _heads_of_part(turns: Sequence[Node], joined: Value, axis: int, begin: int, end: int, moves: Sequence[Node],
+                   type: TensorType) -> Heads | None:
+    """Where a value of `type`, moved by `moves` to be ``joined[begin:end]`` along the axis, lies in what `turns` make of
+    that."""
     builder = GraphBuilder("part")
-    whole = builder.input(last.output.type)
-    order, rank = last.attrs["axes"], len(joined.shape)
+    whole = builder.input(turns[0].output.type if turns else joined.type)
+    rank = len(joined.shape)
     with builder:
-        x = ops.permute(whole, axes=tuple([order.index(k) for k in range(rank)]))
-        x = ops.slice(x, start=tuple([begin if k == axis else 0 for k in range(rank)]),
+        x = ops.slice(moved_back(turns, whole), start=tuple([begin if k == axis else 0 for k in range(rank)]),
                       stop=tuple([end if k == axis else n for k, n in enumerate(joined.shape)]), step=(1,) * rank)
-        x = ops.reshape(x, shape=type.shape)
+        x = moved_back(moves, x)
     chain, _ = follow(builder.build([x]).producers(), x)
     return heads_through(chain, whole.type, type)
 

@@ -11,6 +11,7 @@ from jitgrad.optim.optimizer import (
     Params,
     advance,
     check_not_negative,
+    check_ways,
     filled_state,
     gradients,
     option,
@@ -37,7 +38,9 @@ class Adagrad(Optimizer):
     """``p -= lr * grad / (sqrt(sum of grad²) + eps)``."""
 
     def __init__(self, params: Params, lr: float = 1e-2, lr_decay: float = 0.0, weight_decay: float = 0.0,
-                 initial_accumulator_value: float = 0.0, eps: float = 1e-10, *, maximize: bool = False):
+                 initial_accumulator_value: float = 0.0, eps: float = 1e-10, *, maximize: bool = False,
+                 **ways: bool | None):
+        check_ways("Adagrad", ways)
         check_not_negative("Adagrad", lr=lr, lr_decay=lr_decay, weight_decay=weight_decay, eps=eps,
                            initial_accumulator_value=initial_accumulator_value)
         super().__init__(params, {"lr": lr, "lr_decay": lr_decay, "eps": eps, "weight_decay": weight_decay,
@@ -65,7 +68,8 @@ class Adadelta(Optimizer):
     """Steps in proportion to the root mean square of earlier changes over that of the gradients."""
 
     def __init__(self, params: Params, lr: float = 1.0, rho: float = 0.9, eps: float = 1e-6,
-                 weight_decay: float = 0.0, *, maximize: bool = False):
+                 weight_decay: float = 0.0, *, maximize: bool = False, **ways: bool | None):
+        check_ways("Adadelta", ways)
         check_not_negative("Adadelta", lr=lr, rho=rho, eps=eps, weight_decay=weight_decay)
         super().__init__(params, {"lr": lr, "rho": rho, "eps": eps, "weight_decay": weight_decay,
                                   "maximize": maximize})

@@ -14,6 +14,7 @@ from jitgrad.optim.optimizer import (
     advance,
     check_betas,
     check_not_negative,
+    check_ways,
     filled_state,
     gradients,
     option,
@@ -58,16 +59,18 @@ def adam_formula(decay: Callable[..., tuple[Any, Any]], amsgrad: bool) -> Callab
 
 
 class Adam(Optimizer):
-    """``p -= lr * m / (sqrt(v) + eps)`` with bias-corrected running means m of the gradient and v of its square."""
-
-    _decay = staticmethod(coupled_decay)
+    """``p -= lr * m / (sqrt(v) + eps)`` with bias-corrected running means m of the gradient and v of its square. With
+    `decoupled_weight_decay` the parameters themselves shrink, as in AdamW."""
 
     def __init__(self, params: Params, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-                 weight_decay: float = 0.0, amsgrad: bool = False, *, maximize: bool = False):
+                 weight_decay: float = 0.0, amsgrad: bool = False, *, maximize: bool = False,
+                 decoupled_weight_decay: bool = False, **ways: bool | None):
+        check_ways(type(self).__name__, ways)
         check_not_negative(type(self).__name__, lr=lr, eps=eps, weight_decay=weight_decay)
         check_betas(type(self).__name__, betas)
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,
-                                  "amsgrad": amsgrad, "maximize": maximize})
+                                  "amsgrad": amsgrad, "maximize": maximize,
+                                  "decoupled_weight_decay": decoupled_weight_decay})
 
     def _update(self, group: ParamGroup, params: list[Tensor]) -> None:
         names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * bool(group["amsgrad"])
@@ -75,17 +78,17 @@ class Adam(Optimizer):
         shared = [sign(group), option(group, "lr"), option(group, "weight_decay"), option(group, "betas", 0),
                   option(group, "betas", 1), option(group, "eps")]
         read = [gradients(params), *_count_and_correct(self, group, params)]
-        update(adam_formula(self._decay, bool(group["amsgrad"])), shared, written, read)
+        decay = decoupled_decay if group["decoupled_weight_decay"] else coupled_decay
+        update(adam_formula(decay, bool(group["amsgrad"])), shared, written, read)
 
 
 class AdamW(Adam):
     """Adam whose weight decay shrinks the parameters directly: ``p *= 1 - lr * weight_decay``."""
 
-    _decay = staticmethod(decoupled_decay)
-
     def __init__(self, params: Params, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-                 weight_decay: float = 1e-2, amsgrad: bool = False, *, maximize: bool = False):
-        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize)
+                 weight_decay: float = 1e-2, amsgrad: bool = False, *, maximize: bool = False, **ways: bool | None):
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, decoupled_weight_decay=True,
+                         **ways)
 
 
 def _count_and_correct(optimizer: Optimizer, group: ParamGroup, params: list[Tensor]) -> list[list[Tensor]]:
@@ -108,7 +111,8 @@ class Adamax(Optimizer):
     """Adam with the largest magnitude in place of the mean square (Kingma & Ba 2015, section 7)."""
 
     def __init__(self, params: Params, lr: float = 2e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-                 weight_decay: float = 0.0, *, maximize: bool = False):
+                 weight_decay: float = 0.0, *, maximize: bool = False, **ways: bool | None):
+        check_ways("Adamax", ways)
         check_not_negative("Adamax", lr=lr, eps=eps, weight_decay=weight_decay)
         check_betas("Adamax", betas)
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,

@@ -283,6 +283,82 @@ def _set_momentum(group: dict[str, Any], value: float) -> None:
         group["momentum"] = value
 
 
+class CyclicLR(LRScheduler):
+    """Up and down between `base_lr` and `max_lr`, `step_size_up` steps up and `step_size_down` down, momentum the other way
+    round (Smith 2017). In the mode "triangular2" each cycle is half as high as the last, in "exp_range" by ``gamma **
+    step``; or by ``scale_fn`` of the number of the cycle, or (`scale_mode` "iterations") of the step."""
+
+    def __init__(self, optimizer: Optimizer, base_lr: float | Sequence[float], max_lr: float | Sequence[float],
+                 step_size_up: int = 2000, step_size_down: int | None = None,
+                 mode: Literal["triangular", "triangular2", "exp_range"] = "triangular", gamma: float = 1.0,
+                 scale_fn: Callable[[float], float] | None = None,
+                 scale_mode: Literal["cycle", "iterations"] = "cycle", cycle_momentum: bool = True,
+                 base_momentum: float = 0.8, max_momentum: float = 0.9, last_epoch: int = -1):
+        if mode not in ("triangular", "triangular2", "exp_range"):
+            raise ValueError(f"CyclicLR: mode must be triangular, triangular2 or exp_range, got {mode!r}")
+        groups = optimizer.param_groups
+        if cycle_momentum and not all("momentum" in group or "betas" in group for group in groups):
+            raise ValueError("CyclicLR: cycle_momentum needs an optimizer with momentum or betas")
+        lowest, self.max_lrs = [[rate] * len(groups) if isinstance(rate, (int, float)) else list(rate)
+                                for rate in (base_lr, max_lr)]
+        if last_epoch == -1:
+            for group, rate in zip(groups, lowest, strict=True):
+                group.update(lr=rate, initial_lr=rate)
+        self.up, self.length = step_size_up, step_size_up + (step_size_down or step_size_up)
+        self.mode, self.gamma, self.scale_mode = mode, gamma, scale_mode
+        self._function = scale_fn
+        self.cycle_momentum, self.base_momentum, self.max_momentum = cycle_momentum, base_momentum, max_momentum
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[float]:
+        cycle, within = divmod(self.last_epoch, self.length)
+        height = within / self.up if within <= self.up else (self.length - within) / (self.length - self.up)
+        height *= self._scale(cycle + 1)
+        for group in self.optimizer.param_groups if self.cycle_momentum else ():
+            _set_momentum(group, self.max_momentum - (self.max_momentum - self.base_momentum) * height)
+        return [base + (high - base) * height for base, high in zip(self.base_lrs, self.max_lrs)]
+
+    def _scale(self, cycle: int) -> float:
+        if self._function is not None:
+            return self._function(cycle if self.scale_mode == "cycle" else self.last_epoch)
+        return {"triangular": 1.0, "triangular2": 0.5 ** (cycle - 1), "exp_range": self.gamma ** self.last_epoch}[self.mode]
+
+
+class ChainedScheduler(LRScheduler):
+    """Several schedulers that all take every step."""
+
+    def __init__(self, schedulers: Sequence[LRScheduler], optimizer: Optimizer | None = None):
+        if not schedulers:
+            raise ValueError("ChainedScheduler: give at least one scheduler")
+        self.optimizer = optimizer or schedulers[0].optimizer
+        if any(scheduler.optimizer is not self.optimizer for scheduler in schedulers):
+            raise ValueError("ChainedScheduler: every scheduler must belong to one optimizer")
+        self.schedulers = list(schedulers)
+        self._last_lr = self._current()
+
+    def step(self) -> None:
+        for scheduler in self.schedulers:
+            scheduler.step()
+        self._last_lr = self._current()
+
+    def state_dict(self) -> dict[str, Any]:
+        return _state_of_all(self, super().state_dict())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(_load_all(self, state_dict))
+
+
+def _state_of_all(scheduler: Any, own: dict[str, Any]) -> dict[str, Any]:
+    return {**own, "schedulers": [part.state_dict() for part in scheduler.schedulers]}
+
+
+def _load_all(scheduler: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """Load the parts; what is left of `state`."""
+    for part, saved in zip(scheduler.schedulers, state["schedulers"]):
+        part.load_state_dict(saved)
+    return {k: v for k, v in state.items() if k != "schedulers"}
+
+
 class SequentialLR(LRScheduler):
     """Several schedulers one after the other; the next one takes over at each milestone."""
 
@@ -314,13 +390,10 @@ class SequentialLR(LRScheduler):
         self._last_lr = scheduler.get_last_lr()
 
     def state_dict(self) -> dict[str, Any]:
-        state = super().state_dict()
-        return {**state, "schedulers": [scheduler.state_dict() for scheduler in self.schedulers]}
+        return _state_of_all(self, super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for scheduler, state in zip(self.schedulers, state_dict["schedulers"]):
-            scheduler.load_state_dict(state)
-        super().load_state_dict({k: v for k, v in state_dict.items() if k != "schedulers"})
+        super().load_state_dict(_load_all(self, state_dict))
 
 
 def _restart(scheduler: LRScheduler) -> None:

@@ -268,6 +268,16 @@ def check_not_negative(optimizer: str, **options: Any) -> None:
             raise ValueError(f"{optimizer}: {name} must not be negative, got {value}")
 
 
+def check_ways(optimizer: str, ways: Mapping[str, bool | None]) -> None:
+    """PyTorch's options of how a step is carried out. `foreach`, `fused` and `capturable` need not be chosen: there is one
+    way, over all parameters at once, which may be compiled. A step has no gradient, so `differentiable` is refused."""
+    for name, value in ways.items():
+        if name not in ("foreach", "fused", "capturable", "differentiable"):
+            raise TypeError(f"{optimizer}: there is no option {name!r}")
+        if name == "differentiable" and value:
+            raise ValueError(f"{optimizer}: differentiable=True is not supported: a step is made in place, without history")
+
+
 def check_betas(optimizer: str, betas: tuple[float, float]) -> None:
     """ValueError unless both lie in [0, 1)."""
     if not all(0 <= beta < 1 for beta in betas):

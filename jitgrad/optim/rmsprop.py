@@ -12,6 +12,7 @@ from jitgrad.optim.optimizer import (
     Params,
     advance,
     check_not_negative,
+    check_ways,
     filled_state,
     gradients,
     option,
@@ -48,7 +49,9 @@ class RMSprop(Optimizer):
     """``p -= lr * grad / (sqrt(v) + eps)`` with v the running mean of grad², or if `centered` the variance."""
 
     def __init__(self, params: Params, lr: float = 1e-2, alpha: float = 0.99, eps: float = 1e-8,
-                 weight_decay: float = 0.0, momentum: float = 0.0, centered: bool = False, *, maximize: bool = False):
+                 weight_decay: float = 0.0, momentum: float = 0.0, centered: bool = False, *, maximize: bool = False,
+                 **ways: bool | None):
+        check_ways("RMSprop", ways)
         check_not_negative("RMSprop", lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum)
         super().__init__(params, {"lr": lr, "momentum": momentum, "alpha": alpha, "eps": eps, "centered": centered,
                                   "weight_decay": weight_decay, "maximize": maximize})

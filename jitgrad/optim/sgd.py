@@ -10,6 +10,7 @@ from jitgrad.optim.optimizer import (
     Params,
     advance,
     check_not_negative,
+    check_ways,
     filled_state,
     gradients,
     option,
@@ -52,7 +53,9 @@ class SGD(Optimizer):
     """``p -= lr * buffer`` with ``buffer = momentum * buffer + (1 - dampening) * (grad + weight_decay * p)``."""
 
     def __init__(self, params: Params, lr: float = 1e-3, momentum: float = 0.0, dampening: float = 0.0,
-                 weight_decay: float = 0.0, nesterov: bool = False, *, maximize: bool = False):
+                 weight_decay: float = 0.0, nesterov: bool = False, *, maximize: bool = False,
+                 **ways: bool | None):
+        check_ways("SGD", ways)
         check_not_negative("SGD", lr=lr, momentum=momentum, weight_decay=weight_decay)
         if nesterov and (momentum <= 0 or dampening != 0):
             raise ValueError("SGD: nesterov needs momentum > 0 and dampening = 0")

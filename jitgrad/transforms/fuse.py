@@ -132,7 +132,8 @@ class Fusion:
         readers = [g for g in self.merge_readers(value)]
         fitting = [g for g in readers if self.may_hold(g, node, claim)]
         alone = value not in self.stored and all(g in fitting or self.may_repeat(g, node) for g in readers)
-        if alone and len(readers) > 1 and self.is_worth_repeating(node, readers):
+        free = claim is not None and not fitting and any(map(only_moves, readers))
+        if alone and len(readers) > 1 and not free and self.is_worth_repeating(node, readers):
             for group in readers:
                 self.join(node, group)
             del self.groups.readers[value]          # nobody reads it from memory
@@ -325,6 +326,12 @@ class Fusion:
             node = self.producers.get(value)
         self.stored.add(value)
         self.groups.readers.setdefault(value, []).append(group.number)
+
+
+def only_moves(group: Group) -> bool:
+    """True for a kernel that does nothing but read in another order. What follows a contraction is not worth repeating in
+    there: the contraction stores it at no cost, and attention need not have the moved copy at all."""
+    return all(node.op.kind == "movement" for node in group.nodes)
 
 
 def has_affine_source(node: Node) -> bool:

@@ -108,25 +108,24 @@ class _Results:
         return {maker: (made,), others[0]: (), **{n: (_reading_moved(n, chain, out, moved),) for n in gradients}}
 
     def _joined(self, concat: Node) -> dict[Node, tuple[Node, ...]]:
-        """What stands for the reader of `concat` and for the node whose gradients it joins, if they can be one."""
+        """What stands for `concat`, or for the kernel that permutes it, and for the node whose gradients it joins, if they
+        can be one."""
         tails = [self._tail(v) for v in concat.inputs]
-        reader = self._only_reader(concat.output)
-        if reader is None or reader.op is not region or any(tail is None for tail in tails):
-            return {}
         known = [tail for tail in tails if tail is not None]
-        maker = self.producers[known[0].gradient]
-        first, *rest = reader.attrs["body"].nodes
-        if not _are_those_of(known, maker) or first.op is not ops.permute or first.inputs[0] is not concat.output \
-                or first.output not in reader.outputs or any(concat.output in n.inputs for n in rest):
+        maker = self.producers[known[0].gradient] if known else concat
+        if len(known) < len(tails) or not _are_those_of(known, maker):
             return {}
         inner = maker.attrs["body"].nodes if maker.op is region else (maker,)
-        members = tuple(dict.fromkeys([*inner, *[n for tail in known for n in tail.nodes], concat, first]))
-        made = _region_of(members, (first.output,), "attention", maker)
-        if pieces(made.attrs["body"]) is None:
-            return {}
-        outputs = tuple([v for v in reader.outputs if v is not first.output])
-        behind = (_region_of(tuple(rest), outputs, reader.attrs["template"], reader),) if rest else ()
-        return {maker: (), reader: (made, *behind)}
+        members = tuple(dict.fromkeys([*inner, *[n for tail in known for n in tail.nodes], concat]))
+        reader = self._only_reader(concat.output)
+        if reader is not None and _permutes(reader, concat.output):
+            first, *rest = reader.attrs["body"].nodes
+            outputs = tuple([v for v in reader.outputs if v is not first.output])
+            behind = (_region_of(tuple(rest), outputs, reader.attrs["template"], reader),) if rest else ()
+            place, made = reader, _region_of((*members, first), (first.output,), "attention", maker)
+        else:
+            place, behind, made = concat, (), _region_of(members, concat.outputs, "attention", maker)
+        return {maker: (), place: (made, *behind)} if pieces(made.attrs["body"]) is not None else {}
 
     def _only_reader(self, value: Value) -> Node | None:
         """The node that alone reads `value`."""
@@ -155,13 +154,13 @@ class _Results:
         return None
 
     def _plain(self, body: Graph) -> tuple[Value, Value | None] | None:
-        """The input of `body` that its result is, but for its shape, for zeros added, and for a number that multiplies
-        it; and that number."""
+        """The input of `body` that its result is, but for where things lie, for zeros added, and for a number that
+        multiplies it; and that number."""
         producers = body.producers()
         value, factor = body.outputs[0], None
         while value in producers:
             node = producers[value]
-            if node.op.name == "reshape":
+            if node.op in (ops.reshape, ops.permute):
                 value = node.inputs[0]
                 continue
             if node.op not in (ops.add, ops.mul):
@@ -180,6 +179,15 @@ class _Results:
     def _is_zero(self, value: Value) -> bool:
         node = self.producers.get(value)
         return node is not None and node.op is ops.constant and bool(np.all(node.attrs["value"] == 0))
+
+
+def _permutes(reader: Node, value: Value) -> bool:
+    """Whether `reader` is a kernel that permutes `value`, as one of its results, and does nothing else with it."""
+    if reader.op is not region:
+        return False
+    first, *rest = reader.attrs["body"].nodes
+    return first.op is ops.permute and first.inputs[0] is value and first.output in reader.outputs \
+        and not any(value in n.inputs for n in rest)
 
 
 def _are_those_of(tails: Sequence[_Tail], maker: Node) -> bool:

@@ -423,13 +423,13 @@ def _must_pack_a(a: Matrices, m: int, n: int, k: int, tile: Tile, itemsize: int)
 
 
 def pack(x: Matrices, batch: tuple[int, ...], rows: int, depth: int, panel_rows: int, width: int, row_stride: int,
-         depth_stride: int, group: int = 1) -> tuple[Packing, Matrices, int]:
+         depth_stride: int, group: int = 1, once: bool = True) -> tuple[Packing, Matrices, int]:
     """The phase that packs `x`, the operand that it makes, and the stride of its panels. A batch dimension in which the
-    operand is broadcast is packed once. `group` steps of the depth lie side by side."""
+    operand is broadcast is packed once, unless that is not wanted. `group` steps of the depth lie side by side."""
     panels, panel = -(-rows // panel_rows), width * (depth + -depth % group)
     kind = "rows" if row_stride == 1 else "depth" if depth_stride == 1 else "any"
     beside = BESIDE if kind == "rows" else 1
-    sizes = tuple(1 if stride == 0 else size for size, stride in zip(batch, x.batch, strict=True))
+    sizes = tuple(1 if once and stride == 0 else size for size, stride in zip(batch, x.batch, strict=True))
     strides, count = [], panels
     parts = -(-panels // beside)
     for size in reversed(sizes):
