@@ -393,7 +393,7 @@ def test_importing_does_not_import_it():
 
 def test_a_library_that_cannot_be_used_is_named_once(library):
     library.fail["cudnnCreate"] = 1001
-    with pytest.warns(RuntimeWarning, match="convolutions run without cuDNN: .*92800: cudnnCreate failed: "
+    with pytest.warns(RuntimeWarning, match="convolutions and attention run without cuDNN: .*92800: cudnnCreate failed: "
                                             r"CUDNN_STATUS_NOT_INITIALIZED \(count == 0\)"):
         check(padded, random(2, 4, 5, 6), random(3, 4, 3, 3))
     library.fail["cudnnCreate"] = 1001
