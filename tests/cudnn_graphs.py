@@ -137,7 +137,23 @@ def _reduction(operation, given, read, made):
 
 
 def _reshape(operation, given, read, made):
-    """The same elements of memory seen with the strides of what is made: here, a transpose."""
-    (x,), (before,) = given, read
-    return np.transpose(x, [before[903].index(pitch) for pitch in made[903]]) if before[902] != made[902] or (
-        before[903] != made[903]) else x
+    """The same memory, with the sizes and strides of what is made."""
+    return laid_out(given[0].transpose(_order(read[0])).ravel(), made)
+
+
+def _order(tensor):
+    """The axes of a tensor as they lie in memory, the last one beside each other."""
+    return sorted(range(4), key=lambda k: (-tensor[903][k], k))
+
+
+def pitches(sizes):
+    """Of a dense array."""
+    return [math.prod(sizes[k + 1:]) for k in range(len(sizes))]
+
+
+def laid_out(memory, tensor):
+    """The array of a tensor whose elements lie in `memory`, without gaps and in any order of the axes."""
+    order = _order(tensor)
+    sizes = [tensor[902][k] for k in order]
+    assert all(n == 1 or tensor[903][k] == pitch for k, n, pitch in zip(order, sizes, pitches(sizes), strict=True))
+    return memory.reshape(sizes).transpose(np.argsort(order))

@@ -15,6 +15,7 @@ import cudnn_graphs
 import ml_dtypes
 import numpy as np
 from cublaslt_standin import to_tf32
+from cudnn_graphs import laid_out, pitches
 from library_standin import LibraryStandIn, Refused
 
 from jitgrad.runtime.cuda.cudnn_descriptors import PROTOTYPES
@@ -280,19 +281,6 @@ class StandInCudnn(LibraryStandIn):
         if kind == np.float32 and on_tensor_cores:
             found = to_tf32(found)
         return found.reshape(tensor[902]).astype(np.float64)
-
-
-def pitches(sizes):
-    """Of a dense array."""
-    return [int(np.prod(sizes[k + 1:])) for k in range(len(sizes))]
-
-
-def laid_out(memory, tensor):
-    """The array of a tensor, whose axes may lie in another order."""
-    order = sorted(range(4), key=lambda k: (-tensor[903][k], k))
-    sizes = [tensor[902][k] for k in order]
-    assert all(n == 1 or tensor[903][k] == pitch for k, n, pitch in zip(order, sizes, pitches(sizes), strict=True))
-    return memory.reshape(sizes).transpose(np.argsort(order))
 
 
 def convolve(kind, convolution, w, x, y):

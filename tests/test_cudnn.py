@@ -430,17 +430,17 @@ def test_a_plan_of_a_library_that_is_gone(library):
 
 
 class Clock:
-    """Takes the place of the one that measures: seconds by what computes the convolution, the usual way a second."""
+    """Takes the place of the one that measures: seconds by what answers the question, the usual way a second."""
 
-    def __init__(self, **seconds):
-        self.seconds, self.readings, self.seen = seconds, 0, set()
+    def __init__(self, question="convolution", **seconds):
+        self.question, self.seconds, self.readings, self.seen = question, seconds, 0, set()
 
     def __call__(self, contender, calls):
         self.readings += 1
         if contender not in self.seen:
             assert contender.plan.seconds(1) > 0            # it runs
             self.seen.add(contender)
-        return self.seconds.get(contender.answers.get("convolution"), 1.0)
+        return self.seconds.get(contender.answers.get(self.question), 1.0)
 
 
 def tuned(function):
