@@ -4,6 +4,7 @@ The operations are those that attention is made of: elementwise ones, products, 
 dimensions. `check` has the rules of the header, cudnn_graph.h, about their sizes and types; `evaluate` carries them out with
 NumPy in float64, and rounds every tensor to its type."""
 
+import itertools
 import math
 
 import ml_dtypes
@@ -138,12 +139,9 @@ def _reduction(operation, given, read, made):
 
 def _reshape(operation, given, read, made):
     """The same memory, with the sizes and strides of what is made."""
-    return laid_out(given[0].transpose(_order(read[0])).ravel(), made)
-
-
-def _order(tensor):
-    """The axes of a tensor as they lie in memory, the last one beside each other."""
-    return sorted(range(4), key=lambda k: (-tensor[903][k], k))
+    memory = np.empty(extent(read[0]))
+    laid_out(memory, read[0])[...] = given[0]
+    return laid_out(memory, made)
 
 
 def pitches(sizes):
@@ -151,9 +149,14 @@ def pitches(sizes):
     return [math.prod(sizes[k + 1:]) for k in range(len(sizes))]
 
 
+def extent(tensor):
+    """Elements of memory from the first one of a tensor to the last one."""
+    return 1 + sum((n - 1) * pitch for n, pitch in zip(tensor[902], tensor[903], strict=True))
+
+
 def laid_out(memory, tensor):
-    """The array of a tensor whose elements lie in `memory`, without gaps and in any order of the axes."""
-    order = _order(tensor)
-    sizes = [tensor[902][k] for k in order]
-    assert all(n == 1 or tensor[903][k] == pitch for k, n, pitch in zip(order, sizes, pitches(sizes), strict=True))
-    return memory.reshape(sizes).transpose(np.argsort(order))
+    """The array of a tensor whose elements lie in `memory`, perhaps with gaps; no two are in one place."""
+    assert memory.size >= extent(tensor)
+    axes = sorted([(pitch, n) for n, pitch in zip(tensor[902], tensor[903], strict=True) if n > 1])
+    assert all(pitch * n <= more for (pitch, n), (more, _) in itertools.pairwise(axes))
+    return np.lib.stride_tricks.as_strided(memory, tensor[902], [pitch * memory.itemsize for pitch in tensor[903]])

@@ -15,7 +15,7 @@ import cudnn_graphs
 import ml_dtypes
 import numpy as np
 from cublaslt_standin import to_tf32
-from cudnn_graphs import laid_out, pitches
+from cudnn_graphs import extent, laid_out, pitches
 from library_standin import LibraryStandIn, Refused
 
 from jitgrad.runtime.cuda.cudnn_descriptors import PROTOTYPES
@@ -246,21 +246,21 @@ class StandInCudnn(LibraryStandIn):
         self.standin.write(workspace, b"\xc3" * way.workspace)    # it is the library's
         tensors, made = cudnn_graphs.tensors(operations)
         assert set(tensors) == set(addresses)
-        arrays = {}
-        for number in set(tensors) - made:
-            tensor, address = tensors[number], addresses[number]
-            kind, count = cudnn_graphs.TYPES[tensor[901]], int(np.prod(tensor[902]))
-            if tensor.is_value:
-                text = ctypes.string_at(address, count * kind.itemsize)
-            else:
-                assert address % 16 == 0
-                text = self.standin.read(address, count * kind.itemsize)
-            arrays[number] = laid_out(np.frombuffer(text, kind), tensor)
+        arrays = {number: self._there(tensors[number], addresses[number])[1] for number in set(tensors) - made}
         cudnn_graphs.evaluate(operations, arrays)
         for number in made & set(tensors):
-            assert addresses[number] % 16 == 0 and tensors[number][903] == pitches(tensors[number][902])
-            self.standin.write(addresses[number], arrays[number].tobytes())
+            memory, array = self._there(tensors[number], addresses[number])
+            array[...] = arrays[number]
+            self.standin.write(addresses[number], memory.tobytes())
         self.asked.append((len(operations), arrays[1].dtype, way.name))
+
+    def _there(self, tensor, address):
+        """The memory of a tensor, from its first element to its last, and the tensor in it."""
+        kind, count = cudnn_graphs.TYPES[tensor[901]], extent(tensor)
+        assert tensor.is_value or address % 16 == 0
+        found = (ctypes.string_at if tensor.is_value else self.standin.read)(address, count * kind.itemsize)
+        memory = np.frombuffer(found, kind).copy()
+        return memory, laid_out(memory, tensor)
 
     def _convolve(self, way, operations, addresses, workspace):
         assert all(address % 16 == 0 for address in addresses.values())

@@ -1,10 +1,9 @@
-"""Convolutions and attention on a GPU by a library: what `cuda_product` is for matrix products.
+"""Convolutions on a GPU by a library: what `cuda_product` is for matrix products.
 
-In goes a convolution, or one of its gradients, by itself or in a region with what follows it; or attention or its gradient.
-Out comes the `Convolved` or `Attended` that the library is asked for, and with its consent the launches: the library
-computes the convolution, a kernel behind it what follows. Unless it is measured, large convolutions and attention by
-themselves go to the library; a kernel of ours takes those that it can spare a pass over memory, and all that the library
-does not do.
+In goes a convolution, or one of its gradients, by itself or in a region with what follows it; out comes the `Convolved` that
+the library is asked for, and with its consent the launches: the library computes the convolution, a kernel behind it what
+follows. Unless it is measured, large convolutions by themselves go to the library; a kernel of ours takes those that it can
+spare a pass over memory, and all that the library does not do.
 """
 
 from __future__ import annotations
@@ -20,16 +19,14 @@ from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLibraryCall, CudaLowe
 from jitgrad.ir.graph import Graph, GraphBuilder, Node
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
-from jitgrad.products import ATTENDED, ATTENDED_DTYPES, CONVOLVED_DTYPES, KINDS, SLACK, Attended, Convolved
+from jitgrad.products import CONVOLVED_DTYPES, KINDS, SLACK, Attended, Convolved
 
 Asked = TypeVar("Asked", Convolved, Attended)
 
 
 def lower_alone_by_library(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any], aligned: bool,
                            allowed: Products) -> CudaLowered | None:
-    """A convolution, attention, or a gradient of them, by itself; None where a kernel of ours computes it."""
-    if op.name in ATTENDED:
-        return lower_attention_by_library(op, inputs, attrs, aligned, allowed)
+    """A convolution or gradient by itself; None where a kernel of ours computes it."""
     if op.name not in KINDS or allowed.convolving is None:
         return None
     builder = GraphBuilder(op.name)
@@ -88,29 +85,3 @@ def question(node: Node, tf32: bool) -> Convolved | None:
     low, high = [tuple([side[k] for side in attrs["padding"]]) for k in (0, 1)]
     return Convolved(node.op.name, made.dtype.short, tf32 and made.dtype.short == "f32", image, weights, result,
                      attrs["stride"], low, high, attrs["dilation"])
-
-
-# ---- attention -------------------------------------------------------------------------------------------------------
-
-
-def lower_attention_by_library(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any], aligned: bool,
-                               allowed: Products) -> CudaLowered | None:
-    """Attention or its gradient; None where kernels of ours compute it."""
-    if allowed.attending is None or not aligned:
-        return None
-    asked = attended(op, inputs, attrs)
-    planned = choose_plan("attention", asked, True, allowed.attending, allowed.always) if asked is not None else None
-    if planned is None:
-        return None
-    buffers = [Buffer(k) for k in range(len(planned.shapes) + 1)]               # operands, results, the library's memory
-    return CudaLowered((call(planned, *buffers),), (planned.workspace + SLACK,))
-
-
-def attended(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any]) -> Attended | None:
-    """What the library would be asked for; None where it cannot be: it has neither our masks nor our dropout."""
-    operands = inputs if op.name == ATTENDED[0] else inputs[1:-2]
-    sizes = [t.size for t in (*inputs, *op.result_types(inputs, dict(attrs)))]
-    if len(operands) != 3 or operands[0].dtype.short not in ATTENDED_DTYPES or not all(0 < size < WIDE for size in sizes):
-        return None
-    q, k, v = [t.shape for t in operands]
-    return Attended(op.name, operands[0].dtype.short, attrs["causal"], q[0], k[0], q[1], k[1], q[2], v[2])

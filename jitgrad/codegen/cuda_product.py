@@ -1,5 +1,5 @@
 """What a GPU may do about a matrix product beside computing it in float32 by a kernel of ours: TF32, and a library. What is
-allowed about convolutions and attention is said here, too; their part of it is in `cuda_convolved`.
+allowed about convolutions and attention is said here, too; their parts of it are `cuda_convolved` and `cuda_attended`.
 
 In goes a region around a product, whose factors are read through strides; out comes the `Product` that a library would be
 asked for, with as much of what follows it as the library can do: a bias along the columns, then relu, or gelu by its

@@ -294,8 +294,11 @@ def _bytes_of_attended(asked: Attended) -> tuple[int, ...]:
     _require(min(asked.heads, asked.groups, asked.queries, asked.keys, asked.width, asked.values, asked.workspace + 1) > 0,
              "attention to nothing")
     _require(asked.heads % asked.groups == 0, "heads of attention that do not fit")
+    matrices = sum([len(shape) == 3 for shape in asked.shapes])
+    _require(len(asked.laid) in (0, 5 * matrices) and min(asked.laid, default=0) >= 0
+             and all(inner > 0 for inner in asked.laid[1::5]) and asked.together > 0, "attention to what lies nowhere")
     item = dtypes.BY_SHORT[asked.dtype].itemsize
-    sizes = [prod(shape) * (4 if shape == asked.sums else item) for shape in asked.shapes]
+    sizes = [end * (4 if shape == asked.sums else item) for end, shape in zip(asked.ends, asked.shapes, strict=True)]
     return (*sizes, asked.workspace + SLACK)
 
 
@@ -374,11 +377,10 @@ def _read_entry(data: Any) -> Entry:
 
 def _read_call(data: Any) -> LibraryCall:
     operands = tuple([_read_ref(ref) for ref in data["operands"]])
-    if _KEYS[Convolved] in data:
-        given = {name: tuple(v) if type(v) is list else v for name, v in data[_KEYS[Convolved]].items()}
-        return LibraryCall(_read_fields(Convolved, given), operands)
-    if _KEYS[Attended] in data:
-        return LibraryCall(_read_fields(Attended, data[_KEYS[Attended]]), operands)
+    for kind in (Convolved, Attended):
+        if _KEYS[kind] in data:
+            given = {name: tuple(v) if type(v) is list else v for name, v in data[_KEYS[kind]].items()}
+            return LibraryCall(_read_fields(kind, given), operands)
     given = data[_KEYS[Product]]
     return LibraryCall(_read_fields(Product, {**given, "a": _read_fields(Laid, given["a"]),
                                               "b": _read_fields(Laid, given["b"])}), operands)

@@ -126,7 +126,7 @@ def draw(library: Cudnn, asked: Convolved | Attended) -> Drawn:
     """A question as the library is asked it."""
     if isinstance(asked, Attended):
         return cudnn_attention.draw(library, asked)
-    return Drawn([describe_operation(library, asked)], _CALLED_WITH[asked.kind])
+    return Drawn([describe_operation(library, asked)], _CALLED_WITH[asked.kind], (0, 0, 0))
 
 
 class Plan:
@@ -241,6 +241,7 @@ class CudnnCall:
         self.operands = Descriptor(self.library, OPERANDS)
         drawn, memory = self.plan.drawn, -(-workspace // SLACK) * SLACK
         self.operands.set(_NUMBERS, INT64, *drawn.numbers, *drawn.beside, *drawn.values)
+        tensors = [address + begin for address, begin in zip(tensors, drawn.begins, strict=True)]
         self.operands.set(_ADDRESSES, POINTER_TYPE, *tensors, *[memory + self.plan.places[k] for k in drawn.beside],
                           *map(addressof, drawn.values.values()))
         self.operands.set(_MEMORY, POINTER_TYPE, memory)

@@ -2,9 +2,10 @@
 
     drawn = draw(library, attended)
 
-In goes an `Attended`, out come the operations of its `Drawn`. Tensors are [batch, heads, rows, columns]; heads that share
-keys and values are those of one batch. The graphs are those that NVIDIA's cudnn-frontend asks for, in its file
-node/scaled_dot_product_flash_attention.h, since the library knows a graph by its operations: even the product with 1 is one.
+In goes an `Attended`, out come the operations of its `Drawn`. Tensors are [batch, heads, rows, columns] and lie where they
+are: heads that are evenly spaced in memory are those of one batch. The graphs are those that NVIDIA's cudnn-frontend asks
+for, in its file node/scaled_dot_product_flash_attention.h, since the library knows a graph by its operations: even the
+product with 1 is one.
 
 Of two that it knows for gradients this is the one whose sums have an order: the gradient of the scores is written to the
 workspace, and that of the queries is a product with it. In the other one blocks of keys add to it as they come. The
@@ -67,7 +68,7 @@ def is_known(library: Cudnn, gpu: Gpu, asked: Attended) -> bool:
     Hopper they would need another way."""
     widest = WIDEST_ON_HOPPER if gpu.major == 9 else WIDEST
     known = library.version >= OLDEST and gpu.major >= 8 and max(asked.width, asked.values) <= widest
-    if not known or asked.width % 8 or asked.values % 8 or max(asked.groups, asked.heads // asked.groups) > MOST:
+    if not known or asked.width % 8 or asked.values % 8 or max(asked.groups // asked.together, asked.heads) > MOST:
         return False
     if asked.kind == ATTENDED[0]:
         return True
@@ -84,7 +85,8 @@ def draw(library: Cudnn, asked: Attended) -> Drawn:
         sketch.gradient()
     beside = {_DOTS: 4 * math.prod(asked.sums)} if asked.kind == ATTENDED[1] else {}
     values = {number: _VALUES[number] for number in sketch.numbers if number in _VALUES}
-    return Drawn(sketch.operations, _CALLED_WITH[asked.kind], beside, values)
+    begins = tuple([2 * first for first, *_ in asked.places])
+    return Drawn(sketch.operations, _CALLED_WITH[asked.kind], begins, beside, values)
 
 
 class _Tensor:
@@ -102,19 +104,24 @@ class _Sketch:
         self.operations: list[Descriptor] = []
         self.numbers: list[int] = []
         self.fresh = itertools.count(_VIRTUAL)
-        self.batch, self.heads = asked.groups, asked.heads // asked.groups
+        self.batch = asked.groups // asked.together
+        self.lying = dict(zip(_CALLED_WITH[asked.kind], zip(asked.shapes, asked.places, strict=True), strict=True))
 
     # ---- tensors
 
-    def tensor(self, number: int, heads: int, rows: int, columns: int, dtype: str = "") -> _Tensor:
-        """An operand or result in memory."""
-        sizes = (self.batch, heads, rows, columns)
-        return self._tensor(number, dtype or self.asked.dtype, sizes, dense(sizes))
+    def tensor(self, number: int, turned: bool = False) -> _Tensor:
+        """An operand or result in memory; `turned`: with its rows as columns."""
+        (count, rows, columns), (_, inner, outer, within, row) = self.lying[number]
+        heads = count // self.batch
+        sizes, pitches = [self.batch, heads, rows, columns], [outer, within] if inner > 1 else [outer * heads, outer]
+        if turned:
+            return self._tensor(number, self.asked.dtype, [*sizes[:2], columns, rows], [*pitches, 1, row])
+        return self._tensor(number, self.asked.dtype, sizes, [*pitches, row, 1])
 
-    def turned(self, number: int, rows: int, columns: int) -> _Tensor:
-        """An operand of so many rows in memory as the matrix that has them as columns."""
-        sizes = (self.batch, 1, columns, rows)
-        return self._tensor(number, self.asked.dtype, sizes, [rows * columns, rows * columns, 1, columns])
+    def sums(self, number: int) -> _Tensor:
+        """One number for each query."""
+        sizes = (self.batch, self.asked.heads // self.batch, self.asked.queries, 1)
+        return self._tensor(number, "f32", sizes, dense(sizes))
 
     def virtual(self, dtype: str, sizes: Sequence[int], pitches: Sequence[int] = ()) -> _Tensor:
         return self._tensor(next(self.fresh), dtype, sizes, pitches or dense(sizes))
@@ -185,32 +192,28 @@ class _Sketch:
         return self.elementwise(SELECT, scores, self.number(_HIDDEN), seen)
 
     def forward(self) -> None:
-        asked = self.asked
-        q, k = self.tensor(_Q, self.heads, asked.queries, asked.width), self.turned(_K, asked.keys, asked.width)
-        v, out = self.tensor(_V, 1, asked.keys, asked.values), self.tensor(_OUT, self.heads, asked.queries, asked.values)
+        q, k, v, out = self.tensor(_Q), self.tensor(_K, turned=True), self.tensor(_V), self.tensor(_OUT)
         scores = self.masked(self.product(q, k))
         top = self.reduced(MAX, scores)
         raised = self.elementwise(EXP, self.elementwise(SUB, scores, top))
         total = self.reduced(SUM, raised)
-        self.elementwise(ADD, top, self.elementwise(LOG, total), to=self.tensor(_LSE, self.heads, asked.queries, 1, "f32"))
-        self.product(self.elementwise(DIV, raised, total, dtype=asked.dtype), v, to=out)
+        self.elementwise(ADD, top, self.elementwise(LOG, total), to=self.sums(_LSE))
+        self.product(self.elementwise(DIV, raised, total, dtype=self.asked.dtype), v, to=out)
 
     def gradient(self) -> None:
-        asked = self.asked
-        q, dq = [self.tensor(number, self.heads, asked.queries, asked.width) for number in (_Q, _DQ)]
-        g, out = [self.tensor(number, self.heads, asked.queries, asked.values) for number in (_G, _OUT)]
-        k, v = self.turned(_K, asked.keys, asked.width), self.turned(_V, asked.keys, asked.values)
-        lse, dots = [self.tensor(number, self.heads, asked.queries, 1, "f32") for number in (_LSE, _DOTS)]
+        q, g, out = self.tensor(_Q), self.tensor(_G), self.tensor(_OUT)
+        k, v = self.tensor(_K, turned=True), self.tensor(_V, turned=True)
+        lse, dots = self.sums(_LSE), self.sums(_DOTS)
         self.elementwise(MUL, self.reduced(SUM, self.elementwise(MUL, g, out)), self.number(_ONE), to=dots)
         weights = self.elementwise(EXP, self.masked(self.elementwise(SUB, self.product(q, k), lse)))
-        self.summed_over_heads(self.transposed(weights), g, self.tensor(_DV, 1, asked.keys, asked.values))
+        self.summed_over_heads(self.transposed(weights), g, self.tensor(_DV))
         slopes = self.elementwise(MUL, self.elementwise(SUB, self.product(g, v), dots), weights)
-        self.summed_over_heads(self.transposed(slopes), q, self.tensor(_DK, 1, asked.keys, asked.width))
-        self.product(slopes, self.transposed(k), to=dq)
+        self.summed_over_heads(self.transposed(slopes), q, self.tensor(_DK))
+        self.product(slopes, self.transposed(k), to=self.tensor(_DQ))
 
     def summed_over_heads(self, a: _Tensor, b: _Tensor, to: _Tensor) -> None:
         """A product whose heads are added where they share what it is a gradient of."""
-        if self.heads == 1:
+        if self.asked.heads == self.asked.groups:
             self.product(a, b, to=to)
         else:
             each = self.virtual(self.asked.dtype, (*a.sizes[:3], b.sizes[3]))

@@ -133,9 +133,11 @@ def describe_tensor(library: Cudnn, number: int, dtype: str, sizes: Sequence[int
 @dataclass(frozen=True, slots=True, eq=False)
 class Drawn:
     """A question as the library is asked it: its operations; the `numbers` of tensors that are operands and results, in the
-    order of a call. `beside`: the bytes of memory of tensors in between, by number; `values`: numbers that are handed in."""
+    order of a call, and in how many bytes of their memory each begins. `beside`: the bytes of memory of tensors in between,
+    by number; `values`: numbers that are handed in."""
 
     operations: Sequence[Descriptor]
     numbers: tuple[int, ...]
+    begins: tuple[int, ...]
     beside: Mapping[int, int] = field(default_factory=dict)
     values: Mapping[int, c.c_float] = field(default_factory=dict)
