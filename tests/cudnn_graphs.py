@@ -76,7 +76,8 @@ def _check_product(operation, a, b, made, require):
 
 def _check_reduction(operation, x, made, require):
     require(operation[1612][1601] == F32 and operation[1612][1600] in REDUCTIONS)
-    require(all(m in (1, n) for m, n in zip(made[902], x[902], strict=True)) and made[902] != x[902], SHAPES_DIFFER)
+    fits = [m in (1, n) or (k == 1 and n % m == 0) for k, (m, n) in enumerate(zip(made[902], x[902], strict=True))]
+    require(all(fits) and made[902] != x[902], SHAPES_DIFFER)
 
 
 def _check_reshape(operation, x, made, require):
@@ -133,8 +134,11 @@ def _product(operation, given, read, made):
 
 
 def _reduction(operation, given, read, made):
-    axes = tuple([k for k, n in enumerate(made[902]) if n == 1])
-    return REDUCTIONS[operation[1612][1600]].reduce(given[0], axis=axes, keepdims=True)
+    """Over whole dimensions, and over runs of heads."""
+    (x,), reduce = given, REDUCTIONS[operation[1612][1600]].reduce
+    axes = tuple([k for k, n in enumerate(made[902]) if n == 1 != x.shape[k]])
+    x = reduce(x, axis=axes, keepdims=True) if axes else x
+    return reduce(x.reshape(x.shape[0], made[902][1], -1, *x.shape[2:]), axis=2)
 
 
 def _reshape(operation, given, read, made):

@@ -97,7 +97,7 @@ def test_either_gradient_follows_either_forward_pass(library, executing, by_libr
 
 def test_a_users_function_trains_with_it(library, executing):
     """In a captured plan, whose memory the library's workspace is part of."""
-    layer = nn.MultiheadAttention(16, 2, batch_first=True, dtype=jg.bfloat16, device="cuda")
+    layer = nn.MultiheadAttention(8, 1, batch_first=True, dtype=jg.bfloat16, device="cuda")
     optimizer = jg.optim.SGD(layer.parameters(), lr=0.1)
 
     @jg.compile
@@ -108,7 +108,7 @@ def test_a_users_function_trains_with_it(library, executing):
         optimizer.step()
         return loss
 
-    x = random(2, 6, 16, dtype=jg.bfloat16).cuda()
+    x = random(2, 5, 8, dtype=jg.bfloat16).cuda()
     losses = [step(x).item() for _ in range(4)]
     assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]
     assert step.plan.plan.is_captured and len(library.asked) == 8 and len(library.built) == 2 and not is_ours(executing)
@@ -146,6 +146,93 @@ def test_memory_between_operations_counts(library):
     assert cudnn.accepts(driver.gpu(0), replace(gradient, keys=13)) is None
     library.ways[MODE_A] = [Way(workspace=5000)]
     assert cudnn.accepts(driver.gpu(0), ASKED).workspace == 5000
+
+
+# ---- where things lie --------------------------------------------------------------------------------------------------
+
+
+def packed(x, w, heads):
+    """q, k and v of one product, as a transformer makes them."""
+    parts = (x @ w).chunk(3, -1)
+    return [part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts]
+
+
+def block(x, w, o):
+    q, k, v = packed(x, w, 4)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2) @ o
+
+
+def shared_keys(x, w, o):
+    q = (x @ w[:, :32]).unflatten(-1, (4, 8)).transpose(1, 2)
+    k, v = [part.unflatten(-1, (2, 8)).transpose(1, 2) for part in (x @ w[:, 32:64]).chunk(2, -1)]
+    return F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).flatten(2) @ o
+
+
+def with_gradients(function):
+    def compute(x, w, o):
+        y = function(x, w, o)
+        return y, *jg.autograd.grad((y.float() * y.float()).sum(), [x, w, o])
+
+    return compute
+
+
+def train(function, compiled, sizes=(2, 10, 32)):
+    """Results and gradients of a block by a compiled function, and in float64 on the CPU."""
+    x, w, o = random(*sizes), random(32, 96) * 0.1, random(32, 32) * 0.1
+    xs = [t.to(jg.bfloat16).double().requires_grad_() for t in (x, w, o)]
+    exact = with_gradients(function)(*xs)
+    found = compiled(*[t.detach().to(jg.bfloat16).cuda().requires_grad_() for t in xs])
+    for one, wanted in zip(found, exact, strict=True):
+        one, wanted = one.detach().double().cpu().numpy(), wanted.detach().numpy()
+        np.testing.assert_allclose(one, wanted, rtol=0, atol=0.04 * np.abs(wanted).max())
+
+
+def copies(plan):
+    return [entry.name for entry in plan.spec.entries if entry.name.startswith("fused_permute")]
+
+
+@pytest.mark.parametrize("function", [block, shared_keys])
+def test_nothing_is_copied_for_it(library, executing, function):
+    """Not keys and values, not the result, not its gradient; the query once, when it is scaled."""
+    compiled = jg.compile(with_gradients(function))
+    train(function, compiled)
+    assert len(library.asked) == 2 and not is_ours(executing) and not copies(compiled.plan.plan)
+    asked = [entry.library.asked for entry in compiled.plan.plan.spec.entries if entry.library]
+    assert [one.together for one in asked] == [4 if function is block else 2] * 2
+
+
+@pytest.mark.parametrize("function", [block, shared_keys])
+def test_copies_and_our_kernels_without_its_consent(library, executing, function):
+    library.ways = {MODE_A: [], MODE_FALLBACK: []}
+    compiled = jg.compile(with_gradients(function))
+    train(function, compiled)
+    assert not library.asked and is_ours(executing) and copies(compiled.plan.plan)
+
+
+def test_what_lies_at_odd_places_is_copied(library):
+    """Rows have to begin at multiples of 16 bytes."""
+    def function(x, k, v):
+        return F.scaled_dot_product_attention(x[:, :, :32], k[..., 4:36], v[..., 8:40].clone())
+
+    compiled = jg.compile(function)
+    check(compiled, *[random(2, 10, 40, dtype=jg.bfloat16) * 0.5 for _ in range(3)], tolerance=2 ** -6)
+    (asked,) = [entry.library.asked for entry in compiled.plan.plan.spec.entries if entry.library]
+    assert not asked.laid and len(library.asked) == 1
+
+
+def test_small_ones_are_left_as_they_are(library, executing):
+    with config.scope(cudnn="measured"):
+        compiled = jg.compile(with_gradients(block))
+        train(block, compiled)
+    assert not library.built and is_ours(executing) and copies(compiled.plan.plan)
+
+
+def test_where_rows_of_heads_lie():
+    asked = replace(ASKED, heads=4, groups=2, laid=(8, 2, 400, 16, 32, 0, 1, 192, 0, 16, 0, 1, 96, 0, 8, 0, 1, 80, 0, 8))
+    assert asked.together == 1 and asked.ends[0] == 8 + 400 + 16 + 9 * 32 + 16 and asked.ends[-2:] == (320, 40)
+    assert replace(asked, laid=(8, 4, *asked.laid[2:])).together == 2
+    assert replace(asked, laid=(8, 3, *asked.laid[2:])).together == 0
+    assert replace(asked, laid=(8, 4, *asked.laid[2:6], 1, *asked.laid[7:16], 2, *asked.laid[17:])).together == 0
 
 
 # ---- whether it is asked -----------------------------------------------------------------------------------------------
@@ -221,8 +308,9 @@ def test_multiplications():
 # ---- plans -------------------------------------------------------------------------------------------------------------
 
 
+LAID = [0, 1, 160, 0, 16, 0, 1, 192, 0, 16, 0, 1, 96, 0, 8, 0, 1, 80, 0, 8]
 WRONG = {"kind": "convolution", "dtype": "f32", "causal": 1, "heads": 7, "groups": 0, "queries": 11, "keys": 1 << 20,
-         "width": -8, "values": 16, "workspace": 1 << 20}
+         "width": -8, "values": 16, "workspace": 1 << 20, "laid": LAID[:-1]}
 
 
 def test_plans_hold_calls_and_are_checked_when_they_are_read(library):
@@ -230,7 +318,8 @@ def test_plans_hold_calls_and_are_checked_when_they_are_read(library):
     (entry,) = spec.entries
     assert entry.library.asked == replace(ASKED, workspace=1000) and entry.kernel is None and spec.arena >= 1000 + SLACK
     assert PlanSpec.from_json(spec.to_json()) == spec
-    for name, value in WRONG.items():
+    elsewhere = [("laid", [*LAID[:k], value, *LAID[k + 1:]]) for k, value in ((0, 8), (4, 24), (6, 0), (9, -16), (1, 4))]
+    for name, value in [*WRONG.items(), *elsewhere]:
         data = json.loads(spec.to_json())
         data["entries"][0]["library"]["attention"][name] = value
         with pytest.raises(ValueError, match="not a plan"):
@@ -255,7 +344,9 @@ def installed(name):
     return any(found for folder in sys.path for found in Path(folder or ".").glob(f"nvidia/*/lib/{name}"))
 
 
-QUESTIONS = [question(90), question(80, kind=GRADIENT, heads=8, groups=8, queries=100, keys=77, width=64, values=64),
+PACKED = (*(0, 1, 512, 0, 16), *(64, 4, 6144, 16, 192), *(128, 4, 6144, 16, 192), *(0, 4, 2048, 16, 64))
+QUESTIONS = [question(90, heads=8, groups=8, queries=32, keys=32, width=16, values=16, laid=PACKED),
+             question(80, kind=GRADIENT, heads=8, groups=8, queries=100, keys=77, width=64, values=64),
              question(90, kind=GRADIENT, dtype="f16", heads=4, groups=2, queries=256, keys=256, width=128, values=128)]
 
 

@@ -17,7 +17,7 @@ from jitgrad.codegen.cuda_call import lower_library
 from jitgrad.codegen.cuda_convolved import call, choose_plan
 from jitgrad.codegen.cuda_product import LARGE, Products
 from jitgrad.codegen.cuda_templates import WIDE, lower_map
-from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLibraryCall, CudaLowered
+from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLowered
 from jitgrad.codegen.region import analyse
 from jitgrad.ir.graph import Graph, Node, Value
 from jitgrad.ir.op import Op
@@ -122,7 +122,7 @@ def _are_apart(asked: Attended) -> bool:
 def _lower_apart(body: Graph, node: Node, aligned: bool, allowed: Products) -> CudaLowered | None:
     """Copies of what is moved, kernels of ours for the primitive, a copy of the result where that is moved."""
     producers, scratch = body.producers(), list[int]()
-    launches: list[CudaLaunch | CudaLibraryCall] = []
+    launches: list[CudaLaunch] = []
 
     def fresh(nbytes: int) -> Buffer:
         scratch.append(max(8, nbytes))
@@ -141,6 +141,7 @@ def _lower_apart(body: Graph, node: Node, aligned: bool, allowed: Products) -> C
         return None
     buffers = [places[v] for v in (*node.inputs, *node.outputs)] + [fresh(nbytes) for nbytes in own.scratch]
     for launch in own.launches:
+        assert isinstance(launch, CudaLaunch)
         arguments = tuple([buffers[x.index] if isinstance(x, Buffer) else x for x in launch.arguments])
         launches.append(replace(launch, arguments=arguments))
     for value in body.outputs:
