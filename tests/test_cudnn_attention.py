@@ -197,6 +197,7 @@ def test_nothing_is_copied_for_it(library, executing, function):
     compiled = jg.compile(with_gradients(function))
     train(function, compiled)
     assert len(library.asked) == 2 and not is_ours(executing) and not copies(compiled.plan.plan)
+    assert "cudnn_attention" in str(compiled.plan) and "cudnn_attention_grad" in str(compiled.plan)
     asked = [entry.library.asked for entry in compiled.plan.plan.spec.entries if entry.library]
     assert [one.together for one in asked] == [4 if function is block else 2] * 2
 
