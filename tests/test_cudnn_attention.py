@@ -18,7 +18,7 @@ from test_cudnn import Clock, library, names
 
 import jitgrad as jg
 from jitgrad import config, gpu_plans, nn, ops, tuning
-from jitgrad.codegen import cuda_product
+from jitgrad.codegen import cuda_attended, cuda_product
 from jitgrad.dtypes import bfloat16, float16
 from jitgrad.ir.op import REGISTRY
 from jitgrad.nn import functional as F
@@ -221,11 +221,16 @@ def test_what_lies_at_odd_places_is_copied(library):
     assert not asked.laid and len(library.asked) == 1
 
 
-def test_small_ones_are_left_as_they_are(library, executing):
+@pytest.mark.parametrize("tile", [2, 4])
+def test_what_the_library_would_not_get_is_left_as_it_is(library, executing, monkeypatch, tile):
+    """Large ones of whole tiles it gets unless a measurement says otherwise."""
+    monkeypatch.setattr(cuda_product, "WORTH_ASKING", 1)
+    monkeypatch.setattr(cuda_product, "LARGE", 1)
+    monkeypatch.setattr(cuda_attended, "TILE", tile)
     with config.scope(cudnn="measured"):
         compiled = jg.compile(with_gradients(block))
         train(block, compiled)
-    assert not library.built and is_ours(executing) and copies(compiled.plan.plan)
+    assert bool(library.built) is (tile == 2) and bool(is_ours(executing)) is bool(copies(compiled.plan.plan)) is (tile == 4)
 
 
 def test_where_rows_of_heads_lie():
@@ -273,13 +278,15 @@ def tuned(mode="max-autotune"):
 
 
 def test_large_ones_are_the_librarys(library, monkeypatch):
+    """If lengths are whole tiles: the library compiles for every new one."""
     monkeypatch.setattr(cuda_product, "WORTH_ASKING", 1)
     with config.scope(cudnn="measured"):
-        monkeypatch.setattr(cuda_product, "LARGE", ASKED.work + 1)
-        assert names(tuned("default")) == ["attention"] and not library.built
-        monkeypatch.setattr(cuda_product, "LARGE", ASKED.work)
-        shutil.rmtree(config.current().cache / "plans")
-        assert names(tuned("default")) == ["cudnn"]
+        for large, tile, found in ((1, 2, "attention"), (0, 4, "attention"), (0, 2, "cudnn")):
+            assert not library.built
+            monkeypatch.setattr(cuda_product, "LARGE", ASKED.work + large)
+            monkeypatch.setattr(cuda_attended, "TILE", tile)
+            assert names(tuned("default")) == [found]
+            shutil.rmtree(config.current().cache / "plans")
     with config.scope(cudnn="never"):
         assert names(tuned()) == ["attention"]
 

@@ -2,8 +2,9 @@
 
 In goes attention or its gradient, by itself or in a region of the template "attention", with the movement ops that feed it
 and that its result goes through (`jitgrad.transforms.operands`); out comes the `Attended` that the library is asked for,
-and with its consent one call, which reads and writes where things lie. Unless it is measured, large ones go to the library.
-Without its consent a region becomes kernels that move operands, ours for attention, and one that moves the result.
+and with its consent one call, which reads and writes where things lie. Unless it is measured, large ones of whole tiles go
+to the library. Without its consent a region becomes kernels that move operands, ours for attention, and one that moves the
+result.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from dataclasses import replace
 from typing import Any
 
 from jitgrad import ops
+from jitgrad.codegen import cuda_product
+from jitgrad.codegen.choice import is_measured
 from jitgrad.codegen.cuda_call import lower_library
 from jitgrad.codegen.cuda_convolved import call, choose_plan
-from jitgrad.codegen.cuda_product import LARGE, Products
+from jitgrad.codegen.cuda_product import Products
 from jitgrad.codegen.cuda_templates import WIDE, lower_map
 from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLowered
 from jitgrad.codegen.region import analyse
@@ -29,6 +32,10 @@ from jitgrad.products import ATTENDED, ATTENDED_DTYPES, SLACK, Attended
 LANES = 8
 """Elements of 16 bytes: where rows, heads and batches begin."""
 
+TILE = 64
+"""Queries and keys are multiples of it, if they go to the library without a measurement. It compiles a kernel for every new
+length, and lengths that are anything may be another one in every step."""
+
 
 def lower_alone_by_library(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any], aligned: bool,
                            allowed: Products) -> CudaLowered | None:
@@ -41,10 +48,14 @@ def lower_alone_by_library(op: Op, inputs: tuple[TensorType, ...], attrs: Mappin
 
 def lower_question(asked: Attended, buffers: Sequence[Buffer], allowed: Products) -> CudaLowered | None:
     """The library's call for what is asked, on operands, results and its memory."""
-    if allowed.attending is None:
+    if allowed.attending is None or not (allowed.always or is_measured() or is_of_tiles(asked)):
         return None
     planned = choose_plan("attention", asked, True, allowed.attending, allowed.always)
     return CudaLowered((call(planned, *buffers),), (planned.workspace + SLACK,)) if planned else None
+
+
+def is_of_tiles(asked: Attended) -> bool:
+    return asked.queries % TILE == 0 == asked.keys % TILE
 
 
 def attended(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any]) -> Attended | None:
@@ -63,7 +74,9 @@ def attended(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any]) -
 def is_the_librarys(body: Graph, allowed: Products) -> bool:
     """Whether the library would be asked for this region, unless a measurement says otherwise."""
     asked = attended_in(body)
-    return asked is not None and allowed.attending is not None and (allowed.always or asked.work >= LARGE)
+    if asked is None or allowed.attending is None:
+        return False
+    return allowed.always or (asked.work >= cuda_product.LARGE and is_of_tiles(asked))
 
 
 def lower_attention(body: Graph, aligned: bool, allowed: Products) -> CudaLowered | None:
