@@ -36,8 +36,8 @@ class Settings:
     disable       run decorated functions eagerly
     plain         carry out kernels as plain Python, every access checked: slow, for finding errors in kernels
     cublas        let NVIDIA's library compute matrix products on GPUs, where it is installed and faster
-    cudnn         whether NVIDIA's other library computes convolutions on GPUs, where it is installed: "never", where it is
-                  faster ("measured"), or wherever it can ("always")
+    cudnn         whether NVIDIA's other library computes convolutions and attention on GPUs, where it is installed:
+                  "never", where it is faster ("measured"), or wherever it can ("always")
     cpu           the processor that kernels are generated for, a name of `processors.NAMED`; None: this machine's. It is
                   the same for the whole process, so the environment alone can set it
     """

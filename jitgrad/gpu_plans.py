@@ -53,14 +53,14 @@ def settings() -> tuple[bool, bool, str]:
 
 
 def _allowed(gpu: Gpu) -> Products:
-    """What may be done about products and convolutions on `gpu` as things are set."""
-    tf32, for_products, for_convolutions = settings()
+    """What may be done about products, convolutions and attention on `gpu` as things are set."""
+    tf32, for_products, often = settings()
     cudnn: Any = import_module("jitgrad.runtime.cuda.cudnn")
     found = {cublaslt: cublaslt.identity() if for_products else "",
-             cudnn: cudnn.identity() if for_convolutions != "never" else ""}
+             cudnn: cudnn.identity() if often != "never" else ""}
     accepts = [functools.partial(library.accepts, gpu) if name else None for library, name in found.items()]
     identity = ", ".join([*filter(None, found.values()), gpu.name]) if any(accepts) else ""
-    return Products(tf32, accepts[0], identity, convolving=accepts[1], always=for_convolutions == "always")
+    return Products(tf32, accepts[0], identity, convolving=accepts[1], attending=accepts[1], always=often == "always")
 
 
 def plan_key(graph: Graph, arch: str, memory_budget: float = 1.0, allowed: Products = EXACT, *,

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from jitgrad import config, gpu_linking
+from jitgrad.codegen.cuda_attended import is_the_librarys
 from jitgrad.codegen.cuda_product import EXACT, Products
 from jitgrad.ir.graph import Graph
 from jitgrad.ir.printer import print_graph
@@ -27,7 +28,7 @@ from jitgrad.transforms.cse import eliminate_common_subexpressions
 from jitgrad.transforms.dce import eliminate_dead_code
 from jitgrad.transforms.fuse import fuse
 from jitgrad.transforms.memory import Assignment, assign_memory, output_identities
-from jitgrad.transforms.operands import read_where_they_lie
+from jitgrad.transforms.operands import read_by_a_library, read_where_they_lie
 from jitgrad.transforms.rematerialize import rematerialize
 from jitgrad.transforms.simplify import simplify
 from jitgrad.transforms.update import fuse_updates
@@ -107,13 +108,21 @@ def build_for_gpu(graph: Graph, arch: str, memory_budget: float = 1.0, allowed: 
     """Run the passes for GPUs of an architecture ("sm_90"); compiles nothing, unless `choose` does, which answers what can
     be chosen about a step. `allowed`: what may be done about products."""
     identities = output_identities(graph)
-    stages = _stages(graph, passes(memory_budget, gpu=True))
+    stages = _stages(graph, (*passes(memory_budget, gpu=True), *_for_libraries(allowed)))
     graph = stages[-1].graph
     assignment = assign_memory(graph, identities, gpu_linking.may_share)
     linked = gpu_linking.link(assignment, arch, allowed, choose)
     result = GpuBuild(stages, assignment, linked, gpu_linking.plan_spec(graph, assignment, linked, arch))
     _print(result)
     return result
+
+
+def _for_libraries(allowed: Products) -> tuple[Pass, ...]:
+    """What is done for the sake of what libraries may compute."""
+    if allowed.attending is None:
+        return ()
+    takes = functools.partial(is_the_librarys, allowed=allowed)
+    return (("operands", functools.partial(read_by_a_library, takes=takes)),)
 
 
 def _stages(graph: Graph, steps: tuple[Pass, ...]) -> tuple[Stage, ...]:

@@ -3,19 +3,22 @@
 It is called through ctypes like the real one. Every descriptor takes the attributes that the header, cudnn_graph.h, lists
 for it, of their types and numbers of elements, all of them before it is finalized and none afterwards; what it is made of
 must be finalized, and shapes must fit. `ways` are the engine configurations that its heuristics offer, by their mode. A
-convolution is queued in the handle's stream, so it can be captured, and computed by NumPy in float64, tap by tap.
+convolution or graph is queued in the handle's stream, so it can be captured, and computed by NumPy in float64: a convolution
+tap by tap, a graph operation by operation (`cudnn_graphs`).
 `fail["cudnnBackendExecute"] = 5000` makes a function fail with that status, once; `asked` lists what was computed."""
 
 import ctypes
 from ctypes import CFUNCTYPE, c_int
 from dataclasses import dataclass
 
+import cudnn_graphs
 import ml_dtypes
 import numpy as np
 from cublaslt_standin import to_tf32
+from cudnn_graphs import extent, laid_out, pitches
 from library_standin import LibraryStandIn, Refused
 
-from jitgrad.runtime.cuda.cudnn import PROTOTYPES
+from jitgrad.runtime.cuda.cudnn_descriptors import PROTOTYPES
 
 BAD_PARAM, NOT_FINALIZED, SHAPES_DIFFER, NOT_SUPPORTED = 2000, 2004, 2008, 3000
 NAMES = {1001: b"CUDNN_STATUS_NOT_INITIALIZED", 2000: b"CUDNN_STATUS_BAD_PARAM", 3000: b"CUDNN_STATUS_NOT_SUPPORTED",
@@ -24,8 +27,10 @@ TYPES = {0: np.dtype(np.float32), 2: np.dtype(np.float16), 9: np.dtype(ml_dtypes
 
 # CUDNN_TYPE_…
 HANDLE, DATA_TYPE, INT64, FLOAT, ADDRESS, CONVOLUTION_MODE, HEUR_MODE, NOTE, DESCRIPTOR = 0, 1, 3, 4, 6, 7, 8, 11, 15
+BOOLEAN, POINTWISE_MODE, REDUCTION_KIND = 2, 14, 18
 ELEMENTS = {HANDLE: ctypes.c_uint64, DATA_TYPE: c_int, INT64: ctypes.c_int64, FLOAT: ctypes.c_float,
-            ADDRESS: ctypes.c_uint64, CONVOLUTION_MODE: c_int, HEUR_MODE: c_int, NOTE: c_int, DESCRIPTOR: ctypes.c_uint64}
+            ADDRESS: ctypes.c_uint64, CONVOLUTION_MODE: c_int, HEUR_MODE: c_int, NOTE: c_int, DESCRIPTOR: ctypes.c_uint64,
+            BOOLEAN: ctypes.c_bool, POINTWISE_MODE: c_int, REDUCTION_KIND: c_int}
 
 MANY = None
 ONE_PART = (DESCRIPTOR, 1)
@@ -40,9 +45,12 @@ SETTABLE = {
     12: {706: (FLOAT, 1), 707: (FLOAT, 1), **dict.fromkeys(range(708, 712), ONE_PART)},      # … BACKWARD_DATA
     15: {800: (HANDLE, 1), 801: (DESCRIPTOR, MANY)},                                         # OPERATIONGRAPH
     16: {1000: (INT64, MANY), 1001: (ADDRESS, MANY), 1003: (ADDRESS, 1)},                    # VARIANT_PACK
-    17: {900: (INT64, 1), 901: (DATA_TYPE, 1), 902: (INT64, MANY), 903: (INT64, MANY), 906: (INT64, 1)},      # TENSOR
+    17: {900: (INT64, 1), 901: (DATA_TYPE, 1), 902: (INT64, MANY), 903: (INT64, MANY), 906: (INT64, 1), 907: (BOOLEAN, 1),
+         908: (BOOLEAN, 1)},                                                                 # TENSOR
+    **cudnn_graphs.SETTABLE,
 }
 """The attributes of each kind of descriptor: their type, and how many elements they have."""
+OPTIONAL = {17: {907, 908}, **cudnn_graphs.OPTIONAL}
 
 PARTS = {10: {"convolution": 702, "w": 703, "x": 704, "y": 705}, 11: {"convolution": 714, "w": 715, "x": 716, "y": 717},
          12: {"convolution": 708, "w": 709, "x": 710, "y": 711}}
@@ -68,14 +76,22 @@ def require(condition, status=BAD_PARAM):
 
 class Thing:
     """A descriptor: its kind, its attributes by number, whether it is finalized, and whether it was destroyed. What comes
-    from heuristics has a way, and the operation that they were asked about."""
+    from heuristics has a way, and the operations that they were asked about."""
 
-    def __init__(self, kind, way=None, operation=None):
+    def __init__(self, kind, way=None, operations=None):
         self.kind, self.attributes, self.final, self.destroyed = kind, {}, False, False
-        self.way, self.operation = way, operation
+        self.way, self.operations = way, operations
 
     def __getitem__(self, attribute):
         return self.attributes[attribute]
+
+    @property
+    def is_virtual(self):
+        return bool(self.attributes.get(907))
+
+    @property
+    def is_value(self):
+        return bool(self.attributes.get(908))
 
     def is_whole(self):
         """Whether it and all that it is made of is still there."""
@@ -135,12 +151,12 @@ class StandInCudnn(LibraryStandIn):
             if kind == DESCRIPTOR:                              # those that came are filled
                 empty = self.things[array[k]]
                 require(not empty.final and empty.kind == values[k].kind)
-                empty.way, empty.operation, empty.final = values[k].way, values[k].operation, True
+                empty.way, empty.operations, empty.final = values[k].way, values[k].operations, True
             else:
                 array[k] = values[k]
 
     def _results(self, thing):
-        return DESCRIPTOR, [Thing(3, way, thing[201][801][0]) for way in self.ways[thing[200]]]
+        return DESCRIPTOR, [Thing(3, way, thing[201][801]) for way in self.ways[thing[200]]]
 
     @staticmethod
     def _engine(thing):
@@ -158,20 +174,21 @@ class StandInCudnn(LibraryStandIn):
 
     def _cudnnBackendFinalize(self, handle):
         thing = self.things[handle]
-        require(not thing.final and set(thing.attributes) == set(SETTABLE[thing.kind]))
+        left_out = set(SETTABLE[thing.kind]) - set(thing.attributes)
+        require(not thing.final and left_out <= OPTIONAL.get(thing.kind, set()))
         checks = {1: self._check_convolution, 4: self._check_heuristics, 5: self._check_plan, 10: self._check_operation,
                   11: self._check_operation, 12: self._check_operation, 15: self._check_graph, 16: self._check_operands,
-                  17: self._check_tensor}
-        checks[thing.kind](thing)
+                  17: self._check_tensor,
+                  **dict.fromkeys(cudnn_graphs.WRITTEN, lambda thing: cudnn_graphs.check(thing, require))}
+        checks.get(thing.kind, lambda thing: None)(thing)
         thing.final = True
 
     @staticmethod
     def _check_tensor(thing):
         sizes, pitches = thing[902], thing[903]
         require(len(sizes) == len(pitches) in (4, 5) and min(*sizes, *pitches) > 0)
-        require(thing[901] in TYPES, NOT_SUPPORTED)
-        require(thing[900] % TYPES[thing[901]].itemsize == 0)
-        require(pitches == [int(np.prod(sizes[k + 1:])) for k in range(len(sizes))], NOT_SUPPORTED)       # ours are dense
+        require(thing[901] in cudnn_graphs.TYPES, NOT_SUPPORTED)
+        require(thing[900] % cudnn_graphs.TYPES[thing[901]].itemsize == 0)
 
     @staticmethod
     def _check_convolution(thing):
@@ -183,6 +200,8 @@ class StandInCudnn(LibraryStandIn):
     def _check_operation(thing):
         convolution, w, x, y = [thing[k] for k in PARTS[thing.kind].values()]
         require((convolution.kind, w.kind, x.kind, y.kind) == (1, 17, 17, 17) and len({t[901] for t in (w, x, y)}) == 1)
+        require(w[901] in TYPES and not any(t.is_virtual or t.is_value for t in (w, x, y)), NOT_SUPPORTED)
+        require(all(t[903] == pitches(t[902]) for t in (w, x, y)), NOT_SUPPORTED)       # ours are dense
         require(len({t[906] for t in (w, x, y)}) == 3 and {thing[min(SETTABLE[thing.kind])]} == {1.0})
         require(thing[min(SETTABLE[thing.kind]) + 1] == 0.0)
         axes = convolution[106]
@@ -193,20 +212,24 @@ class StandInCudnn(LibraryStandIn):
         require(made == [n, rows, *out] and channels % depth == 0 == rows % (channels // depth), SHAPES_DIFFER)
 
     def _check_graph(self, thing):
-        require(self.things[thing[800]][0] == "handle" and len(thing[801]) == 1 and thing[801][0].kind in KINDS)
+        require(self.things[thing[800]][0] == "handle")
+        if thing[801][0].kind in KINDS:
+            require(len(thing[801]) == 1)
+        else:
+            cudnn_graphs.check_graph(thing[801], require)
 
     def _check_heuristics(self, thing):
         require(thing[200] in self.ways and thing[201].kind == 15)
 
     def _check_plan(self, thing):
         require(self.things[thing[400]][0] == "handle" and thing[401].way is not None)
-        thing.way, thing.operation = thing[401].way, thing[401].operation
+        thing.way, thing.operations = thing[401].way, thing[401].operations
         self.built.append(thing.way.name)
         require(thing.way.builds, NOT_SUPPORTED)
 
     @staticmethod
     def _check_operands(thing):
-        require(len(thing[1000]) == len(thing[1001]) == 3 and thing[1003] % 256 == 0)
+        require(len(set(thing[1000])) == len(thing[1001]) >= 3 and thing[1003] % 256 == 0)
 
     # ---- computing
 
@@ -215,12 +238,34 @@ class StandInCudnn(LibraryStandIn):
         require(plan.final and operands.final and (plan.kind, operands.kind) == (5, 16) and plan.is_whole())
         require(self.things[handle] == ("handle", self.standin._context()) and plan[400] == handle)
         addresses = dict(zip(operands[1000], operands[1001], strict=True))
-        require(all(address % 16 == 0 for address in addresses.values()))
+        compute = self._convolve if plan.operations[0].kind in KINDS else self._evaluate
         self.standin._enqueue(self.streams[handle], "cudnnBackendExecute",
-                              lambda: self._compute(plan.way, plan.operation, addresses, operands[1003]))
+                              lambda: compute(plan.way, plan.operations, addresses, operands[1003]))
 
-    def _compute(self, way, operation, addresses, workspace):
+    def _evaluate(self, way, operations, addresses, workspace):
         self.standin.write(workspace, b"\xc3" * way.workspace)    # it is the library's
+        tensors, made = cudnn_graphs.tensors(operations)
+        assert set(tensors) == set(addresses)
+        arrays = {number: self._there(tensors[number], addresses[number])[1] for number in set(tensors) - made}
+        cudnn_graphs.evaluate(operations, arrays)
+        for number in made & set(tensors):
+            memory, array = self._there(tensors[number], addresses[number])
+            array[...] = arrays[number]
+            self.standin.write(addresses[number], memory.tobytes())
+        self.asked.append((len(operations), arrays[1].dtype, way.name))
+
+    def _there(self, tensor, address):
+        """The memory of a tensor, from its first element to its last, and the tensor in it."""
+        kind, count = cudnn_graphs.TYPES[tensor[901]], extent(tensor)
+        assert tensor.is_value or address % 16 == 0
+        found = (ctypes.string_at if tensor.is_value else self.standin.read)(address, count * kind.itemsize)
+        memory = np.frombuffer(found, kind).copy()
+        return memory, laid_out(memory, tensor)
+
+    def _convolve(self, way, operations, addresses, workspace):
+        assert all(address % 16 == 0 for address in addresses.values())
+        self.standin.write(workspace, b"\xc3" * way.workspace)    # it is the library's
+        (operation,) = operations
         convolution, *tensors = [operation[k] for k in PARTS[operation.kind].values()]
         kind = TYPES[tensors[0][901]]
         made = {10: 2, 11: 0, 12: 1}[operation.kind]

@@ -393,7 +393,7 @@ def test_importing_does_not_import_it():
 
 def test_a_library_that_cannot_be_used_is_named_once(library):
     library.fail["cudnnCreate"] = 1001
-    with pytest.warns(RuntimeWarning, match="convolutions run without cuDNN: .*92800: cudnnCreate failed: "
+    with pytest.warns(RuntimeWarning, match="convolutions and attention run without cuDNN: .*92800: cudnnCreate failed: "
                                             r"CUDNN_STATUS_NOT_INITIALIZED \(count == 0\)"):
         check(padded, random(2, 4, 5, 6), random(3, 4, 3, 3))
     library.fail["cudnnCreate"] = 1001
@@ -430,17 +430,17 @@ def test_a_plan_of_a_library_that_is_gone(library):
 
 
 class Clock:
-    """Takes the place of the one that measures: seconds by what computes the convolution, the usual way a second."""
+    """Takes the place of the one that measures: seconds by what answers the question, the usual way a second."""
 
-    def __init__(self, **seconds):
-        self.seconds, self.readings, self.seen = seconds, 0, set()
+    def __init__(self, question="convolution", **seconds):
+        self.question, self.seconds, self.readings, self.seen = question, seconds, 0, set()
 
     def __call__(self, contender, calls):
         self.readings += 1
         if contender not in self.seen:
             assert contender.plan.seconds(1) > 0            # it runs
             self.seen.add(contender)
-        return self.seconds.get(contender.answers.get("convolution"), 1.0)
+        return self.seconds.get(contender.answers.get(self.question), 1.0)
 
 
 def tuned(function):

@@ -189,3 +189,36 @@ def test_convolutions_by_our_kernels_and_by_the_library(dtype, mode):
             for part, one, wanted in zip(("result", "image", "weights"), found, exact, strict=True):
                 error = ((one.double().cpu() - wanted).abs().max() / wanted.abs().max()).item()
                 assert error < (1e-5 if dtype is jg.float32 else 2e-2), (name, often, part)
+
+
+def attention_with_gradients(x, w, heads, groups, causal):
+    """Attention of parts of one product, as transformers have it, and both gradients."""
+    x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
+    width = w.shape[1] // (heads + 2 * groups)
+    parts = [part.unflatten(-1, (-1, width)).transpose(1, 2)
+             for part in (x @ w).split([heads * width, groups * width, groups * width], -1)]
+    y = F.scaled_dot_product_attention(*parts, is_causal=causal, enable_gqa=heads > groups).transpose(1, 2).flatten(2)
+    return [y, *jg.autograd.grad((y * y).sum(), [x, w])]
+
+
+ATTENTION = {"causal": (2, 1024, 8, 8, 64, True), "all keys": (2, 500, 4, 4, 128, False),
+             "shared keys": (1, 640, 16, 4, 64, True), "wide": (1, 256, 2, 2, 256, False)}
+"""Batch, length, heads of queries, of keys, elements of a row, causal."""
+
+
+@pytest.mark.parametrize("mode", ["default", "max-autotune"])
+@pytest.mark.parametrize("dtype", [jg.bfloat16, jg.float16], ids=str)
+def test_attention_by_our_kernels_and_by_the_library(dtype, mode):
+    """With the same bits in every run. Where the library is not installed, all is ours."""
+    for name, (batch, length, heads, groups, width, causal) in ATTENTION.items():
+        x = jg.randn(batch, length, 128).to(dtype)
+        w = (jg.randn(128, (heads + 2 * groups) * width) * 128 ** -0.5).to(dtype)
+        exact = attention_with_gradients(x.double(), w.double(), heads, groups, causal)
+        for often in ("never", "measured", "always"):
+            with config.scope(cudnn=often):
+                run = jg.compile(lambda x, w, more=(heads, groups, causal): attention_with_gradients(x, w, *more), mode=mode)
+                runs = [[part.double().cpu() for part in run(x.cuda(), w.cuda())] for _ in range(4)]
+            for part, one, again, wanted in zip(("result", "x", "w"), runs[0], runs[-1], exact, strict=True):
+                assert jg.equal(one, again), (name, often, part)
+                error = ((one - wanted).abs().max() / wanted.abs().max()).item()
+                assert error < 3e-2, (name, often, part)

@@ -9,7 +9,7 @@ spare a pass over memory, and all that the library does not do.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from jitgrad.codegen.cuda_convolution import what_follows
 from jitgrad.codegen.cuda_product import OWN, Products, choose
@@ -19,7 +19,9 @@ from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLibraryCall, CudaLowe
 from jitgrad.ir.graph import Graph, GraphBuilder, Node
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
-from jitgrad.products import CONVOLVED_DTYPES, KINDS, SLACK, Convolved
+from jitgrad.products import CONVOLVED_DTYPES, KINDS, SLACK, Attended, Convolved
+
+Asked = TypeVar("Asked", Convolved, Attended)
 
 
 def lower_alone_by_library(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any], aligned: bool,
@@ -39,7 +41,7 @@ def lower_by_library(body: Graph, shared: Shared, aligned: bool, allowed: Produc
         return None
     (node,) = [n for n in body.nodes if n.op.name in KINDS]
     asked, whole = question(node, allowed.tf32), body.outputs == (node.output,)
-    planned = choose_plan(asked, whole, allowed.convolving, allowed.always) if asked is not None else None
+    planned = choose_plan("convolution", asked, whole, allowed.convolving, allowed.always) if asked is not None else None
     if planned is None:
         return None
     operands = [Buffer(body.inputs.index(v)) for v in node.inputs]
@@ -53,23 +55,23 @@ def lower_by_library(body: Graph, shared: Shared, aligned: bool, allowed: Produc
     return CudaLowered(tuple(launches), (node.output.type.nbytes, planned.workspace + SLACK))
 
 
-def call(planned: Convolved, *arguments: Buffer) -> CudaLibraryCall:
+def call(planned: Convolved | Attended, *arguments: Buffer) -> CudaLibraryCall:
     return CudaLibraryCall(f"cudnn_{planned.kind}", planned, arguments)
 
 
-def choose_plan(asked: Convolved, whole: bool, accepts: Callable[[Convolved], Convolved | None],
-                always: bool) -> Convolved | None:
+def choose_plan(choice: str, asked: Asked, whole: bool, accepts: Callable[[Asked], Asked | None],
+                always: bool) -> Asked | None:
     """What the library computes, with the memory that it needs; None where a kernel of ours does. `whole`: that is all that
     is to be done; `always`: nothing is chosen."""
     if always:
         return accepts(asked)
-    found: list[Convolved | None] = [None]
+    found: list[Asked | None] = [None]
 
     def can() -> bool:
         found[0] = accepts(asked)
         return found[0] is not None
 
-    return None if choose("convolution", asked.work, whole, can) == OWN else found[0]
+    return None if choose(choice, asked.work, whole, can) == OWN else found[0]
 
 
 def question(node: Node, tf32: bool) -> Convolved | None:

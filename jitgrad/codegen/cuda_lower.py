@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jitgrad.codegen import (
+    cuda_attended,
     cuda_attention,
     cuda_convolution,
     cuda_index,
@@ -54,6 +55,7 @@ def lower_cuda(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any],
         return lower_matmul(builder.build([product]), (), aligned, allowed, arch)
     if op.kind != "region":
         lowered = (lower_alone_by_library(op, inputs, attrs, aligned, allowed)
+                   or cuda_attended.lower_alone_by_library(op, inputs, attrs, aligned, allowed)
                    or lower_library(op, inputs, attrs, shared, aligned, allowed.tf32))
         if lowered is None:
             raise complain(CompileError, op.name, "there is no GPU kernel for it", fix="keep this part on the CPU")
@@ -63,6 +65,8 @@ def lower_cuda(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any],
     if attrs["template"] == "convolution":
         return (lower_by_library(attrs["body"], shared, aligned, allowed)
                 or cuda_convolution.lower_convolution(attrs["body"], shared, aligned, allowed.tf32))
+    if attrs["template"] == "attention" and (whole := cuda_attended.lower_attention(attrs["body"], aligned, allowed)):
+        return whole
     if attrs["template"] not in TEMPLATES:
         raise complain(CompileError, op.name, f"there is no GPU kernel for the template {attrs['template']!r}",
                        fix="keep this part on the CPU")

@@ -1,5 +1,5 @@
 """What a GPU may do about a matrix product beside computing it in float32 by a kernel of ours: TF32, and a library. What is
-allowed about convolutions is said here, too; their half of it is `cuda_convolved`.
+allowed about convolutions and attention is said here, too; their parts of it are `cuda_convolved` and `cuda_attended`.
 
 In goes a region around a product, whose factors are read through strides; out comes the `Product` that a library would be
 asked for, with as much of what follows it as the library can do: a bias along the columns, then relu, or gelu by its
@@ -19,7 +19,7 @@ from jitgrad.codegen.choice import Choice, is_measured
 from jitgrad.dtypes import DType, float32, float64
 from jitgrad.ir.graph import Graph, Node, Value
 from jitgrad.kernels.cpu.gemm import Matrices
-from jitgrad.products import DTYPES, Convolved, Laid, Product
+from jitgrad.products import DTYPES, Attended, Convolved, Laid, Product
 
 OWN, LIBRARY, APART = "our kernel", "the library", "the library, then a kernel"
 
@@ -33,13 +33,15 @@ WORTH_ASKING = 1 << 20
 @dataclass(frozen=True, slots=True)
 class Products:
     """What is allowed: `tf32`, that factors in float32 are rounded to TF32; `library`, which says whether a library can
-    compute a product, and None where there is none; `convolving` the same for convolutions, with the memory that it needs;
-    `always`, that these are the library's wherever it can. `identity`: which libraries those are, and on which GPU."""
+    compute a product, and None where there is none; `convolving` and `attending` the same for convolutions and attention,
+    with the memory that they need; `always`, that these are the library's wherever it can. `identity`: which libraries those
+    are, and on which GPU."""
 
     tf32: bool = False
     library: Callable[[Product], bool] | None = None
     identity: str = ""
     convolving: Callable[[Convolved], Convolved | None] | None = None
+    attending: Callable[[Attended], Attended | None] | None = None
     always: bool = False
     numbers: Mapping[int, float] = field(default_factory=dict)
     """Of the node that is lowered: which operands are constants, and their values."""
@@ -52,7 +54,7 @@ class Products:
     @property
     def leave_choices(self) -> bool:
         """Whether there is something to measure."""
-        return self.library is not None or (self.convolving is not None and not self.always)
+        return self.library is not None or (not self.always and (self.convolving or self.attending) is not None)
 
 
 EXACT = Products()

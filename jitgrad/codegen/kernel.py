@@ -24,7 +24,7 @@ from typing import Union
 
 from jitgrad.dtypes import DType
 from jitgrad.ir.graph import Where
-from jitgrad.products import Convolved, Product
+from jitgrad.products import Attended, Convolved, Product
 
 Statement = Union["Loop", "Let", "Load", "Store", "Accumulate", "When"]
 
@@ -201,11 +201,11 @@ class CudaLaunch:
 
 @dataclass(frozen=True, slots=True)
 class CudaLibraryCall:
-    """A product or convolution that a library computes, in the place of a launch. `arguments`: both operands, the result,
-    the library's workspace and, where a product has one, the bias."""
+    """What a library computes, in the place of a launch. `arguments`: operands, results, the library's workspace and, where
+    a product has one, the bias."""
 
     name: str
-    asked: Product | Convolved
+    asked: Product | Convolved | Attended
     arguments: tuple[Buffer, ...]
 
 

@@ -26,7 +26,20 @@ from jitgrad.ir.op import REGISTRY
 from jitgrad.ir.parse import parse_graph
 from jitgrad.ir.types import TensorType, parse_type
 from jitgrad.ops.contraction import convolution_output_shape
-from jitgrad.products import ACTIVATIONS, CONVOLVED_DTYPES, DTYPES, KINDS, SLACK, WORKSPACE, Convolved, Laid, Product
+from jitgrad.products import (
+    ACTIVATIONS,
+    ATTENDED,
+    ATTENDED_DTYPES,
+    CONVOLVED_DTYPES,
+    DTYPES,
+    KINDS,
+    SLACK,
+    WORKSPACE,
+    Attended,
+    Convolved,
+    Laid,
+    Product,
+)
 
 Ref = tuple[str, int]
 
@@ -45,7 +58,7 @@ class Boxes:
 Argument = Ref | Boxes | int | str
 SPACES = ("input", "output", "arena", "constant", "private", "table", "error")
 OPS = ops                                                   # importing them is what fills the registry
-_KEYS = {Product: "product", Convolved: "convolution"}       # of what a library is asked for, in JSON
+_KEYS = {Product: "product", Convolved: "convolution", Attended: "attention"}       # of what a library is asked for, in JSON
 _KEY = re.compile(r"[0-9a-f]{16,64}\Z")
 
 
@@ -70,10 +83,10 @@ class HostCall:
 
 @dataclass(frozen=True, slots=True)
 class LibraryCall:
-    """An entry that a library carries out. `operands`: the places of both operands, the result, the workspace and, where a
-    product has one, the bias."""
+    """An entry that a library carries out. `operands`: the places of operands, results, the workspace and, where a product
+    has one, the bias."""
 
-    asked: Product | Convolved
+    asked: Product | Convolved | Attended
     operands: tuple[Ref, ...]
 
 
@@ -240,7 +253,7 @@ def _check_entry(entry: Entry, check_ref: Callable[[Ref, int], None]) -> None:
 
 def _check_call(call: LibraryCall, check_ref: Callable[[Ref, int], None]) -> None:
     """What is read and written exists."""
-    needed = _bytes_of_product(call.asked) if isinstance(call.asked, Product) else _bytes_of_convolved(call.asked)
+    needed = _BYTES[type(call.asked)](call.asked)
     _require(len(call.operands) == len(needed), "operands of a library's call are missing")
     for ref, nbytes in zip(call.operands, needed, strict=True):
         check_ref(ref, nbytes)
@@ -273,6 +286,24 @@ def _bytes_of_convolved(asked: Convolved) -> tuple[int, ...]:
              "shapes of a convolution that do not fit")
     item = dtypes.BY_SHORT[asked.dtype].itemsize
     return (*[prod(sizes) * item for sizes in asked.shapes], asked.workspace + SLACK)
+
+
+def _bytes_of_attended(asked: Attended) -> tuple[int, ...]:
+    """The same for attention."""
+    _require(asked.kind in ATTENDED and asked.dtype in ATTENDED_DTYPES, "attention that no library knows")
+    _require(min(asked.heads, asked.groups, asked.queries, asked.keys, asked.width, asked.values, asked.workspace + 1) > 0,
+             "attention to nothing")
+    _require(asked.heads % asked.groups == 0, "heads of attention that do not fit")
+    matrices = sum([len(shape) == 3 for shape in asked.shapes])
+    _require(len(asked.laid) in (0, 5 * matrices) and min(asked.laid, default=0) >= 0
+             and all(inner > 0 for inner in asked.laid[1::5]) and asked.together > 0, "attention to what lies nowhere")
+    item = dtypes.BY_SHORT[asked.dtype].itemsize
+    sizes = [end * (4 if shape == asked.sums else item) for end, shape in zip(asked.ends, asked.shapes, strict=True)]
+    return (*sizes, asked.workspace + SLACK)
+
+
+_BYTES: dict[type, Callable[[Any], tuple[int, ...]]] = {
+    Product: _bytes_of_product, Convolved: _bytes_of_convolved, Attended: _bytes_of_attended}
 
 
 def _ref_checker(spec: PlanSpec) -> Callable[[Ref, int], None]:
@@ -346,9 +377,10 @@ def _read_entry(data: Any) -> Entry:
 
 def _read_call(data: Any) -> LibraryCall:
     operands = tuple([_read_ref(ref) for ref in data["operands"]])
-    if _KEYS[Convolved] in data:
-        given = {name: tuple(v) if type(v) is list else v for name, v in data[_KEYS[Convolved]].items()}
-        return LibraryCall(_read_fields(Convolved, given), operands)
+    for kind in (Convolved, Attended):
+        if _KEYS[kind] in data:
+            given = {name: tuple(v) if type(v) is list else v for name, v in data[_KEYS[kind]].items()}
+            return LibraryCall(_read_fields(kind, given), operands)
     given = data[_KEYS[Product]]
     return LibraryCall(_read_fields(Product, {**given, "a": _read_fields(Laid, given["a"]),
                                               "b": _read_fields(Laid, given["b"])}), operands)

@@ -10,13 +10,13 @@ which such a sum of products is only where all of it underflows.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from jitgrad import ops
-from jitgrad.dtypes import float32, float64
+from jitgrad.dtypes import DType, bfloat16, float16, float32, float64
 from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value
 from jitgrad.ir.strides import follow, read_heads
 from jitgrad.ops.attention import heads_of_moved, moved_back, pieces
@@ -29,15 +29,38 @@ ENOUGH = 8
 
 def read_where_they_lie(graph: Graph) -> Graph:
     """See the module's text."""
+    found = _Results(_operands_in_place(graph, OUR_KERNELS), OUR_KERNELS)
+    return _Results(found.gradients_in_place(), OUR_KERNELS).results_in_place()
+
+
+def read_by_a_library(graph: Graph, takes: Callable[[Graph], bool]) -> Graph:
+    """The same for a library on GPUs, which reads 16-bit floats and multiplies no query, in the regions that it takes:
+    those whose body `takes` agrees to."""
+    reader = _Reader((bfloat16, float16), False, takes)
+    return _Results(_operands_in_place(graph, reader), reader).results_in_place()
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """What computes attention where it lies: of which floats, whether it can multiply the query, and of which bodies."""
+
+    dtypes: tuple[DType, ...]
+    multiplies: bool
+    takes: Callable[[Graph], bool]
+
+
+OUR_KERNELS = _Reader((float32, float64), True, lambda body: True)
+
+
+def _operands_in_place(graph: Graph, reader: _Reader) -> Graph:
     producers = graph.producers()
-    nodes = tuple([_with_operands(node, producers) for node in graph.nodes])
-    found = graph if nodes == graph.nodes else eliminate_dead_code(graph.replace(nodes=nodes))
-    return _Results(_Results(found).gradients_in_place()).results_in_place()
+    nodes = tuple([_with_operands(node, producers, reader) for node in graph.nodes])
+    return graph if nodes == graph.nodes else eliminate_dead_code(graph.replace(nodes=nodes))
 
 
-def _with_operands(node: Node, producers: Mapping[Value, Node]) -> Node:
+def _with_operands(node: Node, producers: Mapping[Value, Node], reader: _Reader) -> Node:
     """`node`, or the region of it with what moves its operands."""
-    if node.op not in (ops.attention, ops.attention_grad) or node.inputs[0].dtype not in (float32, float64):
+    if node.op not in (ops.attention, ops.attention_grad) or node.inputs[0].dtype not in reader.dtypes:
         return node
     if not all(v.type.size for v in node.inputs):
         return node
@@ -46,11 +69,12 @@ def _with_operands(node: Node, producers: Mapping[Value, Node]) -> Node:
     for k, value in enumerate(node.inputs[:4 if gradient else 3]):
         moving = _moving(value, producers)
         read = read_heads({v: n for n in moving for v in n.outputs}, value)
-        if moving and read is not None and (read.factor is None or k == gradient):
+        if moving and read is not None and (read.factor is None or (reader.multiplies and k == gradient)):
             inner.update(dict.fromkeys(moving))
     if all(n.op.name == "reshape" for n in inner):
         return node
-    return _region_of((*inner, node), node.outputs, "attention", node)
+    made = _region_of((*inner, node), node.outputs, "attention", node)
+    return made if reader.takes(made.attrs["body"]) else node
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +89,8 @@ class _Tail:
 class _Results:
     """One look at what becomes of the gradients in a graph."""
 
-    def __init__(self, graph: Graph):
-        self.graph = graph
+    def __init__(self, graph: Graph, reader: _Reader):
+        self.graph, self.reader = graph, reader
         self.producers = graph.producers()
         self.uses = graph.uses()
         self.results = set(graph.results)
@@ -101,11 +125,14 @@ class _Results:
         body: Graph = others[0].attrs["body"]
         (moved, *rest), chain = body.outputs, body.nodes[::-1]
         if rest or others[0].inputs != (out,) or any(n.op not in (ops.permute, ops.reshape) for n in chain) \
-                or out.dtype not in (float32, float64) or heads_of_moved(chain, out.type, moved.type) is None:
+                or out.dtype not in self.reader.dtypes or heads_of_moved(chain, out.type, moved.type) is None:
             return {}
         members = (*(maker.attrs["body"].nodes if maker.op is region else (maker,)), *body.nodes)
         made = _region_of(members, (moved, lse), "attention", maker)
-        return {maker: (made,), others[0]: (), **{n: (_reading_moved(n, chain, out, moved),) for n in gradients}}
+        behind = {n: _reading_moved(n, chain, out, moved) for n in gradients}
+        if not all(self.reader.takes(n.attrs["body"]) for n in (made, *behind.values())):
+            return {}
+        return {maker: (made,), others[0]: (), **{n: (reading,) for n, reading in behind.items()}}
 
     def _joined(self, concat: Node) -> dict[Node, tuple[Node, ...]]:
         """What stands for `concat`, or for the kernel that permutes it, and for the node whose gradients it joins, if they

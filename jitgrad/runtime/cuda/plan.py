@@ -26,7 +26,7 @@ from jitgrad.errors import DivisionByZeroError, OutOfRangeError, ShapeError, com
 from jitgrad.ir.graph import Where
 from jitgrad.ir.op import REGISTRY
 from jitgrad.ir.types import TensorType
-from jitgrad.products import Convolved, Product
+from jitgrad.products import Attended, Convolved, Product
 from jitgrad.runtime import errors
 from jitgrad.runtime.cuda import code, memory, streams
 from jitgrad.runtime.cuda.array import Array, DeviceArray, copy_into, empty, moved, to_host, upload
@@ -355,11 +355,11 @@ class Frame:
         return self._at(output.source, output.type, ready.addresses).copy()
 
 
-def _library_call(asked: Product | Convolved, slots: Sequence[Slot], gpu: Gpu, where: Where) -> Enqueued:
+def _library_call(asked: Product | Convolved | Attended, slots: Sequence[Slot], gpu: Gpu, where: Where) -> Enqueued:
     """The entry for what a library is asked for."""
     if isinstance(asked, Product):
         return ProductCall(asked, slots, gpu, where)
-    call: Enqueued = import_module("jitgrad.runtime.cuda.cudnn").ConvolutionCall(asked, slots, gpu, where)
+    call: Enqueued = import_module("jitgrad.runtime.cuda.cudnn").CudnnCall(asked, slots, gpu, where)
     return call
 
 
