@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from jitgrad import functional
+from jitgrad import creation, functional
 from jitgrad.autograd import enable_grad, no_grad
 from jitgrad.optim.optimizer import Optimizer, Params, check_not_negative
 from jitgrad.tensor import Tensor
@@ -209,7 +209,7 @@ def _cubic_minimum(one: Point, other: Point, least: float, most: float) -> float
 
 
 def _flat_gradient(params: list[Tensor]) -> Tensor:
-    parts = [functional.zeros_like(p).reshape(-1) if p.grad is None else p.grad.detach().reshape(-1) for p in params]
+    parts = [creation.zeros_like(p).reshape(-1) if p.grad is None else p.grad.detach().reshape(-1) for p in params]
     return functional.cat(parts, 0)
 
 
