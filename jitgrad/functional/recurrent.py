@@ -43,7 +43,7 @@ def gru_layer(x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | N
     """Gated recurrent unit (Cho et al. 2014, the reset gate behind the product): h of all steps."""
     bias = b_hh if b_hh is not None else ops.zeros_like(ops.sum(w_hh, axes=(1,)))
     hs, _ = wide_on_cpu(ops.gru, cast(_input_gates(x, w_ih, b_ih), h.dtype), w_hh, bias, h)
-    return hs  # type: ignore[no-any-return]
+    return hs
 
 
 @casts(cpu="lower", cuda="lower")
