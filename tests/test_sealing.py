@@ -639,3 +639,22 @@ def test_lambdas_on_one_line_are_told_apart():
         for _ in range(4):
             np.testing.assert_array_equal(compiled(x).numpy(), expected)
         assert compiled.statistics.sealed_calls >= 2, compiled.statistics.replayed_because
+
+
+class Doubled:
+    """Something to call that is no function."""
+
+    def __call__(self, x):
+        return x * 2
+
+    def __repr__(self):
+        return "pages of numbers"
+
+
+def test_the_reason_for_replaying_names_what_is_called_and_prints_no_values():
+    doubled = Doubled()
+    step = jg.compile(lambda x: doubled(x))
+    for _ in range(4):
+        step(tensor(3))
+    assert step.statistics.sealed_calls == 0
+    assert "calls an object of type Doubled, which is not known" in step.explain(times=False).summary()

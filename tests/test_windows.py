@@ -284,3 +284,32 @@ def test_wrong_arguments_of_layers():
                  lambda: nn.Dropout3d(1.5), lambda: nn.Conv3d(2, 4, 3, padding_mode="mirror")):
         with pytest.raises(ValueError, match=r"^\w+: "):
             make()
+
+
+# ---- half precision --------------------------------------------------------------------------------------------------
+
+CONVOLUTIONS = [(nn.Conv1d, (3, 4, 19), {"stride": 2}), (nn.Conv2d, (3, 4, 9, 8), {"padding": 1, "groups": 2}),
+                (nn.Conv3d, (2, 4, 5, 6, 7), {"padding": "same"}), (nn.ConvTranspose2d, (3, 4, 5, 6), {"stride": 2})]
+
+
+@pytest.mark.parametrize("dtype", [jg.bfloat16, jg.float16], ids=str)
+@pytest.mark.parametrize(("layer", "shape", "options"), CONVOLUTIONS, ids=lambda x: getattr(x, "__name__", ""))
+def test_convolutions_in_half_precision_are_those_of_float32_rounded(layer, shape, options, dtype):
+    """On a CPU by the kernels of float32: nothing is left to NumPy."""
+    half = layer(4, 6, 3, **options).to(dtype)
+    single = copy.deepcopy(half).float()
+
+    def step(layer, x):
+        out = layer(x)
+        return out, *jg.autograd.grad(out.float().square().sum(), [x, *layer.parameters()])
+
+    x = numbers(*shape).to(dtype).requires_grad_()
+    wanted = [t.numpy(force=True) for t in step(single, x.detach().float().requires_grad_())]
+    compiled = jg.compile(lambda x: step(half, x))
+    unit = 2.0 ** (-10 if dtype is jg.float16 else -7)
+    for found in (compiled(x), step(half, x)):
+        for mine, exact in zip(found, wanted, strict=True):
+            assert mine.dtype is dtype
+            assert np.abs(mine.float().numpy(force=True) - exact).max() <= 4 * unit * np.abs(exact).max()
+    if x.is_cpu:
+        assert all(entry.kernels for entry in compiled.plan.steps)

@@ -34,6 +34,10 @@ def own_softmax(x):
     return raised / raised.sum(-1, keepdim=True)
 
 
+def merged(x):
+    return x.reshape(6, *x.shape[-2:])
+
+
 SEEN = visible()
 BIAS = jg.tensor(data(3, 37, 51, seed=5))
 RUN = jg.tensor(data(2, 1, 1, 51, seed=6))
@@ -58,6 +62,10 @@ FORMS = {
     "in place": lambda q, k, v: (q @ k.mT).mul_(0.3).add_(BIAS).softmax(-1) @ v,
     "own softmax": lambda q, k, v: own_softmax(q @ k.mT * 0.3) @ v,
     "sizes printed": lambda q, k, v: len(str((q @ k.mT).shape)) and (q @ k.mT).softmax(-1) @ v,
+    "mask subtracted": lambda q, k, v: (q @ k.mT * 0.3 - BIAS).softmax(-1) @ v,
+    "heads in one dimension": lambda q, k, v: jg.bmm((merged(q) @ merged(k).mT * 0.3).softmax(-1), merged(v)),
+    "mask where heads are apart": lambda q, k, v: F.dropout((jg.bmm(merged(q), merged(k).mT).view(2, 3, 37, 51) + BIAS)
+                                                            .view(6, 37, 51).softmax(-1), 0.3) @ merged(v),
     "einsum": lambda q, k, v: jg.einsum("bhqk,bhkd->bhqd", jg.einsum("bhqd,bhkd->bhqk", q, k).mul(0.3).softmax(-1), v),
     "einsum, heads behind": lambda q, k, v: jg.einsum("bhls,bshd->blhd", jg.softmax(jg.einsum(
         "blhd,bshd->bhls", q.transpose(1, 2), k.transpose(1, 2)) / 3, -1), v.transpose(1, 2)),
@@ -341,6 +349,10 @@ def twice(q, k, v):
 
 ALONE = {
     "weights used": with_weights, "scores used": with_scores, "denominators used": with_entropy, "weights twice": twice,
+    "centered": lambda q, k, v: (lambda x: (x - x.mean(-1, keepdim=True)).softmax(-1))(q @ k.mT) @ v,
+    "rows of other lengths": lambda q, k, v: (q @ k.mT).view(2, 3, 51, 37).softmax(-1).view(2, 3, 37, 51) @ v,
+    "masks before and after heads are merged": lambda q, k, v: (((q @ k.mT + BIAS).view(6, 37, 51) + BIAS[0]).softmax(-1)
+                                                               @ merged(v)),
     "another dimension": lambda q, k, v: (q @ k.mT).softmax(-2) @ v,
     "a finite fill": lambda q, k, v: (q @ k.mT).masked_fill(~SEEN, -1e9).softmax(-1) @ v,
     "the other infinity": lambda q, k, v: (q @ k.mT).masked_fill(~SEEN, -INF).neg().relu().clamp(0, 1).softmax(-1) @ v,

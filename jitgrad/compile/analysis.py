@@ -94,7 +94,8 @@ class _Analysis(Statements, Expressions):
             return FRESH
         if isinstance(value, type) and issubclass(value, BaseException):
             return OPAQUE
-        raise self.refuse(f"calls {getattr(value, '__qualname__', value)!s}, which is not known to be free of effects")
+        name = getattr(value, "__qualname__", None) or f"an object of type {type(value).__qualname__}"
+        raise self.refuse(f"calls {name}, which is not known to be free of effects")
 
     def functions_among(self, args: list[Any], kwargs: dict[str, Any]) -> None:
         """User functions that are handed to trusted code will be called by it."""

@@ -22,6 +22,7 @@ from jitgrad.functional.core import (
     cast,
     describe,
     describe_all,
+    is_on_gpu,
     read,
     require_shape,
     size,
@@ -142,8 +143,7 @@ def _is_blockwise(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
 def _blockwise(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, factor: Operand, p: float,
                is_causal: bool) -> Tensor:
     """By the primitive: on a GPU half precision is what its kernels take, elsewhere they take float32."""
-    on_gpu = str(getattr(query, "device", "cpu")).startswith("cuda")
-    attend = _flat if on_gpu else widened(_flat)
+    attend = _flat if is_on_gpu(query) else widened(_flat)
     return attend(query, key, value, mask, factor, p, is_causal)
 
 

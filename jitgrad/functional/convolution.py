@@ -12,7 +12,7 @@ import numpy as np
 
 from jitgrad import ops
 from jitgrad.functional.autocast import casts
-from jitgrad.functional.core import Tensor, describe, from_array, require_shape, size, unknown_choice
+from jitgrad.functional.core import Tensor, describe, from_array, require_shape, size, unknown_choice, wide_on_cpu
 from jitgrad.functional.padding import pad
 from jitgrad.functional.shape import section
 from jitgrad.functional.window import Ints, Sizes, batched, both_sides, flattened, per_dimension
@@ -57,7 +57,7 @@ def _convolution(op: str, dims: int, x: Tensor, weight: Tensor, bias: Tensor | N
     if dims == 1:
         images, weight = expand_dims(images, (2,)), expand_dims(weight, (2,))
         steps, spread, sides = (1, *steps), (1, *spread), ((0, 0), *sides)
-    result = ops.convolution(images, weight, stride=steps, padding=sides, dilation=spread, groups=groups)
+    result = wide_on_cpu(ops.convolution, images, weight, stride=steps, padding=sides, dilation=spread, groups=groups)
     return restore(_without_height(_with_bias(result, bias), dims))
 
 
@@ -132,8 +132,9 @@ def _transposed(op: str, dims: int, x: Tensor, weight: Tensor, bias: Tensor | No
     if dims == 1:
         images, weight, sizes = expand_dims(images, (2,)), expand_dims(weight, (2,)), [1, *sizes]
         steps, spread, border = (1, *steps), (1, *spread), (0, *border)
-    result = ops.convolution_input_grad(
-        images, weight, input_shape=(images.shape[0], weight.shape[1] * groups, *sizes), stride=steps,
+    shape = images.shape[0], weight.shape[1] * groups, *sizes
+    result = wide_on_cpu(
+        ops.convolution_input_grad, images, weight, input_shape=shape, stride=steps,
         padding=both_sides(border), dilation=spread, groups=groups)
     return restore(_without_height(_with_bias(result, bias), dims))
 

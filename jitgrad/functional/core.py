@@ -312,6 +312,21 @@ def widened(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return wrapper
 
 
+def is_on_gpu(x: Any) -> bool:
+    """Whether `x` lies on a GPU, eagerly or while something is recorded."""
+    return str(getattr(x, "device", "cpu")).startswith("cuda")
+
+
+def wide_on_cpu(op: Callable[..., Any], *operands: Tensor, **attrs: Any) -> Any:
+    """``op(*operands, **attrs)`` of a primitive whose kernels on CPUs are of float32 and float64, and on GPUs of half
+    precision, too: on a CPU half precision is computed in float32 and rounded once."""
+    dtype = operands[0].dtype
+    if dtype not in HALF or is_on_gpu(operands[0]):
+        return op(*operands, **attrs)
+    found = op(*[cast(x, dtypes.float32) if x.dtype is dtype else x for x in operands], **attrs)
+    return tuple([cast(x, dtype) for x in found]) if isinstance(found, (tuple, list)) else cast(found, dtype)
+
+
 # values
 
 def made_on(where: Any, make: Callable[..., Tensor], *arguments: Any) -> Tensor:

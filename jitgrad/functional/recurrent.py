@@ -6,13 +6,10 @@ x is [steps, batch, inputs], states are [batch, hidden]; weights are PyTorch's: 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from jitgrad import dtypes, ops
+from jitgrad import ops
 from jitgrad.functional.activation import relu
 from jitgrad.functional.autocast import casts
-from jitgrad.functional.core import HALF, Tensor, cast
+from jitgrad.functional.core import Tensor, cast, wide_on_cpu
 from jitgrad.functional.linalg import linear, matmul
 from jitgrad.functional.shape import chunk, stack, unbind
 
@@ -24,28 +21,20 @@ def _input_gates(x: Tensor, w_ih: Tensor, *biases: Tensor | None) -> Tensor:
     return linear(x, w_ih, sum(known[1:], known[0]) if known else None)
 
 
-def _all_steps(op: Callable[..., Any], *operands: Tensor) -> list[Tensor]:
-    """The results of a primitive. On a CPU, whose kernels are of float32 and float64, those in half precision are computed
-    in float32 and rounded once."""
-    dtype = operands[0].dtype
-    wide = dtype in HALF and not str(getattr(operands[0], "device", "cpu")).startswith("cuda")
-    results = op(*[cast(x, dtypes.float32) if wide and x.dtype is dtype else x for x in operands])
-    return [cast(x, dtype) for x in (results if isinstance(results, (tuple, list)) else (results,))]
-
-
 @casts(cpu="lower", cuda="lower")
 def rnn_layer(nonlinearity: str, x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None,
               b_hh: Tensor | None) -> Tensor:
     """Elman's network: h of all steps, [steps, batch, hidden]."""
     gates = _input_gates(x, w_ih, b_ih, b_hh)
-    return _all_steps(lambda *xs: ops.rnn(*xs, relu=nonlinearity == "relu"), gates, w_hh, h)[0]
+    found: Tensor = wide_on_cpu(ops.rnn, gates, w_hh, h, relu=nonlinearity == "relu")
+    return found
 
 
 @casts(cpu="lower", cuda="lower")
 def lstm_layer(x: Tensor, h: Tensor, c: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None,
                b_hh: Tensor | None) -> tuple[Tensor, Tensor]:
     """Long short-term memory (Hochreiter and Schmidhuber 1997, with forget gates): h and c of all steps."""
-    hs, cs, _ = _all_steps(ops.lstm, _input_gates(x, w_ih, b_ih, b_hh), w_hh, h, c)
+    hs, cs, _ = wide_on_cpu(ops.lstm, _input_gates(x, w_ih, b_ih, b_hh), w_hh, h, c)
     return hs, cs
 
 
@@ -53,7 +42,8 @@ def lstm_layer(x: Tensor, h: Tensor, c: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih
 def gru_layer(x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None) -> Tensor:
     """Gated recurrent unit (Cho et al. 2014, the reset gate behind the product): h of all steps."""
     bias = b_hh if b_hh is not None else ops.zeros_like(ops.sum(w_hh, axes=(1,)))
-    return _all_steps(ops.gru, cast(_input_gates(x, w_ih, b_ih), h.dtype), w_hh, bias, h)[0]
+    hs, _ = wide_on_cpu(ops.gru, cast(_input_gates(x, w_ih, b_ih), h.dtype), w_hh, bias, h)
+    return hs
 
 
 @casts(cpu="lower", cuda="lower")

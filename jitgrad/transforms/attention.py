@@ -1,7 +1,8 @@
 """Attention that is written out becomes the primitive that never holds its scores.
 
 In: a graph with ``softmax(scores) @ v``, where scores are a product ``q @ k`` and then, in any order, multiplied or
-divided by numbers, added to masks, or replaced by -inf where a mask says so; dropout may follow the softmax. Out: the
+divided by numbers, added to masks, or replaced by -inf where a mask says so, and perhaps reshaped so that batch and heads
+are one dimension or two; dropout may follow the softmax. Out: the
 graph with `attention` in its place, and with `attention_grad` in place of every backward pass through it that the graph
 holds. Results change by rounding, as where sums are taken in another order; where an added mask is -inf, a score that is
 nan or infinite is hidden like any other.
@@ -123,6 +124,7 @@ class _Written:
     weights: Value                                      # what `value` is multiplied with
     nodes: list[Node]                                   # all of it in order, from the first product to the last
     shift: set[Node]                                    # those of them that make the maximum
+    batch: tuple[int, ...]                              # the dimensions in front where masks are applied
     passes: list[_Pass] = field(default_factory=list)
 
     @property
@@ -152,6 +154,7 @@ class _Reading:
         self.nodes = {last}
         self.shift: set[Node] = set()
         self.others: set[Value] = set()                 # that are no scores
+        self.batches: set[tuple[int, ...]] = set()      # the dimensions in front of scores that masks meet
 
     def attention(self) -> _Written | None:
         weights, value = self.last.inputs
@@ -166,8 +169,11 @@ class _Reading:
         ordered = sorted(self.nodes, key=self.view.position.__getitem__)
         if ordered[0] is not product or ordered[-1] is not self.last:
             return None
+        if len(self.batches) > 1:
+            return None
         query, key = product.inputs
-        return _Written(query, key, value, steps, draw, weights, ordered, self.shift)
+        batch = next(iter(self.batches), product.output.shape[:-2])
+        return _Written(query, key, value, steps, draw, weights, ordered, self.shift, batch)
 
     def _take(self, v: Value, name: str) -> Node | None:
         """The node of that name that made `v`; it belongs to the attention."""
@@ -232,16 +238,24 @@ class _Reading:
     def _product(self, scores: Value, steps: list[Step], most: int = MOST_STEPS) -> Node | None:
         """The product that `scores` are made from, and in `steps` how, first step first."""
         node = self.view.producers.get(scores)
-        if node is None or node.op.name not in ("matmul", "mul", "div", "add", "where") or scores in self.others:
+        if node is None or node.op.name not in ("matmul", "reshape", "mul", "div", "add", "sub", "where") \
+                or scores in self.others:
             return None
         if node.op.name == "matmul":
             self.nodes.add(node)
             return node
+        if node.op.name == "reshape":
+            before = node.inputs[0]
+            product = self._product(before, steps, most) if before.shape[-2:] == scores.shape[-2:] else None
+            self.nodes |= {node} if product is not None else set()
+            return product
         for before, step in self._steps(node) if most else ():
             product = self._product(before, steps, most - 1)
             if product is not None:
                 self.nodes.add(node)
                 steps.append(step)
+                if step[0] not in ("mul", "div"):
+                    self.batches.add(scores.shape[:-2])
                 return product
         self.others.add(scores)
         return None
@@ -256,6 +270,8 @@ class _Reading:
         elif node.op.name == "add":
             for before, mask in (node.inputs, node.inputs[::-1]):
                 yield before, ("add", self.view.narrow(mask))
+        elif node.op.name == "sub":
+            yield node.inputs[0], ("sub", self.view.narrow(node.inputs[1]))
         else:
             pairs = (node.inputs, node.inputs[::-1]) if node.op.name == "mul" else (node.inputs,)
             for before, number in pairs:
@@ -397,8 +413,8 @@ def _replacement(written: _Written, producers: Mapping[Value, Node]) -> _Replace
 def _blockwise(written: _Written, producers: Mapping[Value, Node], q: Value, k: Value, v: Value,
                others: Mapping[Value, Value]) -> Value:
     """The primitive, its operands flattened to one dimension of heads; numbers multiply the query."""
-    *batch, queries, keys = written.scores.output.shape
-    heads = math.prod(batch)
+    queries, keys = written.scores.output.shape[-2:]
+    heads = math.prod(written.batch)
     mask: Any = None
     causal = False
     steps = list(written.steps)
@@ -413,10 +429,10 @@ def _blockwise(written: _Written, producers: Mapping[Value, Node], q: Value, k: 
             mask = _with_mask(mask, name, others[value], q)
     operands = [ops.reshape(x, shape=(heads, *x.shape[-2:])) for x in (q, ops.transposed(k), v)]
     if mask is not None:
-        operands.append(mask_by_head(mask, tuple(batch), keys))
+        operands.append(mask_by_head(mask, written.batch, keys))
     operands += [others[x] for x in written.draw]
     out, _ = ops.attention(*operands, causal=causal, zero=False)
-    return ops.reshape(out, shape=(*batch, queries, v.shape[-1]))  # type: ignore[no-any-return]
+    return ops.reshape(out, shape=(*v.shape[:-2], queries, v.shape[-1]))  # type: ignore[no-any-return]
 
 
 def _with_mask(mask: Any, name: str, operand: Value, like: Value) -> Any:
@@ -427,6 +443,8 @@ def _with_mask(mask: Any, name: str, operand: Value, like: Value) -> Any:
     mask = mask if mask is None else broadcast(mask, shape)
     if name == "add":
         return operand if mask is None else ops.add(mask, operand)
+    if name == "sub":
+        return ops.neg(operand) if mask is None else ops.sub(mask, operand)
     hidden, seen = full(shape, -math.inf, like.dtype), full(shape, 0.0, like.dtype) if mask is None else mask
     return ops.where(operand, hidden, seen) if name == "hide where" else ops.where(operand, seen, hidden)
 
@@ -436,7 +454,8 @@ def _is_causal(name: str, operand: Value, producers: Mapping[Value, Node]) -> bo
     found = classify(operand, producers)
     if type(found) is not Split:
         return False
-    low, high = {"add": (0.0, -math.inf), "hide where": (False, True), "hide where not": (True, False)}[name]
+    low, high = {"add": (0.0, -math.inf), "sub": (0.0, math.inf), "hide where": (False, True),
+                 "hide where not": (True, False)}[name]
     rank = operand.type.ndim
     above = {(rank - 2, -1), (rank - 1, 1)}
     plane = found.plane
