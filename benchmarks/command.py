@@ -112,6 +112,6 @@ def _parts() -> dict[str, Part]:
         "scaling": Part(lambda o: scaling.run(), scaling.table, plots.scaling),
         "memory": Part(lambda o: memory.run(o.names), memory.table, plots.memory),
         "shapes": Part(lambda o: shapes.run(o.names), shapes.table, _no_plot),
-        "gpu": Part(lambda o: gpu.run(o.names, minutes=o.minutes, seconds=o.seconds / 20, repeats=o.repeats, small=o.small,
-                                      output=o.output), gpu.table, _no_plot),
+        "gpu": Part(lambda o: gpu.run(o.names, minutes=o.minutes, seconds=o.seconds / 20, repeats=o.repeats, only=o.only,
+                                      small=o.small, output=o.output), gpu.table, _no_plot),
     }

@@ -29,9 +29,10 @@ Result = dict[str, Any]
 Tell = Callable[[str], None]
 
 
-def run(names: Sequence[str] = (), *, minutes: float, seconds: float, repeats: int | None = None, small: bool = False,
-        output: Path = report.RESULTS, tell: Tell = print) -> Result:
-    """By family and case what was measured; or ``{"why": …}``: why nothing can be. `seconds` per contender and case."""
+def run(names: Sequence[str] = (), *, minutes: float, seconds: float, repeats: int | None = None,
+        only: Sequence[str] = (), small: bool = False, output: Path = report.RESULTS, tell: Tell = print) -> Result:
+    """By family and case what was measured; or ``{"why": …}``: why nothing can be. `seconds` per contender and
+    case, of which those called `only` take part. `small`: tiny sizes, to see whether everything runs."""
     for finding in prerequisites.findings():
         tell(f"  {finding}")
     if not driver.available():
@@ -40,7 +41,7 @@ def run(names: Sequence[str] = (), *, minutes: float, seconds: float, repeats: i
     from benchmarks.gpu.jobs import jobs
 
     todo = [job.key for job in jobs(names, small)]
-    options = {"names": list(names), "small": small, "seconds": seconds, "repeats": repeats}
+    options = {"names": list(names), "small": small, "seconds": seconds, "repeats": repeats, "only": list(only)}
     return Supervisor(options, time.monotonic() + 60 * minutes, output, tell).measure(todo)
 
 

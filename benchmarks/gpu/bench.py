@@ -53,19 +53,25 @@ class Timed:
 @dataclass
 class Bench:
     """The devices of jitgrad and PyTorch, and for how long is measured: `seconds` per contender and case, or so many
-    rounds. `small`: tiny sizes, to see whether everything runs. `cache`: bytes read in front of a call."""
+    rounds. `calls`: those that follow each other where a queue is to fill. `only`: the names of contenders, if not all.
+    `cache`: bytes read in front of a call."""
 
     device: str = "cuda"
     torch_device: str = "cuda"
     seconds: float = 0.15
     repeats: int | None = None
-    small: bool = False
+    calls: int = 20
+    only: Sequence[str] = ()
     cache: int | None = None
     _buffer: Any = field(default=None, repr=False)
 
     def device_of(self, package: str) -> str:
         """Where the contenders of a package run."""
         return self.device if package == "jitgrad" else self.torch_device
+
+    def takes_part(self, name: str, package: str) -> bool:
+        """Whether a contender does: it is wanted, and its package can."""
+        return (not self.only or name in self.only) and self.has(package)
 
     def has(self, package: str) -> bool:
         """Whether a package can take part."""
@@ -99,24 +105,22 @@ class Bench:
         end.synchronize()
         return float(begin.elapsed_time(end)) / 1000
 
-    def steady(self, call: Timed, calls: int = 5) -> float:
+    def steady(self, call: Timed) -> float:
         """Of one of several calls that follow each other, until the last is done: what a training loop takes."""
-        call.wait()
-        begin = time.perf_counter()
-        for _ in range(calls):
-            call()
-        call.wait()
-        return (time.perf_counter() - begin) / calls
+        return self._following(call)[1]
 
-    def host(self, call: Timed, calls: int = 20) -> float:
+    def host(self, call: Timed) -> float:
         """Until Python has a call back, of several that follow each other while the GPU works."""
+        return self._following(call)[0]
+
+    def _following(self, call: Timed) -> tuple[float, float]:
         call.wait()
         begin = time.perf_counter()
-        for _ in range(calls):
+        for _ in range(self.calls):
             call()
-        taken = time.perf_counter() - begin
+        started = time.perf_counter() - begin
         call.wait()
-        return taken / calls
+        return started / self.calls, (time.perf_counter() - begin) / self.calls
 
     def _read_something_else(self) -> None:
         if self._buffer is None:

@@ -78,7 +78,7 @@ class Case:
         with precision(self.kind == "tf32", packages):
             operands = list(self.operands(bench))
             result: Result = {"work": self.work, "failed": {}, "first": {}}
-            calls = self._prepared(bench, operands, packages, result)
+            calls = self._prepared(bench, operands, result)
             if self.moves:
                 calls[COPY] = copying(self.work // 2, bench)
             found = bench.compare(calls)
@@ -88,12 +88,12 @@ class Case:
             result["limit"] = self.work / found[COPY]["median"]
         return result
 
-    def _prepared(self, bench: Bench, operands: list[Any], packages: Sequence[str], result: Result) -> dict[str, Timed]:
+    def _prepared(self, bench: Bench, operands: list[Any], result: Result) -> dict[str, Timed]:
         """The calls that work, after those that are not timed."""
         calls: dict[str, Timed] = {}
         probes = {}
         for name, way in self.ways.items():
-            if way.package not in packages:
+            if not bench.takes_part(name, way.package):
                 continue
             try:
                 calls[name] = self._call(way, bench, operands)

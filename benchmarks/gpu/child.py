@@ -51,7 +51,7 @@ def main() -> int:
     options = json.loads(given)
     wanted = json.loads(keys)
     known = {job.key: job for job in jobs(options["names"], options["small"])}
-    bench = Bench(seconds=options["seconds"], repeats=options["repeats"], small=options["small"])
+    bench = Bench(seconds=options["seconds"], repeats=options["repeats"], only=options["only"])
     return measure([known[key] for key in wanted], bench, options["left"], Path(record))
 
 
