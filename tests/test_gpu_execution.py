@@ -13,11 +13,12 @@ from test_compiled_ops import assert_close
 
 import jitgrad as jg
 from jitgrad import config, gpu_plans, nn
+from jitgrad.dtypes import float32
 from jitgrad.errors import DivisionByZeroError, OutOfRangeError
-from jitgrad.ir import evaluate
+from jitgrad.ir import TensorType, evaluate
 from jitgrad.nn import functional as F
-from jitgrad.runtime.cuda import code, driver
-from jitgrad.runtime.spec import PlanSpec
+from jitgrad.runtime.cuda import code, driver, plan as gpu_plan
+from jitgrad.runtime.spec import Entry, Output, PlanSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::numpy.exceptions.ComplexWarning")
 
@@ -426,3 +427,20 @@ def test_verify_finds_what_kernels_of_a_gpu_do_wrong(executing, monkeypatch):
     monkeypatch.setattr(code, "_compile", lambda text, arch: given(text.replace("+ v0)", "+ f32(v0 + v0))"), arch))
     found = jg.verify(lambda x: (x + 1).tanh(), tensor("cuda", 3, 11))
     assert not found.ok and found.divergences[0].side == "compiled" and found.divergences[0].op == "add"
+
+
+def test_a_plan_is_captured_only_where_that_saves_something(executing):
+    """A graph computes results in memory of the plan, from where they are copied: not for one launch, nor large results."""
+    one, many = jg.compile(lambda x: x * 2), jg.compile(lambda x, y: (x @ y) @ y)
+    x = jg.ones(8, 8, device="cuda")
+    for _ in range(4):
+        single, double = one(x), many(x, x)
+    assert not one.plan.plan.is_captured and single.tolist() == [[2] * 8] * 8
+    assert many.plan.plan.is_captured and double.tolist() == [[64] * 8] * 8
+    small, large = ([TensorType(float32, (n,))] for n in (gpu_plan.COPIED // 4, gpu_plan.COPIED))
+    assert [gpu_plan._is_worth_capturing(specification(2, types)) for types in (small, large)] == [True, False]
+
+
+def specification(launches, results):
+    outputs = tuple([Output(t, ("output", k)) for k, t in enumerate(results)])
+    return PlanSpec((), outputs, (), b"", 0, (Entry("a", "ab" * 32, None, 1, ()),) * launches, {})
