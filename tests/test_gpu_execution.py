@@ -444,3 +444,29 @@ def test_a_plan_is_captured_only_where_that_saves_something(executing):
 def specification(launches, results):
     outputs = tuple([Output(t, ("output", k)) for k, t in enumerate(results)])
     return PlanSpec((), outputs, (), b"", 0, (Entry("a", "ab" * 32, None, 1, ()),) * launches, {})
+
+
+def mixed(device):
+    """Loss and gradients of two layers under autocast, whose GELU and cross entropy are in float32."""
+    model = nn.Sequential(nn.Linear(16, 32), nn.GELU(approximate="tanh"), nn.Linear(32, 24)).to(device)
+    for k, parameter in enumerate(model.parameters()):
+        parameter.data.copy_(tensor(device, *parameter.shape, seed=k) * 0.3)
+    parameters = list(model.parameters())
+
+    @jg.compile
+    def step(x, y):
+        with jg.autocast(device, dtype=jg.bfloat16):
+            loss = F.cross_entropy(model(x), y)
+        return [loss, *jg.autograd.grad(loss, parameters)]
+
+    return step, step(tensor(device, 12, 16, seed=9), jg.arange(12).to(device))
+
+
+def test_what_is_elementwise_is_computed_again_rather_than_stored(executing):
+    """Between products nothing in float32 is in memory: neither exponentials nor what GELU's gradient reads."""
+    step, ours = mixed("cuda")
+    for found, wanted in zip(ours, mixed("cpu")[1], strict=True):
+        np.testing.assert_allclose(found.detach().cpu().numpy(), wanted.detach().numpy(), rtol=0.05, atol=0.01)
+    stored = [v for linked in step.plan.build.linked.steps for v in linked.step.node.outputs]
+    wide = [v for v in stored if v.dtype is float32 and v.type.size in (12 * 32, 12 * 24)]
+    assert wide == [] and [v.type.size for v in stored if v.dtype is jg.bfloat16].count(12 * 24) == 2

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from benchmarks.report import Table, Tables
 from jitgrad.runtime.cuda import driver
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 150.0                                # seconds that a case may take
+PATIENCE = 240.0                                # seconds that a case may take
 Result = dict[str, Any]
 Tell = Callable[[str], None]
 
@@ -75,7 +76,8 @@ class Supervisor:
         given = json.dumps({**self.options, "left": self._left()})
         with printed.open("w") as stream, record.open() as file:
             child = subprocess.Popen([*self.command, str(record), given, json.dumps(todo)], cwd=ROOT, stdout=stream,
-                                     stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": _paths()})
+                                     stderr=subprocess.STDOUT, start_new_session=True,
+                                     env={**os.environ, "PYTHONPATH": _paths()})
             under_way, since, done, begun = "", time.monotonic(), set(), ""
             while True:
                 ended = child.poll() is not None
@@ -87,7 +89,7 @@ class Supervisor:
                     break
                 time.sleep(0.05)
             if not ended:
-                child.kill()
+                os.killpg(child.pid, signal.SIGKILL)              # with the processes that it has begun
             child.wait()
         said = " / ".join(printed.read_text(errors="replace").strip().splitlines()[-8:])
         if under_way:
