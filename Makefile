@@ -2,8 +2,8 @@
 #
 #   make demo        train a digit classifier, print the receipt, save demo.png
 #   make test        all checks: ruff, mypy, the import contract, pytest, notebooks
-#   make test-gpu    the tests that need an NVIDIA GPU, and the CPU's tests on it; make bench-gpu: the training steps. Where
-#                    pip reaches no index: python tests/run_on_gpu.py
+#   make test-gpu    the tests that need an NVIDIA GPU, and the CPU's tests on it; make bench-gpu: kernels, training
+#                    steps and first calls there. Where pip reaches no index: python tests/run_on_gpu.py
 #   make bench       the training steps of benchmarks/ beside PyTorch and JAX, in an environment of their own
 
 PYTHON ?= python3

@@ -5,11 +5,12 @@
     python -m benchmarks steps --only jitgrad PyTorch
     python -m benchmarks steps gpt --only jitgrad --mode max-autotune
     python -m benchmarks kernels products
-    python -m benchmarks gpu mlp gpt                      the steps on a GPU, beside PyTorch
+    python -m benchmarks gpu                              everything on a GPU, beside PyTorch, for 8 minutes
+    python -m benchmarks gpu bandwidth gpt2 --minutes 3   some parts and training steps of it
     python -m benchmarks shapes gpt                       what a new size of the batch costs
 
 Every part prints a table and leaves NAME.json (results and a description of the machine) and NAME.png in the folder of
-results.
+results; that of a GPU leaves gpu.md, too.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ ON_REQUEST = ("gpu",)
 """What is measured only when it is named."""
 
 NAMED = {"steps": "training steps", "curves": "training steps", "first": "training steps",
-         "memory": "training steps", "gpu": "training steps", "shapes": "training steps",
-         "kernels": "families (products, convolutions, bandwidth)"}
+         "memory": "training steps", "shapes": "training steps", "kernels": "families (products, convolutions, bandwidth)",
+         "gpu": "parts (launches, steps, bandwidth, products, attention, convolutions, first) and training steps"}
 """Parts that may be followed by names, and of what."""
 
 
@@ -75,14 +76,20 @@ def _parse(arguments: list[str] | None) -> tuple[tuple[str, ...], argparse.Names
                              f"after {', '.join(f'{p!r} {what}' for p, what in NAMED.items())}")
     parser.add_argument("--repeats", type=int, help="rounds per measurement, instead of a time")
     parser.add_argument("--seconds", type=float, default=3.0, help="per contender and training step (3)")
+    parser.add_argument("--minutes", type=float, default=8.0, help="for all that is measured on a GPU (8)")
+    parser.add_argument("--small", action="store_true", help="on a GPU: tiny sizes, to see whether everything runs")
     parser.add_argument("--steps", type=int, default=200, help="of a learning curve (200)")
     parser.add_argument("--threads", type=int, help="of every contender (all processors)")
     parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help='such as jitgrad "torch.compile" JAX')
     parser.add_argument("--mode", default="default", help="of compiling steps, beside the default one: max-autotune")
     parser.add_argument("--output", type=Path, default=report.RESULTS, help="folder of results")
     options = parser.parse_args(arguments)
-    options.names = [word for word in options.parts if word not in PARTS + ON_REQUEST]
-    chosen = tuple(word for word in options.parts if word in PARTS + ON_REQUEST)
+    before, gpu, behind = options.parts, [], []
+    if "gpu" in before:                                       # it has parts of its own, some of the same names
+        place = before.index("gpu")
+        before, gpu, behind = before[:place], ["gpu"], before[place + 1:]
+    options.names = [word for word in before if word not in PARTS] + behind
+    chosen = (*[word for word in before if word in PARTS], *gpu)
     if options.names and not set(NAMED) & set(chosen):
         parser.error(f"{options.names[0]!r} is no part; the parts are {', '.join(PARTS + ON_REQUEST)}")
     return chosen or PARTS, options
@@ -105,5 +112,6 @@ def _parts() -> dict[str, Part]:
         "scaling": Part(lambda o: scaling.run(), scaling.table, plots.scaling),
         "memory": Part(lambda o: memory.run(o.names), memory.table, plots.memory),
         "shapes": Part(lambda o: shapes.run(o.names), shapes.table, _no_plot),
-        "gpu": Part(lambda o: gpu.run(o.names, budget=o.seconds, repeats=o.repeats), gpu.table, _no_plot),
+        "gpu": Part(lambda o: gpu.run(o.names, minutes=o.minutes, seconds=o.seconds / 20, repeats=o.repeats, only=o.only,
+                                      small=o.small, output=o.output), gpu.table, _no_plot),
     }

@@ -24,10 +24,12 @@ class ChildFailed(RuntimeError):
 
 
 def run(function: Callable[..., Any], *arguments: object, cache: str) -> Any:
-    """The result of ``function(*arguments)`` in a new process whose kernels are cached in the folder `cache`."""
+    """The result of ``function(*arguments)`` in a new process whose kernels, PyTorch's too, are cached in the folder
+    `cache`."""
     command = [sys.executable, "-m", "benchmarks.fresh", function.__module__, function.__name__, json.dumps(arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600,
-                          env={**os.environ, "JITGRAD_CACHE": cache})
+                          env={**os.environ, "JITGRAD_CACHE": cache, "TORCHINDUCTOR_CACHE_DIR": f"{cache}/torch",
+                               "TRITON_CACHE_DIR": f"{cache}/triton"})
     if done.returncode:
         raise ChildFailed(done.stderr.strip()[-2000:])
     return json.loads(done.stdout.splitlines()[-1])

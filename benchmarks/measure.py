@@ -22,30 +22,36 @@ def seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
-def interleave(functions: Mapping[str, Callable[[], Any]], *, budget: float,
-               repeats: int | None = None) -> dict[str, list[float]]:
-    """Seconds per call of every function, which take turns in random order.
+Clock = Callable[[Callable[[], Any]], float]
+"""Carries out a call; returns the seconds that it took."""
 
-    Rounds go on for `budget` seconds per function, three at least; `repeats` asks for this many rounds instead."""
-    bursts = {name: _burst(seconds(function)) for name, function in functions.items()}
+
+def interleave(functions: Mapping[str, Callable[[], Any]], *, budget: float, repeats: int | None = None,
+               clock: Clock = seconds, turn: float | None = None, pause: float | None = None) -> dict[str, list[float]]:
+    """Seconds per call of every function, by `clock`; they take turns in random order.
+
+    Rounds go on for `budget` seconds per function, three at least; `repeats` asks for this many rounds instead. `turn` and
+    `pause`: other seconds than `TURN` and `PAUSE`."""
+    turn, pause = TURN if turn is None else turn, PAUSE if pause is None else pause
+    bursts = {name: _burst(turn, clock(function)) for name, function in functions.items()}
     taken: dict[str, list[float]] = {name: [] for name in functions}
     order, end, rounds = list(functions), time.perf_counter() + budget * len(functions), 0
     while rounds < (repeats or 3) or (repeats is None and time.perf_counter() < end):
         random.shuffle(order)
         for name in order:
-            taken[name].extend(_turn(functions[name], bursts[name]))
+            taken[name].extend(_turn(functions[name], bursts[name], clock, pause))
         rounds += 1
     return taken
 
 
-def _burst(estimate: float) -> int:
-    return max(1, min(300, int(TURN / max(estimate, 1e-9))))
+def _burst(turn: float, estimate: float) -> int:
+    return max(1, min(300, int(turn / max(estimate, 1e-9))))
 
 
-def _turn(function: Callable[[], Any], burst: int) -> list[float]:
-    time.sleep(PAUSE)                       # threads of OpenBLAS, OpenMP and XLA spin for a while when they have no work
+def _turn(function: Callable[[], Any], burst: int, clock: Clock, pause: float) -> list[float]:
+    time.sleep(pause)                       # threads of OpenBLAS, OpenMP and XLA spin for a while when they have no work
     function()
-    return [seconds(function) for _ in range(burst)]
+    return [clock(function) for _ in range(burst)]
 
 
 def per_call(function: Callable[[], Any], calls: int = 1000) -> float:

@@ -28,6 +28,12 @@ class Table:
         lines.insert(1, "-" * len(lines[0]))
         return "\n".join(["", self.title, "", *lines, *(f"  {note}" for note in self.notes)])
 
+    def markdown(self) -> str:
+        """The same for a page."""
+        aligned = ["---", *["---:"] * (len(self.columns) - 1)]
+        lines = [f"| {' | '.join(row)} |" for row in [self.columns, aligned, *self.rows]]
+        return "\n".join([f"## {self.title}", "", *lines, "", *[f"- {note}" for note in self.notes], ""])
+
 
 @dataclass(frozen=True, slots=True)
 class Tables:
@@ -37,6 +43,10 @@ class Tables:
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.tables))
+
+    def markdown(self) -> str:
+        """The same for a page."""
+        return "\n".join(table.markdown() for table in self.tables)
 
 
 def milliseconds(value: float | None) -> str:

@@ -49,10 +49,12 @@ PASSES: tuple[Pass, ...] = (
 )
 
 
-GPU_PASSES: tuple[Pass, ...] = tuple([step if step[0] != "fuse" else ("fuse", functools.partial(fuse, narrow=True))
-                                       for step in PASSES if step[0] not in ("volumes", "operands", "columns", "update")])
+_FUSE_FOR_GPU: Pass = "fuse", functools.partial(fuse, narrow=True, again=True)
+
+GPU_PASSES: tuple[Pass, ...] = tuple([_FUSE_FOR_GPU if step[0] == "fuse" else step for step in PASSES
+                                      if step[0] not in ("volumes", "operands", "columns", "update")])
 """Those whose results have GPU kernels: on the CPU kernels of products do more than that; on GPUs convolutions of 16-bit
-floats have kernels."""
+floats have kernels, and what is elementwise costs less than memory."""
 
 
 def passes(memory_budget: float = 1.0, gpu: bool = False) -> tuple[Pass, ...]:

@@ -1,11 +1,11 @@
 """Everything that needs a GPU on a machine as it is, where pip reaches no index: ``python tests/run_on_gpu.py``.
 
 It looks at what is there, runs the tests for real hardware and the CPU's tests with ``--device cuda`` (by pytest, where
-that is installed; without it the programs of `gpu_programs`), then the training steps, and writes one report. The standard
+that is installed; without it the programs of `gpu_programs`), then the benchmarks, and writes one report. The standard
 library is enough to start it; what jitgrad needs is in `benchmarks/prerequisites.py`. It ends with 0 when all went well,
 with 1 when something failed, with 2 where nothing could be run.
 
-    python tests/run_on_gpu.py [report.md] [--quick] [--tests]     two cases of each test of the CPU; no training steps
+    python tests/run_on_gpu.py [report.md] [--quick] [--tests]     two cases of each test of the CPU; no benchmarks
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import prerequisites  # noqa: E402
 
-TAIL = 60                                       # lines of a part's output that go into the report
+TAIL, TABLES = 60, 400                          # lines of the output of a part, and of benchmarks, that go into the report
 HOUR = 3600
 
 
 @dataclass(frozen=True)
 class Part:
-    """One command: what it is, and how many seconds it may take."""
+    """One command: what it is, how many seconds it may take, and how many lines of its output go into the report."""
 
     title: str
     arguments: Sequence[str]
     seconds: int = HOUR
+    lines: int = TAIL
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def report(found: Iterable[prerequisites.Finding], outcomes: Sequence[Outcome]) 
     lines = ["# jitgrad on a GPU", "", f"{time.strftime('%Y-%m-%d %H:%M')}, {platform.platform()}", "", "```",
              *map(str, found), "```", "", *[f"- {outcome}" for outcome in outcomes], ""]
     for outcome in outcomes:
-        tail = outcome.output.rstrip().splitlines()[-TAIL:]
+        tail = outcome.output.rstrip().splitlines()[-outcome.part.lines:]
         command = " ".join(outcome.part.arguments)[:300]
         lines += [f"## {outcome.part.title}", "", f"`python {command}`", "", "```", *tail, "```", ""]
     return "\n".join(lines)
@@ -145,14 +146,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("report", nargs="?", default="gpu-report.md", type=Path)
     parser.add_argument("--quick", action="store_true", help="two cases of each test of the CPU")
-    parser.add_argument("--tests", action="store_true", help="no training steps")
+    parser.add_argument("--tests", action="store_true", help="no benchmarks")
     parser.add_argument("--programs", action="store_true", help="only the programs, without pytest")
     options = parser.parse_args()
     if options.programs:
         return int(run_programs() > 0)
     found = prerequisites.findings()
     print("\n".join(map(str, found)))
-    chosen = parts(options.quick) + ([] if options.tests else [Part("training steps", ["-m", "benchmarks", "gpu"])])
+    benchmarks = Part("benchmarks", ["-m", "benchmarks", "gpu"], lines=TABLES)
+    chosen = parts(options.quick) + [benchmarks] * (not options.tests)
     outcomes = [] if any(f.problem for f in found) else [run(part) for part in chosen]
     options.report.write_text(report(found, outcomes), encoding="utf-8")
     print("", *outcomes, f"written to {options.report}", sep="\n")

@@ -193,6 +193,8 @@ def test_parts_and_names(capsys):
     parts, options = command._parse(["curves", "mlp", "--steps", "7"])
     assert parts == ("curves",) and options.names == ["mlp"] and options.steps == 7
     assert command._parse([])[0] == command.PARTS
+    parts, options = command._parse(["curves", "gpu", "steps", "gpt2", "--minutes", "3"])
+    assert parts == ("curves", "gpu") and options.names == ["steps", "gpt2"] and options.minutes == 3
     with pytest.raises(SystemExit):
         command._parse(["calls", "mlp"])
     assert "'mlp' is no part" in capsys.readouterr().err
@@ -237,9 +239,3 @@ def test_without_a_gpu_nothing_is_measured_and_it_is_said(tmp_path, capsys, monk
     command.main(["gpu", "mlp_small", "--output", str(tmp_path)])
     assert "nothing is measured" in capsys.readouterr().out and (tmp_path / "gpu.json").exists()
     assert "gpu" not in command._parse([])[0]
-
-
-def test_a_step_on_a_device(quick):
-    result = gpu.measure_step(STEPS["mlp_small"], 0.01, 3, device="cpu", ways=("jitgrad eager", "jitgrad"))
-    assert set(result["contenders"]) == {"jitgrad eager", "jitgrad"}
-    assert "MLP" in str(gpu.table({"gpu": "a GPU", "steps": {"mlp_small": result}}))

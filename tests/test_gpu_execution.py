@@ -13,11 +13,12 @@ from test_compiled_ops import assert_close
 
 import jitgrad as jg
 from jitgrad import config, gpu_plans, nn
+from jitgrad.dtypes import float32
 from jitgrad.errors import DivisionByZeroError, OutOfRangeError
-from jitgrad.ir import evaluate
+from jitgrad.ir import TensorType, evaluate
 from jitgrad.nn import functional as F
-from jitgrad.runtime.cuda import code, driver
-from jitgrad.runtime.spec import PlanSpec
+from jitgrad.runtime.cuda import code, driver, plan as gpu_plan
+from jitgrad.runtime.spec import Entry, Output, PlanSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::numpy.exceptions.ComplexWarning")
 
@@ -426,3 +427,46 @@ def test_verify_finds_what_kernels_of_a_gpu_do_wrong(executing, monkeypatch):
     monkeypatch.setattr(code, "_compile", lambda text, arch: given(text.replace("+ v0)", "+ f32(v0 + v0))"), arch))
     found = jg.verify(lambda x: (x + 1).tanh(), tensor("cuda", 3, 11))
     assert not found.ok and found.divergences[0].side == "compiled" and found.divergences[0].op == "add"
+
+
+def test_a_plan_is_captured_only_where_that_saves_something(executing):
+    """A graph computes results in memory of the plan, from where they are copied: not for one launch, nor large results."""
+    one, many = jg.compile(lambda x: x * 2), jg.compile(lambda x, y: (x @ y) @ y)
+    x = jg.ones(8, 8, device="cuda")
+    for _ in range(4):
+        single, double = one(x), many(x, x)
+    assert not one.plan.plan.is_captured and single.tolist() == [[2] * 8] * 8
+    assert many.plan.plan.is_captured and double.tolist() == [[64] * 8] * 8
+    small, large = ([TensorType(float32, (n,))] for n in (gpu_plan.COPIED // 4, gpu_plan.COPIED))
+    assert [gpu_plan._is_worth_capturing(specification(2, types)) for types in (small, large)] == [True, False]
+
+
+def specification(launches, results):
+    outputs = tuple([Output(t, ("output", k)) for k, t in enumerate(results)])
+    return PlanSpec((), outputs, (), b"", 0, (Entry("a", "ab" * 32, None, 1, ()),) * launches, {})
+
+
+def mixed(device):
+    """Loss and gradients of two layers under autocast, whose GELU and cross entropy are in float32."""
+    model = nn.Sequential(nn.Linear(16, 32), nn.GELU(approximate="tanh"), nn.Linear(32, 24)).to(device)
+    for k, parameter in enumerate(model.parameters()):
+        parameter.data.copy_(tensor(device, *parameter.shape, seed=k) * 0.3)
+    parameters = list(model.parameters())
+
+    @jg.compile
+    def step(x, y):
+        with jg.autocast(device, dtype=jg.bfloat16):
+            loss = F.cross_entropy(model(x), y)
+        return [loss, *jg.autograd.grad(loss, parameters)]
+
+    return step, step(tensor(device, 12, 16, seed=9), jg.arange(12).to(device))
+
+
+def test_what_is_elementwise_is_computed_again_rather_than_stored(executing):
+    """Between products nothing in float32 is in memory: neither exponentials nor what GELU's gradient reads."""
+    step, ours = mixed("cuda")
+    for found, wanted in zip(ours, mixed("cpu")[1], strict=True):
+        np.testing.assert_allclose(found.detach().cpu().numpy(), wanted.detach().numpy(), rtol=0.05, atol=0.01)
+    stored = [v for linked in step.plan.build.linked.steps for v in linked.step.node.outputs]
+    wide = [v for v in stored if v.dtype is float32 and v.type.size in (12 * 32, 12 * 24)]
+    assert wide == [] and [v.type.size for v in stored if v.dtype is jg.bfloat16].count(12 * 24) == 2

@@ -95,14 +95,14 @@ def first_calls(made: Mapping[str, Maker], arrays: Arrays) -> tuple[dict[str, Ca
     return calls, results, failed
 
 
-def differing(results: Mapping[str, list[np.ndarray]]) -> dict[str, str]:
+def differing(results: Mapping[str, list[np.ndarray]], tolerance: float = TOLERANCE) -> dict[str, str]:
     """The libraries whose results are not those of the first of `REFERENCES` that is there, and how they differ."""
     reference = next((results[name] for name in REFERENCES if name in results), [])
     problems = {}
     for name, found in results.items():
         for k, (ours, theirs) in enumerate(zip(found, reference, strict=True)):
             apart = distance(ours, theirs)
-            if not apart <= TOLERANCE:
+            if not apart <= tolerance:
                 problems[name] = f"result {k} is {apart:.1e} away from the reference"
     return problems
 

@@ -102,16 +102,27 @@ def table(results: Mapping[str, Any]) -> Tables:
 
 def family_table(family: str, cases: Mapping[str, Result]) -> Table:
     """Rates by library, the limit's rate, jitgrad's share of it, and how often as fast as the best other it is."""
-    names = [name for name in PACKAGES if any(name in r["seconds"] for r in cases.values())]
+    return rates_table(TITLES[family], cases, list(PACKAGES), LIMITS[family])
+
+
+def rates_table(title: str, cases: Mapping[str, Result], order: Sequence[str], limit: str = "", unit: float = 1e9) -> Table:
+    """The same for contenders in this `order`, of which those called jitgrad are ours; without a `limit` its columns are
+    left out. Rates are in multiples of `unit`."""
+    names = [name for name in order if any(name in r["seconds"] for r in cases.values())]
     rows = []
     for case, r in cases.items():
-        rates = [rate(r, name) for name in names]
-        own = share(r, "jitgrad")
-        rows.append([case, *["–" if x is None else figures(1e-9 * x) for x in rates], figures(1e-9 * r["limit"]),
-                     "–" if own is None else f"{own:.0%}", ratio(best_peer(r), r["seconds"].get("jitgrad"))])
-    notes = [f"failed: {case}, {name}: {trace.splitlines()[-1]}" for case, r in cases.items()
-             for name, trace in r["failed"].items()]
-    return Table(TITLES[family], ["", *names, LIMITS[family], "jitgrad's share", "best peer / jitgrad"], rows, notes)
+        rates, own = [rate(r, name) for name in names], share(r, "jitgrad") if limit else None
+        limits = [figures(r["limit"] / unit), "–" if own is None else f"{own:.0%}"] if limit else []
+        rows.append([case, *["–" if x is None else figures(x / unit) for x in rates], *limits,
+                     ratio(best_peer(r), r["seconds"].get("jitgrad"))])
+    more = [limit, "jitgrad's share"] if limit else []
+    return Table(title, ["", *names, *more, "best peer / jitgrad"], rows, failures(cases))
+
+
+def failures(cases: Mapping[str, Result]) -> list[str]:
+    """A line for everything that failed."""
+    return [f"failed: {case}, {name}: {(trace.strip() or '?').splitlines()[-1]}" for case, r in cases.items()
+            for name, trace in r["failed"].items()]
 
 
 def rate(result: Result, library: str) -> float | None:
@@ -128,7 +139,7 @@ def share(result: Result, library: str) -> float | None:
 
 def best_peer(result: Result) -> float | None:
     """Seconds of the fastest library that is not jitgrad."""
-    return min([seconds for name, seconds in result["seconds"].items() if name != "jitgrad"], default=None)
+    return min([seconds for name, seconds in result["seconds"].items() if not name.startswith("jitgrad")], default=None)
 
 
 def figures(value: float) -> str:

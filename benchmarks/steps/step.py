@@ -20,18 +20,20 @@ class TrainingStep:
     build          `torch` or `jitgrad` -> the model and its optimizer: the names in both are the same
     loss           (`torch` or `jitgrad`, model, *batch) -> the loss, 0-d
     jax_loss       (`benchmarks.steps.jax_parts`, weights by their names in PyTorch's state dict, *batch) -> the loss,
-                   or a pair of it and the buffers that changed
+                   or a pair of it and the buffers that changed; None where JAX does not take part
     jax_optimizer  `jax_parts` -> an optimizer made there
     needs          dotted names in jitgrad without which the step cannot be built
+    tokens         how many tokens a step trains on, where it has some
     """
 
     title: str
     batch: Callable[[np.random.Generator], Batch]
     build: Callable[[Any], tuple[Any, Any]]
     loss: Callable[..., Any]
-    jax_loss: Callable[..., Any]
-    jax_optimizer: Callable[[Any], Any]
+    jax_loss: Callable[..., Any] | None = None
+    jax_optimizer: Callable[[Any], Any] | None = None
     needs: tuple[str, ...] = ()
+    tokens: int | None = None
 
 
 def classification(shape: tuple[int, ...], classes: int) -> Callable[[np.random.Generator], Batch]:

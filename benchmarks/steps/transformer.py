@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 
-def make_block(lib: Any, width: int, heads: int, causal: bool) -> Any:
-    """One block for `torch` or `jitgrad`: [batch, tokens, width] to the same."""
+def make_block(lib: Any, width: int, heads: int, causal: bool, gelu: str = "none") -> Any:
+    """One block for `torch` or `jitgrad`: [batch, tokens, width] to the same. `gelu`: the form of GELU, exact or "tanh"."""
     nn, functional = lib.nn, lib.nn.functional
 
     class Block(nn.Module):
@@ -18,7 +18,7 @@ def make_block(lib: Any, width: int, heads: int, causal: bool) -> Any:
 
         def forward(self, x: Any) -> Any:
             x = x + self.attention(self.norm1(x))
-            return x + self.down(functional.gelu(self.up(self.norm2(x))))
+            return x + self.down(functional.gelu(self.up(self.norm2(x)), approximate=gelu))
 
         def attention(self, x: Any) -> Any:
             batch, tokens, _ = x.shape

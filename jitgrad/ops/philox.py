@@ -15,6 +15,7 @@ import numpy as np
 MULTIPLIER_0, MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
 WEYL_0, WEYL_1 = 0x9E3779B9, 0xBB67AE85
 ROUNDS = 10
+PIECE = 1 << 14                                 # blocks at a time, which stay in the cache
 _MASK = 0xFFFFFFFF
 _LOW, _SHIFT = np.uint64(_MASK), np.uint64(32)
 
@@ -26,9 +27,13 @@ def philox_bits(key: int, offset: int, shape: tuple[int, ...]) -> np.ndarray:
 
 def philox_run(key: int, offset: int, first: int, count: int) -> np.ndarray:
     """uint32 array of the elements `first` … `first` + `count` - 1 of a draw of any shape."""
-    block = np.arange(first // 4, (first + count + 3) // 4, dtype=np.uint64)
-    lanes = philox_blocks(block & _LOW, block >> _SHIFT, key, offset)
-    return np.stack(lanes, axis=-1).astype(np.uint32).reshape(-1)[first % 4:first % 4 + count]
+    begin, end = first // 4, (first + count + 3) // 4
+    words = np.empty((end - begin, 4), np.uint32)
+    for at in range(begin, end, PIECE):
+        block = np.arange(at, min(at + PIECE, end), dtype=np.uint64)
+        for lane, found in enumerate(philox_blocks(block & _LOW, block >> _SHIFT, key, offset)):
+            words[at - begin:at - begin + len(block), lane] = found
+    return words.reshape(-1)[first % 4:first % 4 + count]
 
 
 def philox_blocks(low: np.ndarray, high: np.ndarray, key: int, offset: int) -> tuple[np.ndarray, ...]:

@@ -26,20 +26,24 @@ SINGLE_ROW = 1 << 16
 """A reduction of everything that is spread back over its operand is one kernel up to this number of elements."""
 
 
-def fuse(graph: Graph, narrow: bool = False) -> Graph:
+LONGEST_CHAIN = 32
+"""Nodes that a kernel computes again, at most, rather than read a value."""
+
+
+def fuse(graph: Graph, narrow: bool = False, again: bool = False) -> Graph:
     """`graph` with every group of nodes that can be one kernel as one `region` node. `narrow`: the machine has kernels for
-    convolutions of 16-bit floats."""
+    convolutions of 16-bit floats. `again`: it computes a function of a number faster than it stores and reads one."""
     for prepare in (lift_constants, select_in_rows, turn_products):
         graph = prepare(graph)
-    groups = Fusion(graph, narrow).run()
+    groups = Fusion(graph, narrow, again).run()
     return assemble(graph, groups)
 
 
 class Fusion:
     """One walk over one graph. `stored`: values that must be in memory for reasons outside of regions."""
 
-    def __init__(self, graph: Graph, narrow: bool = False):
-        self.graph = graph
+    def __init__(self, graph: Graph, narrow: bool = False, again: bool = False):
+        self.graph, self.again = graph, again
         self.producers = graph.producers()
         self.groups = Groups(self.producers)
         self.claims = claim_epilogues(graph, narrow)
@@ -133,7 +137,8 @@ class Fusion:
         fitting = [g for g in readers if self.may_hold(g, node, claim)]
         alone = value not in self.stored and all(g in fitting or self.may_repeat(g, node) for g in readers)
         free = claim is not None and not fitting and any(map(only_moves, readers))
-        if alone and len(readers) > 1 and not free and self.is_worth_repeating(node, readers):
+        repeated = len(readers) > 1 and not free and self.is_worth_repeating(node, readers)
+        if alone and (repeated or self.leaves_epilogue(node, readers, fitting)):
             for group in readers:
                 self.join(node, group)
             del self.groups.readers[value]          # nobody reads it from memory
@@ -197,7 +202,36 @@ class Fusion:
             return False
         if node.output in self.drawn and node.output.dtype.itemsize == 1:
             return False                            # a mask is smaller than the random words that it is made of
+        if self.again and node.op.kind == "elementwise" and node.output.dtype.itemsize <= 4:
+            return self.full_operands(node) <= 1 or len(self.sources(node)) <= 1
         return is_cheap(node) and self.full_operands(node) <= 1
+
+    def sources(self, node: Node) -> set[Value]:
+        """The values as large as the result of `node` that a kernel would have to read to compute it by elementwise
+        nodes."""
+        found: set[Value] = set()
+        pending, seen = [node], {node}
+        while pending:
+            for v in {self.base(v) for v in pending.pop().inputs}:
+                maker = self.producers.get(v)
+                if v.type.size != node.output.type.size or maker in seen:
+                    continue
+                if maker is None or v in self.stored or maker.op.kind != "elementwise" or maker.op.effects:
+                    found.add(v)
+                elif len(seen) == LONGEST_CHAIN:
+                    return {v, node.output}
+                else:
+                    seen.add(maker)
+                    pending.append(maker)
+        return found
+
+    def leaves_epilogue(self, node: Node, readers: list[Group], fitting: list[Group]) -> bool:
+        """True when `node` belongs to the epilogue of a contraction, no part of which reads its result, and its operand
+        takes no more memory: then its readers compute it."""
+        if not self.again or fitting or not readers or node not in self.claims.of or node.op.kind != "elementwise":
+            return False
+        widest = max([v.dtype.itemsize for v in node.inputs])
+        return widest <= node.output.dtype.itemsize <= 4 and self.full_operands(node) <= 1
 
     def full_operands(self, node: Node) -> int:
         """How many different operands are as large as the result once broadcasts are looked through."""

@@ -9,7 +9,8 @@ A call goes to the current stream and waits for nothing, but where Python has to
 With `captures` a plan is captured into CUDA graphs at its third call, so that all kernels that follow each other are one
 launch. A graph has fixed addresses: results are computed in memory of the plan and then copied to fresh memory, and an
 operand that lay elsewhere in the call before is first copied to memory of the plan. Operands that are overwritten are used
-where they are; when they have moved, the graph is captured anew.
+where they are; when they have moved, the graph is captured anew. So a plan is not captured that is one launch, or has so
+large results that copying them takes longer than the launches.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from jitgrad.shapes import contiguous_strides
 
 ALIGNMENT = 16                                 # of the address of every operand, which kernels rely on
 WARM = 2                                       # calls before a plan is captured
+COPIED = 1 << 20                               # bytes of results for each launch, up to which it is; not measured
 WORD = 24                                      # bytes of an error word: code, item, value
 _SPACES = ("arena", "constant", "table", "error")
 _BYTES = np.dtype(np.uint8)
@@ -74,7 +76,8 @@ class GpuPlan:
     whoever looks at it."""
 
     def __init__(self, spec: PlanSpec, gpu: Gpu, captures: bool = False, allowed: Any = None):
-        self.spec, self.gpu, self.captures, self.allowed = spec, gpu, captures, allowed
+        self.spec, self.gpu, self.allowed = spec, gpu, allowed
+        self.captures = captures and _is_worth_capturing(spec)
         self.functions = code.functions(spec.sources, gpu)
         self.constants = moved(np.frombuffer(spec.constants, np.uint8), gpu.device) if spec.constants else None
         self.failing = [k for k, entry in enumerate(spec.entries) if ("error", 0) in entry.arguments]
@@ -353,6 +356,13 @@ class Frame:
         if home is not None and not captured:
             return home if home.shape == output.type.shape else home.reshape(output.type.shape)
         return self._at(output.source, output.type, ready.addresses).copy()
+
+
+def _is_worth_capturing(spec: PlanSpec) -> bool:
+    """Whether a graph saves more than the copies of results cost that it needs."""
+    launches = sum([entry.host is None for entry in spec.entries])
+    copied = sum([o.type.nbytes for k, o in enumerate(spec.outputs) if o.source == ("output", k)])
+    return launches > 1 and copied <= COPIED * launches
 
 
 def _library_call(asked: Product | Convolved | Attended, slots: Sequence[Slot], gpu: Gpu, where: Where) -> Enqueued:
