@@ -21,7 +21,12 @@ INVALID_VALUE, OUT_OF_MEMORY, INVALID_CONTEXT, INVALID_HANDLE, NOT_READY, ILLEGA
 NAMES = {1: "CUDA_ERROR_INVALID_VALUE", 2: "CUDA_ERROR_OUT_OF_MEMORY", 100: "CUDA_ERROR_NO_DEVICE",
          201: "CUDA_ERROR_INVALID_CONTEXT", 209: "CUDA_ERROR_NO_BINARY_FOR_GPU",
          400: "CUDA_ERROR_INVALID_HANDLE", 500: "CUDA_ERROR_NOT_FOUND",
-         700: "CUDA_ERROR_ILLEGAL_ADDRESS", 719: "CUDA_ERROR_LAUNCH_FAILED", 900: "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"}
+         700: "CUDA_ERROR_ILLEGAL_ADDRESS", 719: "CUDA_ERROR_LAUNCH_FAILED", 900: "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
+         901: "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"}
+CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED, RELAXED = 900, 901, 2
+UNSAFE = {"cuMemAlloc_v2", "cuMemFree_v2", "cuMemHostAlloc", "cuMemFreeHost", "cuEventQuery", "cuEventSynchronize",
+          "cuStreamQuery", "cuStreamSynchronize", "cuModuleLoadData", "cuModuleUnload"}
+"""What ends a capture, unless it is a relaxed one, wherever in the thread it is called."""
 ATTRIBUTES = {1: 1024, 8: 49152, 10: 32, 16: 132, 38: 50 << 20, 39: 2048, 75: 9, 76: 0, 81: 233472, 82: 65536, 97: 232448}
 
 
@@ -35,6 +40,7 @@ class Queue:
     def __init__(self, gpu):
         self.gpu, self.actions, self.done = gpu, [], 0
         self.captured = None                                # a list while it is being captured
+        self.relaxed = self.broken = False                  # how it is captured, and whether that cannot go on
 
 
 class StandIn:
@@ -72,6 +78,7 @@ class StandIn:
                 code = self._injected(name)
                 if code:
                     return code
+                self._protect_captures(name)
                 function(*arguments)
             except Failure as failure:
                 return failure.args[0]
@@ -89,6 +96,13 @@ class StandIn:
         if type(codes) is list:
             return codes.pop(0) if codes else 0
         return self.fail.pop(name, 0)
+
+    def _protect_captures(self, name):
+        strict = [queue for queue in self.queues() if queue.captured is not None and not queue.relaxed]
+        if strict and name in UNSAFE:
+            for queue in strict:
+                queue.broken = True
+            raise Failure(CAPTURE_UNSUPPORTED)
 
     # --- memory ------------------------------------------------------------------------------------------------------
 
@@ -240,7 +254,7 @@ class StandIn:
     def _drain(self, queue, upto=None):
         """Carry out what is queued, up to position `upto`."""
         if queue.captured is not None:
-            raise Failure(900)
+            raise Failure(CAPTURE_UNSUPPORTED)
         while queue.done < (len(queue.actions) if upto is None else upto):
             name, action = queue.actions[queue.done]
             queue.done += 1
@@ -345,12 +359,15 @@ class StandIn:
 
     def _cuStreamBeginCapture_v2(self, stream, mode):
         if not stream:
-            raise Failure(900)
-        self._queue(stream).captured = []
+            raise Failure(CAPTURE_UNSUPPORTED)
+        queue = self._queue(stream)
+        queue.captured, queue.relaxed, queue.broken = [], mode == RELAXED, False
 
     def _cuStreamEndCapture(self, stream, out):
         queue = self._queue(stream)
         captured, queue.captured = queue.captured, None
+        if queue.broken:
+            raise Failure(CAPTURE_INVALIDATED)
         self._handle(out, captured)
 
     def _cuGraphInstantiateWithFlags(self, out, graph, flags):

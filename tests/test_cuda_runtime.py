@@ -353,6 +353,38 @@ def test_a_captured_plan_is_one_launch_and_follows_new_addresses(standin, code):
     assert standin.calls.count("cuGraphExecDestroy") == 2 == standin.calls.count("cuGraphDestroy")
 
 
+@pytest.mark.parametrize("mode", ["ours", "thread-local"])
+def test_what_the_collector_does_during_a_capture_leaves_it_alone(standin, code, monkeypatch, mode):
+    """It gives memory back, for which events are asked whether they have come; in another mode that ends the capture."""
+    x, y, _ = three()
+    lent = []
+    if mode == "ours":
+        lent += [pinned.allocate(512), memory.allocate(2 << 20, jg.cuda.Stream())]
+        for one in lent:
+            one.record_stream(jg.cuda.Stream())
+        del one
+    else:
+        monkeypatch.setattr(launch, "_RELAXED", 1)
+
+    class Collects:
+        def bind(self, addresses):
+            pass
+
+        def enqueue(self, stream):
+            lent.clear()
+            jg.ones(1 << 19, device="cuda")                                 # asks the driver for memory
+
+    add = Launch(code.function("add"), (1,), (4,), [Slot(0), Slot(1), Slot(1), np.int32(4)])
+    plan = LaunchPlan([add, Collects(), add], 2, driver.gpu())
+    plan.bind([x.data_ptr(), y.data_ptr()])
+    if mode == "ours":
+        plan.replay()
+        assert y.tolist() == [4] * 4 and not lent and standin.calls.count("cuGraphLaunch") == 1
+    else:
+        with pytest.raises(DeviceError, match="CAPTURE_(UNSUPPORTED|INVALIDATED)"):
+            plan.replay()
+
+
 def test_constants_change_from_replay_to_replay(standin, code):
     x = jg.ones(4, device="cuda")
     constants = ConstantBlock(4, driver.gpu(), depth=3)

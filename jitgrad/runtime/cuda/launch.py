@@ -30,7 +30,7 @@ from jitgrad.runtime.cuda.driver import DriverError, Gpu
 from jitgrad.runtime.cuda.module import Function
 from jitgrad.runtime.cuda.streams import Event, Stream
 
-_THREAD_LOCAL = 1                               # capture mode: other threads may go on as they like
+_RELAXED = 2                                    # capture mode: nothing that is called meanwhile breaks the capture
 _UINT16, _PLAIN, _SWIZZLE_128, _PROMOTE_256, _ZEROS = 1, 0, 3, 3, 0           # of the driver's tensor maps
 MAP_BYTES = 128
 
@@ -248,9 +248,12 @@ class Graph:
 
 
 def capture(enqueue: Callable[[Stream], None], gpu: Gpu) -> Graph:
-    """What `enqueue(stream)` puts into a stream, as a graph; nothing of it runs. When it raises, the capture ends."""
+    """What `enqueue(stream)` puts into a stream, as a graph; nothing of it runs. When it raises, the capture ends.
+
+    In the stricter modes of capture this thread may not ask whether an event has come, nor ask for memory; Python's
+    collector does both, whenever it likes, when it gives back what a capture has nothing to do with."""
     stream = Stream(gpu.index)                            # the default stream cannot be captured
-    gpu.driver.call("cuStreamBeginCapture_v2", stream.handle, _THREAD_LOCAL)
+    gpu.driver.call("cuStreamBeginCapture_v2", stream.handle, _RELAXED)
     handle = c_void_p()
     try:
         enqueue(stream)
