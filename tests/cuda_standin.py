@@ -141,6 +141,11 @@ class StandIn:
     def _gpu_of(address):
         return (address - BASE) // ROOM
 
+    def _cuPointerGetAttribute(self, out, number, address):
+        if number != 9 or not any(start <= address < start + len(block) for start, block in self.blocks.items()):
+            raise Failure(INVALID_VALUE)
+        ctypes.c_int.from_address(out).value = self._gpu_of(address)
+
     def _cuMemHostAlloc(self, out, size, flags):
         self._context()
         buffer = ctypes.create_string_buffer(b"\xa5" * size, size)
@@ -233,7 +238,7 @@ class StandIn:
     # --- streams and events ------------------------------------------------------------------------------------------
 
     def _queue(self, stream):
-        if not stream:
+        if stream in (None, 0, 1, 2):                        # 1 and 2 are the default streams by name
             return self._defaults[self._context()]
         queue = self.handles[stream]
         if queue.gpu != self._context():

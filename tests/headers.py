@@ -44,8 +44,8 @@ class Header:
     def numbers(self):
         """Enumerators and macros by name, as far as they are integers made of integers."""
         found = {}
-        for name, text in re.findall(r"#define\s+(\w+)\s+(\S[^\n]*)", self.text):
-            _note(found, name, text)
+        for name, text in re.findall(r"#define\s+(\w+)[ \t]+(\S[^\n]*)", self.text):
+            _note(found, name, re.sub(r"\(\(\w+\)\s*(\w+)\)", r"\1", text))          # without a cast
         for body in re.findall(r"\benum\b\s*\w*\s*\{(.*?)\}", self.text, re.DOTALL):
             value = -1
             for entry in re.sub(r"#[^\n]*", "", body).split(","):

@@ -7,7 +7,7 @@ import pytest
 from headers import Header
 
 from jitgrad.codegen import cuda_toolchain
-from jitgrad.runtime.cuda import cublaslt, cudnn, driver, launch, module, pinned, streams
+from jitgrad.runtime.cuda import cublaslt, cudnn, dlpack, driver, launch, module, pinned, streams
 
 DRIVER = {
     "SUCCESS": driver.SUCCESS, "ERROR_OUT_OF_MEMORY": driver.OUT_OF_MEMORY, "ERROR_NOT_READY": driver.NOT_READY,
@@ -33,6 +33,7 @@ NUMBERS = {
     "CU_STREAM_CAPTURE_MODE_RELAXED": launch._RELAXED, "CU_TENSOR_MAP_DATA_TYPE_UINT16": launch._UINT16,
     "CU_TENSOR_MAP_INTERLEAVE_NONE": launch._PLAIN, "CU_TENSOR_MAP_SWIZZLE_128B": launch._SWIZZLE_128,
     "CU_TENSOR_MAP_L2_PROMOTION_L2_256B": launch._PROMOTE_256, "CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE": launch._ZEROS,
+    "CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL": dlpack._MEMORY_OF, "CU_STREAM_LEGACY": dlpack.LEGACY,
     "CU_TENSOR_MAP_NUM_QWORDS": launch.MAP_BYTES // 8}
 
 _PRODUCT, _LAYOUT, _PREFERENCE = "CUBLASLT_MATMUL_DESC_", "CUBLASLT_MATRIX_LAYOUT_", "CUBLASLT_MATMUL_PREF_"
@@ -130,9 +131,9 @@ def test_numbers_are_those_of_cuda_bindings():
     for enumeration in (bindings.CUresult, bindings.CUdevice_attribute, bindings.CUfunction_attribute,
                         bindings.CUstream_flags, bindings.CUevent_flags, bindings.CUstreamCaptureMode,
                         bindings.CUtensorMapDataType, bindings.CUtensorMapInterleave, bindings.CUtensorMapSwizzle,
-                        bindings.CUtensorMapL2promotion, bindings.CUtensorMapFloatOOBfill):
+                        bindings.CUtensorMapL2promotion, bindings.CUtensorMapFloatOOBfill, bindings.CUpointer_attribute):
         found.update({name: int(member) for name, member in enumeration.__members__.items()})
-    for name in ("CU_MEMHOSTALLOC_PORTABLE", "CU_TENSOR_MAP_NUM_QWORDS"):
+    for name in ("CU_MEMHOSTALLOC_PORTABLE", "CU_STREAM_LEGACY", "CU_TENSOR_MAP_NUM_QWORDS"):
         found[name] = int(getattr(bindings, name, NUMBERS[name]))
     assert {name: found.get(name) for name in NUMBERS} == NUMBERS
 
