@@ -381,7 +381,7 @@ def test_what_the_collector_does_during_a_capture_leaves_it_alone(standin, code,
         plan.replay()
         assert y.tolist() == [4] * 4 and not lent and standin.calls.count("cuGraphLaunch") == 1
     else:
-        with pytest.raises(DeviceError, match="CAPTURE_(UNSUPPORTED|INVALIDATED)"):
+        with pytest.raises(DeviceError, match=r"CAPTURE_(UNSUPPORTED|INVALIDATED)"):
             plan.replay()
 
 
