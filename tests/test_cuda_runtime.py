@@ -278,6 +278,18 @@ def test_streams_and_events_go_back_to_the_driver(standin):
     assert not standin.handles
 
 
+def test_a_stream_lives_as_long_as_memory_that_is_lent_in_its_order(standin):
+    """Another one by the same handle would be lent what its work may still use."""
+    stream = jg.cuda.Stream()
+    lent = memory.allocate(512, stream)
+    del stream, lent
+    gc.collect()
+    assert "cuStreamDestroy_v2" not in standin.calls and memory.pool().reserved.current
+    jg.cuda.empty_cache()
+    gc.collect()
+    assert standin.calls.count("cuStreamDestroy_v2") == 1 and not memory.pool().reserved.current
+
+
 # code and launches
 
 @pytest.fixture
