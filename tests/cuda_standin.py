@@ -9,6 +9,7 @@ code, once, a list says what the next calls answer; `log` lists what was carried
 
 import ctypes
 import itertools
+import threading
 from ctypes import CFUNCTYPE, POINTER, c_int
 
 from ptx.boxes import MAP_BYTES, encode
@@ -53,7 +54,7 @@ class StandIn:
         self.clock = 0.0
         self.blocks = {}                                    # address -> bytearray
         self.pinned = {}                                    # address -> ctypes buffer
-        self.current = None                                 # the current context
+        self._thread = threading.local()                    # its current context
         self.handles = {}
         self.allowed = {}                                   # (function, attribute) -> what it was set to
         self.problems = []                                  # exceptions of the stand-in itself
@@ -133,6 +134,7 @@ class StandIn:
         self._next[gpu] += size + 4096
 
     def _cuMemFree_v2(self, address):
+        self._context()
         for queue in self._queues(self._gpu_of(address)):              # the real one waits, too
             self._drain(queue)
         self.used[self._gpu_of(address)] -= len(self.blocks.pop(address))
@@ -153,6 +155,7 @@ class StandIn:
         out[0] = ctypes.addressof(buffer)
 
     def _cuMemFreeHost(self, address):
+        self._context()
         del self.pinned[address]
 
     def _is_pinned(self, address):
@@ -224,16 +227,18 @@ class StandIn:
         out[0] = gpu + 1
 
     def _cuCtxSetCurrent(self, context):
-        self.current = context - 1
+        self._thread.current = context - 1
 
     def _cuCtxSynchronize(self):
         for queue in self._queues(self._context()):
             self._drain(queue)
 
     def _context(self):
-        if self.current is None:
+        """The GPU whose context is current on this thread."""
+        current = getattr(self._thread, "current", None)
+        if current is None:
             raise Failure(INVALID_CONTEXT)
-        return self.current
+        return current
 
     # --- streams and events ------------------------------------------------------------------------------------------
 

@@ -278,6 +278,38 @@ def test_streams_and_events_go_back_to_the_driver(standin):
     assert not standin.handles
 
 
+def test_a_new_thread_needs_nothing_of_the_others(standin):
+    """No context is current there."""
+    x, event = jg.ones(4, device="cuda"), jg.cuda.Event(enable_timing=True)
+    event.record()
+    pinned.allocate(1 << 12)
+    tried = {"pinned memory": lambda: pinned.pool().empty_cache(), "memory": jg.cuda.empty_cache, "values": x.tolist,
+             "filling": x.zero_, "events": event.synchronize, "time": lambda: event.elapsed_time(event),
+             "streams": lambda: jg.cuda.Stream(1).synchronize(), "waiting": jg.cuda.synchronize,
+             "moves": lambda: x.to("cuda:1").cpu(), "pinning": lambda: jg.ones(3).pin_memory(), "views": lambda: x[1:].cpu()}
+    failed = {}
+
+    def attempt(name, action):
+        try:
+            action()
+        except DeviceError as error:
+            failed[name] = error
+
+    for item in tried.items():
+        thread = threading.Thread(target=attempt, args=item)
+        thread.start()
+        thread.join()
+    assert not failed
+
+
+def test_values_that_nobody_waits_for_come_from_the_stream_of_their_gpu(standin):
+    """Pinned memory is asked for on the current GPU, which need not be theirs."""
+    x = jg.arange(4.0).pin_memory().to("cuda:1", non_blocking=True)
+    y = x.to("cpu", non_blocking=True)
+    jg.cuda.synchronize(1)
+    assert y.tolist() == [0, 1, 2, 3]
+
+
 def test_a_stream_lives_as_long_as_memory_that_is_lent_in_its_order(standin):
     """Another one by the same handle would be lent what its work may still use."""
     stream = jg.cuda.Stream()

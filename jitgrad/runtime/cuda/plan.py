@@ -204,7 +204,7 @@ class Frame:
         lent = self._arena(captured)
         addresses = self._addresses(inputs, places, own, lent)
         if self.words.size:
-            self.gpu.driver.call("cuMemsetD8Async", self.words.address, 0, self.words.nbytes, self.stream.handle)
+            self.gpu.activate().driver.call("cuMemsetD8Async", self.words.address, 0, self.words.nbytes, self.stream.handle)
         return Ready(places, own, addresses, lent)
 
     def carry_out(self, step: Step, addresses: list[int], captured: bool) -> None:
