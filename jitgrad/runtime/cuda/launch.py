@@ -33,6 +33,7 @@ from jitgrad.runtime.cuda.streams import Event, Stream
 _RELAXED = 2                                    # capture mode: nothing that is called meanwhile breaks the capture
 _UINT16, _PLAIN, _SWIZZLE_128, _PROMOTE_256, _ZEROS = 1, 0, 3, 3, 0           # of the driver's tensor maps
 MAP_BYTES = 128
+LARGEST_GRID = 2**31 - 1, 65535, 65535
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +105,11 @@ class Launch:
     def _check(self) -> None:
         threads = self.block[0] * self.block[1] * self.block[2]
         most = self.function.max_threads
-        if min(*self.grid, *self.block) < 1 or threads > most:
+        fits = all(1 <= size <= limit for size, limit in zip(self.grid, LARGEST_GRID, strict=True))
+        if not fits or min(self.block) < 1 or threads > most:
             raise complain(DeviceError, self.function.name, f"a grid of {self.grid} blocks of {self.block} threads cannot "
-                           f"be launched: sizes are 1 or more, a block of this kernel has at most {most} threads")
+                           f"be launched: sizes are 1 or more, a grid is at most {LARGEST_GRID}, a block of this kernel has "
+                           f"at most {most} threads")
 
     def _write(self, k: int, argument: Argument) -> None:
         if isinstance(argument, Slot):
