@@ -447,7 +447,7 @@ def test_launches_that_cannot_be(standin, code):
     with pytest.raises(DeviceError, match=r"add: a grid of \(1, 1, 1\) blocks of \(32, 64, 1\) threads cannot be launched"):
         Launch(add, (1,), (32, 64), [])
     for grid in ((0,), (2**31,), (1, 2**16), (1, 1, 2**16)):
-        with pytest.raises(DeviceError, match=r"cannot be launched: sizes are 1 or more, a grid is at most \(2147483647, 65535"):
+        with pytest.raises(DeviceError, match=r"cannot be launched: .*, a grid is at most \(2147483647, 65535"):
             Launch(add, grid, (32,), [])
     with pytest.raises(DeviceError, match="argument 0 has 16 bytes"):
         Launch(add, (1,), (32,), [np.complex128(1)])
