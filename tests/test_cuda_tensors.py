@@ -11,7 +11,7 @@ import jitgrad as jg
 from jitgrad import nn
 from jitgrad.data import DataLoader, TensorDataset
 from jitgrad.errors import AutogradError, DeviceError, DTypeError
-from jitgrad.runtime.cuda import dispatch, driver
+from jitgrad.runtime.cuda import dispatch, dlpack, driver
 from jitgrad.runtime.cuda.array import DeviceArray, copy_into, empty, to_host
 
 
@@ -258,8 +258,12 @@ def test_a_capsule_is_used_once_and_one_that_is_not_used_gives_back(standin):
     jg.from_dlpack(source)
     with pytest.raises(DeviceError, match="used already"):
         jg.from_dlpack(source)
+    elsewhere = y.__dlpack__(stream=-1)
+    dlpack.pointer_to(elsewhere).contents.tensor.device_id = 7
+    with pytest.raises(DeviceError, match="there is no device cuda:7"):
+        jg.from_dlpack(Once(elsewhere))
     unused = y.__dlpack__(stream=-1)
-    del y, source
+    del y, source, elsewhere                                                  # nobody has taken that one, either
     assert jg.cuda.memory_allocated() > 0
     del unused
     assert jg.cuda.memory_allocated() == 0

@@ -107,20 +107,25 @@ class _Foreign:
             self._managed.contents.deleter(self._managed)
 
 
+def pointer_to(capsule: Any) -> Any:
+    """To the structure in a capsule that nobody has used."""
+    return ctypes.cast(_pointer(capsule, _FRESH), POINTER(_Managed))
+
+
 def import_capsule(capsule: Any) -> DeviceArray:
     """The array of a capsule in the memory of a GPU."""
     if not _is_valid(capsule, _FRESH):
         raise complain(DeviceError, "from_dlpack", "the capsule has been used already, or is none of DLPack")
-    managed = ctypes.cast(_pointer(capsule, _FRESH), POINTER(_Managed))
+    managed = pointer_to(capsule)
     tensor = managed.contents.tensor
     if tensor.device_type != CUDA:
         raise complain(DeviceError, "from_dlpack", f"the array is on a device of DLPack's type {tensor.device_type}, which "
                        "is no GPU of CUDA")
-    dtype = _dtype_of(tensor)
+    dtype, gpu = _dtype_of(tensor), driver.gpu(tensor.device_id)        # behind errors the capsule is still the producer's
     shape = tuple(tensor.shape[:tensor.ndim])
     elements = tuple(tensor.strides[:tensor.ndim]) if tensor.strides else contiguous_strides(shape)
     _rename(capsule, _USED)
-    return DeviceArray(_Foreign(managed), driver.gpu(tensor.device_id), (tensor.data or 0) + tensor.byte_offset, shape,
+    return DeviceArray(_Foreign(managed), gpu, (tensor.data or 0) + tensor.byte_offset, shape,
                        tuple([s * dtype.itemsize for s in elements]), dtype)
 
 

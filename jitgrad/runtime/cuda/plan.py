@@ -111,6 +111,8 @@ class Frame:
         self.plan, self.spec, self.gpu, self.stream = plan, plan.spec, plan.gpu, stream
         self.lock = threading.Lock()
         self.calls = 0
+        if plan.constants is not None:
+            plan.constants.record_stream(stream)           # the first frame's need not be this one's
         inputs, outputs = len(self.spec.inputs), len(self.spec.outputs)
         self.first = {"input": 0, "output": inputs, "arena": inputs + outputs}
         self.first |= {space: inputs + outputs + k for k, space in enumerate(_SPACES)}
