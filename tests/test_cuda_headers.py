@@ -12,6 +12,7 @@ from jitgrad.runtime.cuda import cublaslt, cudnn, dlpack, driver, launch, module
 DRIVER = {
     "SUCCESS": driver.SUCCESS, "ERROR_OUT_OF_MEMORY": driver.OUT_OF_MEMORY, "ERROR_NOT_READY": driver.NOT_READY,
     "ERROR_NO_DEVICE": driver.NO_DEVICE, "ERROR_NO_BINARY_FOR_GPU": module.NO_BINARY_FOR_GPU,
+    "ERROR_INVALID_IMAGE": module.INVALID_IMAGE, "ERROR_UNSUPPORTED_PTX_VERSION": module.UNSUPPORTED_PTX,
     "ERROR_NOT_FOUND": module.NOT_FOUND}
 
 RENAMED = {"multi_processor_count": "MULTIPROCESSOR_COUNT",

@@ -344,7 +344,7 @@ def three(n=4):
     return [jg.full((n,), float(k), device="cuda") for k in (1, 2, 0)]
 
 
-def test_functions_know_what_they_need(code):
+def test_functions_know_what_they_need(standin, code):
     add = code.function("add")
     assert add is code.function("add") and add.registers == 32 and add.max_threads == 1024
     assert add.blocks_per_multiprocessor(256) == 8 and add.occupancy(256) == 1.0 and add.occupancy(256, 116736) == 0.25
@@ -356,6 +356,12 @@ def test_functions_know_what_they_need(code):
         code.function("sub")
     with pytest.raises(DeviceError, match=r"another kind of GPU than Stand-in, sm_90.*NO_BINARY"):
         Module(b"sm_80/1")
+    standin.fail["cuModuleLoadData"] = 200
+    with pytest.raises(DeviceError, match=r"the driver, of CUDA 13\.0, does not know such machine code.*Update the NVIDIA"):
+        Module(b"add/4")
+    standin.fail["cuModuleLoadData"] = 2
+    with pytest.raises(DeviceError, match="machine code cannot be loaded"):
+        Module(b"add/4")
     code.unload()
 
 

@@ -158,6 +158,13 @@ class Driver:
         self.count = count.value
         self.pinned: Any = None
 
+    @property
+    def version(self) -> str:
+        """The newest CUDA that the driver knows, such as "13.0"."""
+        found = c_int()
+        self.call("cuDriverGetVersion", found)
+        return f"{found.value // 1000}.{found.value % 1000 // 10}"
+
     def status(self, name: str, *arguments: Any) -> int:
         """Call a function; its error code."""
         if self.process != os.getpid():
