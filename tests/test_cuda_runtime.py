@@ -448,6 +448,21 @@ def test_constants_change_from_replay_to_replay(standin, code):
         constants.write(bytes(8))
 
 
+def test_constants_on_their_way_outlive_their_block(standin):
+    """What they are copied from is not lent again before they are there."""
+    block = ConstantBlock(4096, driver.gpu(), depth=2)
+    block.write(b"\1" * 4096)
+    memory_, used = block.memory, block._ring[0][0].address
+    del block
+    others = [pinned.allocate(4096) for _ in range(4)]
+    assert used not in [one.address for one in others]
+    for one in others:
+        ctypes.memset(one.address, 7, 4096)
+    jg.cuda.synchronize()
+    assert standin.read(memory_.address, 4096) == b"\1" * 4096
+    assert pinned.allocate(4096).address == used
+
+
 def test_launches_that_cannot_be(standin, code):
     add = code.function("add")
     with pytest.raises(DeviceError, match=r"add: a grid of \(1, 1, 1\) blocks of \(32, 64, 1\) threads cannot be launched"):

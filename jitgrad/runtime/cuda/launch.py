@@ -291,6 +291,7 @@ class ConstantBlock:
         piece, done = self._ring[self._next]
         self._next = (self._next + 1) % len(self._ring)
         done.synchronize()
+        piece.record_stream(stream)                        # which may still read it when this block is gone
         ctypes.memmove(piece.address, raw, len(raw))
         self.gpu.activate().driver.call("cuMemcpyHtoDAsync_v2", self.address, piece.address, len(raw), stream.handle)
         done.record(stream)
