@@ -105,7 +105,7 @@ def _gpu() -> Finding:
         return Finding("GPU", "", driver.why_not())
     names = [f"{cuda.get_device_name(k)} ({'.'.join(map(str, cuda.get_device_capability(k)))})"
              for k in range(cuda.device_count())]
-    return Finding("GPU", ", ".join(names))
+    return Finding("GPU", f"{', '.join(names)}; driver of CUDA {driver.current().version}")
 
 
 def _libraries() -> list[Finding]:

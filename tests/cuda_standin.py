@@ -9,6 +9,7 @@ code, once, a list says what the next calls answer; `log` lists what was carried
 
 import ctypes
 import itertools
+import threading
 from ctypes import CFUNCTYPE, POINTER, c_int
 
 from ptx.boxes import MAP_BYTES, encode
@@ -21,7 +22,12 @@ INVALID_VALUE, OUT_OF_MEMORY, INVALID_CONTEXT, INVALID_HANDLE, NOT_READY, ILLEGA
 NAMES = {1: "CUDA_ERROR_INVALID_VALUE", 2: "CUDA_ERROR_OUT_OF_MEMORY", 100: "CUDA_ERROR_NO_DEVICE",
          201: "CUDA_ERROR_INVALID_CONTEXT", 209: "CUDA_ERROR_NO_BINARY_FOR_GPU",
          400: "CUDA_ERROR_INVALID_HANDLE", 500: "CUDA_ERROR_NOT_FOUND",
-         700: "CUDA_ERROR_ILLEGAL_ADDRESS", 719: "CUDA_ERROR_LAUNCH_FAILED", 900: "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"}
+         700: "CUDA_ERROR_ILLEGAL_ADDRESS", 719: "CUDA_ERROR_LAUNCH_FAILED", 900: "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
+         901: "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"}
+CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED, RELAXED = 900, 901, 2
+UNSAFE = {"cuMemAlloc_v2", "cuMemFree_v2", "cuMemHostAlloc", "cuMemFreeHost", "cuEventQuery", "cuEventSynchronize",
+          "cuStreamQuery", "cuStreamSynchronize", "cuModuleLoadData", "cuModuleUnload"}
+"""What ends a capture, unless it is a relaxed one, wherever in the thread it is called."""
 ATTRIBUTES = {1: 1024, 8: 49152, 10: 32, 16: 132, 38: 50 << 20, 39: 2048, 75: 9, 76: 0, 81: 233472, 82: 65536, 97: 232448}
 
 
@@ -35,6 +41,7 @@ class Queue:
     def __init__(self, gpu):
         self.gpu, self.actions, self.done = gpu, [], 0
         self.captured = None                                # a list while it is being captured
+        self.relaxed = self.broken = False                  # how it is captured, and whether that cannot go on
 
 
 class StandIn:
@@ -47,7 +54,7 @@ class StandIn:
         self.clock = 0.0
         self.blocks = {}                                    # address -> bytearray
         self.pinned = {}                                    # address -> ctypes buffer
-        self.current = None                                 # the current context
+        self._thread = threading.local()                    # its current context
         self.handles = {}
         self.allowed = {}                                   # (function, attribute) -> what it was set to
         self.problems = []                                  # exceptions of the stand-in itself
@@ -72,6 +79,7 @@ class StandIn:
                 code = self._injected(name)
                 if code:
                     return code
+                self._protect_captures(name)
                 function(*arguments)
             except Failure as failure:
                 return failure.args[0]
@@ -89,6 +97,13 @@ class StandIn:
         if type(codes) is list:
             return codes.pop(0) if codes else 0
         return self.fail.pop(name, 0)
+
+    def _protect_captures(self, name):
+        strict = [queue for queue in self.queues() if queue.captured is not None and not queue.relaxed]
+        if strict and name in UNSAFE:
+            for queue in strict:
+                queue.broken = True
+            raise Failure(CAPTURE_UNSUPPORTED)
 
     # --- memory ------------------------------------------------------------------------------------------------------
 
@@ -119,6 +134,7 @@ class StandIn:
         self._next[gpu] += size + 4096
 
     def _cuMemFree_v2(self, address):
+        self._context()
         for queue in self._queues(self._gpu_of(address)):              # the real one waits, too
             self._drain(queue)
         self.used[self._gpu_of(address)] -= len(self.blocks.pop(address))
@@ -127,6 +143,11 @@ class StandIn:
     def _gpu_of(address):
         return (address - BASE) // ROOM
 
+    def _cuPointerGetAttribute(self, out, number, address):
+        if number != 9 or not any(start <= address < start + len(block) for start, block in self.blocks.items()):
+            raise Failure(INVALID_VALUE)
+        ctypes.c_int.from_address(out).value = self._gpu_of(address)
+
     def _cuMemHostAlloc(self, out, size, flags):
         self._context()
         buffer = ctypes.create_string_buffer(b"\xa5" * size, size)
@@ -134,6 +155,7 @@ class StandIn:
         out[0] = ctypes.addressof(buffer)
 
     def _cuMemFreeHost(self, address):
+        self._context()
         del self.pinned[address]
 
     def _is_pinned(self, address):
@@ -205,21 +227,23 @@ class StandIn:
         out[0] = gpu + 1
 
     def _cuCtxSetCurrent(self, context):
-        self.current = context - 1
+        self._thread.current = context - 1
 
     def _cuCtxSynchronize(self):
         for queue in self._queues(self._context()):
             self._drain(queue)
 
     def _context(self):
-        if self.current is None:
+        """The GPU whose context is current on this thread."""
+        current = getattr(self._thread, "current", None)
+        if current is None:
             raise Failure(INVALID_CONTEXT)
-        return self.current
+        return current
 
     # --- streams and events ------------------------------------------------------------------------------------------
 
     def _queue(self, stream):
-        if not stream:
+        if stream in (None, 0, 1, 2):                        # 1 and 2 are the default streams by name
             return self._defaults[self._context()]
         queue = self.handles[stream]
         if queue.gpu != self._context():
@@ -240,7 +264,7 @@ class StandIn:
     def _drain(self, queue, upto=None):
         """Carry out what is queued, up to position `upto`."""
         if queue.captured is not None:
-            raise Failure(900)
+            raise Failure(CAPTURE_UNSUPPORTED)
         while queue.done < (len(queue.actions) if upto is None else upto):
             name, action = queue.actions[queue.done]
             queue.done += 1
@@ -345,12 +369,15 @@ class StandIn:
 
     def _cuStreamBeginCapture_v2(self, stream, mode):
         if not stream:
-            raise Failure(900)
-        self._queue(stream).captured = []
+            raise Failure(CAPTURE_UNSUPPORTED)
+        queue = self._queue(stream)
+        queue.captured, queue.relaxed, queue.broken = [], mode == RELAXED, False
 
     def _cuStreamEndCapture(self, stream, out):
         queue = self._queue(stream)
         captured, queue.captured = queue.captured, None
+        if queue.broken:
+            raise Failure(CAPTURE_INVALIDATED)
         self._handle(out, captured)
 
     def _cuGraphInstantiateWithFlags(self, out, graph, flags):

@@ -240,7 +240,8 @@ def test_float32_matmul_precision(x, w):
         for precision in ("high", "medium"):
             jg.set_float32_matmul_precision(precision)
             assert jg.get_float32_matmul_precision() == precision
-            np.testing.assert_array_equal(F.linear(x, w).detach().numpy(), exact)
+            limit = 2.0 ** -8 if x.is_cuda else 0             # a CPU has no TF32
+            np.testing.assert_allclose(F.linear(x, w).detach().numpy(), exact, rtol=limit, atol=4 * limit)
         compiled(x)
         assert compiled.statistics.sealed_calls == 1  # another setting: not the same call
     finally:

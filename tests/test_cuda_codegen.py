@@ -359,6 +359,22 @@ def test_indices_are_wide_only_beyond_two_to_the_31():
             assert launch.grid < 2**31
 
 
+@pytest.mark.parametrize("axes", [(0,), (1,), (0, 1)], ids=str)
+def test_what_is_in_no_memory_makes_indices_wide_too(axes, monkeypatch):
+    """The products of all pairs are summed up as they are made; threads are numbered by pairs all the same."""
+    def pairs(count):
+        return build([(count, 1), (1, count)], lambda x, y: ops.sum(
+            ops.mul(ops.broadcast_to(x, shape=(count, count)), ops.broadcast_to(y, shape=(count, count))), axes=axes))
+
+    for count, wide in ((40_000, False), (50_000, True)):
+        first = launches(pairs(count))[0]
+        assert first.wide == wide and first.grid < 2**31
+    monkeypatch.setattr(cuda_templates, "WIDE", 1000)
+    graph = pairs(40)
+    arrays = inputs_of(graph)
+    assert_close(carry_out(fuse(graph), arrays), evaluate(graph, arrays), 1e-4)
+
+
 def test_tiles_fit_into_shared_memory():
     """Eleven transposed operands of 8 bytes are more than it holds; the others are read as they lie."""
     def program(*xs):

@@ -15,7 +15,7 @@ from jitgrad import ops
 from jitgrad.codegen import cuda_index, cuda_scan, cuda_sort, cuda_toolchain as toolchain
 from jitgrad.codegen.cuda_lower import lower_cuda
 from jitgrad.codegen.cuda_native import compile_ptx
-from jitgrad.dtypes import from_numpy
+from jitgrad.dtypes import float32, from_numpy, int64
 from jitgrad.ir.graph import GraphBuilder
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cuda import helpers
@@ -257,6 +257,20 @@ def test_a_scan_of_totals_is_in_pieces_itself(monkeypatch):
     made = check(ops.cumsum, x, axis=0)
     assert [launch.name.partition("_i")[0] for launch in made.launches] == [
         "piece_totals", "piece_totals", "scan_columns", "scan_pieces", "scan_pieces"]
+
+
+@pytest.mark.parametrize(("lines", "size", "wide"), [(1, 7 * 10**8, False), (1, 8 * 10**8, True), (3, 4 * 10**8, False),
+                                                     (3, 7 * 10**8, True), (1500, 2**20, False)])
+def test_where_distances_are_doubled_indices_are_wide_earlier(lines, size, wide):
+    """Merging asks for the end of the second of two pieces, however far behind the last line that would be."""
+    sorting = lower_cuda(ops.sort, (TensorType(float32, (lines, size)),),
+                         {"axis": 1, "descending": False, "stable": True}).launches
+    merging = [launch for launch in sorting if "merge_pieces" in launch.name]
+    assert len(merging) == (size - 1).bit_length() - 11 and all(launch.wide == wide for launch in merging)
+    if lines == 1:
+        operands = [TensorType(float32, (8, 1)), TensorType(int64, (size,)), TensorType(float32, (size, 1))]
+        adding = lower_cuda(ops.index_add, tuple(operands), {"axis": 0}).launches
+        assert adding[-1].name.startswith("add_rows") and adding[-1].wide == wide
 
 
 def test_scans_of_nothing():

@@ -278,6 +278,50 @@ def test_streams_and_events_go_back_to_the_driver(standin):
     assert not standin.handles
 
 
+def test_a_new_thread_needs_nothing_of_the_others(standin):
+    """No context is current there."""
+    x, event = jg.ones(4, device="cuda"), jg.cuda.Event(enable_timing=True)
+    event.record()
+    pinned.allocate(1 << 12)
+    tried = {"pinned memory": lambda: pinned.pool().empty_cache(), "memory": jg.cuda.empty_cache, "values": x.tolist,
+             "filling": x.zero_, "events": event.synchronize, "time": lambda: event.elapsed_time(event),
+             "streams": lambda: jg.cuda.Stream(1).synchronize(), "waiting": jg.cuda.synchronize,
+             "moves": lambda: x.to("cuda:1").cpu(), "pinning": lambda: jg.ones(3).pin_memory(), "views": lambda: x[1:].cpu()}
+    failed = {}
+
+    def attempt(name, action):
+        try:
+            action()
+        except DeviceError as error:
+            failed[name] = error
+
+    for item in tried.items():
+        thread = threading.Thread(target=attempt, args=item)
+        thread.start()
+        thread.join()
+    assert not failed
+
+
+def test_values_that_nobody_waits_for_come_from_the_stream_of_their_gpu(standin):
+    """Pinned memory is asked for on the current GPU, which need not be theirs."""
+    x = jg.arange(4.0).pin_memory().to("cuda:1", non_blocking=True)
+    y = x.to("cpu", non_blocking=True)
+    jg.cuda.synchronize(1)
+    assert y.tolist() == [0, 1, 2, 3]
+
+
+def test_a_stream_lives_as_long_as_memory_that_is_lent_in_its_order(standin):
+    """Another one by the same handle would be lent what its work may still use."""
+    stream = jg.cuda.Stream()
+    lent = memory.allocate(512, stream)
+    del stream, lent
+    gc.collect()
+    assert "cuStreamDestroy_v2" not in standin.calls and memory.pool().reserved.current
+    jg.cuda.empty_cache()
+    gc.collect()
+    assert standin.calls.count("cuStreamDestroy_v2") == 1 and not memory.pool().reserved.current
+
+
 # code and launches
 
 @pytest.fixture
@@ -300,7 +344,7 @@ def three(n=4):
     return [jg.full((n,), float(k), device="cuda") for k in (1, 2, 0)]
 
 
-def test_functions_know_what_they_need(code):
+def test_functions_know_what_they_need(standin, code):
     add = code.function("add")
     assert add is code.function("add") and add.registers == 32 and add.max_threads == 1024
     assert add.blocks_per_multiprocessor(256) == 8 and add.occupancy(256) == 1.0 and add.occupancy(256, 116736) == 0.25
@@ -312,6 +356,12 @@ def test_functions_know_what_they_need(code):
         code.function("sub")
     with pytest.raises(DeviceError, match=r"another kind of GPU than Stand-in, sm_90.*NO_BINARY"):
         Module(b"sm_80/1")
+    standin.fail["cuModuleLoadData"] = 200
+    with pytest.raises(DeviceError, match=r"the driver, of CUDA 13\.0, does not know such machine code.*Update the NVIDIA"):
+        Module(b"add/4")
+    standin.fail["cuModuleLoadData"] = 2
+    with pytest.raises(DeviceError, match="machine code cannot be loaded"):
+        Module(b"add/4")
     code.unload()
 
 
@@ -353,6 +403,38 @@ def test_a_captured_plan_is_one_launch_and_follows_new_addresses(standin, code):
     assert standin.calls.count("cuGraphExecDestroy") == 2 == standin.calls.count("cuGraphDestroy")
 
 
+@pytest.mark.parametrize("mode", ["ours", "thread-local"])
+def test_what_the_collector_does_during_a_capture_leaves_it_alone(standin, code, monkeypatch, mode):
+    """It gives memory back, for which events are asked whether they have come; in another mode that ends the capture."""
+    x, y, _ = three()
+    lent = []
+    if mode == "ours":
+        lent += [pinned.allocate(512), memory.allocate(2 << 20, jg.cuda.Stream())]
+        for one in lent:
+            one.record_stream(jg.cuda.Stream())
+        del one
+    else:
+        monkeypatch.setattr(launch, "_RELAXED", 1)
+
+    class Collects:
+        def bind(self, addresses):
+            pass
+
+        def enqueue(self, stream):
+            lent.clear()
+            jg.ones(1 << 19, device="cuda")                                 # asks the driver for memory
+
+    add = Launch(code.function("add"), (1,), (4,), [Slot(0), Slot(1), Slot(1), np.int32(4)])
+    plan = LaunchPlan([add, Collects(), add], 2, driver.gpu())
+    plan.bind([x.data_ptr(), y.data_ptr()])
+    if mode == "ours":
+        plan.replay()
+        assert y.tolist() == [4] * 4 and not lent and standin.calls.count("cuGraphLaunch") == 1
+    else:
+        with pytest.raises(DeviceError, match=r"CAPTURE_(UNSUPPORTED|INVALIDATED)"):
+            plan.replay()
+
+
 def test_constants_change_from_replay_to_replay(standin, code):
     x = jg.ones(4, device="cuda")
     constants = ConstantBlock(4, driver.gpu(), depth=3)
@@ -366,10 +448,28 @@ def test_constants_change_from_replay_to_replay(standin, code):
         constants.write(bytes(8))
 
 
+def test_constants_on_their_way_outlive_their_block(standin):
+    """What they are copied from is not lent again before they are there."""
+    block = ConstantBlock(4096, driver.gpu(), depth=2)
+    block.write(b"\1" * 4096)
+    memory_, used = block.memory, block._ring[0][0].address
+    del block
+    others = [pinned.allocate(4096) for _ in range(4)]
+    assert used not in [one.address for one in others]
+    for one in others:
+        ctypes.memset(one.address, 7, 4096)
+    jg.cuda.synchronize()
+    assert standin.read(memory_.address, 4096) == b"\1" * 4096
+    assert pinned.allocate(4096).address == used
+
+
 def test_launches_that_cannot_be(standin, code):
     add = code.function("add")
     with pytest.raises(DeviceError, match=r"add: a grid of \(1, 1, 1\) blocks of \(32, 64, 1\) threads cannot be launched"):
         Launch(add, (1,), (32, 64), [])
+    for grid in ((0,), (2**31,), (1, 2**16), (1, 1, 2**16)):
+        with pytest.raises(DeviceError, match=r"cannot be launched: .*, a grid is at most \(2147483647, 65535"):
+            Launch(add, grid, (32,), [])
     with pytest.raises(DeviceError, match="argument 0 has 16 bytes"):
         Launch(add, (1,), (32,), [np.complex128(1)])
     plan = LaunchPlan([Launch(add, (2,), (32,), [0, 0, 0, np.int32(0)])], 0, driver.gpu())

@@ -10,8 +10,8 @@ import pytest
 import jitgrad as jg
 from jitgrad import nn
 from jitgrad.data import DataLoader, TensorDataset
-from jitgrad.errors import AutogradError, DeviceError
-from jitgrad.runtime.cuda import dispatch, driver
+from jitgrad.errors import AutogradError, DeviceError, DTypeError
+from jitgrad.runtime.cuda import dispatch, dlpack, driver
 from jitgrad.runtime.cuda.array import DeviceArray, copy_into, empty, to_host
 
 
@@ -258,19 +258,40 @@ def test_a_capsule_is_used_once_and_one_that_is_not_used_gives_back(standin):
     jg.from_dlpack(source)
     with pytest.raises(DeviceError, match="used already"):
         jg.from_dlpack(source)
+    elsewhere = y.__dlpack__(stream=-1)
+    dlpack.pointer_to(elsewhere).contents.tensor.device_id = 7
+    with pytest.raises(DeviceError, match="there is no device cuda:7"):
+        jg.from_dlpack(Once(elsewhere))
     unused = y.__dlpack__(stream=-1)
-    del y, source
+    del y, source, elsewhere                                                  # nobody has taken that one, either
     assert jg.cuda.memory_allocated() > 0
     del unused
     assert jg.cuda.memory_allocated() == 0
 
 
-def test_dlpack_orders_streams(standin):
+@pytest.mark.parametrize("named", [{"stream": 1}, {"stream": 2}, {"stream": None}, {}])
+def test_dlpack_orders_streams(standin, named):
     side = jg.cuda.Stream()
     with jg.cuda.stream(side):
         y = jg.ones(3).pin_memory().cuda(non_blocking=True)
-        y.__dlpack__(stream=1)                                                # the default stream waits for ours
+        y.__dlpack__(**named)                                                 # the default stream waits for ours
     assert y.tolist() == [1, 1, 1] and "wait" in standin.log
+
+
+def test_dlpack_orders_no_streams_when_it_is_told_so(standin):
+    with jg.cuda.stream(jg.cuda.Stream()):
+        y = jg.ones(3).cuda()
+        y.__dlpack__(stream=-1)
+        assert "cuStreamWaitEvent" not in standin.calls
+        with pytest.raises(DeviceError, match="stream 0 may be"):
+            y.__dlpack__(stream=0)
+
+
+class Foreign:
+    """An array of another library."""
+
+    def __init__(self, source, **changed):
+        self.source, self.__cuda_array_interface__ = source, {**source.__cuda_array_interface__, **changed}
 
 
 def test_the_cuda_array_interface(standin):
@@ -279,12 +300,23 @@ def test_the_cuda_array_interface(standin):
     assert described["data"] == (y.data_ptr(), False) and described["shape"] == (2, 3) and described["typestr"] == "<f4"
     assert described["strides"] is None and y.T.__cuda_array_interface__["strides"] == (4, 12)
     assert not hasattr(x, "__cuda_array_interface__") and not hasattr(y.requires_grad_(), "__cuda_array_interface__")
-
-    class Foreign:
-        __cuda_array_interface__ = y.detach().T.__cuda_array_interface__
-
-    shared = jg.as_tensor(Foreign())
+    shared = jg.as_tensor(Foreign(y.detach().T))
     assert shared.data_ptr() == y.data_ptr() and shared.tolist() == x.T.tolist()
+    empty = jg.as_tensor(Foreign(jg.empty(0, 3, device="cuda")))
+    assert empty.shape == (0, 3) and empty.get_device() == 0
+    with pytest.raises(DTypeError, match="a Foreign with a mask"):
+        jg.as_tensor(Foreign(y.detach(), mask=y.detach()))
+    with pytest.raises(DeviceError, match="is no memory of a GPU"):
+        jg.as_tensor(Foreign(y.detach(), data=(x.data_ptr(), False)))
+
+
+def test_an_interface_is_on_the_gpu_of_its_memory_and_waited_for(standin):
+    side = jg.cuda.Stream(1)
+    with jg.cuda.stream(side):
+        x = jg.arange(6.0).pin_memory().to("cuda:1", non_blocking=True)
+    shared = jg.as_tensor(Foreign(x, stream=side.cuda_stream))
+    assert shared.get_device() == 1 and jg.cuda.current_device() == 0
+    assert shared.tolist() == list(range(6)) and "wait" in standin.log
 
 
 # pinned memory, loaders, files

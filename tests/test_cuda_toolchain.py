@@ -165,6 +165,39 @@ def turn(x: pointer[f32], y: pointer[f32]) -> block[{threads}]:
         execute(compile_ptx(broken), 1, threads, [x, Garbage(threads, np.float32)])
 
 
+def between_conditions(word):
+    """A word for all threads of a warp between two conditions that some of them meet."""
+    return f"""
+def between(x: pointer[f32], out: pointer[f32], n: i32) -> block[32]:
+    tile = shared(0, f32, 32)
+    lane = thread()
+    store(tile, lane, f32(lane), 2, 3)
+    warp_barrier()
+    a = f32(0)
+    if lane < n:
+        a = load(x, lane, 0, 3)
+    {word}
+    b = f32(0)
+    if lane < n:
+        b = f32(load(x, lane, 0, 3) + f32(found))
+        store(out, lane, f32(a + b), 1, 3)
+"""
+
+
+@pytest.mark.parametrize(("word", "instruction"), [
+    ("found, _ = load_matrix_x2(shared_address(tile))", "ldmatrix.sync"),
+    ("found = shuffle(i32(lane * 3), 4)", "shfl.sync"), ("_, found = scan_warp(f32(lane * 2))", "shfl.sync")])
+def test_what_a_warp_does_together_stays_outside_of_conditions(word, instruction):
+    """LLVM would join the two conditions and give either way a copy of what stands between them."""
+    ptx = compile_ptx(between_conditions(word), "sm_90a")
+    assert ptx.count(instruction) == (5 if "scan" in word else 1)
+    x = numbers(32)
+    out = execute(ptx, 1, 32, [x, np.zeros(32, np.float32), 7])[1]
+    rows = np.tile(np.arange(4, dtype=np.float32).view(np.int32), 8)         # all eight rows are the first one of the tile
+    wanted = rows if "matrix" in word else np.full(32, 992) if "scan" in word else (np.arange(32) ^ 4) * 3
+    np.testing.assert_allclose(out[:7], (x + (x + wanted.astype(np.float32)))[:7], rtol=1e-6)
+
+
 # --- tensor cores ------------------------------------------------------------------------------------------------------
 
 def product_text(dtype="bf16", name="product"):

@@ -131,6 +131,42 @@ def test_exchange_with_pytorch():
     assert ours.shape == (2, 3) and ours.stride() == (1, 2) and ours.tolist() == [[1] * 3] * 2
 
 
+def slowly(lib, count=20):
+    """As many ones added to zeros, one after the other, by whichever library, in its current stream."""
+    total = lib.zeros(1 << 22, device="cuda")
+    for _ in range(count):
+        total = total + 1
+    return total
+
+
+def test_streams_are_ordered_with_those_of_pytorch():
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this PyTorch cannot use the GPU")
+    with jg.cuda.stream(jg.cuda.Stream()):
+        ours = slowly(jg)
+        by_default = torch.from_dlpack(ours)
+        with torch.cuda.stream(torch.cuda.Stream()):
+            aside = torch.from_dlpack(ours).min().item()
+    assert by_default.min().item() == 20 == aside
+    with torch.cuda.stream(torch.cuda.Stream()):
+        theirs = slowly(torch)
+        assert jg.from_dlpack(theirs).min().item() == 20
+
+
+def test_exchange_with_cupy():
+    cupy = pytest.importorskip("cupy")
+    x = jg.arange(12.0, device="cuda").reshape(3, 4)
+    for theirs in (cupy.from_dlpack(x), cupy.asarray(x), cupy.asarray(x.T)):
+        assert theirs.data.ptr == x.data_ptr() and float(theirs.sum()) == 66
+    made = cupy.arange(6, dtype=cupy.float32).reshape(2, 3).T
+    for ours in (jg.from_dlpack(made), jg.as_tensor(made)):
+        assert ours.data_ptr() == made.data.ptr and ours.tolist() == made.tolist()
+    with jg.cuda.stream(jg.cuda.Stream()):
+        aside = cupy.from_dlpack(slowly(jg))
+    assert float(aside.min()) == 20
+
+
 def test_products_in_tf32():
     """Allowed, they are less exact than float32, and no worse than factors of 10 bits behind the point."""
     x, y = jg.randn(300, 500), jg.randn(500, 200)

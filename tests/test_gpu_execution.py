@@ -134,6 +134,17 @@ def test_second_gpu_and_streams(executing):
         np.testing.assert_allclose(y.item(), (tensor("cpu", 5) * 2).sum().item(), rtol=1e-6)
 
 
+def test_constants_of_a_plan_wait_for_every_stream_that_reads_them(executing):
+    """They were allocated in the order of the first one."""
+    double = jg.compile(lambda x: x.sort()[0] * jg.tensor(np.float32(2)))
+    x, side = tensor("cuda", 5), jg.cuda.Stream()
+    double(x)
+    with jg.cuda.stream(side):
+        double(x)
+    (block,) = {plan.constants.owner._block for plan in gpu_plans._plans.values() if plan.constants is not None}
+    assert block.others == [side]
+
+
 FIRST = {name: samples[0] for name, samples in SAMPLES.items() if name != "region"}
 
 

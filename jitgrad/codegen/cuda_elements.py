@@ -79,7 +79,7 @@ def lower_elements(region: Region, geometry: Geometry, name: str, buffers: Seque
     writer.flush()
     writer.close()
     kernel, arguments = writer.kernel(f"{name}_direct_{kernel_name(region.body).removeprefix('fused_')}")
-    wide = is_wide(geometry) or any(v.type.size >= cuda_templates.WIDE for v in (*region.body.inputs, *region.body.outputs))
+    wide = is_wide(geometry) or cuda_templates.is_wide(region.body)
     return pack(kernel, arguments, -(-product.type.size // THREADS), THREADS, aligned, wide)
 
 

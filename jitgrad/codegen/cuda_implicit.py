@@ -112,8 +112,7 @@ class Convolution:
         made.write()
         self.epilogue(writer, region, made).write()
         kernel, arguments = writer.kernel(f"{self.name}_{kernel_name(region.body).removeprefix('fused_')}")
-        wide = self.elements >= cuda_templates.WIDE
-        wide = wide or any(v.type.size >= cuda_templates.WIDE for v in (*region.body.inputs, *region.body.outputs))
+        wide = self.elements >= cuda_templates.WIDE or cuda_templates.is_wide(region.body)
         grid = math.prod([*counts, *[size for _, size in self.batch]])
         return pack(kernel, arguments, grid, tile.threads, self.aligned, wide)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from jitgrad.codegen.call import Call, split
 from jitgrad.codegen.cuda_call import blocks_for, gpu_launch, is_wide, kernel_text, lowers_on_gpu
 from jitgrad.codegen.cuda_movement import copy_unless_shared, unit_of
-from jitgrad.codegen.cuda_sort import MOST_PLACES, Lines, halves, scratch_for, sort_long
+from jitgrad.codegen.cuda_sort import MOST_PLACES, Lines, halves, looks_far, scratch_for, sort_long
 from jitgrad.codegen.cuda_templates import THREADS, WIDE
 from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLowered, Table
 from jitgrad.codegen.library_movement import Dimension, merge, strides
@@ -104,7 +104,7 @@ def lower_scatter_add(call: Call, aligned: bool) -> CudaLowered | None:
 def added(call: Call, aligned: bool, make: CudaLaunch, count: int, numbers: tuple[int, ...]) -> CudaLowered:
     """Sort the `count` keys that `make` writes to scratch buffer 4, and add what belongs to equal ones. `numbers` are those
     of `add_rows`."""
-    x, wide = call.inputs[0], is_wide(call)
+    x, wide = call.inputs[0], is_wide(call) or looks_far(count, count)
     copied = copy_unless_shared(call, aligned)
     if not numbers[0]:
         return CudaLowered((*copied, make), (8, 8, 8, 8, 4 * max(count, 1)))

@@ -205,8 +205,7 @@ class _Lowering:
         tile, writer = tile_of(self.dtype, large, self.allowed.tf32), region.writer()
         operands = (factors.a, factors.first, (m, k)), (factors.b, turned(factors.second), (n, k))
         a, b = [self.side(writer, tile, name, *operand) for name, operand in zip("ab", operands, strict=True)]
-        values = (*self.body.inputs, *self.body.outputs, *self.node.inputs, self.product)
-        wide = any(v.type.size >= cuda_templates.WIDE for v in values)
+        wide = cuda_templates.is_wide(self.body)
         by_warpgroups = large and not wide and self.suits_warpgroups([a, b])
         if by_warpgroups:
             tile = warpgroup_tile(self.dtype, columns_of(n, prod(sizes) * -(-m // 128)))

@@ -118,6 +118,9 @@ def _lower(tree: ast.Module, header: Header, arch: str) -> llvm.ModuleRef:
     for item in [*module.functions, *module.global_variables]:
         if not item.is_declaration and item.name != header.name:
             item.linkage = "internal"
+    for item in module.functions:
+        if not item.is_declaration:
+            item.add_function_attribute("convergent")       # it may have barriers and shuffles; LLVM finds out which do not
     return module
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from jitgrad.codegen.call import Call, split
 from jitgrad.codegen.cuda_call import blocks_for, gpu_launch, is_wide, kernel_text, lowers_on_gpu
 from jitgrad.codegen.cuda_scan import Scan
+from jitgrad.codegen.cuda_templates import WIDE
 from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLowered
 from jitgrad.dtypes import DType, bool_, int32
 from jitgrad.kernels.cuda import sort
@@ -95,8 +96,15 @@ def sort_pieces(lines: Lines, memory: Halves, kept: int, stride: int, turn: int 
                       stride, run, flip, int(turn > 0), wide=lines.wide, alignment=alignment)
 
 
+def looks_far(elements: int, size: int) -> bool:
+    """Whether merging or searching lines of `size`, of so many `elements`, needs indices in int64 where elements alone would
+    not: the distance to look at is doubled, which leads up to two lines beyond the last one."""
+    return elements + 2 * size >= WIDE
+
+
 def sort_long(lines: Lines, memory: Halves) -> tuple[list[CudaLaunch], int]:
     """The launches that sort lines of any length, and the half in which the result lies."""
+    lines = replace(lines, wide=lines.wide or looks_far(lines.count * lines.size, lines.size))
     launches, width = [sort_pieces(lines, memory, SPAN, lines.size)], SPAN
     elements, source = lines.count * lines.size, lines.text(sort.merge_pieces)
     while width < lines.size:

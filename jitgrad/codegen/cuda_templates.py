@@ -32,20 +32,26 @@ from jitgrad.codegen.space import Space, make_space, outer_axes, spread
 from jitgrad.codegen.templates import kernel_name, store_outputs, turned_group
 from jitgrad.codegen.writer import Writer, compute_dtype
 from jitgrad.dtypes import DType
+from jitgrad.ir.graph import Graph
 
 THREADS = 256
 ACCESS = 16
 """Bytes of the widest access of a thread."""
 
-WIDE = 2**31 - 2**16
-"""Tensors of so many elements are indexed in int64."""
+WIDE = 2**31 - 2**20
+"""Tensors of so many elements are indexed in int64. Of smaller ones int32 has the numbers of threads beyond the end, too."""
 
 
 def finish(writer: Writer, region: Region, grid: int, aligned: bool, phase: str = "", threads: int = THREADS) -> CudaLaunch:
     """The launch of a finished kernel."""
-    wide = any(v.type.size >= WIDE for v in (*region.body.inputs, *region.body.outputs))
     kernel, arguments = writer.kernel(kernel_name(region.body) + phase)
-    return pack(kernel, arguments, grid, threads, aligned, wide)
+    return pack(kernel, arguments, grid, threads, aligned, is_wide(region.body))
+
+
+def is_wide(body: Graph) -> bool:
+    """Whether the indices of a kernel for `body` are in int64. What is never in memory counts, too: threads are numbered by
+    the elements of all that is computed."""
+    return any(v.type.size >= WIDE for v in (*body.inputs, *[made for node in body.nodes for made in node.outputs]))
 
 
 def pack(kernel: Kernel, arguments: tuple[Buffer | Table | BoxMap | int, ...], grid: int, threads: int, aligned: bool,

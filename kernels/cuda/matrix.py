@@ -22,9 +22,10 @@ GLOBAL, SHARED = 1, 3                           # address spaces
 
 
 def assembly(builder: ir.IRBuilder, text: str, result: ir.Type, arguments: list[ir.Value], constraints: str) -> ir.Value:
-    """An instruction of PTX, which stays where it is among others of its kind."""
+    """An instruction of PTX, which stays where it is among others of its kind. It is convergent: LLVM must not give threads
+    that come there together a copy each, behind a condition, since many of these a warp carries out as a whole."""
     kind = ir.FunctionType(result, [argument.type for argument in arguments])
-    return builder.call(ir.InlineAsm(kind, text, constraints, side_effect=True), arguments)
+    return builder.call(ir.InlineAsm(kind, text, constraints, side_effect=True), arguments, attrs=("convergent",))
 
 
 def _places(first: int, count: int) -> str:

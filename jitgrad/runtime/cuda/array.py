@@ -204,13 +204,11 @@ def to_host(array: DeviceArray, non_blocking: bool = False) -> np.ndarray:
     if not array.size:
         return np.empty(array.shape, array.dtype)
     low, nbytes = span(array)
+    buffer = pinned.allocate(nbytes) if non_blocking else None              # which may make another GPU current
     stream = streams.current_stream(array.gpu.index)
-    if non_blocking:
-        buffer = pinned.allocate(nbytes)
+    if buffer is not None:
         buffer.record_stream(stream)
-        raw = np.asarray(buffer)
-    else:
-        raw = np.empty(nbytes, np.uint8)
+    raw = np.empty(nbytes, np.uint8) if buffer is None else np.asarray(buffer)
     array.gpu.driver.call("cuMemcpyDtoHAsync_v2", raw.ctypes.data, array.address + low, nbytes, stream.handle)
     if not non_blocking:
         stream.synchronize()

@@ -17,9 +17,12 @@ from jitgrad import dtypes
 from jitgrad.errors import DeviceError, DTypeError, complain
 from jitgrad.runtime.cuda import driver, streams
 from jitgrad.runtime.cuda.array import DeviceArray
+from jitgrad.runtime.cuda.driver import Gpu
 from jitgrad.shapes import contiguous_strides
 
 CUDA = 2                                         # kDLCUDA
+NOBODY, LEGACY = -1, 1                           # of the array API's numbers of streams: no order, the default stream
+_MEMORY_OF = 9                                   # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
 _CODES = {"i": 0, "u": 1, "f": 2, "c": 5, "b": 6}           # by category; bfloat16 has a code of its own
 _BFLOAT16 = 4
 
@@ -71,12 +74,13 @@ _delete, _destroy_capsule = _Deleter(_forget), CFUNCTYPE(None, c_void_p)(_forget
 
 def export(array: DeviceArray, stream: int | None = None) -> Any:
     """A capsule of `array`, whose memory it keeps alive. `stream` is the handle of the consumer's stream, which waits for
-    ours; None or -1: nobody waits."""
-    if stream is not None and stream not in (-1, 0):
-        ours = streams.current_stream(array.gpu.index)
-        handle = 0 if stream == 1 else stream               # 1 is the legacy default stream
-        if handle != ours.handle:
-            streams.Stream(array.gpu.index, _handle=handle).wait_stream(ours)
+    ours; None: the default stream does; -1: nobody does."""
+    if stream == 0:
+        raise complain(DeviceError, "dlpack", "stream 0 may be the default stream of all threads or of one",
+                       fix="Say 1 for the first, 2 for the second")
+    ours = streams.current_stream(array.gpu.index)
+    if stream != NOBODY and (theirs := _stream_of(stream, array.gpu)) != ours:
+        theirs.wait_stream(ours)
     dtype = dtypes.from_numpy(array.dtype)
     code = _BFLOAT16 if dtype is dtypes.bfloat16 else _CODES[dtype.category]
     shape = (c_int64 * array.ndim)(*array.shape)
@@ -85,6 +89,11 @@ def export(array: DeviceArray, stream: int | None = None) -> Any:
     managed = _Managed(tensor, None, _delete)
     _exported[ctypes.addressof(managed)] = managed, shape, strides, array
     return _new_capsule(ctypes.addressof(managed), _FRESH, ctypes.cast(_destroy_capsule, c_void_p))
+
+
+def _stream_of(number: int | None, gpu: Gpu) -> streams.Stream:
+    """The stream with that number of the array API's, which the driver's handles are but for the default stream."""
+    return streams.Stream(gpu.index, _handle=0 if number in (None, 0, LEGACY) else number)
 
 
 class _Foreign:
@@ -98,20 +107,25 @@ class _Foreign:
             self._managed.contents.deleter(self._managed)
 
 
+def pointer_to(capsule: Any) -> Any:
+    """To the structure in a capsule that nobody has used."""
+    return ctypes.cast(_pointer(capsule, _FRESH), POINTER(_Managed))
+
+
 def import_capsule(capsule: Any) -> DeviceArray:
     """The array of a capsule in the memory of a GPU."""
     if not _is_valid(capsule, _FRESH):
         raise complain(DeviceError, "from_dlpack", "the capsule has been used already, or is none of DLPack")
-    managed = ctypes.cast(_pointer(capsule, _FRESH), POINTER(_Managed))
+    managed = pointer_to(capsule)
     tensor = managed.contents.tensor
     if tensor.device_type != CUDA:
         raise complain(DeviceError, "from_dlpack", f"the array is on a device of DLPack's type {tensor.device_type}, which "
                        "is no GPU of CUDA")
-    dtype = _dtype_of(tensor)
+    dtype, gpu = _dtype_of(tensor), driver.gpu(tensor.device_id)        # behind errors the capsule is still the producer's
     shape = tuple(tensor.shape[:tensor.ndim])
     elements = tuple(tensor.strides[:tensor.ndim]) if tensor.strides else contiguous_strides(shape)
     _rename(capsule, _USED)
-    return DeviceArray(_Foreign(managed), driver.gpu(tensor.device_id), (tensor.data or 0) + tensor.byte_offset, shape,
+    return DeviceArray(_Foreign(managed), gpu, (tensor.data or 0) + tensor.byte_offset, shape,
                        tuple([s * dtype.itemsize for s in elements]), dtype)
 
 
@@ -127,14 +141,26 @@ def _dtype_of(tensor: _Tensor) -> np.dtype[Any]:
 
 
 def from_interface(source: Any) -> DeviceArray:
-    """The array of an object with ``__cuda_array_interface__`` (version 3), which is kept alive."""
+    """The array of an object with ``__cuda_array_interface__`` (version 3), which is kept alive. It is on the GPU that has
+    its memory, whose current stream waits for the stream that the object names."""
     described = source.__cuda_array_interface__
+    if described.get("mask") is not None:
+        raise complain(DTypeError, "as_tensor", f"a {type(source).__name__} with a mask has values that are none",
+                       fix="Fill them in first")
     dtype = dtypes.from_numpy(np.dtype(described["typestr"])).numpy
-    shape = tuple(described["shape"])
+    shape, address = tuple(described["shape"]), described["data"][0]
     strides = described.get("strides") or tuple([s * dtype.itemsize for s in contiguous_strides(shape)])
-    gpu = driver.gpu()
-    stream = described.get("stream")
-    if stream:
-        theirs = streams.Stream(gpu.index, _handle=0 if stream == 1 else stream)
-        streams.current_stream(gpu.index).wait_stream(theirs)
-    return DeviceArray(source, gpu, described["data"][0], shape, tuple(strides), dtype)
+    gpu, stream = _gpu_of(address), described.get("stream")
+    if stream is not None and (theirs := _stream_of(stream, gpu)) != (ours := streams.current_stream(gpu.index)):
+        ours.wait_stream(theirs)
+    return DeviceArray(source, gpu, address, shape, tuple(strides), dtype)
+
+
+def _gpu_of(address: int) -> Gpu:
+    """The GPU that has the memory at an address; an empty array has none and is on the current one."""
+    gpu, found = driver.gpu(), c_int()
+    if not address:
+        return gpu
+    if gpu.driver.status("cuPointerGetAttribute", ctypes.addressof(found), _MEMORY_OF, address):
+        raise complain(DeviceError, "as_tensor", f"at {address:#x} is no memory of a GPU")
+    return driver.gpu(found.value)

@@ -42,6 +42,7 @@ PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "cuMemGetInfo_v2": (_OUT_SIZE, _OUT_SIZE),
     "cuMemAlloc_v2": (_OUT_ADDRESS, c_size_t),
     "cuMemFree_v2": (_ADDRESS,),
+    "cuPointerGetAttribute": (c_void_p, c_int, _ADDRESS),
     "cuMemHostAlloc": (_OUT_HANDLE, c_size_t, c_uint),
     "cuMemFreeHost": (c_void_p,),
     "cuMemcpyHtoDAsync_v2": (_ADDRESS, c_void_p, c_size_t, c_void_p),
@@ -156,6 +157,13 @@ class Driver:
         self.call("cuDeviceGetCount", count)
         self.count = count.value
         self.pinned: Any = None
+
+    @property
+    def version(self) -> str:
+        """The newest CUDA that the driver knows, such as "13.0"."""
+        found = c_int()
+        self.call("cuDriverGetVersion", found)
+        return f"{found.value // 1000}.{found.value % 1000 // 10}"
 
     def status(self, name: str, *arguments: Any) -> int:
         """Call a function; its error code."""

@@ -30,9 +30,10 @@ from jitgrad.runtime.cuda.driver import DriverError, Gpu
 from jitgrad.runtime.cuda.module import Function
 from jitgrad.runtime.cuda.streams import Event, Stream
 
-_THREAD_LOCAL = 1                               # capture mode: other threads may go on as they like
+_RELAXED = 2                                    # capture mode: nothing that is called meanwhile breaks the capture
 _UINT16, _PLAIN, _SWIZZLE_128, _PROMOTE_256, _ZEROS = 1, 0, 3, 3, 0           # of the driver's tensor maps
 MAP_BYTES = 128
+LARGEST_GRID = 2**31 - 1, 65535, 65535
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +105,11 @@ class Launch:
     def _check(self) -> None:
         threads = self.block[0] * self.block[1] * self.block[2]
         most = self.function.max_threads
-        if min(*self.grid, *self.block) < 1 or threads > most:
+        fits = all(1 <= size <= limit for size, limit in zip(self.grid, LARGEST_GRID, strict=True))
+        if not fits or min(self.block) < 1 or threads > most:
             raise complain(DeviceError, self.function.name, f"a grid of {self.grid} blocks of {self.block} threads cannot "
-                           f"be launched: sizes are 1 or more, a block of this kernel has at most {most} threads")
+                           f"be launched: sizes are 1 or more, a grid is at most {LARGEST_GRID}, a block of this kernel has "
+                           f"at most {most} threads")
 
     def _write(self, k: int, argument: Argument) -> None:
         if isinstance(argument, Slot):
@@ -248,9 +251,12 @@ class Graph:
 
 
 def capture(enqueue: Callable[[Stream], None], gpu: Gpu) -> Graph:
-    """What `enqueue(stream)` puts into a stream, as a graph; nothing of it runs. When it raises, the capture ends."""
+    """What `enqueue(stream)` puts into a stream, as a graph; nothing of it runs. When it raises, the capture ends.
+
+    In the stricter modes of capture this thread may not ask whether an event has come, nor ask for memory; Python's
+    collector does both, whenever it likes, when it gives back what a capture has nothing to do with."""
     stream = Stream(gpu.index)                            # the default stream cannot be captured
-    gpu.driver.call("cuStreamBeginCapture_v2", stream.handle, _THREAD_LOCAL)
+    gpu.driver.call("cuStreamBeginCapture_v2", stream.handle, _RELAXED)
     handle = c_void_p()
     try:
         enqueue(stream)
@@ -285,6 +291,7 @@ class ConstantBlock:
         piece, done = self._ring[self._next]
         self._next = (self._next + 1) % len(self._ring)
         done.synchronize()
+        piece.record_stream(stream)                        # which may still read it when this block is gone
         ctypes.memmove(piece.address, raw, len(raw))
         self.gpu.activate().driver.call("cuMemcpyHtoDAsync_v2", self.address, piece.address, len(raw), stream.handle)
         done.record(stream)

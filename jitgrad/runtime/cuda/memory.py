@@ -94,6 +94,8 @@ class Pool:
         self.allocations, self.segments = Counter(), Counter()           # how many
         self.retries = self.failures = 0
         self._free: dict[tuple[int, bool], list[tuple[int, int, Block]]] = {}    # (stream, small) -> by size, address
+        self._streams: dict[int, list[Stream]] = {}       # by handle, once for each segment that is theirs: while a stream
+                                                          # lives, the driver calls no other one by its handle
         self._waiting: list[tuple[Block, list[Event]]] = []
         self._returned: deque[Block] = deque()            # given back, but not yet entered
         self._lock = threading.Lock()
@@ -106,7 +108,7 @@ class Pool:
         with self._lock:
             self._settle()
             self._reclaim()
-            block = self._best(size, stream.handle) or self._new_segment(size, stream.handle, nbytes)
+            block = self._best(size, stream.handle) or self._new_segment(size, stream, nbytes)
             self._split(block, size)
             block.free = False
             self.allocated.add(block.size)
@@ -146,6 +148,7 @@ class Pool:
                 self.gpu.driver.call("cuMemFree_v2", entry[2].address)
                 self.reserved.take(entry[0])
                 self.segments.take(1)
+                self._streams[entry[2].gpu_stream].pop()
 
     def _settle(self) -> None:
         while self._returned:
@@ -180,7 +183,7 @@ class Pool:
             return None                                   # far too large: better a segment of the right size
         return entries.pop(at)[2]
 
-    def _new_segment(self, size: int, stream: int, nbytes: int) -> Block:
+    def _new_segment(self, size: int, stream: Stream, nbytes: int) -> Block:
         whole = SMALL_SEGMENT if size <= SMALL else MEDIUM_SEGMENT if size < MEDIUM \
             else -(-size // LARGE_ROUND) * LARGE_ROUND
         address = self._ask(whole)
@@ -194,7 +197,8 @@ class Pool:
             raise self._out_of_memory(nbytes)
         self.reserved.add(whole)
         self.segments.add(1)
-        return Block(address, whole, stream)
+        self._streams.setdefault(stream.handle, []).append(stream)
+        return Block(address, whole, stream.handle)
 
     def _ask(self, size: int) -> int | None:
         address = c_uint64()

@@ -13,7 +13,7 @@ from jitgrad.errors import DeviceError, complain
 from jitgrad.runtime.cuda import driver
 from jitgrad.runtime.cuda.driver import Gpu
 
-NO_BINARY_FOR_GPU, NOT_FOUND = 209, 500
+INVALID_IMAGE, NO_BINARY_FOR_GPU, UNSUPPORTED_PTX, NOT_FOUND = 200, 209, 222, 500
 ATTRIBUTES = {"max_threads": 0, "shared_bytes": 1, "constant_bytes": 2, "local_bytes": 3, "registers": 4,
               "max_dynamic_shared_bytes": 8}
 """What a `Function` knows of itself, by the driver's numbers (CUfunction_attribute)."""
@@ -69,6 +69,10 @@ class Module:
         if code == NO_BINARY_FOR_GPU:
             raise self.gpu.driver.error(code, "cuModuleLoadData", "the machine code is for another kind of GPU than "
                                         f"{self.gpu.name}, sm_{self.gpu.major}{self.gpu.minor}")
+        if code in (INVALID_IMAGE, UNSUPPORTED_PTX):
+            raise self.gpu.driver.error(
+                code, "cuModuleLoadData", f"the driver, of CUDA {self.gpu.driver.version}, does not know such machine code",
+                "Update the NVIDIA driver, or install an nvidia-nvjitlink of its version")
         if code:
             raise self.gpu.driver.error(code, "cuModuleLoadData", "machine code cannot be loaded")
         self.handle = handle.value

@@ -81,12 +81,13 @@ class PinnedPool:
         """Give idle memory back to the system."""
         with self._lock:
             self._settle()
+            driver.gpu()                                    # a context has to be current
             for addresses in self._idle.values():
                 while addresses:
                     self._driver.call("cuMemFreeHost", addresses.pop())
 
     def _ask(self, capacity: int) -> int:
-        driver.gpu()                                        # a context has to be current
+        driver.gpu()                                        # likewise
         found = c_void_p()
         self._driver.call("cuMemHostAlloc", found, capacity, _PORTABLE)
         assert found.value is not None

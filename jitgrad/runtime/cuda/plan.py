@@ -114,6 +114,8 @@ class Frame:
         self.plan, self.spec, self.gpu, self.stream = plan, plan.spec, plan.gpu, stream
         self.lock = threading.Lock()
         self.calls = 0
+        if plan.constants is not None:
+            plan.constants.record_stream(stream)           # the first frame's need not be this one's
         inputs, outputs = len(self.spec.inputs), len(self.spec.outputs)
         self.first = {"input": 0, "output": inputs, "arena": inputs + outputs}
         self.first |= {space: inputs + outputs + k for k, space in enumerate(_SPACES)}
@@ -207,7 +209,7 @@ class Frame:
         lent = self._arena(captured)
         addresses = self._addresses(inputs, places, own, lent)
         if self.words.size:
-            self.gpu.driver.call("cuMemsetD8Async", self.words.address, 0, self.words.nbytes, self.stream.handle)
+            self.gpu.activate().driver.call("cuMemsetD8Async", self.words.address, 0, self.words.nbytes, self.stream.handle)
         return Ready(places, own, addresses, lent)
 
     def carry_out(self, step: Step, addresses: list[int], captured: bool) -> None:
