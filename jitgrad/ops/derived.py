@@ -39,10 +39,14 @@ class Derived(Op):
     definition: Callable[..., Any] = lambda: None
 
     def __call__(self, *inputs: Any, **attrs: Any) -> Any:
-        carries_out = getattr(state.current, "carries_out", None)
-        if carries_out is not None and inputs[0].dtype in _WIDE and carries_out(self, inputs):
+        if self.in_one_step(*inputs):
             return state.current.run(self, inputs, attrs)  # type: ignore[union-attr]
         return self.definition(*inputs, **attrs)
+
+    def in_one_step(self, *inputs: Any) -> bool:
+        """Whether it is now carried out in one step on these operands, rather than by its definition."""
+        carries_out = getattr(state.current, "carries_out", None)
+        return carries_out is not None and inputs[0].dtype in _WIDE and carries_out(self, inputs)
 
 
 _WIDE = (float32, float64)
