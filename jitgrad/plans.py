@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jitgrad import config
-from jitgrad.ir.graph import Graph
+from jitgrad.ir.graph import Graph, Where
 from jitgrad.runtime import build as kernels, cache, native, threads
 from jitgrad.runtime.plan import Plan, load_plan
 from jitgrad.runtime.spec import PlanSpec
@@ -43,11 +43,17 @@ def compile_graph(graph: Graph, memory_budget: float = 1.0, *, tuned: bool = Fal
     with _lock:
         plan = _plans.get(key)
         if plan is None:
-            plan = _plans[key] = _load(key) or _compile(graph, key, memory_budget, tuned)
+            plan = _plans[key] = _load(graph, key) or _compile(graph, key, memory_budget, tuned)
             if len(_plans) > PLANS_IN_MEMORY:
                 _plans.popitem(last=False)
         _plans.move_to_end(key)
-        return plan
+        return plan.told_by(lines(graph))
+
+
+def lines(graph: Graph) -> tuple[Where, ...]:
+    """The user's lines at which the nodes of a graph as traced were recorded. They are no part of its key, nor of its
+    plan: code that was moved about finds the plan that it had, and errors name the line where it stands now."""
+    return tuple([node.where for node in graph.nodes])
 
 
 def plan_key(graph: Graph, memory_budget: float = 1.0, *, tuned: bool = False) -> str:
@@ -68,13 +74,13 @@ _plans: OrderedDict[str, Plan] = OrderedDict()
 _lock = threading.RLock()
 
 
-def _load(key: str) -> Plan | None:
-    """The plan stored under `key`; None when there is none, or when it is damaged."""
+def _load(graph: Graph, key: str) -> Plan | None:
+    """The plan of `graph` stored under `key`; None when there is none, or when it is damaged."""
     data = cache.current().get("plans", key)
     if data is None:
         return None
     try:
-        return load_plan(PlanSpec.from_json(data.decode()))
+        return load_plan(PlanSpec.from_json(data.decode()), lines(graph))
     except ValueError:
         return None
 
@@ -102,7 +108,7 @@ def _compile(graph: Graph, key: str, memory_budget: float, tuned: bool) -> Plan:
     addresses = kernels.kernels([*sources, *threads.sources(spec.is_grouped)])
     if tuner is None or tuner.complete:
         cache.current().put("plans", key, spec.to_json().encode())
-    return Plan(spec, addresses)
+    return Plan(spec, addresses, lines(graph))
 
 
 @remember

@@ -99,16 +99,17 @@ def plan_of(types: list[str], outputs: list[str], *steps: tuple, arena: int = 0,
     entries, sources = [], {}
     for number, step in enumerate(steps):
         if isinstance(step, HostCall):
-            entries.append(Entry(step.op, None, step, 1, (), ("train.py", number)))
+            entries.append(Entry(step.op, None, step, 1, (), number))
             continue
         text, items, arguments = step
         key = build.kernel_key(text)
         sources[key] = text
-        entries.append(Entry(f"step{number}", key, None, items, arguments, ("train.py", number)))
+        entries.append(Entry(f"step{number}", key, None, items, arguments, number))
     spec = PlanSpec(tuple(map(parse_type, types)),
                     tuple(Output(parse_type(t), ("output", k)) for k, t in enumerate(outputs)),
                     (), constants, arena, tuple(entries), sources)
-    return Plan(spec, build.kernels([(text, "test") for text in sources.values()]))
+    return Plan(spec, build.kernels([(text, "test") for text in sources.values()]),
+                [("train.py", number) for number in range(len(steps))])
 
 
 def add_plan(rows: int, columns: int, items: int | None = None) -> Plan:

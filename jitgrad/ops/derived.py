@@ -53,11 +53,11 @@ _WIDE = (float32, float64)
 
 
 def derived(eager: Callable[..., Any], vjp: tuple[Callable[..., Any] | None, ...] | None = None, *,
-            view: bool = False) -> Callable[..., Op]:
+            view: bool = False) -> Callable[..., Derived]:
     """Decorates a function of primitives: `eager` is what it computes, on arrays that are given in float32 or float64;
     `vjp` the gradient rules (see `jitgrad.ir.op`)."""
 
-    def decorate(definition: Callable[..., Any]) -> Op:
+    def decorate(definition: Callable[..., Any]) -> Derived:
         name = definition.__name__.strip("_")
         parameters = inspect.signature(definition).parameters.values()
         operands = tuple([p.name for p in parameters if p.kind is not p.KEYWORD_ONLY])
