@@ -7,13 +7,11 @@ cache are compiled, in two processes when there are several.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache as remember
 from importlib import import_module
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jitgrad import config
+from jitgrad.garbage import Uncollected
 from jitgrad.ir.graph import Graph, Where
 from jitgrad.runtime import build as kernels, cache, native, threads
 from jitgrad.runtime.plan import Plan, load_plan
@@ -85,27 +84,15 @@ def _load(graph: Graph, key: str) -> Plan | None:
         return None
 
 
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """No cyclic garbage is collected in here: a compilation makes a million objects, most of which it keeps."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@_uncollected()
 def _compile(graph: Graph, key: str, memory_budget: float, tuned: bool) -> Plan:
     tuner: Any = import_module("jitgrad.tuning").Tuner() if tuned else None
-    spec: PlanSpec = import_module("jitgrad.pipeline").build(graph, memory_budget, tuner).spec
-    if tuner:
-        spec = replace(spec, choices=tuple(tuner.decisions.values()))
-    names = spec.kernels
-    sources = [(text, names[kernel]) for kernel, text in spec.sources.items()]
-    addresses = kernels.kernels([*sources, *threads.sources(spec.is_grouped)])
+    with Uncollected():
+        spec: PlanSpec = import_module("jitgrad.pipeline").build(graph, memory_budget, tuner).spec
+        if tuner:
+            spec = replace(spec, choices=tuple(tuner.decisions.values()))
+        names = spec.kernels
+        sources = [(text, names[kernel]) for kernel, text in spec.sources.items()]
+        addresses = kernels.kernels([*sources, *threads.sources(spec.is_grouped)])
     if tuner is None or tuner.complete:
         cache.current().put("plans", key, spec.to_json().encode())
     return Plan(spec, addresses, lines(graph))

@@ -173,7 +173,8 @@ class Frame:
         starts = []
         for entry in plan.spec.entries:
             starts.append(place)
-            self._write(place, self.address, *[_known_argument(a, plan.kernels) for a in entry.arguments])
+            self._write(place, self.address, *[a if type(a) is int else _known_argument(a, plan.kernels)
+                                               for a in entry.arguments])
             place += 8 * (1 + len(entry.arguments))
         return starts
 

@@ -344,7 +344,7 @@ def _read_entry(data: Any) -> Entry:
                                      _read_places(data["host"]["inputs"]), _read_places(data["host"]["outputs"]))
     node = None if data["node"] is None else _read(data["node"], int)
     kernel = None if data["kernel"] is None else _read(data["kernel"], str)
-    arguments = tuple([_read_argument(a) for a in data["arguments"]])
+    arguments = tuple([a if type(a) is int else _read_argument(a) for a in data["arguments"]])      # most are numbers
     return Entry(_read(data["name"], str), kernel, host, _read(data["items"], int), arguments, node,
                  _read(data["threads"], int), _read(data["wide"], bool), data["library"] and _read_call(data["library"]),
                  _read(data["dynamic"], int), _read(data["group"], int), _read(data["pieces"], int))
@@ -376,7 +376,9 @@ def _read(value: Any, kind: type) -> Any:
 
 def _read_ref(data: Any) -> Ref:
     space, place = data
-    return _read(space, str), _read(place, int)
+    if type(space) is not str or type(place) is not int:
+        _require(False, f"{data!r} is no place")
+    return space, place
 
 
 def _read_places(data: Any) -> tuple[tuple[Ref, TensorType], ...]:

@@ -16,9 +16,9 @@ All state is int64 words in memory that Python allocates; the constants below ar
 
 from __future__ import annotations
 
-import ast
-import inspect
+import re
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -253,20 +253,11 @@ def wake(args: Any, begin: int, end: int, thread: int) -> None:
 
 @cache
 def source(name: str) -> str:
-    """The text of kernel `run`, `side_by_side`, `worker` or `wake`, with numbers in place of this module's constants."""
-    tree = ast.parse(inspect.getsource(globals()[name]))
-    return ast.unparse(_Constants().visit(tree))
-
-
-class _Constants(ast.NodeTransformer):
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        return ast.Constant(globals()[node.id]) if node.id.isupper() else node
-
-    def visit_arg(self, node: ast.arg) -> ast.arg:
-        return ast.arg(node.arg)
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
-        node.returns = None
-        node.body = node.body[1:]                           # the docstring
-        self.generic_visit(node)
-        return node
+    """The text of kernel `run`, `side_by_side`, `worker` or `wake`, with numbers in place of this module's constants. It is
+    cut out of this file: parsing and unparsing took longer than all else that a process does for its first kernel."""
+    file = Path(__file__).read_text()
+    begin = file.index(f"\ndef {name}(") + 1
+    head, rest = file[begin:file.index("\n\n\n", begin)].split("\n", 1)
+    body = rest.split('"""', 2)[2]                          # without the docstring
+    text = re.sub(r": Any|: int| -> None", "", head) + body
+    return re.sub(r"\b[A-Z][A-Z_]+\b", lambda word: str(globals().get(word[0], word[0])), text)
