@@ -90,8 +90,13 @@ def link(assignment: Assignment, choose: Choose | None = None) -> Linked:
                                 tuple(place_private(private))))
     shared = [slot for linked in steps for slot in linked.scratch]
     most = max((aligned(slot.index + slot.nbytes) for linked in steps for slot in linked.private), default=0)
-    turns = [Turn(linked, launch) for linked in steps for launch in (linked.lowered.launches if linked.lowered else [None])]
-    arena, groups = place_and_schedule([*assignment.temporaries, *shared], [task(turn) for turn in turns])
+    turns, tasks = list[Turn](), list[Task]()
+    for linked in steps:
+        operations = flops(linked.step.node)
+        for launch in linked.lowered.launches if linked.lowered else [None]:
+            turns.append(Turn(linked, launch))
+            tasks.append(task(turns[-1], operations))
+    arena, groups = place_and_schedule([*assignment.temporaries, *shared], tasks)
     order = tuple([tuple([replace(turns[number], pieces=pieces) for number, pieces in group]) for group in groups])
     return Linked(tuple(steps), arena, most, order)
 
@@ -112,15 +117,16 @@ def place_and_schedule(slots: Sequence[Slot], tasks: Sequence[Task]) -> tuple[in
     return arena, groups
 
 
-def task(turn: Turn) -> Task:
-    """What the schedule has to know. Host calls, and what may fail, keep their place."""
+def task(turn: Turn, operations: int) -> Task:
+    """What the schedule has to know of a launch of a step with so many `operations`. Host calls, and what may fail, keep
+    their place."""
     step, launch = turn.step.step, turn.launch
     if launch is None or turn.step.lowered is None or has_effects(step.node):
         return Task((), (), 1, 0.0, barrier=True)
     slots = (*step.inputs, *step.outputs, *turn.step.scratch)
     used = [slots[k] for k in {a.index: None for a in launch.arguments if isinstance(a, Buffer)}]
     written = {slot: None for slot in (*step.outputs, *turn.step.scratch)}
-    work = NS_PER_OPERATION * flops(step.node) / len(turn.step.lowered.launches) + NS_PER_BYTE * sum(s.nbytes for s in used)
+    work = NS_PER_OPERATION * operations / len(turn.step.lowered.launches) + NS_PER_BYTE * sum(s.nbytes for s in used)
     return Task(tuple([slot for slot in used if slot not in written]), tuple([slot for slot in used if slot in written]),
                 launch.items, work)
 
