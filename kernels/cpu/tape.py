@@ -169,7 +169,7 @@ def run(args: Any, begin: int, arrays: int, mode: int) -> None:
                     relax()
                     finished = peek(pool + FINISHED)
                 taken = (nanoseconds(clock) - begun) * limit
-                poke(entry + COST, (7 * cost + taken) >> 3 if known else cost)
+                poke(entry + COST, min(taken, (7 * cost + taken) >> 3) if known else cost)  # what took less is less
             else:
                 call_kernel(function, block, 0, items, 0)
                 poke(entry + COST, max(1, (cost + nanoseconds(clock) - begun) >> 1))
