@@ -201,7 +201,7 @@ class GraphBuilder:
     def run(self, op: Op, inputs: tuple[Value, ...], attrs: dict[str, Any]) -> Any:
         """Append one node; its output, or the tuple of its outputs for ops with several."""
         types = op.infer(*[v.type for v in inputs], **attrs)
-        if type(types) is TensorType:       # nearly always
+        if isinstance(types, TensorType):   # nearly always
             out = self.value(types)
             self.nodes.append(Node(op, tuple(inputs), attrs, (out,), self.where))
             return out if op.outputs == 1 else (out,)
