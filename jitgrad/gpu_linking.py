@@ -90,23 +90,24 @@ def lower_step(step: Step, arch: str, allowed: Products = EXACT) -> CudaLowered 
         return None
 
 
-def plan_spec(graph: Graph, assignment: Assignment, linked: GpuLinked, arch: str) -> PlanSpec:
-    """The plan of `graph` for GPUs of that architecture, as data."""
+def plan_spec(graph: Graph, assignment: Assignment, linked: GpuLinked, traced: Graph, arch: str) -> PlanSpec:
+    """The plan of `graph` for GPUs of that architecture, as data. `traced`: the graph before all passes."""
+    nodes = linking.first_nodes(traced)
     entries: list[Entry] = []
     sources: dict[str, str] = {}
     tables: list[tuple[Ref | int, ...]] = []
     for step in linked.steps:
         if step.lowered is None:
-            entries.append(linking.host_entry(step.step))
+            entries.append(linking.host_entry(step.step, nodes))
             continue
         for launch in step.lowered.launches:
             if isinstance(launch, CudaLibraryCall):
-                entries.append(_library_entry(step, launch))
+                entries.append(_library_entry(step, launch, nodes.get(step.step.node.where)))
                 continue
             key = kernel_key(launch.source, arch)
             sources.setdefault(key, launch.source)
             entries.append(Entry(launch.name, key, None, launch.grid, _arguments(step, launch, tables),
-                                 step.step.node.where, launch.threads, launch.wide, dynamic=launch.dynamic))
+                                 nodes.get(step.step.node.where), launch.threads, launch.wide, dynamic=launch.dynamic))
     outputs = [Output(v.type, linking.reference(slot))
                for v, slot in zip(graph.outputs, assignment.outputs, strict=True)]
     written = tuple(sorted({position for position, _ in graph.writes}))
@@ -114,10 +115,10 @@ def plan_spec(graph: Graph, assignment: Assignment, linked: GpuLinked, arch: str
                     tuple(entries), sources, tables=tuple(tables))
 
 
-def _library_entry(step: GpuStep, launch: CudaLibraryCall) -> Entry:
+def _library_entry(step: GpuStep, launch: CudaLibraryCall, node: int | None) -> Entry:
     slots: Sequence[Slot] = (*step.step.inputs, *step.step.outputs, *step.scratch)
     call = LibraryCall(launch.asked, tuple([linking.reference(slots[buffer.index]) for buffer in launch.arguments]))
-    return Entry(launch.name, None, None, 1, (), step.step.node.where, library=call)
+    return Entry(launch.name, None, None, 1, (), node, library=call)
 
 
 def _arguments(step: GpuStep, launch: CudaLaunch, tables: list[tuple[Ref | int, ...]]) -> tuple[Argument, ...]:

@@ -39,7 +39,7 @@ def compile_for(graph: Graph, gpu: Gpu, memory_budget: float = 1.0, captures: bo
         plan = _plans.get((gpu, key, captures))
         if plan is None:
             spec = _specification(graph, key, gpu, memory_budget, allowed, tuned)
-            plan = _plans[gpu, key, captures] = GpuPlan(spec, gpu, captures, allowed)
+            plan = _plans[gpu, key, captures] = GpuPlan(spec, gpu, captures, allowed, plans.lines(graph))
             if len(_plans) > plans.PLANS_IN_MEMORY:
                 _plans.popitem(last=False)
         _plans.move_to_end((gpu, key, captures))

@@ -67,7 +67,7 @@ class GpuBench(tuning.Bench):
     def _plan(self, answers: Mapping[str, str]) -> tuning.Timed:
         assignment = Assignment([self.step], list(self.step.outputs))
         linked = gpu_linking.link(assignment, code.architecture(self.gpu), self.allowed, lambda step, allowed: answers)
-        spec = gpu_linking.plan_spec(self.graph, assignment, linked, code.architecture(self.gpu))
+        spec = gpu_linking.plan_spec(self.graph, assignment, linked, self.graph, code.architecture(self.gpu))
         return _Repeated(spec, self.gpu, [moved(array, self.gpu.device) for array in self.memory])
 
 

@@ -19,7 +19,7 @@ from jitgrad.codegen.choice import answering
 from jitgrad.codegen.kernel import Buffer, Function, Launch, Lowered, Private
 from jitgrad.codegen.sharing import shareable_by
 from jitgrad.dtypes import int16, int32, int64, uint8
-from jitgrad.ir.graph import Graph, GraphBuilder, Node, attrs_key
+from jitgrad.ir.graph import Graph, GraphBuilder, Node, Where, attrs_key
 from jitgrad.ir.types import TensorType
 from jitgrad.ops.region import region
 from jitgrad.ops.work import flops
@@ -90,8 +90,13 @@ def link(assignment: Assignment, choose: Choose | None = None) -> Linked:
                                 tuple(place_private(private))))
     shared = [slot for linked in steps for slot in linked.scratch]
     most = max((aligned(slot.index + slot.nbytes) for linked in steps for slot in linked.private), default=0)
-    turns = [Turn(linked, launch) for linked in steps for launch in (linked.lowered.launches if linked.lowered else [None])]
-    arena, groups = place_and_schedule([*assignment.temporaries, *shared], [task(turn) for turn in turns])
+    turns, tasks = list[Turn](), list[Task]()
+    for linked in steps:
+        operations = flops(linked.step.node)
+        for launch in linked.lowered.launches if linked.lowered else [None]:
+            turns.append(Turn(linked, launch))
+            tasks.append(task(turns[-1], operations))
+    arena, groups = place_and_schedule([*assignment.temporaries, *shared], tasks)
     order = tuple([tuple([replace(turns[number], pieces=pieces) for number, pieces in group]) for group in groups])
     return Linked(tuple(steps), arena, most, order)
 
@@ -112,15 +117,16 @@ def place_and_schedule(slots: Sequence[Slot], tasks: Sequence[Task]) -> tuple[in
     return arena, groups
 
 
-def task(turn: Turn) -> Task:
-    """What the schedule has to know. Host calls, and what may fail, keep their place."""
+def task(turn: Turn, operations: int) -> Task:
+    """What the schedule has to know of a launch of a step with so many `operations`. Host calls, and what may fail, keep
+    their place."""
     step, launch = turn.step.step, turn.launch
     if launch is None or turn.step.lowered is None or has_effects(step.node):
         return Task((), (), 1, 0.0, barrier=True)
     slots = (*step.inputs, *step.outputs, *turn.step.scratch)
     used = [slots[k] for k in {a.index: None for a in launch.arguments if isinstance(a, Buffer)}]
     written = {slot: None for slot in (*step.outputs, *turn.step.scratch)}
-    work = NS_PER_OPERATION * flops(step.node) / len(turn.step.lowered.launches) + NS_PER_BYTE * sum(s.nbytes for s in used)
+    work = NS_PER_OPERATION * operations / len(turn.step.lowered.launches) + NS_PER_BYTE * sum(s.nbytes for s in used)
     return Task(tuple([slot for slot in used if slot not in written]), tuple([slot for slot in used if slot in written]),
                 launch.items, work)
 
@@ -183,25 +189,32 @@ def copy_step(copy: Copy) -> Step:
     return Step(outer.nodes[-1], (copy.source,), (copy.target,))
 
 
-def plan_spec(graph: Graph, assignment: Assignment, linked: Linked) -> PlanSpec:
-    """The plan of `graph` as data."""
+def plan_spec(graph: Graph, assignment: Assignment, linked: Linked, traced: Graph) -> PlanSpec:
+    """The plan of `graph` as data. `traced`: the graph before all passes, whose nodes know the user's lines."""
+    nodes = first_nodes(traced)
     entries: list[Entry] = []
     sources: dict[str, str] = {}
     for number, group in enumerate(linked.turns, 1):
         for turn in group:
             step, launch = turn.step, turn.launch
             if launch is None:
-                entries.append(host_entry(step.step))
+                entries.append(host_entry(step.step, nodes))
                 continue
             for text in kernel_texts(launch):
                 sources.setdefault(kernel_key(text), text)
             entries.append(Entry(launch.name, kernel_key(launch.source), None, launch.items,
-                                 launch_arguments(step, launch), step.step.node.where,
+                                 launch_arguments(step, launch), nodes.get(step.step.node.where),
                                  group=number if len(group) > 1 else 0, pieces=turn.pieces))
     outputs = [Output(v.type, reference(slot)) for v, slot in zip(graph.outputs, assignment.outputs, strict=True)]
     written = tuple(sorted({position for position, _ in graph.writes}))
     return PlanSpec(tuple([v.type for v in graph.inputs]), tuple(outputs), written, assignment.constants,
                     linked.arena, tuple(entries), sources, linked.private)
+
+
+def first_nodes(graph: Graph) -> dict[Where, int]:
+    """For every line of the user's the position of the first node that was recorded there."""
+    lines = [node.where for node in graph.nodes]
+    return {where: k for k, where in reversed(list(enumerate(lines))) if where is not None}
 
 
 def kernel_texts(launch: Launch) -> list[str]:
@@ -221,12 +234,12 @@ def launch_arguments(step: LinkedStep, launch: Launch) -> tuple[Argument, ...]:
     return tuple([argument(a) for a in launch.arguments])
 
 
-def host_entry(step: Step) -> Entry:
-    """A call of the op's NumPy form."""
+def host_entry(step: Step, nodes: Mapping[Where, int]) -> Entry:
+    """A call of the op's NumPy form. `nodes`: `first_nodes` of the graph as traced."""
     node = step.node
     inputs = tuple([(reference(slot), v.type) for slot, v in zip(step.inputs, node.inputs, strict=True)])
     outputs = tuple([(reference(slot), v.type) for slot, v in zip(step.outputs, node.outputs, strict=True)])
-    return Entry(node.op.name, None, HostCall(node.op.name, dict(node.attrs), inputs, outputs), 1, (), node.where)
+    return Entry(node.op.name, None, HostCall(node.op.name, dict(node.attrs), inputs, outputs), 1, (), nodes.get(node.where))
 
 
 def reference(slot: Slot) -> Ref:

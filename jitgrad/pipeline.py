@@ -109,12 +109,12 @@ def build_for_gpu(graph: Graph, arch: str, memory_budget: float = 1.0, allowed: 
                   choose: gpu_linking.Choose | None = None) -> GpuBuild:
     """Run the passes for GPUs of an architecture ("sm_90"); compiles nothing, unless `choose` does, which answers what can
     be chosen about a step. `allowed`: what may be done about products."""
-    identities = output_identities(graph)
+    traced, identities = graph, output_identities(graph)
     stages = _stages(graph, (*passes(memory_budget, gpu=True), *_for_libraries(allowed)))
     graph = stages[-1].graph
     assignment = assign_memory(graph, identities, gpu_linking.may_share)
     linked = gpu_linking.link(assignment, arch, allowed, choose)
-    result = GpuBuild(stages, assignment, linked, gpu_linking.plan_spec(graph, assignment, linked, arch))
+    result = GpuBuild(stages, assignment, linked, gpu_linking.plan_spec(graph, assignment, linked, traced, arch))
     _print(result)
     return result
 
@@ -138,12 +138,12 @@ def _stages(graph: Graph, steps: tuple[Pass, ...]) -> tuple[Stage, ...]:
 
 
 def _run(graph: Graph, memory_budget: float, choose: Choose | None) -> Build:
-    identities = output_identities(graph)
+    traced, identities = graph, output_identities(graph)
     stages = _stages(graph, passes(memory_budget))
     graph = stages[-1].graph
     assignment = assign_memory(graph, identities, may_share, begins_with_copy)
     linked = link(assignment, choose)
-    return Build(stages, assignment, linked, plan_spec(graph, assignment, linked))
+    return Build(stages, assignment, linked, plan_spec(graph, assignment, linked, traced))
 
 
 # ---- looking on --------------------------------------------------------------------------------------------------

@@ -7,13 +7,11 @@ cache are compiled, in two processes when there are several.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache as remember
 from importlib import import_module
@@ -21,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jitgrad import config
-from jitgrad.ir.graph import Graph
+from jitgrad.garbage import Uncollected
+from jitgrad.ir.graph import Graph, Where
 from jitgrad.runtime import build as kernels, cache, native, threads
 from jitgrad.runtime.plan import Plan, load_plan
 from jitgrad.runtime.spec import PlanSpec
@@ -43,11 +42,17 @@ def compile_graph(graph: Graph, memory_budget: float = 1.0, *, tuned: bool = Fal
     with _lock:
         plan = _plans.get(key)
         if plan is None:
-            plan = _plans[key] = _load(key) or _compile(graph, key, memory_budget, tuned)
+            plan = _plans[key] = _load(graph, key) or _compile(graph, key, memory_budget, tuned)
             if len(_plans) > PLANS_IN_MEMORY:
                 _plans.popitem(last=False)
         _plans.move_to_end(key)
-        return plan
+        return plan.told_by(lines(graph))
+
+
+def lines(graph: Graph) -> tuple[Where, ...]:
+    """The user's lines at which the nodes of a graph as traced were recorded. They are no part of its key, nor of its
+    plan: code that was moved about finds the plan that it had, and errors name the line where it stands now."""
+    return tuple([node.where for node in graph.nodes])
 
 
 def plan_key(graph: Graph, memory_budget: float = 1.0, *, tuned: bool = False) -> str:
@@ -68,41 +73,29 @@ _plans: OrderedDict[str, Plan] = OrderedDict()
 _lock = threading.RLock()
 
 
-def _load(key: str) -> Plan | None:
-    """The plan stored under `key`; None when there is none, or when it is damaged."""
+def _load(graph: Graph, key: str) -> Plan | None:
+    """The plan of `graph` stored under `key`; None when there is none, or when it is damaged."""
     data = cache.current().get("plans", key)
     if data is None:
         return None
     try:
-        return load_plan(PlanSpec.from_json(data.decode()))
+        return load_plan(PlanSpec.from_json(data.decode()), lines(graph))
     except ValueError:
         return None
 
 
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """No cyclic garbage is collected in here: a compilation makes a million objects, most of which it keeps."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@_uncollected()
 def _compile(graph: Graph, key: str, memory_budget: float, tuned: bool) -> Plan:
     tuner: Any = import_module("jitgrad.tuning").Tuner() if tuned else None
-    spec: PlanSpec = import_module("jitgrad.pipeline").build(graph, memory_budget, tuner).spec
-    if tuner:
-        spec = replace(spec, choices=tuple(tuner.decisions.values()))
-    names = spec.kernels
-    sources = [(text, names[kernel]) for kernel, text in spec.sources.items()]
-    addresses = kernels.kernels([*sources, *threads.sources(spec.is_grouped)])
+    with Uncollected():
+        spec: PlanSpec = import_module("jitgrad.pipeline").build(graph, memory_budget, tuner).spec
+        if tuner:
+            spec = replace(spec, choices=tuple(tuner.decisions.values()))
+        names = spec.kernels
+        sources = [(text, names[kernel]) for kernel, text in spec.sources.items()]
+        addresses = kernels.kernels([*sources, *threads.sources(spec.is_grouped)])
     if tuner is None or tuner.complete:
         cache.current().put("plans", key, spec.to_json().encode())
-    return Plan(spec, addresses)
+    return Plan(spec, addresses, lines(graph))
 
 
 @remember

@@ -212,7 +212,7 @@ class Bench:
 
     def _plan(self, answers: Mapping[str, str]) -> Plan | Timed:
         assignment = Assignment([self.step], list(self.step.outputs))
-        spec = plan_spec(self.graph, assignment, link(assignment, lambda step: answers))
+        spec = plan_spec(self.graph, assignment, link(assignment, lambda step: answers), self.graph)
         texts = [(text, spec.kernels[key]) for key, text in spec.sources.items()]
         plan = Plan(spec, kernels.kernels([*texts, *threads.sources()]))
         plan.pointers[:] = [array.ctypes.data for array in self.memory]

@@ -845,6 +845,27 @@ def test_traced_numbers_cost_no_recompile():
         step(20, 1.0, 2.0)
 
 
+def test_no_garbage_is_collected_while_a_step_is_recorded():
+    seen = []
+
+    @jg.compile
+    def step(x):
+        seen.append(gc.isenabled())
+        y = x * 2
+        if y.sum() > 0:
+            seen.append(gc.isenabled())               # a cut: what follows may take long
+        return y
+
+    for _ in range(2):
+        step(jg.ones(3))
+        assert gc.isenabled()
+    assert seen == [False, True] * 2
+    failing = jg.compile(lambda x: x + seen.missing)
+    with pytest.raises(AttributeError, match="missing"):
+        failing(jg.ones(3))
+    assert gc.isenabled()
+
+
 def test_train_eval_train_finds_its_plan_again():
     net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 2))
     step = jg.compile(lambda x: net(x).detach())

@@ -14,7 +14,7 @@ PACKAGE = Path(jitgrad.__file__).parent
 KERNELS = Path(next(iter(jitgrad.kernels.__path__)))
 
 LEAF = {"errors", "config", "devices", "dtypes", "shapes", "tree", "changes", "objectfile", "precision", "products",
-        "processors"}
+        "processors", "garbage"}
 BELOW = {
     "leaf": set(),
     "ir": {"leaf"},

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from samples import SAMPLES
 
+import jitgrad as jg
 from jitgrad import config, dtypes, ops, pipeline, plans
 from jitgrad.errors import DivisionByZeroError, OutOfRangeError
 from jitgrad.ir import GraphBuilder, TensorType, evaluate, parse_type
@@ -454,7 +455,37 @@ def test_a_damaged_plan_is_compiled_again(monkeypatch):
     clear_plans()
     for text in (b"{", b"[]", json.dumps({"inputs": ["f32[6]"]}).encode()):
         monkeypatch.setattr(plans.cache.Cache, "get", lambda self, kind, key, text=text: text)
-        assert plans._load(hashlib.sha256(b"").hexdigest()) is None
+        assert plans._load(graph, hashlib.sha256(b"").hexdigest()) is None
+
+
+def looking_up(lines_before):
+    """A function, compiled, that stands so many lines down in its file."""
+    text = "\n" * lines_before + "def step(x, k):\n    y = x * 2\n    return y[k] + y"
+    names = {}
+    exec(compile(text, "/home/user/train.py", "exec"), names)
+    return jg.compile(names["step"])
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_an_error_names_the_line_where_the_code_stands_now(stored):
+    x, k = jg.ones(5, 3), jg.tensor([5])
+    for above in (0, 7, 2):
+        with pytest.raises(OutOfRangeError, match=rf"index 5 .*train\.py:{above + 3}\)"):
+            looking_up(above)(x, k)
+        if stored:
+            clear_plans()
+
+
+def test_a_plan_that_stands_elsewhere_shares_all_memory():
+    there = traced(lambda x: ([ops.tanh(x)], {}), "f32[6]")
+    builder = GraphBuilder()
+    x = builder.input(parse_type("f32[6]"))
+    builder.where = "train.py", 3
+    with builder:
+        here = builder.build([ops.tanh(x)])
+    first, second = compile_graph(there), compile_graph(here)
+    assert first is not second and first._idle is second._idle and first.spec is second.spec
+    assert (first.lines, second.lines) == ((None,), (("train.py", 3),))
 
 
 def test_specs_survive_json():

@@ -33,6 +33,7 @@ from jitgrad.compile.trace import Outcome, Segment
 from jitgrad.compile.values import Impure
 from jitgrad.errors import CompileError, complain, describe_location
 from jitgrad.functional import autocast
+from jitgrad.garbage import Uncollected
 from jitgrad.ir.graph import Graph
 from jitgrad.ir.interpreter import interpret, state
 from jitgrad.ir.types import TensorType
@@ -217,6 +218,12 @@ class CompiledFunction:
     def _replay(self, args: tuple[Any, ...], kwargs: dict[str, Any], call: Any, key: Any, sealed: Sealed | None = None,
                 unfinished: Unfinished | None = None) -> Any:
         """Run the body. With `unfinished`, a part of the call has been carried out by a sealed form."""
+        with Uncollected() as collector:
+            return self._record(collector, args, kwargs, call, key, sealed, unfinished)
+
+    def _record(self, collector: Uncollected, args: tuple[Any, ...], kwargs: dict[str, Any], call: Any, key: Any,
+                sealed: Sealed | None, unfinished: Unfinished | None) -> Any:
+        """See `_replay`."""
         self.statistics.replayed_calls += 1
         hopeful = key is not None and self._patience.get(key, 0) < _PATIENCE
         candidate = self._candidates.get(key) if hopeful else None
@@ -224,7 +231,8 @@ class CompiledFunction:
             start: Start | None = Start(sealed.findings, call)
         else:
             start = candidate.start(call) if candidate else None
-        recorder = Recorder(self._execute, self.name, self.fullgraph, unfinished.given() if unfinished else None)
+        recorder = Recorder(self._execute, self.name, self.fullgraph, unfinished.given() if unfinished else None,
+                            collector)
         recorder.defers = sealed.defers if sealed else candidate is not None and candidate.defers
         traced = [trace_number(recorder, a, ("argument", k)) for k, a in enumerate(args)]
         traced_kw = {k: trace_number(recorder, a, ("argument", k)) for k, a in kwargs.items()}

@@ -32,6 +32,7 @@ from jitgrad.compile.running import run_recorded
 from jitgrad.compile.trace import Fence, Given, Made, Outcome, Pending, Segment, Unit
 from jitgrad.eager import EagerInterpreter
 from jitgrad.errors import AutogradError, CompileError, complain, user_location
+from jitgrad.garbage import Uncollected
 from jitgrad.ir import interpreter
 from jitgrad.ir.graph import GraphBuilder, Value
 from jitgrad.ir.op import Op
@@ -52,7 +53,7 @@ class Recorder:
     records = True
 
     def __init__(self, execute: Callable[..., Any], name: str = "graph", fullgraph: bool = False,
-                 given: Given | None = None):
+                 given: Given | None = None, collector: Uncollected | None = None):
         self.execute = execute
         self.name = name
         self.fullgraph = fullgraph
@@ -61,6 +62,7 @@ class Recorder:
         self.numbers: dict[Any, Number] = {}
         self.cuts: list[Any] = []                     # where Python asked for a value in the middle
         self.given = given
+        self.collector = collector                    # garbage waits until Python goes on with a value
         self.trace: list[Segment | Outcome] = []      # what was run and decided so far
         self.reads: list[Any] = []                    # where Python took a value for anything but a decision
         self.draws: dict[int, list[Any]] = {}         # generator, its offset before the call, draws taken
@@ -424,6 +426,8 @@ class Recorder:
                 raise complain(CompileError, self.name, f"{reason} in the middle of the function, but fullgraph=True",
                                where=where, fix="Return the tensor and read it outside, or compile without fullgraph")
             self.cuts.append((where, reason))
+            if self.collector is not None:
+                self.collector.end()
         run_recorded(self, [])
         self._start()
 

@@ -5,6 +5,7 @@ Statistics are computed in two passes (mean, then squared distances), in float32
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,11 +38,12 @@ def _wide(x: Tensor) -> Tensor:
     return ops.cast(x, dtype=dtypes.float32) if x is not None and x.dtype in HALF else x
 
 
-def _moments(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Distances from the mean over `axes`, in full shape, and their mean square, with size 1 at `axes`."""
-    center = broadcast(_mean(x, axes), x.shape)
-    distance = ops.sub(x, center)
-    return distance, _mean(ops.mul(distance, distance), axes)
+def _moments(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean over `axes`, which stay with size 1; distances from it, in full shape; and their mean square, with size 1
+    at `axes`."""
+    mean = _mean(x, axes)
+    distance = ops.sub(x, broadcast(mean, x.shape))
+    return mean, distance, _mean(ops.mul(distance, distance), axes)
 
 
 def _mean(x: Tensor, axes: tuple[int, ...]) -> Tensor:
@@ -87,7 +89,7 @@ def _standardized_gradient_arrays(g: Any, x: Any, *, axes: tuple[int, ...], eps:
 @derived(_standardized_gradient_arrays)
 def _standardized_gradient(g: Tensor, x: Tensor, *, axes: tuple[int, ...], eps: float) -> Tensor:
     """``(g - mean(g) - out * mean(g * out)) / deviation``."""
-    distance, variance = _moments(x, axes)
+    _, distance, variance = _moments(x, axes)
     out = _scaled(distance, variance, eps)
     along = ops.mul(out, broadcast(_mean(ops.mul(g, out), axes), x.shape))
     across = ops.sub(g, broadcast(_mean(g, axes), x.shape))
@@ -97,7 +99,8 @@ def _standardized_gradient(g: Tensor, x: Tensor, *, axes: tuple[int, ...], eps: 
 @derived(_standardized_arrays, vjp=(lambda g, x, axes, eps: _standardized_gradient(g, x, axes=axes, eps=eps),))
 def _standardized(x: Tensor, *, axes: tuple[int, ...], eps: float) -> Tensor:
     """`x` brought to mean 0 and variance 1 over `axes`."""
-    return _scaled(*_moments(x, axes), eps)
+    _, distance, variance = _moments(x, axes)
+    return _scaled(distance, variance, eps)
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -238,9 +241,16 @@ def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor |
         if count <= 1 and training:
             require_shape("batch_norm", False, f"expected more than 1 value per channel when training, got "
                                                f"{describe(input)}")
-        if training and running_mean is not None and running_var is not None:
-            _update_running(detached(x), axes, running_mean, running_var, momentum, count)
-        return cast(_standardized_and_affine(x, axes, eps, *_per_channel("batch_norm", x, weight, bias)), input.dtype)
+        parameters = _per_channel("batch_norm", x, weight, bias)
+        if not training or running_mean is None or running_var is None:
+            return cast(_standardized_and_affine(x, axes, eps, *parameters), input.dtype)
+        moved = functools.partial(_update_running, running_mean, running_var, momentum, count)
+        if _standardized.in_one_step(x):
+            moved(_mean_over(detached(x), axes=axes), _variance_over(detached(x), axes=axes))
+            return cast(_standardized_and_affine(x, axes, eps, *parameters), input.dtype)
+        mean, distance, variance = _moments(x, axes)          # what is traced is recorded once
+        moved(detached(mean), detached(variance))
+        return cast(_affine(_scaled(distance, variance, eps), *parameters), input.dtype)
     center, variance = _per_channel("batch_norm", x, running_mean, running_var)
     scaled = _scaled(sub(x, center), variance, eps)
     return cast(_affine(scaled, *_per_channel("batch_norm", x, weight, bias)), input.dtype)
@@ -255,15 +265,14 @@ def _mean_over(x: Tensor, *, axes: tuple[int, ...]) -> Tensor:
 @derived(lambda x, axes: _array_mean(np.square(x - _array_mean(x, axes)), axes))
 def _variance_over(x: Tensor, *, axes: tuple[int, ...]) -> Tensor:
     """The mean square of the distance from the mean over `axes`, which stay with size 1."""
-    return _moments(x, axes)[1]
+    return _moments(x, axes)[2]
 
 
-def _update_running(x: Tensor, axes: tuple[int, ...], running_mean: Tensor, running_var: Tensor, momentum: Any,
-                    count: int) -> None:
-    """Running statistics moved toward those of the batch by `momentum`."""
-    mean = ops.reshape(_mean_over(x, axes=axes), shape=running_mean.shape)
-    unbiased = mul(ops.reshape(_variance_over(x, axes=axes), shape=running_var.shape), count / (count - 1))
-    _move(running_mean, mean, momentum)
+def _update_running(running_mean: Tensor, running_var: Tensor, momentum: Any, count: int, mean: Tensor,
+                    variance: Tensor) -> None:
+    """Running statistics moved by `momentum` toward those of a batch of `count` values."""
+    unbiased = mul(ops.reshape(variance, shape=running_var.shape), count / (count - 1))
+    _move(running_mean, ops.reshape(mean, shape=running_mean.shape), momentum)
     _move(running_var, unbiased, momentum)
 
 
@@ -289,9 +298,8 @@ def instance_norm(input: Tensor, running_mean: Tensor | None = None, running_var
     parameters = _per_channel("instance_norm", x, weight, bias)
     if running_mean is not None and running_var is not None:
         _per_channel("instance_norm", x, running_mean, running_var)
-        _, variance = _moments(detached(x), axes)
-        mean = _mean(_mean(detached(x), axes), (0,))
-        unbiased = mul(_mean(variance, (0,)), count / (count - 1))
+        mean, _, variance = _moments(detached(x), axes)
+        mean, unbiased = _mean(mean, (0,)), mul(_mean(variance, (0,)), count / (count - 1))
         _move(running_mean, ops.reshape(mean, shape=running_mean.shape), momentum)
         _move(running_var, ops.reshape(unbiased, shape=running_var.shape), momentum)
     return cast(_standardized_and_affine(x, axes, eps, *parameters), input.dtype)

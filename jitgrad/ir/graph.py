@@ -201,7 +201,11 @@ class GraphBuilder:
     def run(self, op: Op, inputs: tuple[Value, ...], attrs: dict[str, Any]) -> Any:
         """Append one node; its output, or the tuple of its outputs for ops with several."""
         types = op.infer(*[v.type for v in inputs], **attrs)
-        outputs = tuple([self.value(t) for t in types]) if isinstance(types, tuple) else (self.value(types),)
+        if isinstance(types, TensorType):   # nearly always
+            out = self.value(types)
+            self.nodes.append(Node(op, tuple(inputs), attrs, (out,), self.where))
+            return out if op.outputs == 1 else (out,)
+        outputs = tuple([self.value(t) for t in types])
         self.nodes.append(Node(op, tuple(inputs), attrs, outputs, self.where))
         return outputs[0] if op.outputs == 1 else outputs
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Protocol
 
@@ -56,6 +57,7 @@ class TensorType:
 _TYPE = re.compile(r"(\w+)\[([\d, ]*)\](?:@([\w:]+))?$")
 
 
+@lru_cache(maxsize=4096)
 def parse_type(text: str) -> TensorType:
     """The inverse of ``str(type)``; ValueError for anything else."""
     match = _TYPE.match(text.strip())

@@ -39,21 +39,25 @@ class Derived(Op):
     definition: Callable[..., Any] = lambda: None
 
     def __call__(self, *inputs: Any, **attrs: Any) -> Any:
-        carries_out = getattr(state.current, "carries_out", None)
-        if carries_out is not None and inputs[0].dtype in _WIDE and carries_out(self, inputs):
+        if self.in_one_step(*inputs):
             return state.current.run(self, inputs, attrs)  # type: ignore[union-attr]
         return self.definition(*inputs, **attrs)
+
+    def in_one_step(self, *inputs: Any) -> bool:
+        """Whether it is now carried out in one step on these operands, rather than by its definition."""
+        carries_out = getattr(state.current, "carries_out", None)
+        return carries_out is not None and inputs[0].dtype in _WIDE and carries_out(self, inputs)
 
 
 _WIDE = (float32, float64)
 
 
 def derived(eager: Callable[..., Any], vjp: tuple[Callable[..., Any] | None, ...] | None = None, *,
-            view: bool = False) -> Callable[..., Op]:
+            view: bool = False) -> Callable[..., Derived]:
     """Decorates a function of primitives: `eager` is what it computes, on arrays that are given in float32 or float64;
     `vjp` the gradient rules (see `jitgrad.ir.op`)."""
 
-    def decorate(definition: Callable[..., Any]) -> Op:
+    def decorate(definition: Callable[..., Any]) -> Derived:
         name = definition.__name__.strip("_")
         parameters = inspect.signature(definition).parameters.values()
         operands = tuple([p.name for p in parameters if p.kind is not p.KEYWORD_ONLY])

@@ -192,7 +192,8 @@ def scalar_state(value: float = 0.0) -> Callable[[Tensor], Tensor]:
 
 
 def filled_state(value: float = 0.0) -> Callable[[Tensor], Tensor]:
-    """Maker of a state of the parameter's shape and dtype."""
+    """Maker of a state of the parameter's shape and dtype. Zeros are written, too: a step that is the first to read its
+    pages, and then writes them, has the system make each of them twice."""
     return lambda param: tensor_on(np.full(param.shape, value, param.dtype.numpy), param.device)
 
 

@@ -10,6 +10,7 @@ plan itself never share memory. Only addresses that change from call to call are
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from jitgrad.errors import ShapeError, complain
+from jitgrad.ir.graph import Where
 from jitgrad.ir.op import REGISTRY
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu import tape
@@ -33,10 +35,11 @@ _ARENA_SLOT, _CONSTANT_SLOT, _EXTRA_SLOTS = 0, 1, 2         # pointers behind th
 
 
 class Plan:
-    """See the module. `pointers` and `execute` are for callers that know addresses; `run` is for arrays."""
+    """See the module. `pointers` and `execute` are for callers that know addresses; `run` is for arrays. `lines` are those
+    of the graph as traced, a place of the user's for every node."""
 
-    def __init__(self, spec: PlanSpec, kernels: Mapping[str, int]):
-        self.spec = spec
+    def __init__(self, spec: PlanSpec, kernels: Mapping[str, int], lines: Sequence[Where] = ()):
+        self.spec, self.lines = spec, lines
         self.kernels = dict(kernels)
         self.constants = Arena(len(spec.constants))
         self.constants.bytes[:] = np.frombuffer(spec.constants, np.uint8)
@@ -49,6 +52,14 @@ class Plan:
         self.shares_arena = spec.arena + spec.private > SMALL_ARENA
         self._idle: list[Frame] = []
         self._idle_apart: list[Frame] = []                  # in which every entry is by itself
+
+    def told_by(self, lines: Sequence[Where]) -> Plan:
+        """The same plan, with all of its memory, for an equal graph that was recorded at other lines."""
+        if lines == self.lines:
+            return self
+        other = copy.copy(self)
+        other.lines = lines
+        return other
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The outputs for `inputs`, which must be C-contiguous and of the right types; inputs in `spec.written` are
@@ -162,7 +173,8 @@ class Frame:
         starts = []
         for entry in plan.spec.entries:
             starts.append(place)
-            self._write(place, self.address, *[_known_argument(a, plan.kernels) for a in entry.arguments])
+            self._write(place, self.address, *[a if type(a) is int else _known_argument(a, plan.kernels)
+                                               for a in entry.arguments])
             place += 8 * (1 + len(entry.arguments))
         return starts
 
@@ -192,7 +204,8 @@ class _Call:
             position = words[tape.POSITION]
             if status == tape.ERROR:
                 entry = self.entry(position)
-                raise errors.explain(words[tape.ERROR_CODE], words[tape.ERROR_VALUE], entry.name, entry.where)
+                raise errors.explain(words[tape.ERROR_CODE], words[tape.ERROR_VALUE], entry.name,
+                                     entry.line(self.plan.lines))
             if status == tape.HOST:
                 self.host_call(self.entry(position))
                 position += 1
@@ -214,7 +227,8 @@ class _Call:
         results = results if isinstance(results, tuple) else (results,)
         for (ref, type), result in zip(host.outputs, results, strict=True):
             if result.shape != type.shape:
-                raise complain(ShapeError, host.op, f"gave shape {result.shape} instead of {type}", where=entry.where)
+                raise complain(ShapeError, host.op, f"gave shape {result.shape} instead of {type}",
+                               where=entry.line(self.plan.lines))
             np.copyto(self.at(ref, type), result, casting="same_kind")
 
     def at(self, ref: Ref, type: TensorType) -> np.ndarray:
@@ -239,8 +253,9 @@ def resolve(spec: PlanSpec, ref: Ref) -> Ref:
     return spec.outputs[ref[1]].source if ref[0] == "output" else ref
 
 
-def load_plan(spec: PlanSpec) -> Plan | None:
-    """The plan of `spec`, if all of its kernels can be had without compiling or their text is with it."""
+def load_plan(spec: PlanSpec, lines: Sequence[Where] = ()) -> Plan | None:
+    """The plan of `spec` for a graph with these `lines`, if all of its kernels can be had without compiling or their text
+    is with it."""
     names = spec.kernels
     found = {key: build.find_kernel(key, name) for key, name in names.items()}
     missing = {key: spec.sources.get(key) for key, address in found.items() if address is None}
@@ -248,7 +263,7 @@ def load_plan(spec: PlanSpec) -> Plan | None:
         return None
     rebuilt = build.kernels([(text, names[key]) for key, text in missing.items() if text is not None])
     addresses = {key: address for key, address in {**found, **rebuilt}.items() if address is not None}
-    return Plan(spec, addresses) if set(names) <= set(addresses) else None
+    return Plan(spec, addresses, lines) if set(names) <= set(addresses) else None
 
 
 def _groups(spec: PlanSpec, apart: bool) -> Iterator[range]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from math import prod
 from typing import Any
@@ -95,20 +95,25 @@ class Entry:
     """One step: a kernel (by its cache key) for `items` work items with `arguments`, a host call, or a call of a library. On
     a GPU `items` are blocks of `threads` threads with `dynamic` bytes of shared memory beside what their code says, and
     numbers among the arguments are int32, int64 where `wide`. Neighbours of one `group` run side by side, cut into so many
-    `pieces` each; 0 is none."""
+    `pieces` each; 0 is none. `node` is the position of a node in the graph as traced: its line is that of the entry. The
+    line itself is no part of a plan, as equal graphs have one plan."""
 
     name: str
     kernel: str | None
     host: HostCall | None
     items: int
     arguments: tuple[Argument, ...]
-    where: Where = None
+    node: int | None = None
     threads: int = 0
     wide: bool = False
     library: LibraryCall | None = None
     dynamic: int = 0
     group: int = 0
     pieces: int = 1
+
+    def line(self, lines: Sequence[Where]) -> Where:
+        """Its line, of those of the graph as traced."""
+        return lines[self.node] if self.node is not None and self.node < len(lines) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +232,7 @@ def _check_entry(entry: Entry, check_ref: Callable[[Ref, int], None]) -> None:
     kinds = sum(kind is not None for kind in (entry.kernel, entry.host, entry.library))
     _require(kinds == 1, f"{entry.name}: neither kernel nor call, or several")
     _require(0 <= entry.items < 1 << 31, f"{entry.name}: {entry.items} items")
+    _require(entry.node is None or entry.node >= 0, f"{entry.name}: node {entry.node}")
     _require(0 <= entry.threads <= 1024, f"{entry.name}: blocks of {entry.threads} threads")
     _require(entry.group == 0 or (entry.group > 0 and entry.kernel is not None), f"{entry.name}: group {entry.group}")
     _require(1 <= entry.pieces <= max(entry.items, 1), f"{entry.name}: {entry.pieces} pieces of {entry.items} items")
@@ -331,7 +337,7 @@ def _write_entry(entry: Entry) -> dict[str, Any]:
                            "outputs": [[list(r), str(t)] for r, t in entry.host.outputs]}
     return {"name": entry.name, "kernel": entry.kernel, "host": host, "items": entry.items,
             "arguments": [_write_argument(a) for a in entry.arguments],
-            "where": entry.where and list(entry.where), "threads": entry.threads, "wide": entry.wide,
+            "node": entry.node, "threads": entry.threads, "wide": entry.wide,
             "library": entry.library and {_KEYS[type(entry.library.asked)]: asdict(entry.library.asked),
                                           "operands": [list(ref) for ref in entry.library.operands]},
             "dynamic": entry.dynamic, "group": entry.group, "pieces": entry.pieces}
@@ -367,10 +373,10 @@ def _read_spec(data: Any) -> PlanSpec:
 def _read_entry(data: Any) -> Entry:
     host = data["host"] and HostCall(_read(data["host"]["op"], str), read_attr(data["host"]["attrs"]),
                                      _read_places(data["host"]["inputs"]), _read_places(data["host"]["outputs"]))
-    where = data["where"] and (_read(data["where"][0], str), _read(data["where"][1], int))
+    node = None if data["node"] is None else _read(data["node"], int)
     kernel = None if data["kernel"] is None else _read(data["kernel"], str)
-    arguments = tuple([_read_argument(a) for a in data["arguments"]])
-    return Entry(_read(data["name"], str), kernel, host, _read(data["items"], int), arguments, where,
+    arguments = tuple([a if type(a) is int else _read_argument(a) for a in data["arguments"]])      # most are numbers
+    return Entry(_read(data["name"], str), kernel, host, _read(data["items"], int), arguments, node,
                  _read(data["threads"], int), _read(data["wide"], bool), data["library"] and _read_call(data["library"]),
                  _read(data["dynamic"], int), _read(data["group"], int), _read(data["pieces"], int))
 
@@ -402,7 +408,9 @@ def _read(value: Any, kind: type) -> Any:
 
 def _read_ref(data: Any) -> Ref:
     space, place = data
-    return _read(space, str), _read(place, int)
+    if type(space) is not str or type(place) is not int:
+        _require(False, f"{data!r} is no place")
+    return space, place
 
 
 def _read_places(data: Any) -> tuple[tuple[Ref, TensorType], ...]:

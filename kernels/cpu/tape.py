@@ -16,9 +16,9 @@ All state is int64 words in memory that Python allocates; the constants below ar
 
 from __future__ import annotations
 
-import ast
-import inspect
+import re
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ PATCH_BYTES = 24
 # The pool, in bytes; what different threads write is on different cache lines.
 # A ticket is generation << 32 | next chunk.
 TICKET, FINISHED, SLEEPERS, OWNER, WAITING = range(0, 320, 64)
-JOB_FUNCTION, JOB_BLOCK, JOB_FIRST, JOB_ITEMS, JOB_GRAIN, JOB_CHUNKS, JOB_LIMIT = range(320, 376, 8)
+JOB_FUNCTION, JOB_BLOCK, JOB_ITEMS, JOB_GRAIN, JOB_CHUNKS, JOB_LIMIT = range(320, 368, 8)
 STOP, WORKERS, STARTED, CLOCK, SYSCALL, FUTEX, DATA_OFFSET = range(384, 440, 8)
 # Where threads run: the C function that says so, the number of the call that moves one, the processor of who published
 # the last job, and all processors of the process but that one, a bit each.
@@ -117,28 +117,23 @@ def run(args: Any, begin: int, arrays: int, mode: int) -> None:
             break
         else:
             timed = True
-            cost = peek(entry + COST)
-            first = 0
+            known = peek(entry + COST)
+            cost = known
             begun = nanoseconds(clock)
             if started == 0:
                 started = begun
             share = min(items, max(CHUNKS_PER_THREAD * limit, cost // CHUNK))
             grain = (items + share - 1) // share
-            if limit > 1 and cost == 0:                     # never measured: time the first chunk
-                first = grain
-                call_kernel(function, block, 0, first, 0)
-                cost = (nanoseconds(clock) - begun) * share
-            shared = limit > 1 and cost > WORTH and first < items
+            shared = limit > 1 and (known == 0 or known > WORTH)    # 0: never measured
             if shared and not owner:
                 owner = swap_if_equal(pool + OWNER, 0, 1)
             if shared and owner:
                 ticket = peek(pool + TICKET)
                 generation = ticket >> 32
                 poke(pool + TICKET, (generation << 32) | CLOSED)
-                chunks = (items - first + grain - 1) // grain
+                chunks = (items + grain - 1) // grain
                 poke(pool + JOB_FUNCTION, function)
                 poke(pool + JOB_BLOCK, block)
-                poke(pool + JOB_FIRST, first)
                 poke(pool + JOB_ITEMS, items)
                 poke(pool + JOB_GRAIN, grain)
                 poke(pool + JOB_CHUNKS, chunks)
@@ -157,8 +152,11 @@ def run(args: Any, begin: int, arrays: int, mode: int) -> None:
                 ticket = peek(pool + TICKET)
                 while (ticket & CLOSED) < chunks:
                     if swap_if_equal(pool + TICKET, ticket, ticket + 1):
-                        low = first + (ticket & CLOSED) * grain
+                        low = (ticket & CLOSED) * grain
+                        taking = nanoseconds(clock)
                         call_kernel(function, block, low, min(low + grain, items), 0)
+                        if cost == 0:
+                            cost = (nanoseconds(clock) - taking) * chunks
                         fetch_add(pool + FINISHED, 1)
                     ticket = peek(pool + TICKET)
                 waited = nanoseconds(clock)
@@ -171,11 +169,10 @@ def run(args: Any, begin: int, arrays: int, mode: int) -> None:
                     relax()
                     finished = peek(pool + FINISHED)
                 taken = (nanoseconds(clock) - begun) * limit
-                poke(entry + COST, (7 * cost + taken) >> 3)
+                poke(entry + COST, min(taken, (7 * cost + taken) >> 3) if known else cost)  # what took less is less
             else:
-                if first < items:
-                    call_kernel(function, block, first, items, 0)
-                poke(entry + COST, max(1, (cost + nanoseconds(clock) - begun) >> 1 if first == 0 else cost))
+                call_kernel(function, block, 0, items, 0)
+                poke(entry + COST, max(1, (cost + nanoseconds(clock) - begun) >> 1))
         position += 1
         if args[ERROR_CODE] != 0:
             position -= 1
@@ -224,7 +221,7 @@ def worker(args: Any, begin: int, end: int, thread: int) -> None:
         block = peek(pool + JOB_BLOCK)
         items = peek(pool + JOB_ITEMS)
         grain = peek(pool + JOB_GRAIN)
-        low = peek(pool + JOB_FIRST) + chunk * grain
+        low = chunk * grain
         if chunk < chunks and me < peek(pool + JOB_LIMIT):
             if swap_if_equal(pool + TICKET, ticket, ticket + 1):        # so all that was read is of this job
                 if call_system(peek(pool + PROCESSOR), 0, 0, 0, 0, 0) & CLOSED == peek(pool + CALLER):
@@ -256,20 +253,11 @@ def wake(args: Any, begin: int, end: int, thread: int) -> None:
 
 @cache
 def source(name: str) -> str:
-    """The text of kernel `run`, `side_by_side`, `worker` or `wake`, with numbers in place of this module's constants."""
-    tree = ast.parse(inspect.getsource(globals()[name]))
-    return ast.unparse(_Constants().visit(tree))
-
-
-class _Constants(ast.NodeTransformer):
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        return ast.Constant(globals()[node.id]) if node.id.isupper() else node
-
-    def visit_arg(self, node: ast.arg) -> ast.arg:
-        return ast.arg(node.arg)
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
-        node.returns = None
-        node.body = node.body[1:]                           # the docstring
-        self.generic_visit(node)
-        return node
+    """The text of kernel `run`, `side_by_side`, `worker` or `wake`, with numbers in place of this module's constants. It is
+    cut out of this file: parsing and unparsing took longer than all else that a process does for its first kernel."""
+    file = Path(__file__).read_text()
+    begin = file.index(f"\ndef {name}(") + 1
+    head, rest = file[begin:file.index("\n\n\n", begin)].split("\n", 1)
+    body = rest.split('"""', 2)[2]                          # without the docstring
+    text = re.sub(r": Any|: int| -> None", "", head) + body
+    return re.sub(r"\b[A-Z][A-Z_]+\b", lambda word: str(globals().get(word[0], word[0])), text)

@@ -73,10 +73,11 @@ class Ready:
 
 class GpuPlan:
     """See the module. `captures`: whether calls may become CUDA graphs. `allowed`: what was allowed when it was made, for
-    whoever looks at it."""
+    whoever looks at it. `lines`: see `jitgrad.runtime.plan.Plan`."""
 
-    def __init__(self, spec: PlanSpec, gpu: Gpu, captures: bool = False, allowed: Any = None):
-        self.spec, self.gpu, self.allowed = spec, gpu, allowed
+    def __init__(self, spec: PlanSpec, gpu: Gpu, captures: bool = False, allowed: Any = None,
+                 lines: Sequence[Where] = ()):
+        self.spec, self.gpu, self.allowed, self.lines = spec, gpu, allowed, lines
         self.captures = captures and _is_worth_capturing(spec)
         self.functions = code.functions(spec.sources, gpu)
         self.constants = moved(np.frombuffer(spec.constants, np.uint8), gpu.device) if spec.constants else None
@@ -162,7 +163,7 @@ class Frame:
     def _launch(self, position: int, entry: Entry) -> Enqueued:
         if entry.library is not None:
             slots = [Slot(*self._slot(ref)) for ref in entry.library.operands]
-            return _library_call(entry.library.asked, slots, self.gpu, entry.where)
+            return _library_call(entry.library.asked, slots, self.gpu, entry.line(self.plan.lines))
         assert entry.kernel is not None
         number = np.int64 if entry.wide else np.int32
 
@@ -181,7 +182,7 @@ class Frame:
             return Slot(*self._slot(given))
 
         return Launch(self.plan.functions[entry.kernel], (entry.items,), (entry.threads,),
-                      [argument(a) for a in entry.arguments], entry.dynamic, entry.where)
+                      [argument(a) for a in entry.arguments], entry.dynamic, entry.line(self.plan.lines))
 
     def _slot(self, ref: Ref) -> tuple[int, int]:
         """The slot of the memory at `ref`, and how many bytes behind its begin."""
@@ -327,11 +328,12 @@ class Frame:
                 results = REGISTRY[host.op].eager(*arrays, **host.attrs)
         except (OutOfRangeError, DivisionByZeroError) as error:
             raise complain(type(error), entry.name, str(error).partition(": ")[2].partition("  (")[0],
-                           where=entry.where) from None
+                           where=entry.line(self.plan.lines)) from None
         results = results if isinstance(results, tuple) else (results,)
         for (ref, type_), result in zip(host.outputs, results, strict=True):
             if result.shape != type_.shape:
-                raise complain(ShapeError, host.op, f"gave shape {result.shape} instead of {type_}", where=entry.where)
+                raise complain(ShapeError, host.op, f"gave shape {result.shape} instead of {type_}",
+                               where=entry.line(self.plan.lines))
             copy_into(self._at(ref, type_, addresses), np.asarray(result, type_.dtype.numpy))
 
     def _check(self) -> None:
@@ -339,7 +341,7 @@ class Frame:
         for position, (number, _, value) in zip(self.plan.failing, to_host(self.words).tolist(), strict=True):
             if number:
                 entry = self.spec.entries[position]
-                raise errors.explain(number, value, entry.name, entry.where)
+                raise errors.explain(number, value, entry.name, entry.line(self.plan.lines))
 
     def _write_back(self, inputs: Sequence[Array], places: list[DeviceArray | None], addresses: list[int]) -> None:
         """What was overwritten in a place of the plan's goes to where the caller has it."""
