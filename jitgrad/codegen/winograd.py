@@ -6,6 +6,7 @@ that what an item makes fits into the second cache and there are items enough. I
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -153,11 +154,16 @@ def cut_images(n: int, pieces_of_image: tuple[int, ...], pieces: int) -> Cut:
 
 
 def cut_result(n: int, rows: int, pieces_of_image: tuple[int, ...], columns: int,
-               fitting: Callable[[int], int]) -> tuple[int, Cut]:
+               fitting: Callable[[int], int], least: int = 0) -> tuple[int, Cut]:
     """How many of the result's channels, `rows`, an item makes, and its part of the images; `fitting`: the pieces that
     fit into the cache with so many channels. Fewer channels, if too few items would be left else: then the same pieces are
-    made several times, which costs less than an idle thread."""
+    made several times, which costs less than an idle thread. But where images of `least` pieces together make items enough,
+    an item has all channels of few images."""
     per_item = rows
+    images, piece_rows, parts = cut_images(n, pieces_of_image, max(fitting(rows), 28))
+    enough = -(-least // math.prod(pieces_of_image))
+    if parts == 1 and 0 < enough <= n // ITEMS:
+        return rows, (min(images, n // ITEMS), piece_rows, 1)
     while True:
         images, piece_rows, parts = cut_images(n, pieces_of_image, max(fitting(per_item), 28))
         items = -(-n // images) * parts * -(-rows // per_item)
