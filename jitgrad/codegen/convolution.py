@@ -341,17 +341,9 @@ def start(call: Call, kernel: tuple[int, ...]) -> tuple[_Lowering, dict[str, int
     return None
 
 
-def sizes(call: Call, image: TensorType, result: TensorType, *, turned: bool = False) -> winograd.Sizes:
-    """A convolution of 3x3. `turned`: the gradient in the image, which takes the taps the other way around."""
-    (top, _), (left, _) = call.attrs["padding"]
-    if turned:
-        top, left = 2 - top, 2 - left
-    return winograd.Sizes(image.dtype.short, image.shape, result.shape, top, left)
-
-
-def by_maps(call: Call, kernel: tuple[int, ...], channels: int, rows: int) -> bool:
-    """Whether a convolution of so many channels into so many is done by Winograd's maps."""
-    if not winograd.fits(call, kernel, channels, rows):
+def by_maps(call: Call, kernel: tuple[int, ...], channels: int, rows: int, *, turned: bool = False) -> bool:
+    """Whether a convolution of so many channels into so many, or its gradient in the image, is done by Winograd's maps."""
+    if not winograd.fits(call, kernel, channels, rows, turned=turned):
         return False
     ways = {"Winograd's maps": True, "tap by tap": False, "implicit product": False}
     if not winograd.suits(call.outputs[0].dtype.short, channels, rows):
@@ -394,7 +386,7 @@ def lower_forward(call: Call) -> Lowered | None:
     if depthwise.suits(call, image, weights):
         return depthwise.lower(call, "depthwise", image, weights, call.outputs[0])
     if by_maps(call, weights.shape[2:], image.shape[1], weights.shape[0]):
-        return winograd.forward(call, 0, sizes(call, image, call.outputs[0]), turned=False)
+        return winograd.forward(call, 0, winograd.sizes(call, image, call.outputs[0]), turned=False)
     lowering, steps = begun
     lowering.convolve(call.input(1), call.input(0), volume(image.shape), call.output(), volume(call.outputs[0].shape), steps)
     return lowering.lowered()
@@ -408,8 +400,8 @@ def lower_input_gradient(call: Call) -> Lowered | None:
     gradient, weights = call.inputs
     if depthwise.suits(call, call.outputs[0], weights):
         return depthwise.lower(call, "depthwise_input_gradient", call.outputs[0], weights, gradient)
-    if by_maps(call, weights.shape[2:], *weights.shape[:2]):
-        return winograd.forward(call, 0, sizes(call, gradient, call.outputs[0], turned=True), turned=True)
+    if by_maps(call, weights.shape[2:], *weights.shape[:2], turned=True):
+        return winograd.forward(call, 0, winograd.sizes(call, gradient, call.outputs[0], turned=True), turned=True)
     lowering, steps = begun
     lowering.input_gradient(steps)
     return lowering.lowered()
@@ -424,7 +416,7 @@ def lower_weight_gradient(call: Call) -> Lowered | None:
     if depthwise.suits(call, image, call.outputs[0]):
         return depthwise.lower(call, "depthwise_weight_gradient", image, call.outputs[0], gradient)
     if by_maps(call, call.outputs[0].shape[2:], image.shape[1], gradient.shape[1]):
-        return winograd.weight_gradient(call, sizes(call, image, gradient))
+        return winograd.weight_gradient(call, winograd.sizes(call, image, gradient))
     lowering, steps = begun
     lowering.weight_gradient(steps)
     return lowering.lowered()
