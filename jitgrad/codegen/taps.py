@@ -46,7 +46,7 @@ def convolve(short: str, image: tuple[int, ...], out: tuple[int, ...], steps: St
     fitting = CACHE // itemsize
     weights = channels * rows * steps["kernel_depth"] * steps["kernel_height"] * steps["kernel_width"]
     per_item, (images, phase_rows, parts) = cut_result(
-        n, rows, phase, tile.columns, lambda block: fitting // ((area + 1) * channels + 2 * block),
+        n, rows, phase, tile, lambda block: fitting // ((area + 1) * channels + 2 * block),
         POSITIONS if weights <= fitting else 0)
     blocks, positions = -(-rows // per_item), images * phase_rows * phase[1]
     out_rows = phase_rows * down

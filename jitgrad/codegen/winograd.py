@@ -14,12 +14,16 @@ from jitgrad.codegen.call import BLOCK, Call, launch, product_core
 from jitgrad.codegen.kernel import Blocks, Buffer, Function, Lowered, Private
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu import conv, gemm, winograd
+from jitgrad.kernels.cpu.tile import Tile
 
 ITEMS = 8                                       # at least, for balance
 CACHE = 1280 * 1024                             # bytes that an item may make
 CHANNELS = 128                                  # of an image and of a gradient, in an item that sums up products
+BALANCED = 4                                    # items of equal size are best a multiple of it
+FROM_AFAR, OVERFLOW = 6, 13 / 12                # costs, in cycles and as a factor: see `images_at_once`
 DEPTH = 48                                      # steps of one sum; then it is added to the others: what mapping back takes
                                                 # differences of must be as exact as sums can be
+STRIDED_DEPTH = 128                             # of one with stride 2, which takes few differences
 LEAST = {"f32": 16, "f64": 32}                  # channels on either side from which mapping costs less than it saves
 
 Geometry = dict[str, int]
@@ -83,7 +87,7 @@ def forward(call: Call, image: int, sizes: Sizes, *, turned: bool) -> Lowered:
     make_weights = launch(winograd.source(kernel, sizes.short, way.name), panels * (channels // tile.lanes), call.input(1), weights,
                           rows, channels, panels)
     per_item, (images, piece_rows, parts) = cut_result(
-        n, rows, sizes.pieces, tile.columns, lambda block: CACHE // itemsize // (
+        n, rows, sizes.pieces, tile, lambda block: CACHE // itemsize // (
             way.inputs ** 2 * channels + way.sums ** 2 * block))
     blocks = -(-rows // per_item)
     pieces = images * piece_rows * sizes.pieces[1]
@@ -93,7 +97,7 @@ def forward(call: Call, image: int, sizes: Sizes, *, turned: bool) -> Lowered:
                "result_size": (way.results * piece_rows * sizes.result[3] + 1) * per_item}
     numbers = {**geometry(sizes, images, piece_rows, parts), "channels_per_item": channels, "channel_blocks": 1,
                "rows_per_item": per_item, "row_blocks": blocks, "piece_stride": stride, "turned": int(turned),
-               "panel_rows": gemm.panel_height(pieces, tile), "depth_block": even_depth(channels, DEPTH), **private}
+               "panel_rows": gemm.panel_height(pieces, tile), "depth_block": even_depth(channels, DEPTH if way.ahead == way.spread else STRIDED_DEPTH), **private}
     *own, result = [Private(k) for k in range(len(private))]
     run = launch(winograd.source("winograd", sizes.short, way.name), -(-n // images) * parts * blocks, weights, *own,
                  product_core(sizes.short), again("winograd_again", sizes), call.input(image), call.input(1),
@@ -177,7 +181,7 @@ def cut_images(n: int, pieces_of_image: tuple[int, ...], pieces: int) -> Cut:
     return 1, piece_rows, -(-high // piece_rows)
 
 
-def cut_result(n: int, rows: int, pieces_of_image: tuple[int, ...], columns: int,
+def cut_result(n: int, rows: int, pieces_of_image: tuple[int, ...], tile: Tile,
                fitting: Callable[[int], int], least: int = 0) -> tuple[int, Cut]:
     """How many of the result's channels, `rows`, an item makes, and its part of the images; `fitting`: the pieces that
     fit into the cache with so many channels. Fewer channels, if too few items would be left else: then the same pieces are
@@ -191,13 +195,38 @@ def cut_result(n: int, rows: int, pieces_of_image: tuple[int, ...], columns: int
     while True:
         images, piece_rows, parts = cut_images(n, pieces_of_image, max(fitting(per_item), 28))
         items = -(-n // images) * parts * -(-rows // per_item)
-        if items >= ITEMS or per_item <= 2 * columns:
+        if items >= ITEMS or per_item <= 2 * tile.columns:
             break
-        per_item = even_block(rows, per_item // 2, columns)
+        per_item = even_block(rows, per_item // 2, tile.columns)
     while items < ITEMS and images > 1:
         images = -(-images // 2)
         items = -(-n // images) * parts * -(-rows // per_item)
+    if parts == 1 and items >= ITEMS:
+        images = images_at_once(n, math.prod(pieces_of_image), max(fitting(per_item), 28), -(-rows // per_item), tile)
     return per_item, (images, piece_rows, parts)
+
+
+def images_at_once(n: int, pieces_of_image: int, fitting: int, blocks: int, tile: Tile) -> int:
+    """Of how many images, of `n`, an item makes one of `blocks` blocks of channels, if so many pieces fit into the cache:
+    what leaves little of tiles and threads idle. A little more than fits costs less than either."""
+    def cost(images: int) -> float:
+        pieces, items = images * pieces_of_image, -(-n // images) * blocks
+        return tile_cost(pieces, tile) * -(-items // BALANCED) * (1 if pieces <= fitting else OVERFLOW)
+
+    most = max(3 * fitting // (2 * pieces_of_image), 1)
+    return min((images for images in range(1, min(most, n) + 1) if -(-n // images) * blocks >= ITEMS), key=cost)
+
+
+def tile_cost(rows: int, tile: Tile) -> int:
+    """About how many cycles a step of the depth takes of a product of so many rows, two vectors wide: as many as it loads
+    pairs of vectors, and some for weights that come from afar."""
+    height, cost = gemm.panel_height(rows, tile), FROM_AFAR
+    for first in range(0, rows, height):
+        left = min(height, rows - first)
+        for piece in tile.forms[-1][2]:
+            cost += left // piece * (piece + 1)
+            left %= piece
+    return cost
 
 
 def even_block(count: int, most: int, unit: int) -> int:
