@@ -97,7 +97,7 @@ def forward(call: Call, image: int, sizes: Sizes, *, turned: bool) -> Lowered:
                "result_size": (way.results * piece_rows * sizes.result[3] + 1) * per_item}
     numbers = {**geometry(sizes, images, piece_rows, parts), "channels_per_item": channels, "channel_blocks": 1,
                "rows_per_item": per_item, "row_blocks": blocks, "piece_stride": stride, "turned": int(turned),
-               "panel_rows": gemm.panel_height(pieces, tile), "depth_block": even_depth(channels, DEPTH if way.ahead == way.spread else STRIDED_DEPTH), **private}
+               "panel_rows": gemm.panel_height(pieces, tile), "depth_block": even_depth(channels, most_steps(channels, way)), **private}
     *own, result = [Private(k) for k in range(len(private))]
     run = launch(winograd.source("winograd", sizes.short, way.name), -(-n // images) * parts * blocks, weights, *own,
                  product_core(sizes.short), again("winograd_again", sizes), call.input(image), call.input(1),
@@ -136,6 +136,11 @@ def weight_gradient(call: Call, sizes: Sizes) -> Lowered:
         return Lowered((run,), (), own)
     add = launch(conv.add_parts_source(sizes.short), -(-size // BLOCK), partial, call.output(), size, runs, BLOCK)
     return Lowered((run, add), (runs * size * itemsize,), own)
+
+
+def most_steps(channels: int, way: winograd.Way) -> int:
+    """Steps of one sum. With stride 2, two sums at least: then its errors are hardly larger than those of a direct one."""
+    return DEPTH if way.ahead == way.spread else max(min(STRIDED_DEPTH, channels // 2), DEPTH)
 
 
 def again(kernel: str, sizes: Sizes) -> Function:
