@@ -84,7 +84,8 @@ BY_TAPS = {
                                    stride=(2, 2)),
     "several small images": case(images=17, channels=48, height=4, width=4, out=64, kernel=(3, 2), padding=SAME,
                                  stride=(2, 2)),
-    "several small images, one by one": case(images=64, channels=48, height=4, width=4, out=64, kernel=(1, 1), stride=(2, 2)),
+    "several small images, one by one": case(images=64, channels=48, height=4, width=4, out=64, kernel=(1, 1),
+                                             stride=(2, 2)),
     "one by one, with channels last": case(images=3, channels=32, height=9, width=8, out=48, kernel=(1, 1)),
     "uneven kernel": case(images=3, channels=32, height=10, width=11, out=48, kernel=(2, 3), stride=(3, 1),
                    padding=((0, 1), (2, 1)), dilation=(1, 2)),
@@ -179,6 +180,28 @@ def test_channels_last_and_both_gradients(name, how, dtype):
         assert any(how in kernel for kernel in kernels(op, inputs, {**more, **attrs}))
         results = [check(op, inputs, {**more, **attrs}, pieces=n) for n in (1, 3)]
         assert np.array_equal(*results)
+
+
+ONE_BY_ONE = {
+    "one tap": case(images=3, channels=130, height=5, width=6, out=260, kernel=(1, 1)),
+    "stride of two": case(images=5, channels=128, height=7, width=8, out=256, kernel=(1, 1), stride=(2, 2)),
+    "strides that leave a rest": case(images=2, channels=192, height=9, width=8, out=176, kernel=(1, 1), stride=(3, 2)),
+    "padding": case(channels=192, height=5, width=5, out=192, kernel=(1, 1), stride=(2, 2), padding=((0, 2), (0, 1))),
+}
+"""Those whose weights' gradient is one product, if there is no padding."""
+
+
+@pytest.mark.parametrize("name", ONE_BY_ONE)
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+def test_the_weights_gradient_of_many_channels_and_one_tap_is_a_product(name, dtype):
+    shape_x, shape_w, attrs = ONE_BY_ONE[name]
+    x, w, g = operands(shape_x, shape_w, attrs, dtype)
+    attributes = {"weight_shape": shape_w, **attrs}
+    assert kernels(ops.convolution_weight_grad, (x, g), attributes)[-1].startswith("gemm") == (name != "padding")
+    results = [check(ops.convolution_weight_grad, (x, g), attributes, pieces=n) for n in (1, 3)]
+    assert np.array_equal(*results)
+    check(ops.convolution, (x, w), attrs)
+    check(ops.convolution_input_grad, (g, w), {"input_shape": shape_x, **attrs})
 
 
 @pytest.mark.parametrize(("shapes", "on_planes"), [

@@ -224,10 +224,11 @@ def test_every_way_of_a_convolution_and_its_gradients(name, dtype):
     found = [ways_of_convolution(ops.convolution, (x, w), attrs),
              ways_of_convolution(ops.convolution_input_grad, (g, w), {"input_shape": shape_x, **attrs}),
              ways_of_convolution(ops.convolution_weight_grad, (x, g), {"weight_shape": shape_w, **attrs})]
-    expected = {"few channels": 1, "groups": 1, "volume": 1, "many channels": 3, "sixteen channels": 3,
-                "sixteen to thirty-two": 3}.get(name, 2)
-    assert [count for count, _ in found] == [expected] * 3
-    if expected == 3:
+    expected = {"few channels": (1, 1, 1), "groups": (1, 1, 1), "volume": (1, 1, 1), "many channels": (3, 3, 3),
+                "sixteen channels": (3, 3, 3), "sixteen to thirty-two": (3, 3, 3), "strided": (3, 3, 3),
+                "one by one": (2, 2, 3)}.get(name, (2, 2, 2))
+    assert tuple(count for count, _ in found) == expected
+    if expected == (3, 3, 3):
         assert all(set(questions["algorithm"]) == ALGORITHMS for _, questions in found)
 
 

@@ -26,7 +26,7 @@ from jitgrad.ir.graph import Graph, GraphBuilder, Value
 from jitgrad.ir.op import REGISTRY
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu import conv, gemm, planes as conv_planes, taps as conv_taps
-from jitgrad.kernels.cpu.gemm import Matrices
+from jitgrad.kernels.cpu.gemm import Matrices, Packing
 from jitgrad.kernels.cpu.tile import DEPTH_BLOCK
 
 ITEMS = 8
@@ -35,6 +35,7 @@ ALGORITHM = "algorithm"                         # the question, asked of a node 
 AXES = ("z", "y", "x")
 KERNEL = {"z": "kernel_depth", "y": "kernel_height", "x": "kernel_width"}
 FEW_CHANNELS = 8                                # below it, going tap by tap takes 1.7 times as long and more
+MANY = 1 << 15                                  # pairs of channels from which the weights' gradient of 1x1 is one product
 LARGE = 128                                     # positions of an image from which a product of 1x1 takes planes as they are
 
 
@@ -73,10 +74,12 @@ class _Lowering:
 
     def by_taps(self, usual: bool) -> bool:
         """Whether it is done tap by tap, or by an implicit product; `usual`: which is the usual way."""
-        few = min(t.shape[1] for t in (*self.call.inputs, *self.call.outputs)) < FEW_CHANNELS
-        if self.volumes or self.groups > 1 or few:
+        if self.volumes or self.groups > 1 or self.few_channels():
             return self.volumes
         return Choice(ALGORITHM, usual_first({"tap by tap": True, "implicit product": False}, usual)).take()
+
+    def few_channels(self) -> bool:
+        return min(t.shape[1] for t in (*self.call.inputs, *self.call.outputs)) < FEW_CHANNELS
 
     def memory(self, elements: int) -> Buffer:
         self.scratch.append(max(elements, 1) * self.type.dtype.itemsize)
@@ -88,9 +91,15 @@ class _Lowering:
         high, wide = gemm.panel_height(rows, self.tile), self.tile.packed_rows
         strides = [math.prod(batch[k + 1:]) * rows * depth for k in range(len(batch))]
         packing, _, _ = gemm.pack(Matrices(tuple(strides), depth, 1), batch, rows, depth, high, wide, depth, 1)
+        return self.packed(packing, operand), high, -(-rows // high)
+
+    def packed(self, packing: Packing | None, operand: Buffer) -> Buffer:
+        """The panels that `packing` makes of `operand`, or this itself."""
+        if packing is None:
+            return operand
         panels = self.memory(packing.elements)
         self.add(gemm.pack_source(self.short, packing.kind), packing.items, operand, panels, *packing.integers)
-        return panels, high, -(-rows // high)
+        return panels
 
     def convolve(self, weights: Buffer, source: Buffer, image: tuple[int, ...], result: Buffer, out: tuple[int, ...],
                  steps: dict[str, int], spread: planes.Spread | None = None) -> None:
@@ -127,6 +136,9 @@ class _Lowering:
 
     def weight_gradient(self, steps: dict[str, int]) -> None:
         image, gradient = [volume(t.shape) for t in self.call.inputs]
+        if self.is_product(image, gradient, steps):
+            self.product(steps)
+            return
         if self.by_taps(taps.suits(self.short, image[1], gradient[1], self.groups)):
             work, runs = taps.weight_gradient(self.short, image, gradient, steps)
             self.sum_up(runs, lambda partial: self.add_work(
@@ -151,6 +163,30 @@ class _Lowering:
             conv.weight_source(self.short), runs * self.groups * blocks, self.call.input(1), self.call.input(0), partial,
             self.core,
             *[numbers[name] for name in conv.WEIGHT_ARGUMENTS]))
+
+    def is_product(self, image: tuple[int, ...], gradient: tuple[int, ...], steps: dict[str, int]) -> bool:
+        """Whether the weights' gradient is one product: of one tap that meets no padding, where channels are many."""
+        inside = all(steps[f"shift_{axis}"] == 0 and (count - 1) * steps[f"stride_{axis}"] < size
+                     for axis, count, size in zip(AXES, gradient[2:], image[2:], strict=True))
+        if taps_of(steps) > 1 or self.volumes or self.groups > 1 or self.few_channels() or not inside:
+            return False
+        ways = {"product": True, "tap by tap": False, "implicit product": False}
+        return Choice(ALGORITHM, usual_first(ways, image[1] * gradient[1] >= MANY)).take()
+
+    def product(self, steps: dict[str, int]) -> None:
+        """The weights' gradient of one tap: the gradient, [rows, positions of all images], times what it meets of the image,
+        [channels, positions], turned over."""
+        image, gradient = self.call.inputs
+        rows, channels, positions = gradient.shape[1], image.shape[1], gradient.size // gradient.shape[1]
+        stride = [steps[f"stride_{axis}"] for axis in AXES[5 - len(image.shape):]]
+        stop = [(size - 1) * step + 1 for size, step in zip(gradient.shape[2:], stride, strict=True)]
+        met = self.moved(self.call.input(0), image, lambda x: channels_first(REGISTRY["slice"](
+            x, start=(0,) * len(x.shape), stop=(*x.shape[:2], *stop), step=(1, 1, *stride))))
+        wanted = self.moved(self.call.input(1), gradient, channels_first)
+        made = gemm.arrange(gemm.form_for(self.short, self.short), (), rows, channels, positions,
+                            Matrices((), positions, 1), Matrices((), 1, positions))
+        left, right = self.packed(made.pack_a, wanted), self.packed(made.pack_b, met)
+        self.add(gemm.source(self.short), made.items, left, right, self.call.output(), *made.integers)
 
     def sum_up(self, runs: int, make: Callable[[Buffer], None]) -> None:
         """The output as the sum of what `runs` runs of images give; `make` launches what makes it."""
@@ -229,6 +265,11 @@ class _Lowering:
         region.outputs = [(v, index, place) for v, index, _ in region.outputs]
         self.launches += lower_map(region)
         return place
+
+
+def channels_first(x: Value) -> Value:
+    """[N, C, …] as [C, N, …]."""
+    return permuted(x, x.shape, (1, 0, *range(2, len(x.shape))))
 
 
 def permuted(x: Value, shape: tuple[int, ...], axes: tuple[int, ...]) -> Value:

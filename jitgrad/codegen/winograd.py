@@ -84,8 +84,8 @@ def forward(call: Call, image: int, sizes: Sizes, *, turned: bool) -> Lowered:
     panels = -(-rows // tile.columns)
     weights, itemsize = call.scratch(0), sizes.itemsize
     kernel, way = "winograd_turned_weights" if turned else "winograd_weights", sizes.way
-    make_weights = launch(winograd.source(kernel, sizes.short, way.name), panels * (channels // tile.lanes), call.input(1), weights,
-                          rows, channels, panels)
+    make_weights = launch(winograd.source(kernel, sizes.short, way.name), panels * (channels // tile.lanes), call.input(1),
+                          weights, rows, channels, panels)
     per_item, (images, piece_rows, parts) = cut_result(
         n, rows, sizes.pieces, tile, lambda block: CACHE // itemsize // (
             way.inputs ** 2 * channels + way.sums ** 2 * block))
@@ -97,7 +97,8 @@ def forward(call: Call, image: int, sizes: Sizes, *, turned: bool) -> Lowered:
                "result_size": (way.results * piece_rows * sizes.result[3] + 1) * per_item}
     numbers = {**geometry(sizes, images, piece_rows, parts), "channels_per_item": channels, "channel_blocks": 1,
                "rows_per_item": per_item, "row_blocks": blocks, "piece_stride": stride, "turned": int(turned),
-               "panel_rows": gemm.panel_height(pieces, tile), "depth_block": even_depth(channels, most_steps(channels, way)), **private}
+               "panel_rows": gemm.panel_height(pieces, tile),
+               "depth_block": even_depth(channels, most_steps(channels, way)), **private}
     *own, result = [Private(k) for k in range(len(private))]
     run = launch(winograd.source("winograd", sizes.short, way.name), -(-n // images) * parts * blocks, weights, *own,
                  product_core(sizes.short), again("winograd_again", sizes), call.input(image), call.input(1),
@@ -151,7 +152,8 @@ def again(kernel: str, sizes: Sizes) -> Function:
 
 def rows_met(way: winograd.Way, piece_rows: int) -> int:
     """So many rows of the image are met by rows of pieces."""
-    return way.step * (piece_rows - 1) + way.reach
+    rows: int = way.step * (piece_rows - 1) + way.reach
+    return rows
 
 
 def result_blocks(numbers: Geometry, out_rows_per_part: int) -> Blocks:

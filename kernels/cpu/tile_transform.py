@@ -7,8 +7,8 @@ turned around). Each map is O = L X L^T for a small matrix L, done for many chan
 
 With a stride of two there is a product with even elements, of two taps, and one with odd elements, of one tap. Two results
 of the former, F(2, 2), take three multiplications, of the latter two: 25 instead of 36 in two dimensions. With elements d
-and taps g they are (d0 - d2) g0, d1 g1, d2 (g0 + g2), d3 g1 and (d4 - d2) g2; the first result is the sum of the first three,
-the second one of the last three. The gradient in the image is this turned around: it spreads 3x3 elements over 4x4.
+and taps g they are (d0 - d2) g0, d1 g1, d2 (g0 + g2), d3 g1 and (d4 - d2) g2; one result is the sum of the first three, the
+other one of the last three. The gradient in the image is this turned around: it spreads 3x3 elements over 4x4.
 
 One side of a map may reach over the edge of an image. Elements outside are read from, or written to, a spare place.
 

@@ -53,8 +53,8 @@ OUTPUT_GRADS, WEIGHT_SUMS, IMAGE_READS, GRAD_READS, WEIGHT_ADDS, WEIGHT_MORE = 4
 @dataclass(frozen=True, slots=True)
 class Way:
     """Along one axis: pieces of `reach` elements, one every `step`, become `inputs` matrices, from which `products`
-    products make `sums` sums and those `results` results. Hexadecimal digit k of `reads` says what product k reads, of `adds`
-    to which sum it belongs; bit k of `more`, that it is added to that of product k - 1.
+    products make `sums` sums and those `results` results. Hexadecimal digit k of `reads` says what product k reads, of
+    `adds` to which sum it belongs; bit k of `more`, that it is added to that of product k - 1.
 
     For the weights' gradient, `output_grads` matrices of the result's gradient are multiplied with the former; `image_reads`
     and `grad_reads` say which, and `weight_adds` and `weight_more` to which of `weight_sums` sums they are added.
@@ -87,7 +87,8 @@ class Way:
 
 
 STRIDED = Way("winograd_strided", step=4, reach=5, ahead=2, inputs=5, products=5, sums=3, reads=0x43210, adds=0x22100,
-              more=0b10010, output_grads=3, image_reads=0x42310, grad_reads=0x21200, weight_adds=0x32110, weight_more=0b00100)
+              more=0b10010, output_grads=3, image_reads=0x42310, grad_reads=0x21200, weight_adds=0x32110,
+              weight_more=0b00100)
 SPREAD_OUT = Way("winograd_spread", step=2, reach=3, results=4, spread=2, products=5, sums=5, reads=0x13210, adds=0x43210)
 WAYS = {way.name: way for way in (Way(), STRIDED, SPREAD_OUT)}
 """By name: with stride 1, its gradients too; with stride 2; the gradient in the image of the latter, with odd padding."""
