@@ -182,19 +182,21 @@ def test_channels_last_and_both_gradients(name, how, dtype):
         assert np.array_equal(*results)
 
 
-ONE_BY_ONE = {
+PRODUCTS = {
     "one tap": case(images=3, channels=130, height=5, width=6, out=260, kernel=(1, 1)),
     "stride of two": case(images=5, channels=128, height=7, width=8, out=256, kernel=(1, 1), stride=(2, 2)),
     "strides that leave a rest": case(images=2, channels=192, height=9, width=8, out=176, kernel=(1, 1), stride=(3, 2)),
+    "patches": case(images=3, channels=3, height=8, width=12, out=20, kernel=(4, 4), stride=(4, 4)),
+    "uneven patches of many channels": case(channels=160, height=6, width=6, out=288, kernel=(2, 3), stride=(2, 3)),
     "padding": case(channels=192, height=5, width=5, out=192, kernel=(1, 1), stride=(2, 2), padding=((0, 2), (0, 1))),
 }
 """Those whose weights' gradient is one product, if there is no padding."""
 
 
-@pytest.mark.parametrize("name", ONE_BY_ONE)
+@pytest.mark.parametrize("name", PRODUCTS)
 @pytest.mark.parametrize("dtype", (np.float32, np.float64))
-def test_the_weights_gradient_of_many_channels_and_one_tap_is_a_product(name, dtype):
-    shape_x, shape_w, attrs = ONE_BY_ONE[name]
+def test_weights_gradients_that_are_products(name, dtype):
+    shape_x, shape_w, attrs = PRODUCTS[name]
     x, w, g = operands(shape_x, shape_w, attrs, dtype)
     attributes = {"weight_shape": shape_w, **attrs}
     assert kernels(ops.convolution_weight_grad, (x, g), attributes)[-1].startswith("gemm") == (name != "padding")

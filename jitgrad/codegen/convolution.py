@@ -35,7 +35,7 @@ ALGORITHM = "algorithm"                         # the question, asked of a node 
 AXES = ("z", "y", "x")
 KERNEL = {"z": "kernel_depth", "y": "kernel_height", "x": "kernel_width"}
 FEW_CHANNELS = 8                                # below it, going tap by tap takes 1.7 times as long and more
-MANY = 1 << 15                                  # pairs of channels from which the weights' gradient of 1x1 is one product
+MANY, MANY_OF_PATCHES = 1 << 15, 1 << 18        # weights from which the gradient of 1x1, or of patches, is one product
 LARGE = 128                                     # positions of an image from which a product of 1x1 takes planes as they are
 
 
@@ -165,25 +165,41 @@ class _Lowering:
             *[numbers[name] for name in conv.WEIGHT_ARGUMENTS]))
 
     def is_product(self, image: tuple[int, ...], gradient: tuple[int, ...], steps: dict[str, int]) -> bool:
-        """Whether the weights' gradient is one product: of one tap that meets no padding, where channels are many."""
-        inside = all(steps[f"shift_{axis}"] == 0 and (count - 1) * steps[f"stride_{axis}"] < size
-                     for axis, count, size in zip(AXES, gradient[2:], image[2:], strict=True))
-        if taps_of(steps) > 1 or self.volumes or self.groups > 1 or self.few_channels() or not inside:
+        """Whether the weights' gradient is one product: of patches or of one tap that meets no padding, where so many sums
+        are made that copies of both operands cost little, or patches are few."""
+        patches = meets_once(image, gradient, steps)
+        inside = taps_of(steps) == 1 and all(
+            steps[f"shift_{axis}"] == 0 and (count - 1) * steps[f"stride_{axis}"] < size
+            for axis, count, size in zip(AXES, gradient[2:], image[2:], strict=True))
+        if self.volumes or self.groups > 1 or not (patches or inside):
             return False
         ways = {"product": True, "tap by tap": False, "implicit product": False}
-        return Choice(ALGORITHM, usual_first(ways, image[1] * gradient[1] >= MANY)).take()
+        if self.few_channels():
+            del ways["tap by tap"]
+        few = (math.prod(image) + math.prod(gradient)) * self.type.dtype.itemsize <= 2 * winograd.CACHE
+        usual = few or self.type.size >= MANY_OF_PATCHES if patches else self.type.size >= MANY
+        return Choice(ALGORITHM, usual_first(ways, usual)).take()
 
     def product(self, steps: dict[str, int]) -> None:
-        """The weights' gradient of one tap: the gradient, [rows, positions of all images], times what it meets of the image,
-        [channels, positions], turned over."""
+        """The weights' gradient of one tap, or of patches: the gradient, [rows, positions of all images], times what it
+        meets of the image, [channels and taps, positions], turned over."""
         image, gradient = self.call.inputs
-        rows, channels, positions = gradient.shape[1], image.shape[1], gradient.size // gradient.shape[1]
-        stride = [steps[f"stride_{axis}"] for axis in AXES[5 - len(image.shape):]]
-        stop = [(size - 1) * step + 1 for size, step in zip(gradient.shape[2:], stride, strict=True)]
-        met = self.moved(self.call.input(0), image, lambda x: channels_first(REGISTRY["slice"](
-            x, start=(0,) * len(x.shape), stop=(*x.shape[:2], *stop), step=(1, 1, *stride))))
+        rows, columns, positions = gradient.shape[1], image.shape[1] * taps_of(steps), gradient.size // gradient.shape[1]
+        axes = AXES[5 - len(image.shape):]
+        stride = [steps[f"stride_{axis}"] for axis in axes]
+
+        def meet(x: Value) -> Value:
+            if taps_of(steps) > 1:
+                around = [size for pair in zip(gradient.shape[2:], stride, strict=True) for size in pair]
+                places = range(2, 2 + len(around), 2)
+                return permuted(x, (*x.shape[:2], *around), (1, *[k + 1 for k in places], 0, *places))
+            stop = [(size - 1) * step + 1 for size, step in zip(gradient.shape[2:], stride, strict=True)]
+            return channels_first(REGISTRY["slice"](x, start=(0,) * len(x.shape), stop=(*x.shape[:2], *stop),
+                                                    step=(1, 1, *stride)))
+
+        met = self.moved(self.call.input(0), image, meet)
         wanted = self.moved(self.call.input(1), gradient, channels_first)
-        made = gemm.arrange(gemm.form_for(self.short, self.short), (), rows, channels, positions,
+        made = gemm.arrange(gemm.form_for(self.short, self.short), (), rows, columns, positions,
                             Matrices((), positions, 1), Matrices((), 1, positions))
         left, right = self.packed(made.pack_a, wanted), self.packed(made.pack_b, met)
         self.add(gemm.source(self.short), made.items, left, right, self.call.output(), *made.integers)

@@ -104,7 +104,7 @@ def forward(call: Call, image: int, sizes: Sizes, *, turned: bool) -> Lowered:
                  product_core(sizes.short), again("winograd_again", sizes), call.input(image), call.input(1),
                  call.output(), result, *[numbers[name] for name in winograd.ARGUMENTS],
                  blocks=result_blocks(numbers, way.results * piece_rows))
-    return Lowered((make_weights, run), (way.products ** 2 * panels * tile.columns * channels * itemsize,),
+    return Lowered((make_weights, run), (way.weights ** 2 * panels * tile.columns * channels * itemsize,),
                    tuple([size * itemsize for size in private.values()]))
 
 
@@ -122,7 +122,7 @@ def weight_gradient(call: Call, sizes: Sizes) -> Lowered:
     private = {"image_size": (rows_met(way, piece_rows) * width + 1) * across,
                "gradient_size": (way.results * piece_rows * sizes.result[3] + 1) * down,
                "pieces_size": way.inputs ** 2 * pieces * across, "gradients_size": way.output_grads ** 2 * pieces * down,
-               "sums_size": way.weight_sums ** 2 * across * down}
+               "sums_size": way.weights ** 2 * across * down}
     numbers = {**geometry(sizes, images, piece_rows, parts), "channels_per_item": across,
                "channel_blocks": -(-channels // across), "rows_per_item": down, "row_blocks": -(-rows // down),
                "images_per_item": per_run, **private}

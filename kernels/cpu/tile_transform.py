@@ -28,12 +28,10 @@ _WEIGHT = ((1, 0, 0), (.5, .5, .5), (.5, -.5, .5), (0, 0, 1))
 _OUTPUT = ((1, 1, 1, 0), (0, 1, -1, -1))
 
 _STRIDED_INPUT = ((1, 0, -1, 0, 0), (0, 1, 0, 0, 0), (0, 0, 1, 0, 0), (0, 0, 0, 1, 0), (0, 0, -1, 0, 1))
-_STRIDED_WEIGHT = ((1, 0, 0), (0, 1, 0), (1, 0, 1), (0, 1, 0), (0, 0, 1))
+_STRIDED_WEIGHT = ((1, 0, 0), (0, 1, 0), (1, 0, 1), (0, 0, 1))
 _STRIDED_OUTPUT = ((1, 1, 0), (0, 1, 1))                                        # of the sums of products 0 and 1, 2, 3 and 4
-_STRIDED_WEIGHT_GRAD = ((1, 0, 1, 0), (0, 1, 0, 0), (0, 0, 1, 1))               # of those of 0, 1 and 3, 2, 4
 
 _SPREAD_INPUT = ((1, -1, 0), (0, 1, 0), (0, -1, 1), (1, 0, 0))
-_SPREAD_WEIGHT = ((1, 0, 0), (1, 0, 1), (0, 0, 1), (0, 1, 0), (0, 1, 0))        # of taps that are turned around
 _SPREAD_OUTPUT = ((0, 0, 0, 1, 0), (1, 1, 0, 0, 0), (0, 0, 0, 0, 1), (0, 1, 1, 0, 0))
 
 
@@ -51,9 +49,9 @@ MAPS: dict[str, tuple[Matrix, str]] = {
     "winograd_strided_weight": (_STRIDED_WEIGHT, "x"),
     "winograd_strided_output": (_STRIDED_OUTPUT, "o"),
     "winograd_strided_output_grad": (_transposed(_STRIDED_OUTPUT), "x"),
-    "winograd_strided_weight_grad": (_STRIDED_WEIGHT_GRAD, "o"),
+    "winograd_strided_weight_grad": (_transposed(_STRIDED_WEIGHT), "o"),
     "winograd_spread_input": (_SPREAD_INPUT, "x"),
-    "winograd_spread_weight": (_SPREAD_WEIGHT, "x"),
+    "winograd_spread_weight": (_STRIDED_WEIGHT, "x"),                           # of taps that are turned around
     "winograd_spread_output": (_SPREAD_OUTPUT, "o"),
 }
 """By name: the matrix, and which side may reach over an edge."""

@@ -46,18 +46,18 @@ winograd_output_grad = tile_transform.NAMES["winograd_output_grad"]
 
 COLUMNS, TILE, LANES = 32, 14, 16               # of the register tile; `source` puts the machine's in their places
 STEP, REACH, RESULTS, AHEAD, SPREAD = 2, 4, 2, 1, 1                             # of a `Way`, as are these:
-INPUTS, PRODUCTS, SUMS, READS, ADDS, MORE = 4, 4, 4, 0x3210, 0x3210, 0
-OUTPUT_GRADS, WEIGHT_SUMS, IMAGE_READS, GRAD_READS, WEIGHT_ADDS, WEIGHT_MORE = 4, 4, 0x3210, 0x3210, 0x3210, 0
+INPUTS, WEIGHTS, PRODUCTS, SUMS, READS, WEIGHT_READS, ADDS, MORE = 4, 4, 4, 4, 0x3210, 0x3210, 0x3210, 0
+OUTPUT_GRADS, IMAGE_READS, GRAD_READS, WEIGHT_ADDS, WEIGHT_MORE = 4, 0x3210, 0x3210, 0x3210, 0
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """Along one axis: pieces of `reach` elements, one every `step`, become `inputs` matrices, from which `products`
-    products make `sums` sums and those `results` results. Hexadecimal digit k of `reads` says what product k reads, of
-    `adds` to which sum it belongs; bit k of `more`, that it is added to that of product k - 1.
+    """Along one axis: pieces of `reach` elements, one every `step`, become `inputs` matrices, and taps `weights`. `products`
+    products of them make `sums` sums and those `results` results. Hexadecimal digits k of `reads` and `weight_reads` say
+    what product k reads, of `adds` to which sum it belongs; bit k of `more`, that it is added to that of product k - 1.
 
-    For the weights' gradient, `output_grads` matrices of the result's gradient are multiplied with the former; `image_reads`
-    and `grad_reads` say which, and `weight_adds` and `weight_more` to which of `weight_sums` sums they are added.
+    For the weights' gradient, `output_grads` matrices of the result's gradient are multiplied with those of the image;
+    `image_reads` and `grad_reads` say which, and `weight_adds` and `weight_more` to which of `weights` sums they are added.
 
     ahead    the stride in the image
     spread   the stride of the convolution whose gradient in the image this is"""
@@ -69,13 +69,14 @@ class Way:
     ahead: int = AHEAD
     spread: int = SPREAD
     inputs: int = INPUTS
+    weights: int = WEIGHTS
     products: int = PRODUCTS
     sums: int = SUMS
     reads: int = READS
+    weight_reads: int = WEIGHT_READS
     adds: int = ADDS
     more: int = MORE
     output_grads: int = OUTPUT_GRADS
-    weight_sums: int = WEIGHT_SUMS
     image_reads: int = IMAGE_READS
     grad_reads: int = GRAD_READS
     weight_adds: int = WEIGHT_ADDS
@@ -86,10 +87,11 @@ class Way:
         return {name.upper(): str(getattr(self, name)) for name in self.__slots__ if name != "name"}
 
 
-STRIDED = Way("winograd_strided", step=4, reach=5, ahead=2, inputs=5, products=5, sums=3, reads=0x43210, adds=0x22100,
-              more=0b10010, output_grads=3, image_reads=0x42310, grad_reads=0x21200, weight_adds=0x32110,
-              weight_more=0b00100)
-SPREAD_OUT = Way("winograd_spread", step=2, reach=3, results=4, spread=2, products=5, sums=5, reads=0x13210, adds=0x43210)
+STRIDED = Way("winograd_strided", step=4, reach=5, ahead=2, inputs=5, products=5, sums=3, reads=0x43210,
+              weight_reads=0x31210, adds=0x22100, more=0b10010,
+              output_grads=3, image_reads=0x42310, grad_reads=0x21200, weight_adds=0x32110, weight_more=0b00100)
+SPREAD_OUT = Way("winograd_spread", step=2, reach=3, results=4, spread=2, products=5, sums=5, reads=0x13210,
+                 weight_reads=0x11320, adds=0x43210)
 WAYS = {way.name: way for way in (Way(), STRIDED, SPREAD_OUT)}
 """By name: with stride 1, its gradients too; with stride 2; the gradient in the image of the latter, with odd padding."""
 
@@ -119,7 +121,7 @@ def source(kernel: str, element: str, way: str = "winograd") -> str:
 
 
 def winograd_weights(args, begin, end, thread):
-    """w[rows, channels, 3, 3] to panels of [products, channels, rows]. Arguments: w, panels; rows, channels, panels. Items:
+    """w[rows, channels, 3, 3] to panels of [weights, channels, rows]. Arguments: w, panels; rows, channels, panels. Items:
     panels, blocks of channels."""
     w, u = pointer(args, 1, T), pointer(args, 2, T)
     rows, channels, panels = args[3], args[4], args[5]
@@ -134,12 +136,12 @@ def winograd_weights(args, begin, end, thread):
                                lines, k * COLUMNS + row, COLUMNS, LANES)
         for c in range(LANES):
             winograd_weight(COLUMNS, lines, c * 9 * COLUMNS, 3 * COLUMNS, COLUMNS,
-                            u, (panel * channels + channel + c) * COLUMNS, PRODUCTS * panels * channels * COLUMNS,
+                            u, (panel * channels + channel + c) * COLUMNS, WEIGHTS * panels * channels * COLUMNS,
                             panels * channels * COLUMNS, 0, 3, 0, 3, 0)
 
 
 def winograd_turned_weights(args, begin, end, thread):
-    """w[channels, rows, 3, 3] with its taps turned around to panels of [products, channels, rows]. Arguments and items: as
+    """w[channels, rows, 3, 3] with its taps turned around to panels of [weights, channels, rows]. Arguments and items: as
     above."""
     w, u = pointer(args, 1, T), pointer(args, 2, T)
     rows, channels, panels = args[3], args[4], args[5]
@@ -152,7 +154,7 @@ def winograd_turned_weights(args, begin, end, thread):
             for tap in range(9):
                 gather_run(count, 0, count, w, (channel * rows + panel * COLUMNS) * 9 + tap, 9, lines, tap * COLUMNS)
             winograd_weight(COLUMNS, lines, 8 * COLUMNS, -3 * COLUMNS, -COLUMNS,
-                            u, (panel * channels + channel) * COLUMNS, PRODUCTS * panels * channels * COLUMNS,
+                            u, (panel * channels + channel) * COLUMNS, WEIGHTS * panels * channels * COLUMNS,
                             panels * channels * COLUMNS, 0, 3, 0, 3, 0)
 
 
@@ -197,10 +199,11 @@ def winograd(args, begin, end, thread):
         for p in range(PRODUCTS * PRODUCTS):
             down, across = 4 * (p // PRODUCTS), 4 * (p % PRODUCTS)
             read = (READS >> down) % 16 * INPUTS + (READS >> across) % 16
+            weight = (WEIGHT_READS >> down) % 16 * WEIGHTS + (WEIGHT_READS >> across) % 16
             total = (ADDS >> down) % 16 * SUMS + (ADDS >> across) % 16
             multiply_block(args, 5, pieces, block, channels, depth_block, panel_rows,
                            v, v_base + read * pieces * piece_stride, panel_rows * piece_stride, piece_stride, 1,
-                           u, (p * panels + first_row // COLUMNS) * channels * COLUMNS, channels * COLUMNS, COLUMNS,
+                           u, (weight * panels + first_row // COLUMNS) * channels * COLUMNS, channels * COLUMNS, COLUMNS,
                            products, product_base + total * pieces * rows_per_item, rows_per_item,
                            ((MORE >> p // PRODUCTS) | (MORE >> p % PRODUCTS)) % 2)
         positions = (min(RESULTS * last_y, out_height) - RESULTS * first_y) * out_width
@@ -339,7 +342,7 @@ def winograd_weight_gradient(args, begin, end, thread):
                     one, two = 4 * (p // PRODUCTS), 4 * (p % PRODUCTS)
                     image = (IMAGE_READS >> one) % 16 * INPUTS + (IMAGE_READS >> two) % 16
                     gradient = (GRAD_READS >> one) % 16 * OUTPUT_GRADS + (GRAD_READS >> two) % 16
-                    total = (WEIGHT_ADDS >> one) % 16 * WEIGHT_SUMS + (WEIGHT_ADDS >> two) % 16
+                    total = (WEIGHT_ADDS >> one) % 16 * WEIGHTS + (WEIGHT_ADDS >> two) % 16
                     multiply_block(args, 6, down, across, pieces, pieces, TILE,
                                    h, h_base + gradient * pieces * down, TILE, 1, down,
                                    v, v_base + image * pieces * across, COLUMNS, across,
@@ -348,7 +351,7 @@ def winograd_weight_gradient(args, begin, end, thread):
                 more = 1
         odd = 0
         for r in range(down):
-            winograd_weight_grad(across, sums, sum_base + r * across, WEIGHT_SUMS * down * across, down * across,
+            winograd_weight_grad(across, sums, sum_base + r * across, WEIGHTS * down * across, down * across,
                                  taps, 0, 3 * across, across, 0, 3, 0, 3, 0)
             for c in range(0, across, LANES):
                 for tap in range(8 // LANES * LANES, -1, -LANES):       # what is written too much is written over
@@ -406,3 +409,7 @@ def winograd_weights_again(args, begin, end, thread):
 KERNELS = {kernel.__name__: kernel for kernel in (winograd_weights, winograd_turned_weights, winograd, winograd_again,
                                                   winograd_weight_gradient, winograd_weights_again)}
 """Each by its name."""
+
+KERNELS_OF = {"winograd": tuple(KERNELS), SPREAD_OUT.name: ("winograd_turned_weights", "winograd", "winograd_again"),
+              STRIDED.name: tuple([name for name in KERNELS if name != "winograd_turned_weights"])}
+"""Those that each of `WAYS` has."""
