@@ -68,12 +68,24 @@ MAPPED = {
     "parts of an image": case(images=1, channels=32, height=64, width=63, out=32, padding=SAME),
     "deep": case(images=3, channels=512, height=4, width=4, out=512, padding=SAME),
     "one piece": case(images=1, channels=32, height=1, width=2, out=32, padding=SAME),
+    "stride of two": case(images=3, channels=32, height=9, width=8, out=48, padding=SAME, stride=(2, 2)),
+    "stride of two, uneven padding": case(channels=32, height=11, width=12, out=32, padding=((1, 2), (3, 0)), stride=(2, 2)),
+    "stride of two, several small images": case(images=37, channels=48, height=4, width=4, out=64, padding=SAME,
+                                                stride=(2, 2)),
+    "stride of two, parts of an image": case(images=1, channels=32, height=120, width=121, out=32, padding=SAME,
+                                             stride=(2, 2)),
+    "stride of two, deep": case(images=3, channels=256, height=4, width=4, out=512, padding=SAME, stride=(2, 2)),
+    "stride of two, one piece": case(images=1, channels=32, height=1, width=2, out=32, padding=SAME, stride=(2, 2)),
 }
 """Those that are done by Winograd's maps."""
 
 BY_TAPS = {
-    "stride of two": case(images=3, channels=32, height=9, width=8, out=48, padding=SAME, stride=(2, 2)),
-    "several small images": case(images=17, channels=48, height=4, width=4, out=64, padding=SAME, stride=(2, 2)),
+    "kernel of two by three": case(images=3, channels=32, height=9, width=8, out=48, kernel=(2, 3), padding=SAME,
+                                   stride=(2, 2)),
+    "several small images": case(images=17, channels=48, height=4, width=4, out=64, kernel=(3, 2), padding=SAME,
+                                 stride=(2, 2)),
+    "several small images, one by one": case(images=64, channels=48, height=4, width=4, out=64, kernel=(1, 1),
+                                             stride=(2, 2)),
     "one by one, with channels last": case(images=3, channels=32, height=9, width=8, out=48, kernel=(1, 1)),
     "uneven kernel": case(images=3, channels=32, height=10, width=11, out=48, kernel=(2, 3), stride=(3, 1),
                    padding=((0, 1), (2, 1)), dilation=(1, 2)),
@@ -170,6 +182,30 @@ def test_channels_last_and_both_gradients(name, how, dtype):
         assert np.array_equal(*results)
 
 
+PRODUCTS = {
+    "one tap": case(images=3, channels=130, height=5, width=6, out=260, kernel=(1, 1)),
+    "stride of two": case(images=5, channels=128, height=7, width=8, out=256, kernel=(1, 1), stride=(2, 2)),
+    "strides that leave a rest": case(images=2, channels=192, height=9, width=8, out=176, kernel=(1, 1), stride=(3, 2)),
+    "patches": case(images=3, channels=3, height=8, width=12, out=20, kernel=(4, 4), stride=(4, 4)),
+    "uneven patches of many channels": case(channels=160, height=6, width=6, out=288, kernel=(2, 3), stride=(2, 3)),
+    "padding": case(channels=192, height=5, width=5, out=192, kernel=(1, 1), stride=(2, 2), padding=((0, 2), (0, 1))),
+}
+"""Those whose weights' gradient is one product, if there is no padding."""
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+def test_weights_gradients_that_are_products(name, dtype):
+    shape_x, shape_w, attrs = PRODUCTS[name]
+    x, w, g = operands(shape_x, shape_w, attrs, dtype)
+    attributes = {"weight_shape": shape_w, **attrs}
+    assert kernels(ops.convolution_weight_grad, (x, g), attributes)[-1].startswith("gemm") == (name != "padding")
+    results = [check(ops.convolution_weight_grad, (x, g), attributes, pieces=n) for n in (1, 3)]
+    assert np.array_equal(*results)
+    check(ops.convolution, (x, w), attrs)
+    check(ops.convolution_input_grad, (g, w), {"input_shape": shape_x, **attrs})
+
+
 @pytest.mark.parametrize(("shapes", "on_planes"), [
     (case(channels=8, height=20, width=20, out=8, groups=2, padding=SAME), True),
     (case(channels=130, height=5, width=5, out=130, groups=2, padding=SAME), False),        # many channels in a group
@@ -188,6 +224,7 @@ def test_planes_are_for_groups_that_fit_into_the_cache(shapes, on_planes):
     case(images=1, channels=4, height=3, width=4, out=6, groups=2, padding=SAME, stride=(2, 2)),
     case(images=1, channels=32, height=2, width=3, out=32, padding=SAME),
     case(images=1, channels=32, height=2, width=3, out=32, padding=SAME, stride=(2, 2)),
+    case(images=1, channels=32, height=2, width=3, out=32, kernel=(2, 1), padding=SAME, stride=(2, 2)),
     volume(images=1, channels=2, size=(3, 2, 4), out=3, stride=(2, 1, 2))))
 def test_channels_last_means_the_same_as_plain_python(shapes):
     shape_x, shape_w, attrs = shapes
@@ -197,9 +234,21 @@ def test_channels_last_means_the_same_as_plain_python(shapes):
     check(ops.convolution_weight_grad, (x, g), {"weight_shape": shape_w, **attrs}, plain=True)
 
 
+def test_the_gradient_of_a_strided_convolution_without_padding_goes_tap_by_tap():
+    shape_x, shape_w, attrs = case(channels=32, height=9, width=9, out=32, stride=(2, 2))
+    x, w, g = operands(shape_x, shape_w, attrs, np.float32)
+    assert "winograd_strided_f32" in kernels(ops.convolution, (x, w), attrs)
+    assert "add_taps_f32" in kernels(ops.convolution_input_grad, (g, w), {"input_shape": shape_x, **attrs})
+    check(ops.convolution, (x, w), attrs)
+    check(ops.convolution_input_grad, (g, w), {"input_shape": shape_x, **attrs})
+    check(ops.convolution_weight_grad, (x, g), {"weight_shape": shape_w, **attrs})
+
+
+@pytest.mark.parametrize("stride", (1, 2))
 @pytest.mark.parametrize("channels", (64, 512))
-def test_mapped_convolution_is_as_accurate_as_a_direct_one(channels):
-    shape_x, shape_w, attrs = case(images=2, channels=channels, height=6, width=6, out=64, padding=SAME)
+def test_mapped_convolution_is_as_accurate_as_a_direct_one(channels, stride):
+    shape_x, shape_w, attrs = case(images=2, channels=channels, height=6 * stride, width=6 * stride, out=64, padding=SAME,
+                                   stride=(stride, stride))
     x, w, g = operands(shape_x, shape_w, attrs, np.float32)
     for op, inputs, more in ((ops.convolution, (x, w), {}), (ops.convolution_input_grad, (g, w), {"input_shape": shape_x}),
                              (ops.convolution_weight_grad, (x, g), {"weight_shape": shape_w})):
@@ -211,9 +260,11 @@ def test_mapped_convolution_is_as_accurate_as_a_direct_one(channels):
         assert ours.mean() < ratio * direct.mean() and ours.max() < 4 * direct.max(), op.name
 
 
+@pytest.mark.parametrize("stride", (1, 2))
 @pytest.mark.parametrize("out", (16, 64))
-def test_few_channels_are_mapped_as_accurately_as_by_the_implicit_product(out):
-    shape_x, shape_w, attrs = case(images=2, channels=16, height=6, width=6, out=out, padding=SAME)
+def test_few_channels_are_mapped_as_accurately_as_by_the_implicit_product(out, stride):
+    shape_x, shape_w, attrs = case(images=2, channels=16, height=6 * stride, width=6 * stride, out=out, padding=SAME,
+                                   stride=(stride, stride))
     random = np.random.default_rng(0)
     x, w, g = (random.standard_normal((8, *s)).astype(np.float32) for s in (shape_x, shape_w, (2, out, 6, 6)))
     for op, inputs, more in ((ops.convolution, (x, w), {}), (ops.convolution_input_grad, (g, w), {"input_shape": shape_x}),

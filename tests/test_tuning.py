@@ -197,6 +197,7 @@ CONVOLUTIONS = {
     "uneven": case(images=2, channels=17, height=10, width=11, out=12, kernel=(2, 3), stride=(3, 1),
                    padding=((0, 1), (2, 1)), dilation=(1, 2)),
     "one by one": case(images=2, channels=32, height=13, width=12, out=40, kernel=(1, 1)),
+    "patches": case(images=2, channels=3, height=8, width=12, out=20, kernel=(4, 4), stride=(4, 4)),
     "large kernel": case(images=2, channels=8, height=12, width=9, out=8, kernel=(5, 5), padding=((2, 2), (2, 2))),
     "groups": case(channels=32, out=32, groups=2, padding=SAME),
     "volume": volume(),
@@ -224,10 +225,11 @@ def test_every_way_of_a_convolution_and_its_gradients(name, dtype):
     found = [ways_of_convolution(ops.convolution, (x, w), attrs),
              ways_of_convolution(ops.convolution_input_grad, (g, w), {"input_shape": shape_x, **attrs}),
              ways_of_convolution(ops.convolution_weight_grad, (x, g), {"weight_shape": shape_w, **attrs})]
-    expected = {"few channels": 1, "groups": 1, "volume": 1, "many channels": 3, "sixteen channels": 3,
-                "sixteen to thirty-two": 3}.get(name, 2)
-    assert [count for count, _ in found] == [expected] * 3
-    if expected == 3:
+    expected = {"few channels": (1, 1, 1), "groups": (1, 1, 1), "volume": (1, 1, 1), "many channels": (3, 3, 3),
+                "sixteen channels": (3, 3, 3), "sixteen to thirty-two": (3, 3, 3), "strided": (3, 3, 3),
+                "one by one": (2, 2, 3), "patches": (1, 1, 2)}.get(name, (2, 2, 2))
+    assert tuple(count for count, _ in found) == expected
+    if expected == (3, 3, 3):
         assert all(set(questions["algorithm"]) == ALGORITHMS for _, questions in found)
 
 

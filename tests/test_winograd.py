@@ -15,13 +15,19 @@ from jitgrad.ir import TensorType
 
 INF, NAN = np.inf, np.nan
 GEOMETRIES = {
-    "same": ((2, 16, 6, 7), ((1, 1), (1, 1))),
-    "no padding": ((2, 16, 6, 7), ((0, 0), (0, 0))),
-    "uneven padding": ((1, 32, 5, 6), ((2, 1), (0, 2))),
-    "parts of an image": ((1, 32, 64, 63), ((1, 1), (1, 1))),
-    "several images in a part": ((5, 16, 3, 4), ((1, 1), (1, 1))),
-    "more padding than image": ((1, 16, 1, 1), ((2, 2), (2, 2))),
+    "same": ((2, 16, 6, 7), ((1, 1), (1, 1)), 1),
+    "no padding": ((2, 16, 6, 7), ((0, 0), (0, 0)), 1),
+    "uneven padding": ((1, 32, 5, 6), ((2, 1), (0, 2)), 1),
+    "parts of an image": ((1, 32, 64, 63), ((1, 1), (1, 1)), 1),
+    "several images in a part": ((5, 16, 3, 4), ((1, 1), (1, 1)), 1),
+    "more padding than image": ((1, 16, 1, 1), ((2, 2), (2, 2)), 1),
+    "strided": ((2, 16, 8, 9), ((1, 1), (1, 1)), 2),
+    "strided, uneven padding": ((1, 32, 8, 9), ((1, 2), (3, 0)), 2),
+    "strided, parts of an image": ((1, 32, 112, 113), ((1, 1), (1, 1)), 2),
+    "strided, several images in a part": ((35, 16, 3, 4), ((1, 1), (1, 1)), 2),
+    "strided, more padding than image": ((1, 16, 1, 1), ((3, 3), (3, 3)), 2),
 }
+BOTH_STRIDES = pytest.mark.parametrize("geometry", ("same", "strided"))
 OUT = 32
 PLACES = {"corner": (0, 0), "last corner": (-1, -1), "edge": (0, 2), "other edge": (2, -1), "inside": (2, 2)}
 VALUES = {"inf": (INF,), "-inf": (-INF,), "nan": (NAN,), "both infinities": (INF, -INF), "inf and nan": (INF, NAN)}
@@ -29,10 +35,10 @@ VALUES = {"inf": (INF,), "-inf": (-INF,), "nan": (NAN,), "both infinities": (INF
 
 def operands(name, dtype=np.float32):
     """Image, weights, the result's gradient; and attributes."""
-    shape, padding = GEOMETRIES[name]
+    shape, padding, stride = GEOMETRIES[name]
     if dtype == np.float64:                                     # of which fewer channels are multiplied directly
         shape = (shape[0], 32, *shape[2:])
-    attrs = {"stride": (1, 1), "padding": padding, "dilation": (1, 1), "groups": 1}
+    attrs = {"stride": (stride, stride), "padding": padding, "dilation": (1, 1), "groups": 1}
     random = np.random.default_rng(1)
     x, w = [random.standard_normal(s).astype(dtype) for s in (shape, (OUT, shape[1], 3, 3))]
     result = ops.convolution.result_types([TensorType(from_numpy(a.dtype), a.shape) for a in (x, w)], attrs)[0]
@@ -76,7 +82,7 @@ def placed(array, place, values):
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("values", VALUES)
-@pytest.mark.parametrize("name", ("same", "no padding", "uneven padding"))
+@pytest.mark.parametrize("name", ("same", "no padding", "uneven padding", "strided", "strided, uneven padding"))
 def test_what_is_not_finite_in_one_place(name, values, place):
     x, w, g, attrs = operands(name)
     for op, inputs, attributes in steps(*[placed(a, PLACES[place], VALUES[values]) for a in (x, w, g)], attrs):
@@ -102,16 +108,18 @@ def test_what_is_not_finite_in_many_places(name, dtype):
 
 
 @pytest.mark.parametrize("value", (INF, -INF, NAN))
-def test_all_of_an_operand(value):
-    x, w, g, attrs = operands("same")
+@BOTH_STRIDES
+def test_all_of_an_operand(geometry, value):
+    x, w, g, attrs = operands(geometry)
     for full in itertools.product((False, True), repeat=3):
         arrays = [np.full_like(a, value) if all_of_it else a for a, all_of_it in zip((x, w, g), full, strict=True)]
         for op, inputs, attributes in steps(*arrays, attrs):
             assert_as_defined(op, inputs, attributes)
 
 
-def test_infinities_times_zero_are_nan():
-    x, w, g, attrs = operands("same")
+@BOTH_STRIDES
+def test_infinities_times_zero_are_nan(geometry):
+    x, w, g, attrs = operands(geometry)
     w[:, 3] = 0
     w[4, :, 1, 2] = 0
     g[:, 5] = 0
@@ -120,8 +128,9 @@ def test_infinities_times_zero_are_nan():
 
 
 @pytest.mark.parametrize(("dtype", "large"), ((np.float32, 3e38), (np.float64, 1.7e308)))
-def test_large_numbers_overflow_only_where_the_result_does(dtype, large):
-    x, w, g, attrs = operands("same", dtype)
+@BOTH_STRIDES
+def test_large_numbers_overflow_only_where_the_result_does(geometry, dtype, large):
+    x, w, g, attrs = operands(geometry, dtype)
     for array in (x, g):
         array[0, 3] = dtype(large) * np.sign(array[0, 3])
     small = dtype(1e-4)
@@ -131,8 +140,9 @@ def test_large_numbers_overflow_only_where_the_result_does(dtype, large):
     assert np.isposinf(found[0]).all() and np.isfinite(found[1]).all()
 
 
-def test_results_that_are_finite_keep_their_bits():
-    x, w, g, attrs = operands("same")
+@BOTH_STRIDES
+def test_results_that_are_finite_keep_their_bits(geometry):
+    x, w, g, attrs = operands(geometry)
     for (op, clean, attributes), (_, inputs, _) in zip(steps(x, w, g, attrs), steps(
             placed(x, (2, 2), (INF,)), w, placed(g, (2, 2), (NAN,)), attrs), strict=True):
         before, after = carried_out(op, clean, attributes), carried_out(op, inputs, attributes)
@@ -140,8 +150,9 @@ def test_results_that_are_finite_keep_their_bits():
         assert finite.any() and not finite.all() and np.array_equal(before[finite], after[finite])
 
 
-def test_plain_python_means_the_same():
-    x, w, g, attrs = operands("more padding than image")
+@pytest.mark.parametrize("geometry", ("more padding than image", "strided, more padding than image"))
+def test_plain_python_means_the_same(geometry):
+    x, w, g, attrs = operands(geometry)
     w = w[:16]
     g = g[:, :16]
     w[2, 3, 2, 1], x[0, 2, 0, 0] = INF, -INF
@@ -150,19 +161,22 @@ def test_plain_python_means_the_same():
         np.testing.assert_array_equal(np.isfinite(found), np.isfinite(carried_out(op, inputs, attributes)))
 
 
-def test_layers_give_what_pytorch_gives():
+@BOTH_STRIDES
+def test_layers_give_what_pytorch_gives(geometry):
     torch = pytest.importorskip("torch")
-    x, w, g, _ = operands("same")
+    x, w, g, attrs = operands(geometry)
+    stride = attrs["stride"]
     x, g = placed(x, (0, 0), (INF, -INF)), placed(g, (3, 3), (INF, NAN))
 
     @jg.compile
     def both(x, w, g):
-        y = jg.nn.functional.conv2d(x, w, padding=1)
+        y = jg.nn.functional.conv2d(x, w, stride=stride, padding=1)
         return y, *jg.autograd.grad(y, [x, w], g)
 
     ours = both(jg.tensor(x, requires_grad=True), jg.tensor(w, requires_grad=True), jg.tensor(g))
     theirs = [torch.from_numpy(a.astype("f8")) for a in (x, w, g)]
-    y = torch.nn.functional.conv2d(theirs[0].requires_grad_(), theirs[1].requires_grad_(), padding=1)
+    y = torch.nn.functional.conv2d(theirs[0].requires_grad_(), theirs[1].requires_grad_(), stride=stride,
+                                   padding=1)
     for found, wanted in zip(ours, (y, *torch.autograd.grad(y, theirs[:2], theirs[2])), strict=True):
         found, wanted = found.detach().numpy(), wanted.detach().numpy()
         for what in (np.isnan, np.isposinf, np.isneginf):

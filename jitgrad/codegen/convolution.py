@@ -26,7 +26,7 @@ from jitgrad.ir.graph import Graph, GraphBuilder, Value
 from jitgrad.ir.op import REGISTRY
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu import conv, gemm, planes as conv_planes, taps as conv_taps
-from jitgrad.kernels.cpu.gemm import Matrices
+from jitgrad.kernels.cpu.gemm import Matrices, Packing
 from jitgrad.kernels.cpu.tile import DEPTH_BLOCK
 
 ITEMS = 8
@@ -35,6 +35,7 @@ ALGORITHM = "algorithm"                         # the question, asked of a node 
 AXES = ("z", "y", "x")
 KERNEL = {"z": "kernel_depth", "y": "kernel_height", "x": "kernel_width"}
 FEW_CHANNELS = 8                                # below it, going tap by tap takes 1.7 times as long and more
+MANY, MANY_OF_PATCHES = 1 << 15, 1 << 18        # weights from which the gradient of 1x1, or of patches, is one product
 LARGE = 128                                     # positions of an image from which a product of 1x1 takes planes as they are
 
 
@@ -73,10 +74,12 @@ class _Lowering:
 
     def by_taps(self, usual: bool) -> bool:
         """Whether it is done tap by tap, or by an implicit product; `usual`: which is the usual way."""
-        few = min(t.shape[1] for t in (*self.call.inputs, *self.call.outputs)) < FEW_CHANNELS
-        if self.volumes or self.groups > 1 or few:
+        if self.volumes or self.groups > 1 or self.few_channels():
             return self.volumes
         return Choice(ALGORITHM, usual_first({"tap by tap": True, "implicit product": False}, usual)).take()
+
+    def few_channels(self) -> bool:
+        return min(t.shape[1] for t in (*self.call.inputs, *self.call.outputs)) < FEW_CHANNELS
 
     def memory(self, elements: int) -> Buffer:
         self.scratch.append(max(elements, 1) * self.type.dtype.itemsize)
@@ -88,9 +91,15 @@ class _Lowering:
         high, wide = gemm.panel_height(rows, self.tile), self.tile.packed_rows
         strides = [math.prod(batch[k + 1:]) * rows * depth for k in range(len(batch))]
         packing, _, _ = gemm.pack(Matrices(tuple(strides), depth, 1), batch, rows, depth, high, wide, depth, 1)
+        return self.packed(packing, operand), high, -(-rows // high)
+
+    def packed(self, packing: Packing | None, operand: Buffer) -> Buffer:
+        """The panels that `packing` makes of `operand`, or this itself."""
+        if packing is None:
+            return operand
         panels = self.memory(packing.elements)
         self.add(gemm.pack_source(self.short, packing.kind), packing.items, operand, panels, *packing.integers)
-        return panels, high, -(-rows // high)
+        return panels
 
     def convolve(self, weights: Buffer, source: Buffer, image: tuple[int, ...], result: Buffer, out: tuple[int, ...],
                  steps: dict[str, int], spread: planes.Spread | None = None) -> None:
@@ -127,6 +136,9 @@ class _Lowering:
 
     def weight_gradient(self, steps: dict[str, int]) -> None:
         image, gradient = [volume(t.shape) for t in self.call.inputs]
+        if self.is_product(image, gradient, steps):
+            self.product(steps)
+            return
         if self.by_taps(taps.suits(self.short, image[1], gradient[1], self.groups)):
             work, runs = taps.weight_gradient(self.short, image, gradient, steps)
             self.sum_up(runs, lambda partial: self.add_work(
@@ -151,6 +163,46 @@ class _Lowering:
             conv.weight_source(self.short), runs * self.groups * blocks, self.call.input(1), self.call.input(0), partial,
             self.core,
             *[numbers[name] for name in conv.WEIGHT_ARGUMENTS]))
+
+    def is_product(self, image: tuple[int, ...], gradient: tuple[int, ...], steps: dict[str, int]) -> bool:
+        """Whether the weights' gradient is one product: of patches or of one tap that meets no padding, where so many sums
+        are made that copies of both operands cost little, or patches are few."""
+        patches = meets_once(image, gradient, steps)
+        inside = taps_of(steps) == 1 and all(
+            steps[f"shift_{axis}"] == 0 and (count - 1) * steps[f"stride_{axis}"] < size
+            for axis, count, size in zip(AXES, gradient[2:], image[2:], strict=True))
+        if self.volumes or self.groups > 1 or not (patches or inside):
+            return False
+        ways = {"product": True, "tap by tap": False, "implicit product": False}
+        if self.few_channels():
+            del ways["tap by tap"]
+        few = (math.prod(image) + math.prod(gradient)) * self.type.dtype.itemsize <= 2 * winograd.CACHE
+        usual = few or self.type.size >= MANY_OF_PATCHES if patches else self.type.size >= MANY
+        return Choice(ALGORITHM, usual_first(ways, usual)).take()
+
+    def product(self, steps: dict[str, int]) -> None:
+        """The weights' gradient of one tap, or of patches: the gradient, [rows, positions of all images], times what it
+        meets of the image, [channels and taps, positions], turned over."""
+        image, gradient = self.call.inputs
+        rows, columns, positions = gradient.shape[1], image.shape[1] * taps_of(steps), gradient.size // gradient.shape[1]
+        axes = AXES[5 - len(image.shape):]
+        stride = [steps[f"stride_{axis}"] for axis in axes]
+
+        def meet(x: Value) -> Value:
+            if taps_of(steps) > 1:
+                around = [size for pair in zip(gradient.shape[2:], stride, strict=True) for size in pair]
+                places = range(2, 2 + len(around), 2)
+                return permuted(x, (*x.shape[:2], *around), (1, *[k + 1 for k in places], 0, *places))
+            stop = [(size - 1) * step + 1 for size, step in zip(gradient.shape[2:], stride, strict=True)]
+            return channels_first(REGISTRY["slice"](x, start=(0,) * len(x.shape), stop=(*x.shape[:2], *stop),
+                                                    step=(1, 1, *stride)))
+
+        met = self.moved(self.call.input(0), image, meet)
+        wanted = self.moved(self.call.input(1), gradient, channels_first)
+        made = gemm.arrange(gemm.form_for(self.short, self.short), (), rows, columns, positions,
+                            Matrices((), positions, 1), Matrices((), 1, positions))
+        left, right = self.packed(made.pack_a, wanted), self.packed(made.pack_b, met)
+        self.add(gemm.source(self.short), made.items, left, right, self.call.output(), *made.integers)
 
     def sum_up(self, runs: int, make: Callable[[Buffer], None]) -> None:
         """The output as the sum of what `runs` runs of images give; `make` launches what makes it."""
@@ -229,6 +281,11 @@ class _Lowering:
         region.outputs = [(v, index, place) for v, index, _ in region.outputs]
         self.launches += lower_map(region)
         return place
+
+
+def channels_first(x: Value) -> Value:
+    """[N, C, …] as [C, N, …]."""
+    return permuted(x, x.shape, (1, 0, *range(2, len(x.shape))))
 
 
 def permuted(x: Value, shape: tuple[int, ...], axes: tuple[int, ...]) -> Value:
@@ -341,17 +398,9 @@ def start(call: Call, kernel: tuple[int, ...]) -> tuple[_Lowering, dict[str, int
     return None
 
 
-def sizes(call: Call, image: TensorType, result: TensorType, *, turned: bool = False) -> winograd.Sizes:
-    """A convolution of 3x3. `turned`: the gradient in the image, which takes the taps the other way around."""
-    (top, _), (left, _) = call.attrs["padding"]
-    if turned:
-        top, left = 2 - top, 2 - left
-    return winograd.Sizes(image.dtype.short, image.shape, result.shape, top, left)
-
-
-def by_maps(call: Call, kernel: tuple[int, ...], channels: int, rows: int) -> bool:
-    """Whether a convolution of so many channels into so many is done by Winograd's maps."""
-    if not winograd.fits(call, kernel, channels, rows):
+def by_maps(call: Call, kernel: tuple[int, ...], channels: int, rows: int, *, turned: bool = False) -> bool:
+    """Whether a convolution of so many channels into so many, or its gradient in the image, is done by Winograd's maps."""
+    if not winograd.fits(call, kernel, channels, rows, turned=turned):
         return False
     ways = {"Winograd's maps": True, "tap by tap": False, "implicit product": False}
     if not winograd.suits(call.outputs[0].dtype.short, channels, rows):
@@ -394,7 +443,7 @@ def lower_forward(call: Call) -> Lowered | None:
     if depthwise.suits(call, image, weights):
         return depthwise.lower(call, "depthwise", image, weights, call.outputs[0])
     if by_maps(call, weights.shape[2:], image.shape[1], weights.shape[0]):
-        return winograd.forward(call, 0, sizes(call, image, call.outputs[0]), turned=False)
+        return winograd.forward(call, 0, winograd.sizes(call, image, call.outputs[0]), turned=False)
     lowering, steps = begun
     lowering.convolve(call.input(1), call.input(0), volume(image.shape), call.output(), volume(call.outputs[0].shape), steps)
     return lowering.lowered()
@@ -408,8 +457,8 @@ def lower_input_gradient(call: Call) -> Lowered | None:
     gradient, weights = call.inputs
     if depthwise.suits(call, call.outputs[0], weights):
         return depthwise.lower(call, "depthwise_input_gradient", call.outputs[0], weights, gradient)
-    if by_maps(call, weights.shape[2:], *weights.shape[:2]):
-        return winograd.forward(call, 0, sizes(call, gradient, call.outputs[0], turned=True), turned=True)
+    if by_maps(call, weights.shape[2:], *weights.shape[:2], turned=True):
+        return winograd.forward(call, 0, winograd.sizes(call, gradient, call.outputs[0], turned=True), turned=True)
     lowering, steps = begun
     lowering.input_gradient(steps)
     return lowering.lowered()
@@ -424,7 +473,7 @@ def lower_weight_gradient(call: Call) -> Lowered | None:
     if depthwise.suits(call, image, call.outputs[0]):
         return depthwise.lower(call, "depthwise_weight_gradient", image, call.outputs[0], gradient)
     if by_maps(call, call.outputs[0].shape[2:], image.shape[1], gradient.shape[1]):
-        return winograd.weight_gradient(call, sizes(call, image, gradient))
+        return winograd.weight_gradient(call, winograd.sizes(call, image, gradient))
     lowering, steps = begun
     lowering.weight_gradient(steps)
     return lowering.lowered()

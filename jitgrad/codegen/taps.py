@@ -14,6 +14,7 @@ from jitgrad.kernels.cpu import gemm, taps
 from jitgrad.kernels.cpu.tile import DEPTH_BLOCK
 
 LEAST = 32                                      # channels on either side from which it is done this way
+POSITIONS = 64                                  # of an item from which it pays to read all weights, if the cache has room
 
 Steps = dict[str, int]
 
@@ -43,8 +44,10 @@ def convolve(short: str, image: tuple[int, ...], out: tuple[int, ...], steps: St
     _, down, across = spread
     phase = -(-out[3] // down), -(-out[4] // across)            # positions of one phase
     fitting = CACHE // itemsize
+    weights = channels * rows * steps["kernel_depth"] * steps["kernel_height"] * steps["kernel_width"]
     per_item, (images, phase_rows, parts) = cut_result(
-        n, rows, phase, tile.columns, lambda block: fitting // ((area + 1) * channels + 2 * block))
+        n, rows, phase, tile, lambda block: fitting // ((area + 1) * channels + 2 * block),
+        POSITIONS if weights <= fitting else 0)
     blocks, positions = -(-rows // per_item), images * phase_rows * phase[1]
     out_rows = phase_rows * down
     private = {"image_size": images * rows_met(steps, out_rows, height, down) * width * channels,

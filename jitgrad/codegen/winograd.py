@@ -1,4 +1,4 @@
-"""Lowering of 3x3 convolutions with stride 1 to the kernels of `jitgrad.kernels.cpu.winograd`.
+"""Lowering of 3x3 convolutions with stride 1 or 2 to the kernels of `jitgrad.kernels.cpu.winograd`.
 
 Here is what those kernels are told: into which parts the images are cut, and which blocks of channels an item does, so
 that what an item makes fits into the second cache and there are items enough. It follows from shapes alone.
@@ -6,18 +6,24 @@ that what an item makes fits into the second cache and there are items enough. I
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from jitgrad.codegen.call import BLOCK, Call, launch, product_core
 from jitgrad.codegen.kernel import Blocks, Buffer, Function, Lowered, Private
+from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu import conv, gemm, winograd
+from jitgrad.kernels.cpu.tile import Tile
 
 ITEMS = 8                                       # at least, for balance
 CACHE = 1280 * 1024                             # bytes that an item may make
 CHANNELS = 128                                  # of an image and of a gradient, in an item that sums up products
+BALANCED = 4                                    # items of equal size are best a multiple of it
+FROM_AFAR, OVERFLOW = 6, 13 / 12                # costs, in cycles and as a factor: see `images_at_once`
 DEPTH = 48                                      # steps of one sum; then it is added to the others: what mapping back takes
                                                 # differences of must be as exact as sums can be
+STRIDED_DEPTH = 128                             # of one with stride 2, which takes few differences
 LEAST = {"f32": 16, "f64": 32}                  # channels on either side from which mapping costs less than it saves
 
 Geometry = dict[str, int]
@@ -26,30 +32,44 @@ Cut = tuple[int, int, int]                      # images of a part, rows of piec
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """A convolution of 3x3: `image` and `result` are [N, C, H, W], of one group."""
+    """A convolution of 3x3: `image` and `result` are [N, C, H, W], of one group; the first piece begins `top` rows above the
+    image and `left` columns before it."""
 
     short: str
     image: tuple[int, ...]
     result: tuple[int, ...]
     top: int
     left: int
+    way: winograd.Way
 
     @property
     def pieces(self) -> tuple[int, int]:
-        """How many 2x2 pieces the result has, down and across."""
-        return -(-self.result[2] // 2), -(-self.result[3] // 2)
+        """How many pieces the result has, down and across."""
+        return -(-self.result[2] // self.way.results), -(-self.result[3] // self.way.results)
 
     @property
     def itemsize(self) -> int:
         return 8 if self.short == "f64" else 4
 
 
-def fits(call: Call, kernel: tuple[int, ...], channels: int, rows: int) -> bool:
-    """Whether a convolution of so many channels into so many can be done this way."""
-    lanes = gemm.element_tile(call.outputs[0].dtype.short).lanes
-    attrs = call.attrs
-    return (kernel == (3, 3) and attrs["stride"] == attrs["dilation"] == (1, 1) and attrs["groups"] == 1
-            and channels % lanes == 0 and rows % lanes == 0)
+def fits(call: Call, kernel: tuple[int, ...], channels: int, rows: int, *, turned: bool) -> bool:
+    """Whether a convolution of so many channels into so many can be done this way; `turned`: its gradient in the image,
+    which with stride 2 begins with a position that meets one tap."""
+    lanes, attrs = gemm.element_tile(call.outputs[0].dtype.short).lanes, call.attrs
+    odd = all(before % 2 for before, _ in attrs["padding"])
+    return (kernel == (3, 3) and attrs["stride"] in ((1, 1), (2, 2)) and (odd or not turned or attrs["stride"] == (1, 1))
+            and attrs["dilation"] == (1, 1) and attrs["groups"] == 1 and channels % lanes == 0 and rows % lanes == 0)
+
+
+def sizes(call: Call, image: TensorType, result: TensorType, *, turned: bool = False) -> Sizes:
+    """What `fits`. `turned`: the gradient in the image, which takes the taps the other way around; with stride 2 its pieces
+    begin at an odd place, as the padding does."""
+    (top, _), (left, _) = call.attrs["padding"]
+    way = winograd.STRIDED if call.attrs["stride"] == (2, 2) else winograd.Way()
+    if turned:
+        way = winograd.SPREAD_OUT if way == winograd.STRIDED else way
+        top, left = [(1 - padding) // 2 if way == winograd.SPREAD_OUT else 2 - padding for padding in (top, left)]
+    return Sizes(image.dtype.short, image.shape, result.shape, top, left, way)
 
 
 def suits(short: str, channels: int, rows: int) -> bool:
@@ -63,50 +83,54 @@ def forward(call: Call, image: int, sizes: Sizes, *, turned: bool) -> Lowered:
     tile, (n, channels, _, width), rows = gemm.element_tile(sizes.short), sizes.image, sizes.result[1]
     panels = -(-rows // tile.columns)
     weights, itemsize = call.scratch(0), sizes.itemsize
-    kernel = "winograd_turned_weights" if turned else "winograd_weights"
-    make_weights = launch(winograd.source(kernel, sizes.short), panels * (channels // tile.lanes), call.input(1), weights,
-                          rows, channels, panels)
+    kernel, way = "winograd_turned_weights" if turned else "winograd_weights", sizes.way
+    make_weights = launch(winograd.source(kernel, sizes.short, way.name), panels * (channels // tile.lanes), call.input(1),
+                          weights, rows, channels, panels)
     per_item, (images, piece_rows, parts) = cut_result(
-        n, rows, sizes.pieces, tile.columns, lambda block: CACHE // itemsize // (16 * (channels + block)))
+        n, rows, sizes.pieces, tile, lambda block: CACHE // itemsize // (
+            way.inputs ** 2 * channels + way.sums ** 2 * block))
     blocks = -(-rows // per_item)
     pieces = images * piece_rows * sizes.pieces[1]
     stride = channels + (tile.lanes if channels * itemsize % 1024 == 0 else 0)      # else its rows share lines of the cache
-    private = {"image_size": ((2 * piece_rows + 2) * width + 1) * channels, "pieces_size": 16 * pieces * stride,
-               "products_size": 16 * pieces * per_item,
-               "result_size": (2 * piece_rows * sizes.result[3] + 1) * per_item}
+    private = {"image_size": (rows_met(way, piece_rows) * width + 1) * channels,
+               "pieces_size": way.inputs ** 2 * pieces * stride, "products_size": way.sums ** 2 * pieces * per_item,
+               "result_size": (way.results * piece_rows * sizes.result[3] + 1) * per_item}
     numbers = {**geometry(sizes, images, piece_rows, parts), "channels_per_item": channels, "channel_blocks": 1,
                "rows_per_item": per_item, "row_blocks": blocks, "piece_stride": stride, "turned": int(turned),
-               "panel_rows": gemm.panel_height(pieces, tile), "depth_block": even_depth(channels, DEPTH), **private}
+               "panel_rows": gemm.panel_height(pieces, tile),
+               "depth_block": even_depth(channels, most_steps(channels, way)), **private}
     *own, result = [Private(k) for k in range(len(private))]
-    run = launch(winograd.source("winograd", sizes.short), -(-n // images) * parts * blocks, weights, *own,
-                 product_core(sizes.short), again("winograd_again", sizes.short), call.input(image), call.input(1),
+    run = launch(winograd.source("winograd", sizes.short, way.name), -(-n // images) * parts * blocks, weights, *own,
+                 product_core(sizes.short), again("winograd_again", sizes), call.input(image), call.input(1),
                  call.output(), result, *[numbers[name] for name in winograd.ARGUMENTS],
-                 blocks=result_blocks(numbers, 2 * piece_rows))
-    return Lowered((make_weights, run), (16 * panels * tile.columns * channels * itemsize,),
+                 blocks=result_blocks(numbers, way.results * piece_rows))
+    return Lowered((make_weights, run), (way.weights ** 2 * panels * tile.columns * channels * itemsize,),
                    tuple([size * itemsize for size in private.values()]))
 
 
 def weight_gradient(call: Call, sizes: Sizes) -> Lowered:
     """The gradient in the weights, of the image, input 0, and the result's gradient, input 1."""
-    tile, itemsize, rows = gemm.element_tile(sizes.short), sizes.itemsize, sizes.result[1]
+    tile, itemsize, rows, way = gemm.element_tile(sizes.short), sizes.itemsize, sizes.result[1], sizes.way
     n, channels, _, width = sizes.image
     across, down = [even_block(count, CHANNELS, tile.lanes) for count in (channels, rows)]
     blocks = -(-channels // across) * -(-rows // down)
     per_run = -(-n // min(-(-ITEMS // blocks), n))
-    images, piece_rows, parts = cut_images(per_run, sizes.pieces, CACHE // 2 // itemsize // (16 * (across + down)))
+    images, piece_rows, parts = cut_images(per_run, sizes.pieces, CACHE // 2 // itemsize // (
+        way.inputs ** 2 * across + way.output_grads ** 2 * down))
     runs = -(-n // per_run)
     pieces = images * piece_rows * sizes.pieces[1]
-    private = {"image_size": ((2 * piece_rows + 2) * width + 1) * across,
-               "gradient_size": (2 * piece_rows * sizes.result[3] + 1) * down, "pieces_size": 16 * pieces * across,
-               "gradients_size": 16 * pieces * down, "sums_size": 16 * across * down}
+    private = {"image_size": (rows_met(way, piece_rows) * width + 1) * across,
+               "gradient_size": (way.results * piece_rows * sizes.result[3] + 1) * down,
+               "pieces_size": way.inputs ** 2 * pieces * across, "gradients_size": way.output_grads ** 2 * pieces * down,
+               "sums_size": way.weights ** 2 * across * down}
     numbers = {**geometry(sizes, images, piece_rows, parts), "channels_per_item": across,
                "channel_blocks": -(-channels // across), "rows_per_item": down, "row_blocks": -(-rows // down),
                "images_per_item": per_run, **private}
     size = call.outputs[0].size
     partial: Buffer = call.output() if runs == 1 else call.scratch(0)
-    run = launch(winograd.source("winograd_weight_gradient", sizes.short), runs * blocks,
+    run = launch(winograd.source("winograd_weight_gradient", sizes.short, way.name), runs * blocks,
                  *[Private(k) for k in range(len(private))], product_core(sizes.short),
-                 again("winograd_weights_again", sizes.short), call.input(0), call.input(1), partial,
+                 again("winograd_weights_again", sizes), call.input(0), call.input(1), partial,
                  *[numbers[name] for name in winograd.WEIGHT_ARGUMENTS])
     own = tuple([count * itemsize for count in private.values()])
     if runs == 1:
@@ -115,9 +139,21 @@ def weight_gradient(call: Call, sizes: Sizes) -> Lowered:
     return Lowered((run, add), (runs * size * itemsize,), own)
 
 
-def again(kernel: str, short: str) -> Function:
+def most_steps(channels: int, way: winograd.Way) -> int:
+    """Steps of one sum. With stride 2, two sums at least: then its errors are hardly larger than those of a direct one."""
+    return DEPTH if way.ahead == way.spread else max(min(STRIDED_DEPTH, channels // 2), DEPTH)
+
+
+def again(kernel: str, sizes: Sizes) -> Function:
     """The kernel that makes results once more which are not finite, as an argument of the one that made them."""
-    return Function(f"{kernel}_{short}", winograd.source(kernel, short))
+    name = kernel.replace("winograd", sizes.way.name, 1)
+    return Function(f"{name}_{sizes.short}", winograd.source(kernel, sizes.short, sizes.way.name))
+
+
+def rows_met(way: winograd.Way, piece_rows: int) -> int:
+    """So many rows of the image are met by rows of pieces."""
+    rows: int = way.step * (piece_rows - 1) + way.reach
+    return rows
 
 
 def result_blocks(numbers: Geometry, out_rows_per_part: int) -> Blocks:
@@ -152,22 +188,52 @@ def cut_images(n: int, pieces_of_image: tuple[int, ...], pieces: int) -> Cut:
     return 1, piece_rows, -(-high // piece_rows)
 
 
-def cut_result(n: int, rows: int, pieces_of_image: tuple[int, ...], columns: int,
-               fitting: Callable[[int], int]) -> tuple[int, Cut]:
+def cut_result(n: int, rows: int, pieces_of_image: tuple[int, ...], tile: Tile,
+               fitting: Callable[[int], int], least: int = 0) -> tuple[int, Cut]:
     """How many of the result's channels, `rows`, an item makes, and its part of the images; `fitting`: the pieces that
     fit into the cache with so many channels. Fewer channels, if too few items would be left else: then the same pieces are
-    made several times, which costs less than an idle thread."""
+    made several times, which costs less than an idle thread. But where images of `least` pieces together make items enough,
+    an item has all channels of few images."""
     per_item = rows
+    images, piece_rows, parts = cut_images(n, pieces_of_image, max(fitting(rows), 28))
+    enough = -(-least // math.prod(pieces_of_image))
+    if parts == 1 and 0 < enough <= n // ITEMS:
+        return rows, (min(images, n // ITEMS), piece_rows, 1)
     while True:
         images, piece_rows, parts = cut_images(n, pieces_of_image, max(fitting(per_item), 28))
         items = -(-n // images) * parts * -(-rows // per_item)
-        if items >= ITEMS or per_item <= 2 * columns:
+        if items >= ITEMS or per_item <= 2 * tile.columns:
             break
-        per_item = even_block(rows, per_item // 2, columns)
+        per_item = even_block(rows, per_item // 2, tile.columns)
     while items < ITEMS and images > 1:
         images = -(-images // 2)
         items = -(-n // images) * parts * -(-rows // per_item)
+    if parts == 1 and items >= ITEMS:
+        images = images_at_once(n, math.prod(pieces_of_image), max(fitting(per_item), 28), -(-rows // per_item), tile)
     return per_item, (images, piece_rows, parts)
+
+
+def images_at_once(n: int, pieces_of_image: int, fitting: int, blocks: int, tile: Tile) -> int:
+    """Of how many images, of `n`, an item makes one of `blocks` blocks of channels, if so many pieces fit into the cache:
+    what leaves little of tiles and threads idle. A little more than fits costs less than either."""
+    def cost(images: int) -> float:
+        pieces, items = images * pieces_of_image, -(-n // images) * blocks
+        return tile_cost(pieces, tile) * -(-items // BALANCED) * (1 if pieces <= fitting else OVERFLOW)
+
+    most = max(3 * fitting // (2 * pieces_of_image), 1)
+    return min((images for images in range(1, min(most, n) + 1) if -(-n // images) * blocks >= ITEMS), key=cost)
+
+
+def tile_cost(rows: int, tile: Tile) -> int:
+    """About how many cycles a step of the depth takes of a product of so many rows, two vectors wide: as many as it loads
+    pairs of vectors, and some for weights that come from afar."""
+    height, cost = gemm.panel_height(rows, tile), FROM_AFAR
+    for first in range(0, rows, height):
+        left = min(height, rows - first)
+        for piece in tile.forms[-1][2]:
+            cost += left // piece * (piece + 1)
+            left %= piece
+    return cost
 
 
 def even_block(count: int, most: int, unit: int) -> int:

@@ -39,9 +39,12 @@ def _texts(element: str) -> Iterator[str]:
         yield gemm.pack_source(element, kind)
     for source in (conv.convolve_source, conv.weight_source, conv.add_parts_source, conv.interleave_source):
         yield source(element)
-    for family in (pooling, index, sort, scan, movement, recurrence, attention, winograd, taps, depthwise, planes):
+    for family in (pooling, index, sort, scan, movement, recurrence, attention, taps, depthwise, planes):
         for name in family.KERNELS:
             yield family.source(name, element)
+    for way, names in winograd.KERNELS_OF.items():
+        for name in names:
+            yield winograd.source(name, element, way)
     halved = (1, 2, 2)
     yield pooling.mean_windows_source(element, halved, halved)
     yield pooling.mean_gradient_source(element, halved, halved)

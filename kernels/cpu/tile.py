@@ -219,15 +219,16 @@ def multiply_block(args: Any, place: int, rows: int, columns: int, depth: int, d
     `depth_block` steps of the depth are summed up at once. Kernels that call it compile faster than with tiles of their
     own, which are most of the core."""
     block = core_block(rows, columns, depth, depth_block, panel_rows, a_panel, a_row, a_step, b_panel, b_step, c_row,
-                       accumulate)
+                       accumulate, int(b_panel > 0))
     memory = [p.memory[p.base + offset:] for p, offset in ((a, a_offset), (b, b_offset), (c, c_offset))]
     args[place](type(args)(args.kernel, [*memory, *block]), 0, 1, 0)
 
 
 def core_block(rows: Any, columns: Any, depth: Any, depth_block: Any, panel_rows: Any, a_panel: Any, a_row: Any,
-               a_step: Any, b_panel: Any, b_step: Any, c_row: Any, accumulate: Any) -> list[Any]:
-    """The core's integers (`gemm.ARGUMENTS`) for one item that is all of C."""
-    return [rows, columns, depth, panel_rows, a_panel, a_row, a_step, b_panel, b_step, 1, 0, 0, c_row, 0,
+               a_step: Any, b_panel: Any, b_step: Any, c_row: Any, accumulate: Any, several: Any) -> list[Any]:
+    """The core's integers (`gemm.ARGUMENTS`) for one item that is all of C. `several`: 1 if B has panels one behind the
+    other, of which the next is fetched while one is multiplied, and 0 if it has only one."""
+    return [rows, columns, depth, panel_rows, a_panel, a_row, a_step, b_panel, b_step, 1, 0, several, c_row, 0,
             rows, 1, columns, 1, depth_block, accumulate, 1, 1, 1, *[0] * 10]
 
 

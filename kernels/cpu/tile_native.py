@@ -338,8 +338,9 @@ def _emit_multiply_block(context: Any, builder: ir.IRBuilder, signature: Any, va
      b_step, c, c_offset, c_row, more) = integers(context, builder, signature, values)
     pointers = [builder.ptrtoint(builder.gep(p, [offset]), I64)
                 for p, offset in ((a, a_offset), (b, b_offset), (c, c_offset))]
+    several = builder.zext(builder.icmp_signed(">", b_panel, constant(0)), I64)
     numbers = tile.core_block(rows, columns, depth, depth_block, panel_rows, a_panel, a_row, a_step, b_panel, b_step, c_row,
-                              more)
+                              more, several)
     words = [constant(0), *pointers, *[constant(n) if isinstance(n, int) else n for n in numbers]]
     with builder.goto_entry_block():
         block = builder.alloca(I64, len(words))

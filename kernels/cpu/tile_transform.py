@@ -5,6 +5,11 @@ into a space where it is a product element by element, and the product is mapped
 for Convolutional Neural Networks", 2016, F(2x2, 3x3); the gradient in the weights is F(3x3, 2x2) with the same maps
 turned around). Each map is O = L X L^T for a small matrix L, done for many channels at once.
 
+With a stride of two there is a product with even elements, of two taps, and one with odd elements, of one tap. Two results
+of the former, F(2, 2), take three multiplications, of the latter two: 25 instead of 36 in two dimensions. With elements d
+and taps g they are (d0 - d2) g0, d1 g1, d2 (g0 + g2), d3 g1 and (d4 - d2) g2; one result is the sum of the first three, the
+other one of the last three. The gradient in the image is this turned around: it spreads 3x3 elements over 4x4.
+
 One side of a map may reach over the edge of an image. Elements outside are read from, or written to, a spare place.
 
 Infinities become NaN where a map takes differences, so a map whose results are final says whether one is not finite.
@@ -22,6 +27,13 @@ _INPUT = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
 _WEIGHT = ((1, 0, 0), (.5, .5, .5), (.5, -.5, .5), (0, 0, 1))
 _OUTPUT = ((1, 1, 1, 0), (0, 1, -1, -1))
 
+_STRIDED_INPUT = ((1, 0, -1, 0, 0), (0, 1, 0, 0, 0), (0, 0, 1, 0, 0), (0, 0, 0, 1, 0), (0, 0, -1, 0, 1))
+_STRIDED_WEIGHT = ((1, 0, 0), (0, 1, 0), (1, 0, 1), (0, 0, 1))
+_STRIDED_OUTPUT = ((1, 1, 0), (0, 1, 1))                                        # of the sums of products 0 and 1, 2, 3 and 4
+
+_SPREAD_INPUT = ((1, -1, 0), (0, 1, 0), (0, -1, 1), (1, 0, 0))
+_SPREAD_OUTPUT = ((0, 0, 0, 1, 0), (1, 1, 0, 0, 0), (0, 0, 0, 0, 1), (0, 1, 1, 0, 0))
+
 
 def _transposed(matrix: Matrix) -> Matrix:
     return tuple(zip(*matrix, strict=True))
@@ -33,10 +45,18 @@ MAPS: dict[str, tuple[Matrix, str]] = {
     "winograd_output": (_OUTPUT, "o"),
     "winograd_output_grad": (_transposed(_OUTPUT), "x"),
     "winograd_weight_grad": (_transposed(_WEIGHT), "o"),
+    "winograd_strided_input": (_STRIDED_INPUT, "x"),
+    "winograd_strided_weight": (_STRIDED_WEIGHT, "x"),
+    "winograd_strided_output": (_STRIDED_OUTPUT, "o"),
+    "winograd_strided_output_grad": (_transposed(_STRIDED_OUTPUT), "x"),
+    "winograd_strided_weight_grad": (_transposed(_STRIDED_WEIGHT), "o"),
+    "winograd_spread_input": (_SPREAD_INPUT, "x"),
+    "winograd_spread_weight": (_STRIDED_WEIGHT, "x"),                           # of taps that are turned around
+    "winograd_spread_output": (_SPREAD_OUTPUT, "o"),
 }
 """By name: the matrix, and which side may reach over an edge."""
 
-WATCHED = frozenset(("winograd_output",))
+WATCHED = frozenset(("winograd_output", "winograd_strided_output", "winograd_spread_output"))
 """Those that return whether any result may not be finite, as 1 or 0, and surely 1 if one is not; the others return
 nothing."""
 

@@ -1,9 +1,12 @@
-"""Convolutions of 3x3 with stride 1 by Winograd's F(2x2, 3x3), and their gradients; `tile_transform` has the maps.
+"""Convolutions of 3x3 with stride 1 or 2 by Winograd's maps, and their gradients; `tile_transform` has the maps.
 
-All work is on vectors of channels, so an item first turns its part of the images over: channels last. Then its 4x4
-pieces, which overlap by two, become 16 matrices [pieces, channels]; each is multiplied with one of the 16 matrices
-[channels, outputs] that the weights have become; and the 16 products become 2x2 results, which are turned back. What an
-item makes on its way lies in memory that its thread has of its own, small enough for the second cache.
+All work is on vectors of channels, so an item first turns its part of the images over: channels last. With stride 1, F(2x2,
+3x3), its 4x4 pieces, which overlap by two, become 16 matrices [pieces, channels]; each is multiplied with one of the 16
+matrices [channels, outputs] that the weights have become; and the 16 products become 2x2 results, which are turned back.
+What an item makes on its way lies in memory that its thread has of its own, small enough for the second cache.
+
+The kernels are written for this one, and `WAYS` has what is different with stride 2: the numbers of matrices, and which of
+them are multiplied and added up.
 
 The gradient in the image is the same with weights that are swapped and turned around. The gradient in the weights sums
 up products [outputs, pieces] @ [pieces, channels] over all pieces, and maps the sums at the end: an item does a block of
@@ -15,6 +18,9 @@ more straight from the definition, by `winograd_again` or `winograd_weights_agai
 """
 
 from __future__ import annotations
+
+import re
+from dataclasses import dataclass
 
 from jitgrad.kernels.cpu.gemm import element_tile
 from jitgrad.kernels.cpu.math import isfinite, isnan
@@ -39,6 +45,55 @@ winograd_weight, winograd_weight_grad = (tile_transform.NAMES["winograd_weight"]
 winograd_output_grad = tile_transform.NAMES["winograd_output_grad"]
 
 COLUMNS, TILE, LANES = 32, 14, 16               # of the register tile; `source` puts the machine's in their places
+STEP, REACH, RESULTS, AHEAD, SPREAD = 2, 4, 2, 1, 1                             # of a `Way`, as are these:
+INPUTS, WEIGHTS, PRODUCTS, SUMS, READS, WEIGHT_READS, ADDS, MORE = 4, 4, 4, 4, 0x3210, 0x3210, 0x3210, 0
+OUTPUT_GRADS, IMAGE_READS, GRAD_READS, WEIGHT_ADDS, WEIGHT_MORE = 4, 0x3210, 0x3210, 0x3210, 0
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Along one axis: pieces of `reach` elements, one every `step`, become `inputs` matrices, and taps `weights`. `products`
+    products of them make `sums` sums and those `results` results. Hexadecimal digits k of `reads` and `weight_reads` say
+    what product k reads, of `adds` to which sum it belongs; bit k of `more`, that it is added to that of product k - 1.
+
+    For the weights' gradient, `output_grads` matrices of the result's gradient are multiplied with those of the image;
+    `image_reads` and `grad_reads` say which, and `weight_adds` and `weight_more` to which of `weights` sums they are added.
+
+    ahead    the stride in the image
+    spread   the stride of the convolution whose gradient in the image this is"""
+
+    name: str = "winograd"
+    step: int = STEP
+    reach: int = REACH
+    results: int = RESULTS
+    ahead: int = AHEAD
+    spread: int = SPREAD
+    inputs: int = INPUTS
+    weights: int = WEIGHTS
+    products: int = PRODUCTS
+    sums: int = SUMS
+    reads: int = READS
+    weight_reads: int = WEIGHT_READS
+    adds: int = ADDS
+    more: int = MORE
+    output_grads: int = OUTPUT_GRADS
+    image_reads: int = IMAGE_READS
+    grad_reads: int = GRAD_READS
+    weight_adds: int = WEIGHT_ADDS
+    weight_more: int = WEIGHT_MORE
+
+    def numbers(self) -> dict[str, str]:
+        """The placeholders of the kernels and what stands in their places."""
+        return {name.upper(): str(getattr(self, name)) for name in self.__slots__ if name != "name"}
+
+
+STRIDED = Way("winograd_strided", step=4, reach=5, ahead=2, inputs=5, products=5, sums=3, reads=0x43210,
+              weight_reads=0x31210, adds=0x22100, more=0b10010,
+              output_grads=3, image_reads=0x42310, grad_reads=0x21200, weight_adds=0x32110, weight_more=0b00100)
+SPREAD_OUT = Way("winograd_spread", step=2, reach=3, results=4, spread=2, products=5, sums=5, reads=0x13210,
+                 weight_reads=0x11320, adds=0x43210)
+WAYS = {way.name: way for way in (Way(), STRIDED, SPREAD_OUT)}
+"""By name: with stride 1, its gradients too; with stride 2; the gradient in the image of the latter, with odd padding."""
 
 GEOMETRY = ("channels", "height", "width", "rows", "out_height", "out_width", "top", "left", "images", "images_per_part",
             "piece_rows_per_part", "parts", "channels_per_item", "channel_blocks", "rows_per_item", "row_blocks")
@@ -57,14 +112,16 @@ WEIGHT_ARGUMENTS = (*GEOMETRY, "images_per_item", "image_size", "gradient_size",
 and `winograd_weights_again` with what it takes: image, gradient, partial results, then these integers."""
 
 
-def source(kernel: str, element: str) -> str:
-    """The text of one of `KERNELS` for ``f32`` or ``f64``."""
+def source(kernel: str, element: str, way: str = "winograd") -> str:
+    """The text of one of `KERNELS` for ``f32`` or ``f64``, in one of `WAYS`, of which it has the name."""
     tile = element_tile(element)
-    return text(KERNELS[kernel], T=element, COLUMNS=str(tile.columns), TILE=str(tile.rows), LANES=str(tile.lanes))
+    return re.sub(r"\bwinograd(?=_|\b)", way, text(
+        KERNELS[kernel], T=element, COLUMNS=str(tile.columns), TILE=str(tile.rows), LANES=str(tile.lanes),
+        **WAYS[way].numbers()))
 
 
 def winograd_weights(args, begin, end, thread):
-    """w[rows, channels, 3, 3] to panels of [16, channels, rows]. Arguments: w, panels; rows, channels, panels. Items:
+    """w[rows, channels, 3, 3] to panels of [weights, channels, rows]. Arguments: w, panels; rows, channels, panels. Items:
     panels, blocks of channels."""
     w, u = pointer(args, 1, T), pointer(args, 2, T)
     rows, channels, panels = args[3], args[4], args[5]
@@ -79,12 +136,12 @@ def winograd_weights(args, begin, end, thread):
                                lines, k * COLUMNS + row, COLUMNS, LANES)
         for c in range(LANES):
             winograd_weight(COLUMNS, lines, c * 9 * COLUMNS, 3 * COLUMNS, COLUMNS,
-                            u, (panel * channels + channel + c) * COLUMNS, 4 * panels * channels * COLUMNS,
+                            u, (panel * channels + channel + c) * COLUMNS, WEIGHTS * panels * channels * COLUMNS,
                             panels * channels * COLUMNS, 0, 3, 0, 3, 0)
 
 
 def winograd_turned_weights(args, begin, end, thread):
-    """w[channels, rows, 3, 3] with its taps turned around to panels of [16, channels, rows]. Arguments and items: as
+    """w[channels, rows, 3, 3] with its taps turned around to panels of [weights, channels, rows]. Arguments and items: as
     above."""
     w, u = pointer(args, 1, T), pointer(args, 2, T)
     rows, channels, panels = args[3], args[4], args[5]
@@ -97,7 +154,7 @@ def winograd_turned_weights(args, begin, end, thread):
             for tap in range(9):
                 gather_run(count, 0, count, w, (channel * rows + panel * COLUMNS) * 9 + tap, 9, lines, tap * COLUMNS)
             winograd_weight(COLUMNS, lines, 8 * COLUMNS, -3 * COLUMNS, -COLUMNS,
-                            u, (panel * channels + channel) * COLUMNS, 4 * panels * channels * COLUMNS,
+                            u, (panel * channels + channel) * COLUMNS, WEIGHTS * panels * channels * COLUMNS,
                             panels * channels * COLUMNS, 0, 3, 0, 3, 0)
 
 
@@ -113,7 +170,7 @@ def winograd(args, begin, end, thread):
     piece_stride, panel_rows, depth_block = args[32], args[33], args[34]
     zeros, spare = image_base + args[29] - channels, result_base + args[27] - rows_per_item
     plane, out_plane = height * width, out_height * out_width
-    wide, high = (out_width + 1) // 2, (out_height + 1) // 2
+    wide, high = (out_width + RESULTS - 1) // RESULTS, (out_height + RESULTS - 1) // RESULTS
     panels = (rows + COLUMNS - 1) // COLUMNS
     for item in range(begin, end):
         first_row = item % row_blocks * rows_per_item
@@ -123,40 +180,45 @@ def winograd(args, begin, end, thread):
         first_image = item // (row_blocks * parts) * images_per_part
         last_image = min(first_image + images_per_part, images)
         pieces = (last_image - first_image) * (last_y - first_y) * wide
-        low = max(2 * first_y - top, 0)
-        positions = max(min(2 * last_y - top + 2, height) - low, 0) * width
+        low = max(STEP * first_y - top, 0)
+        positions = max(min(STEP * (last_y - 1) - top + REACH, height) - low, 0) * width
         for c in range(channels):
             store(lasts, zeros + c, T(0), 1, 7)
         for image in range(first_image, last_image):
             transpose_block(channels, positions, x, image * channels * plane + low * width, plane,
                             lasts, image_base, channels)
             for y in range(first_y, last_y):
-                above = 2 * y - top
+                above = STEP * y - top
                 piece = ((image - first_image) * (last_y - first_y) + y - first_y) * wide
                 for column in range(wide):
-                    before = 2 * column - left
+                    before = STEP * column - left
                     winograd_input(channels, lasts, image_base + ((above - low) * width + before) * channels,
                                    width * channels, channels, v, v_base + (piece + column) * piece_stride,
-                                   4 * pieces * piece_stride, pieces * piece_stride, -above, height - above, -before,
+                                   INPUTS * pieces * piece_stride, pieces * piece_stride, -above, height - above, -before,
                                    width - before, zeros)
-        for p in range(16):
+        for p in range(PRODUCTS * PRODUCTS):
+            down, across = 4 * (p // PRODUCTS), 4 * (p % PRODUCTS)
+            read = (READS >> down) % 16 * INPUTS + (READS >> across) % 16
+            weight = (WEIGHT_READS >> down) % 16 * WEIGHTS + (WEIGHT_READS >> across) % 16
+            total = (ADDS >> down) % 16 * SUMS + (ADDS >> across) % 16
             multiply_block(args, 5, pieces, block, channels, depth_block, panel_rows,
-                           v, v_base + p * pieces * piece_stride, panel_rows * piece_stride, piece_stride, 1,
-                           u, (p * panels + first_row // COLUMNS) * channels * COLUMNS, channels * COLUMNS, COLUMNS,
-                           products, product_base + p * pieces * rows_per_item, rows_per_item, 0)
-        positions = (min(2 * last_y, out_height) - 2 * first_y) * out_width
+                           v, v_base + read * pieces * piece_stride, panel_rows * piece_stride, piece_stride, 1,
+                           u, (weight * panels + first_row // COLUMNS) * channels * COLUMNS, channels * COLUMNS, COLUMNS,
+                           products, product_base + total * pieces * rows_per_item, rows_per_item,
+                           ((MORE >> p // PRODUCTS) | (MORE >> p % PRODUCTS)) % 2)
+        positions = (min(RESULTS * last_y, out_height) - RESULTS * first_y) * out_width
         odd = 0
         for image in range(first_image, last_image):
             for y in range(first_y, last_y):
                 piece = ((image - first_image) * (last_y - first_y) + y - first_y) * wide
                 for column in range(wide):
                     odd |= winograd_output(block, products, product_base + (piece + column) * rows_per_item,
-                                           4 * pieces * rows_per_item, pieces * rows_per_item, result,
-                                           result_base + (2 * (y - first_y) * out_width + 2 * column) * rows_per_item,
-                                           out_width * rows_per_item, rows_per_item, 0, out_height - 2 * y, 0,
-                                           out_width - 2 * column, spare)
+                                           SUMS * pieces * rows_per_item, pieces * rows_per_item, result, result_base
+                                           + RESULTS * ((y - first_y) * out_width + column) * rows_per_item,
+                                           out_width * rows_per_item, rows_per_item, 0, out_height - RESULTS * y, 0,
+                                           out_width - RESULTS * column, spare)
             transpose_block(positions, block, result, result_base, rows_per_item,
-                            o, (image * rows + first_row) * out_plane + 2 * first_y * out_width, out_plane)
+                            o, (image * rows + first_row) * out_plane + RESULTS * first_y * out_width, out_plane)
         if odd != 0:
             invoke(args, 6, item, item + 1, thread)
 
@@ -172,30 +234,31 @@ def winograd_again(args, begin, end, thread):
     top, left, images, images_per_part = args[11], args[12], args[13], args[14]
     piece_rows_per_part, parts = args[15], args[16]
     rows_per_item, row_blocks, base, turned = args[19], args[20], thread * args[21], args[22]
+    top, left = SPREAD * top + SPREAD - 1, SPREAD * left + SPREAD - 1
     row_step, channel_step, tap_step, first_tap = channels * 9, 9, 1, 0
     if turned != 0:
         row_step, channel_step, tap_step, first_tap = 9, rows * 9, -1, 8
     for item in range(begin, end):
         first_row = item % row_blocks * rows_per_item
-        first_y = 2 * (item // row_blocks % parts * piece_rows_per_part)
+        first_y = RESULTS * (item // row_blocks % parts * piece_rows_per_part)
         first_image = item // (row_blocks * parts) * images_per_part
         for image in range(first_image, min(first_image + images_per_part, images)):
             for row in range(first_row, min(first_row + rows_per_item, rows)):
                 weights = row * row_step + first_tap
-                for y in range(first_y, min(first_y + 2 * piece_rows_per_part, out_height)):
+                for y in range(first_y, min(first_y + RESULTS * piece_rows_per_part, out_height)):
                     place = ((image * rows + row) * out_height + y) * out_width
-                    above, odd = y - top, 0
+                    above, odd = y * AHEAD - top, 0
                     for column in range(out_width):
                         odd |= i64(not isfinite(load(o, place + column, 2, 4)))
                     if odd == 0:
                         continue
-                    within = 0 <= above < height - 2
+                    within = SPREAD == 1 and 0 <= above < height - 2
                     if within:                                      # all taps meet the image but for some columns
-                        weighted_rows(1, out_width, 0, 1, channels, height * width, 3, width, 3, 1, left, left + width,
+                        weighted_rows(1, out_width, 0, AHEAD, channels, height * width, 3, width, 3, 1, left, left + width,
                                       x, (image * channels * height + above) * width - left,
                                       w, weights, channel_step, 3 * tap_step, tap_step, line, base, 0)
                     for column in range(out_width):
-                        before = column - left
+                        before = column * AHEAD - left
                         if isfinite(load(o, place + column, 2, 4)):
                             continue
                         total = load(line, base + column, 3, 4)
@@ -205,8 +268,10 @@ def winograd_again(args, begin, end, thread):
                                 channel, tap = k // 9, k % 9
                                 down, right = above + tap // 3, before + tap % 3
                                 value = T(0)
-                                if 0 <= down < height and 0 <= right < width:
-                                    value = load(x, ((image * channels + channel) * height + down) * width + right, 0, 4)
+                                if (0 <= down < height * SPREAD and 0 <= right < width * SPREAD and down % SPREAD == 0
+                                        and right % SPREAD == 0):
+                                    value = load(x, ((image * channels + channel) * height + down // SPREAD) * width
+                                                 + right // SPREAD, 0, 4)
                                 elif turned != 0:
                                     continue
                                 total = T(total + value * load(w, weights + channel * channel_step + tap * tap_step, 1, 4))
@@ -230,7 +295,7 @@ def winograd_weight_gradient(args, begin, end, thread):
                                                        thread * args[31], thread * args[32])
     zeros, grad_zeros = image_base + args[28] - channels_per_item, grad_base + args[29] - rows_per_item
     plane, out_plane = height * width, out_height * out_width
-    wide, high = (out_width + 1) // 2, (out_height + 1) // 2
+    wide, high = (out_width + RESULTS - 1) // RESULTS, (out_height + RESULTS - 1) // RESULTS
     taps, lines = make_panel(o), make_panel(o)
     for item in range(begin, end):
         first_channel = item % channel_blocks * channels_per_item
@@ -250,38 +315,43 @@ def winograd_weight_gradient(args, begin, end, thread):
                 first_y = part * piece_rows_per_part
                 last_y = min(first_y + piece_rows_per_part, high)
                 pieces = (last_image - first_image) * (last_y - first_y) * wide
-                low = max(2 * first_y - top, 0)
-                positions = max(min(2 * last_y - top + 2, height) - low, 0) * width
-                out_positions = (min(2 * last_y, out_height) - 2 * first_y) * out_width
+                low = max(STEP * first_y - top, 0)
+                positions = max(min(STEP * (last_y - 1) - top + REACH, height) - low, 0) * width
+                out_positions = (min(RESULTS * last_y, out_height) - RESULTS * first_y) * out_width
                 for image in range(first_image, last_image):
                     transpose_block(across, positions, x, (image * channels + first_channel) * plane + low * width, plane,
                                     lasts, image_base, across)
                     transpose_block(down, out_positions, g,
-                                    (image * rows + first_row) * out_plane + 2 * first_y * out_width, out_plane,
+                                    (image * rows + first_row) * out_plane + RESULTS * first_y * out_width, out_plane,
                                     grads, grad_base, down)
                     for y in range(first_y, last_y):
-                        above = 2 * y - top
+                        above = STEP * y - top
                         piece = ((image - first_image) * (last_y - first_y) + y - first_y) * wide
                         for column in range(wide):
-                            before = 2 * column - left
+                            before = STEP * column - left
                             winograd_input(across, lasts, image_base + ((above - low) * width + before) * across,
                                            width * across, across, v, v_base + (piece + column) * across,
-                                           4 * pieces * across, pieces * across, -above, height - above, -before,
+                                           INPUTS * pieces * across, pieces * across, -above, height - above, -before,
                                            width - before, zeros)
                             winograd_output_grad(down, grads,
-                                                 grad_base + (2 * (y - first_y) * out_width + 2 * column) * down,
+                                                 grad_base + RESULTS * ((y - first_y) * out_width + column) * down,
                                                  out_width * down, down, h, h_base + (piece + column) * down,
-                                                 4 * pieces * down, pieces * down, 0, out_height - 2 * y, 0,
-                                                 out_width - 2 * column, grad_zeros)
-                for p in range(16):
+                                                 OUTPUT_GRADS * pieces * down, pieces * down, 0, out_height - RESULTS * y,
+                                                 0, out_width - RESULTS * column, grad_zeros)
+                for p in range(PRODUCTS * PRODUCTS):
+                    one, two = 4 * (p // PRODUCTS), 4 * (p % PRODUCTS)
+                    image = (IMAGE_READS >> one) % 16 * INPUTS + (IMAGE_READS >> two) % 16
+                    gradient = (GRAD_READS >> one) % 16 * OUTPUT_GRADS + (GRAD_READS >> two) % 16
+                    total = (WEIGHT_ADDS >> one) % 16 * WEIGHTS + (WEIGHT_ADDS >> two) % 16
                     multiply_block(args, 6, down, across, pieces, pieces, TILE,
-                                   h, h_base + p * pieces * down, TILE, 1, down,
-                                   v, v_base + p * pieces * across, COLUMNS, across,
-                                   sums, sum_base + p * down * across, across, more)
+                                   h, h_base + gradient * pieces * down, TILE, 1, down,
+                                   v, v_base + image * pieces * across, COLUMNS, across,
+                                   sums, sum_base + total * down * across, across,
+                                   more | ((WEIGHT_MORE >> p // PRODUCTS) | (WEIGHT_MORE >> p % PRODUCTS)) % 2)
                 more = 1
         odd = 0
         for r in range(down):
-            winograd_weight_grad(across, sums, sum_base + r * across, 4 * down * across, down * across,
+            winograd_weight_grad(across, sums, sum_base + r * across, WEIGHTS * down * across, down * across,
                                  taps, 0, 3 * across, across, 0, 3, 0, 3, 0)
             for c in range(0, across, LANES):
                 for tap in range(8 // LANES * LANES, -1, -LANES):       # what is written too much is written over
@@ -315,20 +385,21 @@ def winograd_weights_again(args, begin, end, thread):
                     if isfinite(load(o, place, 2, 3)):
                         continue
                     down, right = tap // 3 - top, tap % 3 - left
-                    first = min(max(-down, 0), out_height)
-                    last = max(min(height - down, out_height), first)
+                    first = min(max(-(down // AHEAD), 0), out_height)
+                    last = max(min((height - 1 - down) // AHEAD + 1, out_height), first)
                     store(o, place, T(0), 2, 3)
                     for image in range(first_image, last_image):
                         plane = (image * channels + channel) * height * width
                         other = (image * rows + row) * out_height * out_width
-                        dot_rows(last - first, out_width, width, 1, 1, 1, -right, width - right,
-                                 x, plane + (first + down) * width + right, g, other + first * out_width, out_width,
+                        dot_rows(last - first, out_width, AHEAD * width, AHEAD, 1, 1, -right, width - right,
+                                 x, plane + (first * AHEAD + down) * width + right, g, other + first * out_width, out_width,
                                  o, place)
                         total = load(o, place, 2, 3)
                         for y in range(out_height):                 # zeros times what is not finite
                             within = first <= y < last
                             for column in range(out_width):
-                                if not within or column + right < 0 or column + right >= width:
+                                at = column * AHEAD + right
+                                if not within or at < 0 or at >= width:
                                     total = T(total + T(0) * load(g, other + y * out_width + column, 1, 3))
                         store(o, place, total, 2, 3)
                         if isnan(total):
@@ -338,3 +409,7 @@ def winograd_weights_again(args, begin, end, thread):
 KERNELS = {kernel.__name__: kernel for kernel in (winograd_weights, winograd_turned_weights, winograd, winograd_again,
                                                   winograd_weight_gradient, winograd_weights_again)}
 """Each by its name."""
+
+KERNELS_OF = {"winograd": tuple(KERNELS), SPREAD_OUT.name: ("winograd_turned_weights", "winograd", "winograd_again"),
+              STRIDED.name: tuple([name for name in KERNELS if name != "winograd_turned_weights"])}
+"""Those that each of `WAYS` has."""
