@@ -201,7 +201,7 @@ def _teach_functions() -> None:
 
 
 def _body(single: Function, double: Function, whole: Function, kind: types.Type) -> Function:
-    if isinstance(kind, types.Integer):
+    if isinstance(kind, types.Integer | types.Boolean):
         return whole
     return single if kind == types.float32 else double
 

@@ -43,11 +43,11 @@ def scalar(function: Callable[..., Scalar]) -> Callable[..., Scalar]:
 
 def by_type(name: str, single: Callable[..., Scalar], double: Callable[..., Scalar],
             whole: Callable[..., Scalar] | None = None) -> Callable[..., Scalar]:
-    """A function that runs `single` when its first argument is a float32, `whole` when it is an integer (where there
+    """A function that runs `single` when its first argument is a float32, `whole` when it is an integer or bool (where there
     is such a body), and otherwise `double`. Natively the choice is made while compiling."""
 
     def choose(*arguments: Scalar) -> Scalar:
-        if whole is not None and isinstance(arguments[0], np.integer):
+        if whole is not None and isinstance(arguments[0], np.integer | np.bool_):
             return whole(*arguments)
         return (single if isinstance(arguments[0], f32) else double)(*arguments)
 
