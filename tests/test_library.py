@@ -161,6 +161,11 @@ def test_sort_keeps_the_order_of_equals(dtype, descending, plain):
         np.testing.assert_array_equal(indices, order)
         np.testing.assert_array_equal(values, np.take_along_axis(x, order, 0))
         assert indices.dtype == np.int64
+        for kept in (1, size // 3, size):
+            lowered, types = lower("topk", (x,), {"axis": 0, "k": kept, "descending": descending})
+            values, indices = launching.run(lowered, [x], types, plain=plain)
+            np.testing.assert_array_equal(indices, order[:kept])
+            np.testing.assert_array_equal(values, np.take_along_axis(x, order[:kept], 0))
 
 
 @pytest.mark.parametrize("execute", [run_as_python, run_natively])

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from jitgrad.kernels.cpu.math import goes_before, minimum, order, select
 from jitgrad.kernels.cpu.scalar import f32 as T
-from jitgrad.kernels.cpu.standins import i32, i32 as I, i64, load, pointer, store
+from jitgrad.kernels.cpu.standins import i32, i32 as I, i64, load, pointer, reassociate_min, store
 from jitgrad.kernels.cpu.template import text
 
 RUN = 12
 """The length of the runs that insertion sorts."""
 
 
+PIECE = 32
+"""How many elements of a line are looked at together for one that belongs among the first."""
 DIGITS = 4
 """How many digits a number has; a kernel's text has the number of its type in place of this one."""
 VALUES = 256
@@ -26,7 +28,7 @@ def source(kernel: str, element: str) -> str:
     """The text of the kernel of this name for a short dtype name such as ``f32``."""
     count = digits(element)
     return text(KERNELS[kernel], T=element, I="i64" if count == 8 else "i32", DIGITS=str(count), RUN=str(RUN),
-                VALUES=str(VALUES))
+                VALUES=str(VALUES), PIECE=str(PIECE))
 
 
 def digits(element: str) -> int:
@@ -123,23 +125,36 @@ def digit_lines(args, begin, end, thread):
 
 def top_lines(args, begin, end, thread):
     """The first `kept` elements of a line in order, by insertion among those that are kept so far: of a long line few get
-    so far. An item is a line of ``x[outer, size, inner]``. Arguments: x, values, indices; size, inner, kept, descending."""
+    so far, and most pieces of it have none. An item is a line of ``x[outer, size, inner]``. Arguments: x, values, indices;
+    size, inner, kept, descending."""
     x, values, indices = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, i64)
     size, inner, kept, descending = args[4], args[5], args[6], args[7]
+    turned = I(select(descending != 0, -1, 0))
     for item in range(begin, end):
         line = item // inner * size * inner + item % inner
         out = item // inner * kept * inner + item % inner
         last = i64(out + (kept - 1) * inner)
-        for i in range(size):
-            key = load(x, line + i * inner, 0, 3)
-            if i < kept or goes_before(key, load(values, last, 1, 3), descending):
-                j = i64(out + minimum(i64(i), i64(kept - 1)) * inner)
-                while j > out and goes_before(key, load(values, j - inner, 1, 3), descending):
-                    store(values, j, load(values, j - inner, 1, 3), 1, 3)
-                    store(indices, j, load(indices, j - inner, 2, 3), 2, 3)
-                    j = i64(j - inner)
-                store(values, j, key, 1, 3)
-                store(indices, j, i, 2, 3)
+        beaten = I(0)
+        for piece in range((size + PIECE - 1) // PIECE):
+            first, stop = piece * PIECE, minimum(i64(size), i64(piece * PIECE + PIECE))
+            best = beaten
+            if first >= kept and stop - first == PIECE:
+                for i in range(PIECE):
+                    key = load(x, line + (first + i) * inner, 0, 3)
+                    best = reassociate_min(best, I(I(order(key)) ^ turned))
+            if first < kept or best < beaten or stop - first < PIECE:
+                for i in range(first, stop):
+                    key = load(x, line + i * inner, 0, 3)
+                    if i < kept or goes_before(key, load(values, last, 1, 3), descending):
+                        j = i64(out + minimum(i64(i), i64(kept - 1)) * inner)
+                        while j > out and goes_before(key, load(values, j - inner, 1, 3), descending):
+                            store(values, j, load(values, j - inner, 1, 3), 1, 3)
+                            store(indices, j, load(indices, j - inner, 2, 3), 2, 3)
+                            j = i64(j - inner)
+                        store(values, j, key, 1, 3)
+                        store(indices, j, i, 2, 3)
+                if stop >= kept:
+                    beaten = I(I(order(load(values, last, 1, 3))) ^ turned)
 
 
 KERNELS = {"sort_lines": sort_lines, "digit_lines": digit_lines, "top_lines": top_lines}
