@@ -125,7 +125,7 @@ def find_kept(region: Region, writer: Writer, split: Split, grouped: list[list[N
         for node in step:
             value, index = node.inputs[0], region.demands.reads[node]
             maker = region.producers.get(value)
-            if maker is None or maker.op.kind != "elementwise" or "{" in (maker.op.spell or "{"):
+            if maker is None or not is_function(maker):
                 continue
             needed = read_by(region, [*later, *[v for v, _, _ in region.outputs]], value)
             for out, place, buffer in [region.outputs[k] for k in split.full]:
@@ -137,8 +137,8 @@ def find_kept(region: Region, writer: Writer, split: Split, grouped: list[list[N
     return None
 
 
-def read_by(region: Region, roots: Iterable[Value], kept: Value) -> set[Value]:
-    """What the values `roots` are computed from, down to inputs, results of reductions and `kept`."""
+def read_by(region: Region, roots: Iterable[Value], kept: Value | None = None) -> set[Value]:
+    """What the values `roots` are computed from, down to inputs, results of reductions and `kept`; and they."""
     found: set[Value] = set()
     stack = list(roots)
     while stack:
@@ -282,8 +282,24 @@ def _column_partials(region: Region, split: Split, partials: list[tuple[Buffer, 
         total = writer.load(buffer, type, place)
         accumulate(writer, region, node, (total,))
         writer.store_at(buffer, type, place, total)
+    if split.full and costs_little(region, [region.outputs[k][0] for k in split.full]):
+        writer.flush()
+        writer.close(len(inner))
+        writer.open_axes(inner)
     store_outputs(writer, region, split.full)
     return finish(writer, region, blocks, "_partial")
+
+
+def costs_little(region: Region, roots: Iterable[Value]) -> bool:
+    """Whether `roots` are made by plain operators: then they are computed in a loop of their own, for stores that miss the
+    cache hold up those of partial results behind them. A row's operands are still near."""
+    makers = [region.producers.get(v) for v in read_by(region, roots)]
+    return not any([maker is not None and maker.op.kind != "reduction" and is_function(maker) for maker in makers])
+
+
+def is_function(node: Node) -> bool:
+    """Whether its scalar form is a function such as exp, and no plain operator."""
+    return node.op.kind == "elementwise" and "{" not in (node.op.spell or "{")
 
 
 def partial_place(writer: Writer, split: Split, block: str, inner: list[Axis]) -> str:
