@@ -27,7 +27,7 @@ from jitgrad.runtime.plan import Plan
 from jitgrad.single import Question, overlap
 
 KINDS = ("contraction", "window", "scan", "sort", "foreach", "region")
-BY_NUMPY = ("int_matmul", "cumsum", "cumprod", "sort")                  # one pass, or no floats
+BY_NUMPY = ("int_matmul", "cumsum", "cumprod")                          # one pass, or no floats
 USUALLY = 1 << 16                                               # elements of all operands from which a plan pays
 FLOATS = (float32, float64)
 
@@ -57,10 +57,17 @@ def rewrite(op: Op, arrays: Sequence[np.ndarray], attrs: dict[str, Any], targets
     if -1 in written or not all([a.flags.c_contiguous for a in arrays]) or not _pays(op, arrays):
         return False
     plan = _plan_for(op, [(a, ()) for a in arrays], attrs, written)
-    if plan is None or overlap([(a.__array_interface__["data"][0], a.nbytes) for a in arrays]):
+    if plan is None or _share_memory(arrays, len(places)):
         return False
     plan.run(arrays)
     return True
+
+
+def _share_memory(arrays: Sequence[np.ndarray], different: int) -> bool:
+    """Whether any two do. Those that own their memory, and are as many objects, do not; addresses take long to ask for."""
+    if different == len(arrays) and all([a.flags.owndata for a in arrays]):
+        return False
+    return overlap([(a.__array_interface__["data"][0], a.nbytes) for a in arrays])
 
 
 def _pays(op: Op, arrays: Sequence[np.ndarray]) -> bool:
@@ -83,13 +90,11 @@ def _operand(array: np.ndarray) -> tuple[np.ndarray, Chain]:
 
 def _plan_for(op: Op, taken: Sequence[tuple[np.ndarray, Chain]], attrs: dict[str, Any],
               written: tuple[int, ...]) -> Plan | None:
-    types = tuple([TensorType(from_numpy(base.dtype), base.shape) for base, _ in taken])
-    question, chains = Question(op, attrs), tuple([chain for _, chain in taken])
-    answer = _answer(question, types, chains, attrs_key(attrs), written)
+    answer = _answer(op, attrs_key(attrs), written, *[(base.dtype, base.shape, chain) for base, chain in taken])
     if answer.plan is None and answer.open:
         answer.asked += 1
         if answer.asked > 1 or not op.exact:
-            answer.plan, answer.open = _make_plan(question, types, chains, written), False
+            answer.plan, answer.open = _make_plan(op, attrs, taken, written), False
     return answer.plan
 
 
@@ -104,15 +109,16 @@ class _Answer:
 
 
 @lru_cache(maxsize=1024)
-def _answer(question: Question, types: tuple[TensorType, ...], chains: tuple[Chain, ...], key: Any,
-            written: tuple[int, ...]) -> _Answer:
+def _answer(op: Op, attrs: Any, written: tuple[int, ...], *operands: tuple[np.dtype, tuple[int, ...], Chain]) -> _Answer:
+    """What is known about such a question. Eager steps ask many: its parts are such as Python compares natively."""
     return _Answer()
 
 
-def _make_plan(question: Question, types: tuple[TensorType, ...], chains: Sequence[Chain],
+def _make_plan(op: Op, attrs: dict[str, Any], taken: Sequence[tuple[np.ndarray, Chain]],
                written: tuple[int, ...]) -> Plan | None:
     """None if NumPy would carry it out there, too, or if it is not for wide floats."""
-    graph = question.graph(types, chains, written)
+    types = [TensorType(from_numpy(base.dtype), base.shape) for base, _ in taken]
+    graph = Question(op, attrs).graph(types, [chain for _, chain in taken], written)
     if not all([t.dtype in FLOATS for t in (*types[:1], graph.results[0].type)]):
         return None
     plan = compile_graph(graph)

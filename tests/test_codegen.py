@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from canonical import PROGRAMS, along_rows, build, inputs_of, layer_norm, nll, softmax
+from canonical import PROGRAMS, along_rows, build, inputs_of, layer_norm, nll, softmax, softmax_backward
 from hypothesis import given, settings
 from launching import garbage, run, run_native
 from test_fuse import programs
@@ -192,6 +192,38 @@ def test_text_names_the_users_line():
     (launch,) = lower_node(node).launches
     assert launch.name == "fused_sub_exp_f32"
     assert re.search(r"v\d = f32\(exp\(v\d\)\) +# exp  train.py:31", launch.source)
+
+
+@pytest.mark.parametrize("dtype", [float32, float64], ids=lambda d: d.short)
+def test_softmax_computes_exp_once(dtype):
+    """It waits in the memory of the result; 16-bit floats would round it."""
+    (text,) = texts(build([(6, 8)], softmax, dtype))
+    assert text.count("exp(") == 1
+    (text,) = texts(build([(6, 8)], softmax, float16))
+    assert text.count("exp(") == 2
+
+
+def test_what_is_kept_does_not_overwrite_what_is_read():
+    """Two softmaxes and a late reader of the operand, in its memory and elsewhere."""
+    def twice(x):
+        return softmax(ops.mul(softmax(x), x))
+
+    def late(x):
+        y = softmax(x)
+        return ops.add(y, ops.mul(x, along_rows(ops.sum(ops.mul(y, y), axes=(1,)), x.shape)))
+
+    def both_ways(x):
+        y = softmax(x)
+        return y, softmax_backward(y, x)
+
+    for function in (softmax, twice, late, both_ways):
+        graph = build([(5, 70)], function)
+        (x,) = inputs_of(graph)
+        (node,) = fuse(graph).nodes
+        for shared in ((), ((0, 0),)):
+            for plain in (True, False):
+                found = run(lower_node(node, shared), [x.copy()], [v.type for v in node.outputs], shared=shared, plain=plain)
+                assert_close(found, evaluate(graph, [x]), 1e-5)
 
 
 def test_scalars_stand_in_front_of_loops():

@@ -140,6 +140,34 @@ def test_in_place(name, inputs, attrs):
     close(result, REGISTRY[name].eager(*inputs, **attrs))
 
 
+ORDERED = ["float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"]
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["native", "plain"])
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("dtype", ORDERED)
+def test_sort_keeps_the_order_of_equals(dtype, descending, plain):
+    """Lines short and long (those are sorted by digits), with NaN of either sign, both zeros, infinities and denormals."""
+    for size in (3, 150):
+        x = 30 * floats(size, 4)
+        x[::3, 0] = 7
+        if np.dtype(dtype).kind == "f":
+            special = [np.nan, -0.0, np.inf, 0.0, -np.nan, -np.inf, 0.0, -0.0, 6e-8, -6e-8, np.nan]
+            x[:len(special), 1] = special[:size]
+        x = (abs(x) if dtype == "uint8" else x).astype(dtype)
+        lowered, types = lower("sort", (x,), {"axis": 0, "descending": descending, "stable": True})
+        values, indices = launching.run(lowered, [x], types, plain=plain, pieces=2)
+        order = (size - 1 - np.argsort(x[::-1], 0, kind="stable"))[::-1] if descending else np.argsort(x, 0, kind="stable")
+        np.testing.assert_array_equal(indices, order)
+        np.testing.assert_array_equal(values, np.take_along_axis(x, order, 0))
+        assert indices.dtype == np.int64
+        for kept in (1, size // 3, size):
+            lowered, types = lower("topk", (x,), {"axis": 0, "k": kept, "descending": descending})
+            values, indices = launching.run(lowered, [x], types, plain=plain)
+            np.testing.assert_array_equal(indices, order[:kept])
+            np.testing.assert_array_equal(values, np.take_along_axis(x, order[:kept], 0))
+
+
 @pytest.mark.parametrize("execute", [run_as_python, run_natively])
 @pytest.mark.parametrize("name", ["take", "index_add", "gather", "scatter_add"])
 def test_index_out_of_range_is_reported(name, execute):

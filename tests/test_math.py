@@ -1,6 +1,7 @@
 """Scalar functions of kernels: accuracy against a wider type, special values, vector code, plain Python = native."""
 
 import math as python_math
+import re
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from kernel_runner import run_as_python, run_natively
 
 from jitgrad import config
 from jitgrad.codegen.native import assembly
-from jitgrad.kernels.cpu import math as kernel_math
+from jitgrad.kernels.cpu import math as kernel_math, pieces
 from jitgrad.kernels.cpu.tile import vector_unit
 
 RANDOM = np.random.default_rng(0)
@@ -243,6 +244,38 @@ def test_vector_code(name, kind):
     text = assembly(kernel(name, [kind], kind), name)
     assert "call" not in text
     assert {512: "zmm", 256: "ymm", 128: "mm"}[vector_unit()[0]] in text
+
+
+@pytest.mark.parametrize(("by_pieces", "reference"), [(pieces.erf_by_pieces, python_math.erf),
+                                                      (pieces.tanh_by_pieces, python_math.tanh)], ids=["erf", "tanh"])
+def test_pieces_as_plain_python(by_pieces, reference):
+    """What processors with AVX-512 compute, and others do not."""
+    x = np.concatenate([spread(1e-3, 12, count=1500), uniform(-5, 5, 1500)]).astype(np.float32)
+    exact = scalars(reference)(x)
+    error = np.abs([by_pieces(v) for v in x] - exact) / np.spacing(np.abs(exact).astype(np.float32))
+    assert error.mean() < 0.35
+    assert error.max() < 1.6
+    for value, wanted in ((np.inf, 1), (-np.inf, -1), (np.nan, np.nan), (0.0, 0.0), (-0.0, -0.0), (1e30, 1), (1e-42, None)):
+        y = by_pieces(np.float32(value))
+        same_values(np.array([y]), np.array([np.float32(reference(value)) if wanted is None else wanted]), 1e-3)
+
+
+@pytest.mark.parametrize("name", ["erf", "tanh"])
+def test_pieces_are_picked_by_one_instruction(name):
+    if "avx512f" not in config.processor().features:
+        pytest.skip("a processor with AVX-512")
+    text = assembly(kernel(name, ["f32"], "f32"), name)
+    assert re.search(r"vperm(d|ps)\s.*zmm", text)
+    assert "gather" not in text and "call" not in text
+
+
+@pytest.mark.parametrize("name", ["erf", "tanh", "exp", "sigmoid"])
+def test_a_result_does_not_depend_on_its_place(name):
+    """The last elements of an array are computed one by one, or by shorter vectors."""
+    x = spread(1e-3, 12, count=77).astype(np.float32)
+    whole = apply(name, x)
+    for count in (1, 3, 4, 7, 15, 17, 30, 63):
+        np.testing.assert_array_equal(apply(name, x[:count]), whole[:count])
 
 
 def test_every_op_spelled_by_a_function_has_it():

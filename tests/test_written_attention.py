@@ -383,7 +383,7 @@ def test_left_alone(form):
 
     xs = tensors()
     compiled = jg.compile(step)
-    tolerance = 5e-2 if form is ALONE["half precision"] else 2e-4
+    tolerance = {ALONE["half precision"]: 5e-2, with_weights: 1e-3}.get(form, 2e-4)      # a sum of weights: rounding errors
     for a, b in zip(results(compiled, xs), results(step, xs), strict=True):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max())
     assert kernels(compiled) == []

@@ -24,7 +24,7 @@ from jitgrad.codegen.cuda_direct import lower_directly
 from jitgrad.codegen.cuda_unroll import UNROLLED
 from jitgrad.codegen.native import explain
 from jitgrad.errors import CompileError, complain
-from jitgrad.kernels.cpu import native
+from jitgrad.kernels.cpu import native, picking
 from jitgrad.kernels.cpu.frontend import lower_function
 from jitgrad.kernels.cpu.intrinsics import STORAGE
 from jitgrad.kernels.cuda import helpers, math, vocabulary
@@ -114,7 +114,8 @@ def _lower(tree: ast.Module, header: Header, arch: str) -> llvm.ModuleRef:
         module = result.library._final_module
         entry = _entry(header, result.fndesc.llvm_func_name, "i32", ["ptr %result", "ptr %exception"])
     module.triple, module.data_layout = TRIPLE, str(_machine(arch).target_data)
-    module.link_in(llvm.parse_assembly(entry + native.scale_text(instruction=False)))
+    pieces = native.scale_text(instruction=False) + picking.declarations([], instruction=False)
+    module.link_in(llvm.parse_assembly(entry + pieces))
     for item in [*module.functions, *module.global_variables]:
         if not item.is_declaration and item.name != header.name:
             item.linkage = "internal"

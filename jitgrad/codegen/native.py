@@ -28,6 +28,7 @@ from jitgrad.kernels.cpu import (
     intrinsics,
     math,
     native,
+    picking,
     tile,
     tile_dot,
     tile_dot_text,
@@ -130,10 +131,12 @@ def _lower(function: FunctionType, target: Target) -> llvm.ModuleRef:
     module.triple = target.triple
     module.data_layout = str(_machine(target).target_data)
     entry = _ENTRY.format(symbol=objectfile.SYMBOL, function=result.fndesc.llvm_func_name)
-    pieces = _RELAX[target.triple.split("-")[0]] + native.scale_text("+avx512f" in target.features.split(","))
+    wide = "+avx512f" in target.features.split(",")
+    pieces = _RELAX[target.triple.split("-")[0]] + native.scale_text(wide)
+    pieces += picking.declarations([function.name for function in module.functions], wide)
     module.link_in(llvm.parse_assembly(entry + pieces))
     for item in [*module.functions, *module.global_variables]:
-        if not item.is_declaration and item.name != objectfile.SYMBOL:
+        if not item.is_declaration and item.name not in (objectfile.SYMBOL, picking.KEPT):
             item.linkage = "internal"
     return module
 
@@ -188,6 +191,7 @@ def _optimize(module: llvm.ModuleRef, target: Target) -> None:
     options.loop_vectorization = options.slp_vectorization = True
     builder = llvm.create_pass_builder(_machine(target), options)
     builder.getModulePassManager().run(module, builder)
+    picking.settle(module, builder)
     _link_text(module)
 
 

@@ -7,6 +7,7 @@ alone, and partial results belong to items, so no result depends on the number o
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,7 +16,8 @@ from jitgrad.codegen.region import BLOCK, Place, Region, accesses, collapse
 from jitgrad.codegen.space import make_space, open_block, open_items, open_rows, outer_axes
 from jitgrad.codegen.templates import finish, store_outputs
 from jitgrad.codegen.writer import Axis, Writer, compute_dtype, is_position
-from jitgrad.ir.graph import Node
+from jitgrad.ir.axes import Index
+from jitgrad.ir.graph import Node, Value
 from jitgrad.ir.types import TensorType
 
 
@@ -64,10 +66,14 @@ def lower_row(region: Region) -> list[Launch]:
     open_items(writer)
     if outer:
         open_rows(writer, outer, "item", per_item)
-    for step in steps(region):
-        _reduce(writer, region, step, inner)
+    grouped = steps(region)
+    kept = find_kept(region, writer, split, grouped)
+    for number, step in enumerate(grouped):
+        _reduce(writer, region, step, inner, kept if kept and number >= kept.step else None, number)
     if split.full:
         writer.open_axes(inner)
+        if kept:
+            kept.fetch(writer, region, [region.outputs[k][0] for k in split.full])
         store_outputs(writer, region, split.full)
         writer.close(len(inner))
     store_outputs(writer, region, split.small)
@@ -89,12 +95,68 @@ def steps(region: Region) -> list[list[Node]]:
     return groups
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A value that costs much and is read again behind the step that computes it: it waits in the memory of an output."""
+
+    value: Value
+    index: Index
+    buffer: Buffer
+    step: int
+
+    def leave(self, writer: Writer, region: Region) -> None:
+        """Behind the reductions of its step."""
+        writer.store(self.buffer, self.value.type, self.index, writer.evaluate(self.value, self.index))
+        writer.flush()
+
+    def fetch(self, writer: Writer, region: Region, roots: Iterable[Value]) -> None:
+        """In a later loop, if what it computes, `roots`, needs it."""
+        if self.value in read_by(region, roots, self.value):
+            operand = writer.operand(self.buffer, self.value.dtype, str(self.value.type))
+            place = writer.offset(operand, self.value.type, self.index)
+            writer.bind(self.value, self.index, writer.load(self.buffer, self.value.type, place))
+
+
+def find_kept(region: Region, writer: Writer, split: Split, grouped: list[list[Node]]) -> Kept | None:
+    """The operand of a reduction that is made by a function such as exp, if an output has the same type and place, and
+    memory that nothing else reads any more."""
+    for number, step in enumerate(grouped):
+        later = [v for nodes in grouped[number + 1:] for node in nodes for v in node.inputs]
+        for node in step:
+            value, index = node.inputs[0], region.demands.reads[node]
+            maker = region.producers.get(value)
+            if maker is None or not is_function(maker):
+                continue
+            needed = read_by(region, [*later, *[v for v, _, _ in region.outputs]], value)
+            for out, place, buffer in [region.outputs[k] for k in split.full]:
+                alike = out.type == value.type and compute_dtype(out.dtype) is out.dtype and (
+                    writer.key(value, place) == writer.key(value, index))
+                free = not any(buffer == region.buffers[v] for v in needed if v in region.buffers)
+                if value in needed and alike and free:
+                    return Kept(value, index, buffer, number)
+    return None
+
+
+def read_by(region: Region, roots: Iterable[Value], kept: Value | None = None) -> set[Value]:
+    """What the values `roots` are computed from, down to inputs, results of reductions and `kept`; and they."""
+    found: set[Value] = set()
+    stack = list(roots)
+    while stack:
+        value = stack.pop()
+        if value not in found:
+            found.add(value)
+            maker = region.producers.get(value)
+            if value is not kept and maker is not None and maker.op.kind != "reduction":
+                stack.extend(maker.inputs)
+    return found
+
+
 PART = 4096
 """Elements of a row that are added up by themselves: the error of a long sum grows with their number only."""
 
 
-def _reduce(writer: Writer, region: Region, nodes: list[Node], inner: list[Axis]) -> None:
-    """One walk along the reduced loops for all of `nodes`; their results are known behind it."""
+def _reduce(writer: Writer, region: Region, nodes: list[Node], inner: list[Axis], kept: Kept | None, number: int) -> None:
+    """One walk along the reduced loops for all of `nodes`, step `number`; their results are known behind it."""
     totals = [start(writer, node) for node in nodes]
     if inner:
         writer.open_axes(inner[:-1])
@@ -105,8 +167,12 @@ def _reduce(writer: Writer, region: Region, nodes: list[Node], inner: list[Axis]
         writer.know(inner[-1])
     else:
         variables = totals
+    if kept and number > kept.step:
+        kept.fetch(writer, region, [v for node in nodes for v in node.inputs])
     for node, names in zip(nodes, variables, strict=True):
         accumulate(writer, region, node, names)
+    if kept and number == kept.step:
+        kept.leave(writer, region)
     if inner:
         writer.close()
         for node, names, total in zip(nodes, variables, totals, strict=True):
@@ -216,8 +282,24 @@ def _column_partials(region: Region, split: Split, partials: list[tuple[Buffer, 
         total = writer.load(buffer, type, place)
         accumulate(writer, region, node, (total,))
         writer.store_at(buffer, type, place, total)
+    if split.full and costs_little(region, [region.outputs[k][0] for k in split.full]):
+        writer.flush()
+        writer.close(len(inner))
+        writer.open_axes(inner)
     store_outputs(writer, region, split.full)
     return finish(writer, region, blocks, "_partial")
+
+
+def costs_little(region: Region, roots: Iterable[Value]) -> bool:
+    """Whether `roots` are made by plain operators: then they are computed in a loop of their own, for stores that miss the
+    cache hold up those of partial results behind them. A row's operands are still near."""
+    makers = [region.producers.get(v) for v in read_by(region, roots)]
+    return not any([maker is not None and maker.op.kind != "reduction" and is_function(maker) for maker in makers])
+
+
+def is_function(node: Node) -> bool:
+    """Whether its scalar form is a function such as exp, and no plain operator."""
+    return node.op.kind == "elementwise" and "{" not in (node.op.spell or "{")
 
 
 def partial_place(writer: Writer, split: Split, block: str, inner: list[Axis]) -> str:

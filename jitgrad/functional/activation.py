@@ -270,7 +270,7 @@ def softmin(input: Tensor, dim: int, dtype: DType | None = None) -> Tensor:
 def _softmax_arrays(x: Any, *, axis: int) -> Any:
     out = np.subtract(x, x.max(axis, keepdims=True))
     np.exp(out, out=out)
-    out /= out.sum(axis, keepdims=True)
+    out *= np.reciprocal(out.sum(axis, keepdims=True))
     return out
 
 
@@ -294,7 +294,7 @@ def _softmax(x: Tensor, *, axis: int) -> Tensor:
     """`softmax` of a tensor that is not empty along `axis`."""
     weights = ops.exp(_below_largest(x, axis))
     total = expand_dims(ops.sum(weights, axes=(axis,)), (axis,))
-    return ops.div(weights, broadcast(total, x.shape))
+    return ops.mul(weights, broadcast(ops.reciprocal(total), x.shape))       # dividing costs more than all the rest
 
 
 def _log_softmax_arrays(x: Any, *, axis: int) -> Any:

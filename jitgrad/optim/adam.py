@@ -26,8 +26,8 @@ from jitgrad.tensor import Tensor
 
 
 def corrections(lr: Any, beta1: Any, beta2: Any, step: Any) -> tuple[Any, Any]:
-    """Step size lr / (1 - beta1**n) and sqrt(1 - beta2**n) at step n, in float64, since 1 - beta2 is small."""
-    return lr / (1 - beta1.integer_power(step)), (1 - beta2.integer_power(step)).sqrt()
+    """Step size lr / (1 - beta1**n) and 1 / sqrt(1 - beta2**n) at step n, in float64, since 1 - beta2 is small."""
+    return lr / (1 - beta1.integer_power(step)), (1 - beta2.integer_power(step)).rsqrt()
 
 
 def coupled_decay(lr: Any, weight_decay: Any, p: Any, g: Any) -> tuple[Any, Any]:
@@ -52,7 +52,7 @@ def adam_formula(decay: Callable[..., tuple[Any, Any]], amsgrad: bool) -> Callab
         m = m + (1 - beta1) * (g - m)
         v = beta2 * v + (1 - beta2) * (g * g)
         largest = [largest[0].maximum(v)] if amsgrad else []
-        scale = (largest[0] if amsgrad else v).sqrt() / correction.number() + eps
+        scale = (largest[0] if amsgrad else v).sqrt() * correction.number() + eps
         return p - step_size.number() * (m / scale), m, v, *largest
 
     return adam

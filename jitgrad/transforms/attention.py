@@ -66,7 +66,7 @@ def _may_hold_attention(graph: Graph) -> bool:
 
 def _is_softmax(node: Node, producers: Mapping[Value, Node]) -> bool:
     """Whether `node` looks like the last step of one."""
-    raised = producers.get(node.inputs[0]) if node.op.name == "div" else None
+    raised = producers.get(node.inputs[0]) if node.op.name in ("div", "mul") else None
     return raised is not None and raised.op.name == "exp"
 
 
@@ -211,10 +211,11 @@ class _Reading:
         return (*bits.inputs, p) if self.view.is_constant(shifted.inputs[1], 8) else None
 
     def _softmax(self, weights: Value) -> Value | None:
-        """What `weights` are the softmax of, along the last dimension."""
+        """What `weights` are the softmax of, along the last dimension: exp divided by its sum, or times the reciprocal."""
         quotient = self._take(weights, "div")
-        raised = self._take(quotient.inputs[0], "exp") if quotient else None
-        if quotient is None or raised is None or self._reduced(quotient.inputs[1], "sum") is not raised.output:
+        last = quotient or self._take(weights, "mul")
+        raised = self._take(last.inputs[0], "exp") if last else None
+        if last is None or raised is None or self._reduced(last.inputs[1], "sum", quotient is None) is not raised.output:
             return None
         shifted = self._take(raised.inputs[0], "sub")
         if shifted is None:
@@ -224,11 +225,15 @@ class _Reading:
         self.shift = self.nodes - before
         return largest if largest is shifted.inputs[0] else None
 
-    def _reduced(self, v: Value, name: str) -> Value | None:
-        """x when `v` is the reduction of x along its last dimension, at x's shape again."""
+    def _reduced(self, v: Value, name: str, inverse: bool = False) -> Value | None:
+        """x when `v` is the reduction of x along its last dimension, or its reciprocal, at x's shape again."""
         shape = v.shape
         wide = self._take(v, "broadcast_to")
-        column = self._take(wide.inputs[0] if wide else v, "reshape")
+        narrow = wide.inputs[0] if wide else v
+        turned = self._take(narrow, "reciprocal") if inverse else None
+        if inverse and turned is None:
+            return None
+        column = self._take(turned.inputs[0] if turned else narrow, "reshape")
         node = self._take(column.inputs[0], name) if column else None
         if node is None or column is None or column.output.shape != (*shape[:-1], 1):
             return None

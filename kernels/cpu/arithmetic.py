@@ -17,6 +17,7 @@ from jitgrad.kernels.cpu.scalar import (
     f32,
     f64,
     floor,
+    i32,
     i64,
     like,
     scalar,
@@ -59,6 +60,29 @@ def goes_before(x: Scalar, y: Scalar, descending: Scalar) -> Scalar:
     up = (x < y) | ((y != y) & (x == x))
     down = (x > y) | ((x != x) & (y == y))
     return select(descending != 0, down, up)
+
+
+@scalar
+def order_f32(x: Scalar) -> Scalar:
+    pattern = bits(x)
+    signed = pattern ^ ((pattern >> i32(31)) & i32(0x7FFFFFFF))
+    return select(x != x, i32(0x7FFFFFFF), select(x == f32(0.0), i32(0), i32(signed)))
+
+
+@scalar
+def order_f64(x: Scalar) -> Scalar:
+    pattern = bits(x)
+    signed = pattern ^ ((pattern >> i64(63)) & i64(0x7FFFFFFFFFFFFFFF))
+    return select(x != x, i64(0x7FFFFFFFFFFFFFFF), select(x == f64(0.0), i64(0), i64(signed)))
+
+
+@scalar
+def order_whole(x: Scalar) -> Scalar:
+    """An integer with the order of x among its like: NaN above all, both zeros alike."""
+    return x
+
+
+order = by_type("order", order_f32, order_f64, order_whole)
 
 
 @scalar

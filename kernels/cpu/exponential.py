@@ -43,15 +43,16 @@ EXP2_DOUBLE = (2.572952812566595e-11, 4.455859112330208e-10, 7.054897189206508e-
                0.00961812910762848, 0.055504108664821625, 0.24022650695910072, 0.6931471805599453)
 
 LOG2_E = 1.4426950408889634
-EXPONENT = 1.5 * 2.0 ** 23 + 127                # integers near it have the last bits of a float32, from its bias on
+WHOLE = 1.5 * 2.0 ** 23                         # numbers near it are whole
+EXPONENT = WHOLE + 127                         # integers near it have the last bits of a float32, from its bias on
 LN2_HIGH_SINGLE, LN2_LOW_SINGLE = 0.693145751953125, 1.428606765330187e-06
 LN2_HIGH_DOUBLE, LN2_LOW_DOUBLE = 0.6931471803691238, 1.9082149292705877e-10
 
 
 @scalar
 def exp_parts_f32(t: Scalar) -> tuple[Scalar, Scalar]:
-    """(z, n) with exp(t) = (1 + z) * 2**n, for a finite t; n is an int32."""
-    n = round(t * f32(LOG2_E))
+    """(z, n) with exp(t) = (1 + z) * 2**n, for abs(t) < 1e6; n is an int32. A sum with `WHOLE` rounds to a whole number."""
+    n = multiply_add(t, f32(LOG2_E), f32(WHOLE)) - f32(WHOLE)
     r = multiply_add(n, f32(-LN2_LOW_SINGLE), multiply_add(n, f32(-LN2_HIGH_SINGLE), t))
     return multiply_add(r * r, horner(r, EXP_SINGLE), r), to_int(n)
 
@@ -66,7 +67,8 @@ def vanishing(x: Scalar) -> Scalar:
 @scalar
 def exp_f32(x: Scalar) -> Scalar:
     counts = x >= f32(-104.0)
-    z, n = exp_parts_f32(clamp(select(counts, x, f32(0.0)), f32(-104.0), f32(89.0)))
+    t = select(counts, x, f32(0.0))
+    z, n = exp_parts_f32(select(t < f32(89.0), t, f32(89.0)))
     return select(counts, scale(z + f32(1.0), n), vanishing(x))
 
 

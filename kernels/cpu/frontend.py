@@ -103,10 +103,17 @@ def intrinsic(definition: Function, *, literal: bool = False) -> Function:
     def stub(*arguments: Any) -> Any:
         raise TypeError(f"{definition.__name__} has no meaning outside of a kernel")
 
+    stub.__name__, stub.__doc__ = definition.__name__, definition.__doc__
+    teach_calls(stub, definition, literal=literal)
+    return stub
+
+
+def teach_calls(function: Function, definition: Function, *, literal: bool) -> None:
+    """Calls of `function` are what `definition` makes of them, as for `intrinsic`."""
     emits: dict[tuple[types.Type, ...], Emit] = {}
 
     class Template(AbstractTemplate):  # type: ignore[misc]
-        key = stub
+        key = function
         prefer_literal = literal
 
         def generic(self, arguments: Any, keywords: Any) -> Any:
@@ -117,10 +124,8 @@ def intrinsic(definition: Function, *, literal: bool = False) -> Function:
     def write(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
         return emits[signature.args](context, builder, signature, values)
 
-    stub.__name__, stub.__doc__ = definition.__name__, definition.__doc__
-    infer_global(stub, types.Function(Template))
-    lower_builtin(stub, types.VarArg(types.Any))(write)
-    return stub
+    infer_global(function, types.Function(Template))
+    lower_builtin(function, types.VarArg(types.Any))(write)
 
 
 @cache

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from jitgrad.kernels.cpu.exponential import LOG2_E, exp2_wide, exp_f64, exp_parts_f32, exp_scaled_f64
 from jitgrad.kernels.cpu.logarithmic import INFINITY, LN2, NAN, log1p_f64, log1p_wide, log_f64
+from jitgrad.kernels.cpu.pieces import tanh_by_pieces
 from jitgrad.kernels.cpu.scalar import (
     Scalar,
     abs,
@@ -17,6 +18,7 @@ from jitgrad.kernels.cpu.scalar import (
     horner,
     i64,
     multiply_add,
+    permutes,
     power_of_two,
     scalar,
     select,
@@ -44,7 +46,8 @@ def tanh_f32(x: Scalar) -> Scalar:
     e, n = exp_parts_f32(f32(2.0) * select(t < f32(10.0), t, f32(10.0)))
     power = power_of_two(n)
     far = f32(1.0) - f32(2.0) / (multiply_add(power, e, power) + f32(1.0))
-    return select(x != x, x, copysign(select(t < f32(0.625), near, far), x))
+    y = select(x != x, x, copysign(select(t < f32(0.625), near, far), x))
+    return select(permutes(), tanh_by_pieces(x), y)
 
 
 @scalar

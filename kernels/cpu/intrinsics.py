@@ -255,13 +255,14 @@ def _select_integer(comparison: str) -> Any:
 
 
 def _call_float(name: str) -> Any:
-    """LLVM's `maximum` and `minimum`: a NaN wins, and the vectorizer knows them as reductions."""
+    """LLVM's `maximum` and `minimum`: a NaN wins, and the vectorizer knows them as reductions. Which of two zeros wins is
+    nobody's concern."""
 
     def call(builder: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
         suffix = "f64" if x.type == F64 else "f32"
         function = get_or_insert_function(builder.module, ir.FunctionType(x.type, [x.type, x.type]),
                                           f"llvm.{name}.{suffix}")
-        return builder.call(function, [x, y])
+        return builder.call(function, [x, y], fastmath=("nsz",))
 
     return call
 

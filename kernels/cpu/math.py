@@ -20,6 +20,7 @@ from jitgrad.kernels.cpu.arithmetic import (
     isnan,
     maximum,
     minimum,
+    order,
     pow,
     reciprocal,
     relu,
@@ -40,6 +41,6 @@ from jitgrad.kernels.cpu.trigonometric import acos, asin, atan, atan2, cos, sin,
 NAMES: dict[str, Callable[..., Any]] = {function.__name__: function for function in (
     abs, acos, acosh, asin, asinh, atan, atan2, atanh, bitwise_not, ceil, copysign, cos, cosh, digamma, erf, erfc,
     erfinv, exp, exp2, exp_of_score, expm1, floor, floor_divide, fmod, goes_before, integer_power, isfinite, isinf, isnan,
-    lgamma, like, log, log10, log1p, log2, maximum, minimum, multiply_add, polygamma, pow, random_bits_block,
+    lgamma, like, log, log10, log1p, log2, maximum, minimum, multiply_add, order, polygamma, pow, random_bits_block,
     random_bits_lane, reciprocal, relu, remainder, round, rsqrt, select, shift_left, shift_right, sigmoid, sign, sin, sinh,
     sqrt, tan, tanh, trunc)}

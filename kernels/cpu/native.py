@@ -18,8 +18,8 @@ from numba.core import types
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import lower_builtin, type_callable
 
-from jitgrad.kernels.cpu import math, scalar
-from jitgrad.kernels.cpu.frontend import Emit, Function, teach
+from jitgrad.kernels.cpu import math, picking, scalar
+from jitgrad.kernels.cpu.frontend import Emit, Function, teach, teach_calls
 from jitgrad.kernels.cpu.intrinsics import tag_scope
 
 CONTRACT = ("contract",)
@@ -189,6 +189,8 @@ def _teach_instructions() -> None:
     instruction(scalar.scale, 2, first, _scale)
     instruction(scalar.two_over_pi, 1, {types.int64: types.float64}.get, _two_over_pi)
     instruction(scalar.bit_width, 1, first, _bit_width)
+    instruction(scalar.permutes, 0, lambda: types.boolean, picking.emit_permutes)
+    teach_calls(scalar.pick, picking.define_pick, literal=True)
 
 
 # --- functions that are made of instructions ------------------------------------------------------------------------
@@ -201,7 +203,7 @@ def _teach_functions() -> None:
 
 
 def _body(single: Function, double: Function, whole: Function, kind: types.Type) -> Function:
-    if isinstance(kind, types.Integer):
+    if isinstance(kind, types.Integer | types.Boolean):
         return whole
     return single if kind == types.float32 else double
 

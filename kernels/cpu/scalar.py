@@ -35,6 +35,16 @@ TWO_OVER_PI = (42722829, 48555073, 21659401, 56087029, 13858563, 28715353, 38736
 """The binary places of 2 / pi, 26 at a time: those behind the point first."""
 
 
+PIECES: list[tuple[tuple[float, ...], ...]] = []
+"""Tables of numbers for `pick`: rows of 16."""
+
+
+def pieces(*rows: tuple[float, ...]) -> int:
+    """Enter a table into `PIECES`; its number there."""
+    PIECES.append(rows)
+    return len(PIECES) - 1
+
+
 def scalar(function: Callable[..., Scalar]) -> Callable[..., Scalar]:
     """Mark `function` as part of kernel text: natively it is always inlined, with no flags on its arithmetic."""
     SCALARS[function.__name__] = function
@@ -43,11 +53,11 @@ def scalar(function: Callable[..., Scalar]) -> Callable[..., Scalar]:
 
 def by_type(name: str, single: Callable[..., Scalar], double: Callable[..., Scalar],
             whole: Callable[..., Scalar] | None = None) -> Callable[..., Scalar]:
-    """A function that runs `single` when its first argument is a float32, `whole` when it is an integer (where there
+    """A function that runs `single` when its first argument is a float32, `whole` when it is an integer or bool (where there
     is such a body), and otherwise `double`. Natively the choice is made while compiling."""
 
     def choose(*arguments: Scalar) -> Scalar:
-        if whole is not None and isinstance(arguments[0], np.integer):
+        if whole is not None and isinstance(arguments[0], np.integer | np.bool_):
             return whole(*arguments)
         return (single if isinstance(arguments[0], f32) else double)(*arguments)
 
@@ -163,3 +173,14 @@ def scale(x: Scalar, n: Scalar) -> Scalar:
 def two_over_pi(k: Scalar) -> Scalar:
     """Binary places 26 * k + 1 … 26 * k + 26 of 2 / pi, as a float64 integer; k is an int64 in 0 … 46."""
     return f64(TWO_OVER_PI[k])
+
+
+def permutes() -> Scalar:
+    """Whether the processor picks from 16 numbers in a register by one instruction, so that `pick` costs no more than an
+    addition. Plain Python is no such processor; natively the answer is known while compiling."""
+    return boolean(False)
+
+
+def pick(table: Scalar, row: Scalar, k: Scalar) -> Scalar:
+    """Number k modulo 16 in a row of a table of `PIECES`, as float32; k is an int32."""
+    return f32(PIECES[table][row][k & 15])

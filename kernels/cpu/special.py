@@ -12,6 +12,7 @@ from jitgrad.kernels.cpu.arithmetic import integer_power
 from jitgrad.kernels.cpu.exponential import LOG2_E, exp2_wide, exp_f32, exp_parts_f64
 from jitgrad.kernels.cpu.logarithmic import INFINITY, NAN, log_f64
 from jitgrad.kernels.cpu.pairs import split, sum_ordered, two_product
+from jitgrad.kernels.cpu.pieces import erf_by_pieces
 from jitgrad.kernels.cpu.scalar import (
     Scalar,
     abs,
@@ -23,6 +24,7 @@ from jitgrad.kernels.cpu.scalar import (
     horner,
     i64,
     multiply_add,
+    permutes,
     round,
     scalar,
     scale,
@@ -99,7 +101,8 @@ def erf_f32(x: Scalar) -> Scalar:
     t = abs(x)
     near = multiply_add(x, horner(x * x, ERF_SINGLE), x)
     far = f32(1.0) - exp_f32(horner(select(t < f32(4.0), t, f32(4.0)), LOG_ERFC_SINGLE))
-    return select(x != x, x, select(t < f32(0.925), near, copysign(far, x)))
+    y = select(x != x, x, select(t < f32(0.925), near, copysign(far, x)))
+    return select(permutes(), erf_by_pieces(x), y)
 
 
 @scalar
