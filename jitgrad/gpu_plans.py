@@ -18,7 +18,7 @@ from typing import Any
 from jitgrad import config, plans, precision
 from jitgrad.codegen.cuda_product import EXACT, Products
 from jitgrad.ir.graph import Graph
-from jitgrad.runtime import cache
+from jitgrad.runtime import cache, threads
 from jitgrad.runtime.cuda import code, cublaslt
 from jitgrad.runtime.cuda.driver import Gpu
 from jitgrad.runtime.cuda.plan import GpuPlan
@@ -96,9 +96,16 @@ def _specification(graph: Graph, key: str, gpu: Gpu, memory_budget: float, allow
     return spec
 
 
-def _compile(text: str, arch: str) -> str:
-    ptx: str = import_module("jitgrad.codegen.cuda_native").compile_ptx(text, arch)
-    return ptx
+def _compile(texts: list[str], arch: str) -> list[str]:
+    compile_ptx = import_module("jitgrad.codegen.cuda_native").compile_ptx
+
+    def compile(text: str, arch: str) -> bytes:
+        data: bytes = compile_ptx(text, arch).encode()
+        return data
+
+    compiled: list[tuple[bytes, float]] = import_module("jitgrad.codegen.parallel").compile_all(
+        compile, [(text, arch) for text in texts], threads.limit())
+    return [data.decode() for data, _ in compiled]
 
 
 def _link(texts: list[str], arch: str) -> bytes:

@@ -2,7 +2,7 @@
 
 A second process finds the plan of an equal graph in the folder, and its kernels beside it, so it runs no pass and loads
 neither the compiler nor Numba. Otherwise `pipeline.build` makes the plan's specification, and the kernels that are in no
-cache are compiled, in two processes when there are several.
+cache are compiled, in several processes when there are several.
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ compile_seconds: dict[str, float] = {}
 
 
 def _compile_kernels(sources: Sequence[tuple[str, str]]) -> list[bytes]:
-    compiled: list[tuple[bytes, float]] = import_module("jitgrad.codegen.parallel").compile_all(sources, threads.limit())
+    compile_source = import_module("jitgrad.codegen.native").compile_source
+    compiled: list[tuple[bytes, float]] = import_module("jitgrad.codegen.parallel").compile_all(
+        compile_source, sources, threads.limit())
     for (text, name), (_, seconds) in zip(sources, compiled, strict=True):
         compile_seconds[kernels.kernel_key(text)] = seconds
         if "times" in config.current().debug:

@@ -1,8 +1,9 @@
-"""Compiling several kernels at once, with the help of a forked process.
+"""Compiling several kernels at once, with the help of forked processes.
 
-Numba holds the interpreter's lock, so threads would not help. The child inherits everything that is loaded, compiles,
-sends object code through a pipe and is gone. Another pipe holds the numbers of the kernels, longest first: each process
-takes the next one when it is done with the last. Whatever the child does not deliver, for any reason, is compiled here.
+Numba holds the interpreter's lock, so threads would not help. A child inherits everything that is loaded, compiles,
+sends machine code (or text for a GPU) through a pipe and is gone. Another pipe holds the numbers of the kernels, longest
+first: each process takes the next one when it is done with the last. Whatever the children do not deliver, for any
+reason, is compiled here.
 """
 
 from __future__ import annotations
@@ -14,36 +15,42 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from jitgrad.codegen.native import compile_source
-
-Compiled = tuple[bytes, float]              # object code, seconds
+Compile = Callable[[str, str], bytes]
+Compiled = tuple[bytes, float]              # what the compiler gave, seconds
 
 WORTH_A_PROCESS = 4                         # kernels; below that forking and a second start of Numba cost as much
+MOST_PROCESSES = 8                          # each takes memory of its own for what it compiles
 PIPE_HOLDS = 2048                           # claims, in the smallest pipe that there is; any others are compiled here
 _HEADER = struct.Struct("<qqd")             # position, length, seconds
 _CLAIM = struct.Struct("<H")                # position
 
 
-def compile_all(sources: Sequence[tuple[str, str]], processes: int) -> list[Compiled]:
-    """Object code of every ``(source, name)`` and how long it took; CompileError for a text that cannot be compiled."""
+def compile_all(compile: Compile, sources: Sequence[tuple[str, str]], processes: int) -> list[Compiled]:
+    """``compile(*source)`` of all `sources`, of which the first part is the text, and how long it took. What `compile`
+    raises for a text that cannot be compiled is raised."""
     found: dict[int, Compiled] = {}
-    if processes > 1 and len(sources) >= WORTH_A_PROCESS and sys.platform == "linux":
+    children = min(processes, MOST_PROCESSES, len(sources) // WORTH_A_PROCESS + 1) - 1
+    if children > 0 and sys.platform == "linux":
         claims = _queue(sorted(range(len(sources)), key=lambda k: -len(sources[k][0])))
-        child, reader = _start_child(sources, claims, found)
+        started = [_start_child(compile, sources, claims) for _ in range(children)]
+        readers = [threading.Thread(target=_receive, args=(read_end, found), daemon=True) for _, read_end in started]
+        for reader in readers:
+            reader.start()
         try:
             for k in _claimed(claims):
-                found[k] = _compile(*sources[k])
+                found[k] = _compile(compile, sources[k])
         finally:
             os.close(claims)
-            _end_child(child, reader)
-    return [found[k] if k in found else _compile(*sources[k]) for k in range(len(sources))]
+            for (child, _), reader in zip(started, readers, strict=True):
+                _end_child(child, reader)
+    return [found[k] if k in found else _compile(compile, sources[k]) for k in range(len(sources))]
 
 
-def _compile(source: str, name: str) -> Compiled:
+def _compile(compile: Compile, source: tuple[str, str]) -> Compiled:
     begin = time.perf_counter()
-    return compile_source(source, name), time.perf_counter() - begin
+    return compile(*source), time.perf_counter() - begin
 
 
 def _queue(order: Sequence[int]) -> int:
@@ -59,28 +66,25 @@ def _claimed(claims: int) -> Iterator[int]:
         yield _CLAIM.unpack(data)[0]
 
 
-def _start_child(sources: Sequence[tuple[str, str]], claims: int,
-                 found: dict[int, Compiled]) -> tuple[int, threading.Thread]:
-    """A process that compiles what it claims, and the thread that puts what it sends into `found`."""
+def _start_child(compile: Compile, sources: Sequence[tuple[str, str]], claims: int) -> tuple[int, int]:
+    """A process that compiles what it claims, and where it can be read what it sends."""
     read_end, write_end = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")     # that a process with threads forks: the child only compiles
         child = os.fork()
     if child == 0:
         os.close(read_end)
-        _work(sources, claims, write_end)
+        _work(compile, sources, claims, write_end)
     os.close(write_end)
-    reader = threading.Thread(target=_receive, args=(read_end, found), daemon=True)
-    reader.start()
-    return child, reader
+    return child, read_end
 
 
-def _work(sources: Sequence[tuple[str, str]], claims: int, write_end: int) -> None:
+def _work(compile: Compile, sources: Sequence[tuple[str, str]], claims: int, write_end: int) -> None:
     """The child: compile, send, and leave without any of the parent's clean-up."""
     try:
         with os.fdopen(write_end, "wb") as pipe:
             for k in _claimed(claims):
-                data, seconds = _compile(*sources[k])
+                data, seconds = _compile(compile, sources[k])
                 pipe.write(_HEADER.pack(k, len(data), seconds) + data)
                 pipe.flush()
     finally:

@@ -21,7 +21,7 @@ from jitgrad.runtime import build, cache
 from jitgrad.runtime.cuda.driver import Gpu
 from jitgrad.runtime.cuda.module import Function, Module
 
-Compile = Callable[[str, str], str]
+Compile = Callable[[list[str], str], list[str]]
 Link = Callable[[list[str], str], bytes]
 
 ARCHITECTURES = {80: "sm_80", 86: "sm_86", 89: "sm_89", 90: "sm_90", 100: "sm_100", 120: "sm_120"}
@@ -41,7 +41,7 @@ linked = 0
 
 
 def set_compiler(compile: Compile, link: Link) -> None:
-    """``compile(text, architecture)`` gives PTX; ``link(texts of PTX, architecture)`` one cubin."""
+    """``compile(texts, architecture)`` gives PTX of each; ``link(texts of PTX, architecture)`` one cubin."""
     global _compile, _link
     _compile, _link = compile, link
 
@@ -122,14 +122,13 @@ def _make(sources: dict[str, str], arch: str) -> bytes:
     global linked
     if _compile is None or _link is None:
         raise complain(CompileError, "cuda", "no compiler for GPUs has been set")
-    texts = []
-    for key in sorted(sources):
-        stored = cache.current().get("kernels", key)
-        if stored is None:
-            renamed = _DEFINITION.sub(f"def {entry_name(sources[key], key)}(", sources[key], count=1)
-            stored = _compile(renamed, arch).encode()
-            cache.current().put("kernels", key, stored)
-        texts.append(stored.decode())
+    stored = {key: cache.current().get("kernels", key) for key in sorted(sources)}
+    missing = [key for key, data in stored.items() if data is None]
+    renamed = [_DEFINITION.sub(f"def {entry_name(sources[key], key)}(", sources[key], count=1) for key in missing]
+    for key, text in zip(missing, _compile(renamed, arch) if missing else [], strict=True):
+        stored[key] = text.encode()
+        cache.current().put("kernels", key, text.encode())
+    texts = [data.decode() for data in stored.values() if data is not None]
     linked += 1
     return _link(texts, arch)
 
