@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jitgrad import autograd, changes, devices, dtypes, ops
+from jitgrad import autograd, changes, devices, dtypes, ops, process
 from jitgrad.dtypes import DType
 from jitgrad.errors import AutogradError, DTypeError, ShapeError, complain, user_location
 from jitgrad.functional.methods import TensorMethods
@@ -456,12 +456,16 @@ def assign(values: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
         target._assign(value)
 
 
+def is_tensor(obj: Any) -> bool:
+    """Whether `obj` is a Tensor."""
+    return isinstance(obj, Tensor)
+
+
 def _describe(tensor: Tensor) -> str:
     array = tensor._on_host()
     if tensor.dtype is dtypes.bfloat16:
         array = array.astype(np.float32)
-    text = np.array2string(array, separator=", ", prefix="tensor(", precision=4, suppress_small=False,
-                           threshold=1000, floatmode="maxprec_equal" if array.dtype.kind == "f" else "maxprec")
+    text = np.array2string(array, separator=", ", prefix="tensor(", **process.numpy_options(array.dtype.kind == "f"))
     implied = tensor.dtype in (dtypes.get_default_dtype(), dtypes.int64, dtypes.bool_)
     extra = "" if implied and array.size else f", dtype={tensor.dtype!r}"
     if tensor.is_cuda:
