@@ -67,6 +67,8 @@ from jitgrad.dtypes import (
     uint32,
 )
 from jitgrad.functional import *
+from jitgrad.functional.assigning import *
+from jitgrad.making import *
 from jitgrad.process import *
 from jitgrad.serialization import load, save
 from jitgrad.shapes import Size

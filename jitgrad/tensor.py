@@ -218,9 +218,20 @@ class Tensor(Placement, TensorMethods):
             return autograd.add_hook(node, self._index, hook)
         if not self._requires_grad:
             raise complain(AutogradError, "register_hook", "this tensor does not require gradients")
+        return self._leaf_hooks().add(Hook(hook))
+
+    def _leaf_hooks(self) -> HookTable:
         if self._hooks is None:
             self._hooks = HookTable()
-        return self._hooks.add(Hook(hook))
+        return self._hooks
+
+    def register_post_accumulate_grad_hook(self, hook: Callable[[Tensor], None]) -> RemovableHandle:
+        """`hook(tensor)` runs whenever ``backward`` has added to the ``.grad`` of this leaf: a place for an optimizer's step
+        that frees the gradient at once."""
+        if not self._requires_grad or self._history_node() is not None:
+            raise complain(AutogradError, "register_post_accumulate_grad_hook",
+                           "this tensor is no leaf that requires gradients")
+        return self._leaf_hooks().add(Hook(hook, after_accumulation=True))
 
     def retain_grad(self) -> None:
         """Keep the gradient of this non-leaf tensor in ``.grad``."""

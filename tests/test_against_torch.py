@@ -398,6 +398,9 @@ x.clone().negative_() | x.clone().deg2rad_() | x.clone().copysign_(y) | i.clone(
 x.clone().scatter_reduce_(1, g % 2, y, "amax") | x.clone().index_reduce_(1, j % 2, y, "mean")
 x.clone().put_(j, v[:3]) | x.clone().renorm_(2, 0, 0.9) | m.clone().addr_(v, m[0]) | x.clone().fix_()
 x.clone().greater_(y) | x.clone().sgn_()
+t.exp_(x.clone()) | t.clamp_(x.clone(), -1, 1) | t.xlogy_(x.clone(), p) | t.log_(p.clone()) | t.fill_(x.clone(), 2)
+F.leaky_relu_(x.clone(), 0.1) | F.elu_(x.clone()) | t.threshold_(x.clone(), 0.1, 2) | F.pdist(m)
+x.detach().clone().apply_(abs) | x.detach().clone().map_(y.detach(), max) | p.clone().cos_().log1p_()
 """
 
 OTHER = """
@@ -425,7 +428,12 @@ t.promote_types(t.uint8, t.int8) | t.promote_types(t.half, t.bfloat16) | t.can_c
 t.can_cast(t.int, t.uint8) | t.can_cast(t.int, t.bool) | t.can_cast(t.bool, t.long) | t.finfo(t.half) | t.finfo(t.bfloat16)
 t.finfo() | t.finfo(t.cdouble) | t.finfo(t.int) | t.iinfo(t.short) | t.iinfo(t.uint8) | t.iinfo(t.float) | x[t.newaxis]
 t.full((2,), 1, dtype=t.float) | t.full((2,), 1.5, dtype=t.long) | (t.pi, t.e, t.inf, -t.nan)
-t.zeros(2, dtype=t.cfloat).dtype.is_signed
+t.zeros(2, dtype=t.cfloat).dtype.is_signed | t.hann_window(5) | t.hann_window(4, False) | t.hamming_window(6, True, 0.6, 0.4)
+t.blackman_window(7) | t.bartlett_window(5, dtype=t.double) | t.bartlett_window(6, False) | t.kaiser_window(5, False, 3.0)
+t.kaiser_window(4) | t.hann_window(1) | t.hann_window(0) | t.hann_window(3, dtype=t.long) | t.hann_window(-1) | t.range(1, 4)
+t.range(0, 1, 0.25) | t.range(1, 4, 2, dtype=t.long) | t.range(1, 4, -1) | t.FloatTensor([1, 2]) | t.LongTensor([[1], [2]])
+t.HalfTensor(2, 0) | t.BoolTensor([True, False]) | t.frombuffer(bytearray(range(8)), dtype=t.int)
+t.frombuffer(bytearray(range(8)), dtype=t.short, count=2, offset=2) | t.frombuffer(bytearray(7), dtype=t.int)
 """
 
 

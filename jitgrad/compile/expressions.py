@@ -19,7 +19,7 @@ FRESH_METHODS = frozenset(("append", "extend", "insert", "pop", "items", "keys",
                            "copy", "index", "count", "reverse", "sort", "add", "format", "join", "startswith",
                            "endswith", "_replace", "_asdict", "save_for_backward"))
 IMPURE_TENSOR_METHODS = frozenset(("numpy", "tolist", "data_ptr", "register_hook", "retain_grad", "__dlpack__",
-                                   "share_memory_"))
+                                   "share_memory_", "apply_", "map_", "register_post_accumulate_grad_hook"))
 
 
 class Expressions(Evaluator):

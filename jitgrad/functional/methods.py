@@ -15,7 +15,7 @@ import numpy as np
 from jitgrad import dtypes, ops, shapes
 from jitgrad.devices import chosen, placed
 from jitgrad.dtypes import DType
-from jitgrad.errors import ShapeError, complain
+from jitgrad.errors import AutogradError, ShapeError, complain
 from jitgrad.functional import (
     activation,
     arithmetic,
@@ -461,7 +461,10 @@ def _filled(x: Tensor, value: Operand) -> Tensor:
 
 
 def _elements(x: Tensor) -> Any:
-    """All elements as Python numbers, in row-major order."""
+    """All elements as Python numbers, in row-major order. Through them no gradient flows."""
+    if x.requires_grad:
+        raise complain(AutogradError, "apply_ and map_", "a Python function has no gradient",
+                       fix="Use x.detach(), or jitgrad's functions")
     return shape.ravel(x).tolist()
 
 
