@@ -57,6 +57,8 @@ class Tensor(Placement, TensorMethods):
     _unplaced = False                       # made by ops of nothing that lies anywhere: it goes where it is needed
     _saved_from: Any = None                 # weak reference to the tensor that the tape saved this one for
 
+    is_sparse = is_quantized = is_meta = False          # every tensor is dense and has memory
+
     __array_priority__ = 1000
     __hash__ = object.__hash__
 
@@ -369,6 +371,11 @@ class Tensor(Placement, TensorMethods):
         strides = tuple(s // self.dtype.itemsize for s in self._array.strides) if self._array is not None \
             else interpreter.state.current.strides(self)  # type: ignore[union-attr]
         return strides if dim is None else strides[dim]
+
+    def storage_offset(self) -> int:
+        """How many elements of its base lie in memory before the first one of this view; 0 for what is no view."""
+        root = self if self._root is None else self._root
+        return int(self.data_ptr() - root.data_ptr()) // self.dtype.itemsize
 
     def is_contiguous(self) -> bool:
         return is_contiguous(self.shape, self.stride())

@@ -83,6 +83,8 @@ jg.column_stack([v, m]) ~ np.column_stack([v, m])
 jg.dstack([y, y]) ~ np.dstack([y, y])
 (m @ m.T).matrix_power(5) ~ np.linalg.matrix_power(m @ m.T, 5)
 jg.chain_matmul(y, m, m.T, v[:, None]) ~ y @ m @ m.T @ v[:, None]
+x.clone().sin_().square_() ~ np.sin(x) ** 2
+p.clone().log_().hypot_(p) ~ np.hypot(np.log(p), p)
 jg.nextafter(x, s) ~ np.nextafter(x, s)
 x.scatter_reduce(2, (x * 0).long(), x, "prod")[..., 0] ~ x[..., 0] * x.prod(2)
 x.scatter_reduce(2, (x * 0).long()[..., :3], x, "amax", include_self=False)[..., 0] ~ x[..., :3].max(2)
