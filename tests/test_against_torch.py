@@ -401,6 +401,7 @@ x.clone().greater_(y) | x.clone().sgn_()
 t.exp_(x.clone()) | t.clamp_(x.clone(), -1, 1) | t.xlogy_(x.clone(), p) | t.log_(p.clone()) | t.fill_(x.clone(), 2)
 F.leaky_relu_(x.clone(), 0.1) | F.elu_(x.clone()) | t.threshold_(x.clone(), 0.1, 2) | F.pdist(m)
 x.detach().clone().apply_(abs) | x.detach().clone().map_(y.detach(), max) | p.clone().cos_().log1p_()
+x.hardshrink() | x.prelu(v[:1]) | x.cfloat().real | x.cdouble().abs()
 """
 
 OTHER = """

@@ -185,6 +185,7 @@ class TensorMethods(InPlaceMethods):
     # activations
     relu, relu_ = activation.relu, in_place(activation.relu)
     softmax, log_softmax = activation.softmax, activation.log_softmax
+    prelu, hardshrink = activation.prelu, activation.hardshrink
 
     # reductions and scans
     sum, nansum, mean, nanmean, prod = reduce.sum, reduce.nansum, reduce.mean, reduce.nanmean, reduce.prod
@@ -413,7 +414,7 @@ class TensorMethods(InPlaceMethods):
                                      _to_dtype(dtypes.bfloat16))
     long, int, short, char, byte = (_to_dtype(dtypes.int64), _to_dtype(dtypes.int32), _to_dtype(dtypes.int16),
                                     _to_dtype(dtypes.int8), _to_dtype(dtypes.uint8))
-    bool = _to_dtype(dtypes.bool_)
+    bool, cfloat, cdouble = _to_dtype(dtypes.bool_), _to_dtype(dtypes.complex64), _to_dtype(dtypes.complex128)
 
     def to(self: Tensor, *args: Any, dtype: DType | None = None, device: Any = None, copy: Any = False,
            non_blocking: Any = False) -> Tensor:
