@@ -1,7 +1,7 @@
 """Less common ways to make Tensors: window functions, ranges with both ends, memory of other objects, and the constructors
 that are named after types.
 
-Windows are worked out by NumPy in float64 and rounded once. Filled with a dtype, they are constants of a compiled step.
+Windows are worked out by NumPy in float64 and rounded once; they are constants of a compiled step.
 """
 
 from __future__ import annotations
