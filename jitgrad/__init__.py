@@ -13,6 +13,8 @@
 Names and meaning are PyTorch's. A traced function becomes one graph, the graph a few kernels, a step one native call.
 """
 
+from math import e, inf, nan, pi
+
 from jitgrad import amp, autograd, backends, config, cuda, data, dtypes, errors, func, nn, optim, utils
 from jitgrad.amp import (
     autocast,
@@ -38,23 +40,39 @@ from jitgrad.dtypes import (
     DType as dtype,
     bfloat16,
     bool_ as bool,
+    can_cast,
     complex64,
+    complex64 as cfloat,
     complex128,
+    complex128 as cdouble,
+    finfo,
     float16,
+    float16 as half,
     float32,
+    float32 as float,
     float64,
+    float64 as double,
     get_default_dtype,
+    iinfo,
     int8,
     int16,
+    int16 as short,
     int32,
+    int32 as int,
     int64,
+    int64 as long,
+    promote as promote_types,
     set_default_dtype,
     uint8,
     uint32,
 )
 from jitgrad.functional import *
-from jitgrad.runtime.threads import get_num_threads, set_num_threads
+from jitgrad.functional.assigning import *
+from jitgrad.making import *
+from jitgrad.process import *
 from jitgrad.serialization import load, save
-from jitgrad.tensor import Tensor
+from jitgrad.shapes import Size
+from jitgrad.tensor import Tensor, is_tensor
 
+newaxis = None
 __version__ = "0.1.0"

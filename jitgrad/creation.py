@@ -48,9 +48,6 @@ def _unplaced(array: np.ndarray) -> Tensor:
     return made
 
 
-install_tensor(_unplaced)
-
-
 def _finish(x: Tensor, requires_grad: bool, device: Any = None) -> Tensor:
     """A leaf with what was asked for."""
     where = chosen(device)
@@ -75,6 +72,9 @@ def tensor(data: Any, *, dtype: DType | None = None, device: Any = None, require
     array = _array_of(data)
     wanted = dtype or _inferred(data, array)
     return _finish(Tensor(np.array(array, dtype=wanted.numpy, order="C")), requires_grad, device)
+
+
+install_tensor(_unplaced, tensor)
 
 
 def _scalar_dtype(value: Any) -> DType:

@@ -42,6 +42,10 @@ class DType:
     def is_differentiable(self) -> bool:
         return self.category in "fc"
 
+    @property
+    def is_signed(self) -> bool:
+        return self.category in "ifc"
+
     def __repr__(self) -> str:
         return f"jitgrad.{self.name}"
 
@@ -121,3 +125,52 @@ def promote(a: DType, b: DType) -> DType:
         other = b if a is uint8 else a
         return int16 if other is int8 else other
     return a if _LATTICE_ORDER[a.short] > _LATTICE_ORDER[b.short] else b
+
+
+def can_cast(from_: DType, to: DType) -> bool:
+    """Whether a result of type `from_` may be stored in place into a tensor of type `to`: not into a lower category, of
+    which bool, integer, floating-point and complex are four."""
+    return _CATEGORY_ORDER[from_.category] <= _CATEGORY_ORDER[to.category]
+
+
+_CATEGORY_ORDER = {"b": 0, "u": 1, "i": 1, "f": 2, "c": 3}
+
+
+# limits
+
+class finfo:
+    """The limits of a floating-point type (of a complex one those of its parts; by default of the default dtype): `bits`,
+    `eps` (from 1 to the next number), `max`, `min` (the most negative), `tiny` = `smallest_normal`, `resolution` (ten to
+    minus the decimal digits that always survive) and the name `dtype`. TypeError for other types."""
+
+    __slots__ = ("bits", "dtype", "eps", "max", "min", "resolution", "smallest_normal", "tiny")
+
+    def __init__(self, type: DType | None = None) -> None:
+        wanted = _default if type is None else type
+        if not isinstance(wanted, DType) or not wanted.is_differentiable:
+            raise TypeError(f"finfo: expected a floating-point or complex dtype, got {wanted!r}. Did you mean iinfo?")
+        real = {complex64: float32, complex128: float64}.get(wanted, wanted)
+        found = ml_dtypes.finfo(real.numpy)  # type: ignore[no-untyped-call]
+        self.bits, self.dtype = 8 * real.itemsize, real.name
+        self.eps, self.resolution = float(found.eps), float(f"{float(found.resolution):.3g}")
+        self.max, self.min = float(found.max), float(found.min)
+        self.tiny = self.smallest_normal = float(found.smallest_normal)
+
+    def __repr__(self) -> str:
+        return (f"finfo(resolution={self.resolution:g}, min={self.min:g}, max={self.max:g}, eps={self.eps:g}, "
+                f"smallest_normal={self.smallest_normal:g}, tiny={self.tiny:g}, dtype={self.dtype})")
+
+
+class iinfo:
+    """The limits of an integer type: `bits`, `min`, `max` and the name `dtype`. TypeError for other types."""
+
+    __slots__ = ("bits", "dtype", "max", "min")
+
+    def __init__(self, type: DType) -> None:
+        if not isinstance(type, DType) or not type.is_integer:
+            raise TypeError(f"iinfo: expected an integer dtype, got {type!r}. Did you mean finfo?")
+        found = np.iinfo(type.numpy)
+        self.bits, self.dtype, self.min, self.max = 8 * type.itemsize, type.name, int(found.min), int(found.max)
+
+    def __repr__(self) -> str:
+        return f"iinfo(min={self.min}, max={self.max}, dtype={self.dtype})"

@@ -21,6 +21,7 @@ class Hook(NamedTuple):
     function: Callable[..., Any]
     with_kwargs: bool = False
     always_call: bool = False
+    after_accumulation: bool = False        # of a leaf: called with it once its ``.grad`` is complete
 
 
 class HookTable:

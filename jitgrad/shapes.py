@@ -1,8 +1,29 @@
-"""Sizes and strides: the arithmetic that type rules and views share. Strides are in elements."""
+"""Sizes and strides: the arithmetic that type rules and views share, and `Size`. Strides are in elements."""
 
 from __future__ import annotations
 
 from math import prod
+from typing import Any
+
+
+class Size(tuple[int, ...]):
+    """The shape that ``x.size()`` returns: a tuple that counts elements and stays a Size when it is cut or joined."""
+
+    __slots__ = ()
+
+    def numel(self) -> int:
+        """The number of elements of a tensor of this shape."""
+        return prod(self)
+
+    def __getitem__(self, key: Any) -> Any:
+        found = super().__getitem__(key)
+        return Size(found) if isinstance(key, slice) else found
+
+    def __add__(self, other: Any) -> Any:
+        return Size(super().__add__(other))
+
+    def __repr__(self) -> str:
+        return f"jitgrad.Size({list(self)})"
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jitgrad import autograd, changes, devices, dtypes, ops
+from jitgrad import autograd, changes, devices, dtypes, ops, process
 from jitgrad.dtypes import DType
 from jitgrad.errors import AutogradError, DTypeError, ShapeError, complain, user_location
 from jitgrad.functional.methods import TensorMethods
@@ -56,6 +56,8 @@ class Tensor(Placement, TensorMethods):
     _is_inference = False
     _unplaced = False                       # made by ops of nothing that lies anywhere: it goes where it is needed
     _saved_from: Any = None                 # weak reference to the tensor that the tape saved this one for
+
+    is_sparse = is_quantized = is_meta = False          # every tensor is dense and has memory
 
     __array_priority__ = 1000
     __hash__ = object.__hash__
@@ -218,9 +220,20 @@ class Tensor(Placement, TensorMethods):
             return autograd.add_hook(node, self._index, hook)
         if not self._requires_grad:
             raise complain(AutogradError, "register_hook", "this tensor does not require gradients")
+        return self._leaf_hooks().add(Hook(hook))
+
+    def _leaf_hooks(self) -> HookTable:
         if self._hooks is None:
             self._hooks = HookTable()
-        return self._hooks.add(Hook(hook))
+        return self._hooks
+
+    def register_post_accumulate_grad_hook(self, hook: Callable[[Tensor], None]) -> RemovableHandle:
+        """`hook(tensor)` runs whenever ``backward`` has added to the ``.grad`` of this leaf: a place for an optimizer's step
+        that frees the gradient at once."""
+        if not self._requires_grad or self._history_node() is not None:
+            raise complain(AutogradError, "register_post_accumulate_grad_hook",
+                           "this tensor is no leaf that requires gradients")
+        return self._leaf_hooks().add(Hook(hook, after_accumulation=True))
 
     def retain_grad(self) -> None:
         """Keep the gradient of this non-leaf tensor in ``.grad``."""
@@ -359,6 +372,11 @@ class Tensor(Placement, TensorMethods):
             else interpreter.state.current.strides(self)  # type: ignore[union-attr]
         return strides if dim is None else strides[dim]
 
+    def storage_offset(self) -> int:
+        """How many elements of its base lie in memory before the first one of this view; 0 for what is no view."""
+        root = self if self._root is None else self._root
+        return int(self.data_ptr() - root.data_ptr()) // self.dtype.itemsize
+
     def is_contiguous(self) -> bool:
         return is_contiguous(self.shape, self.stride())
 
@@ -456,12 +474,16 @@ def assign(values: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
         target._assign(value)
 
 
+def is_tensor(obj: Any) -> bool:
+    """Whether `obj` is a Tensor."""
+    return isinstance(obj, Tensor)
+
+
 def _describe(tensor: Tensor) -> str:
     array = tensor._on_host()
     if tensor.dtype is dtypes.bfloat16:
         array = array.astype(np.float32)
-    text = np.array2string(array, separator=", ", prefix="tensor(", precision=4, suppress_small=False,
-                           threshold=1000, floatmode="maxprec_equal" if array.dtype.kind == "f" else "maxprec")
+    text = np.array2string(array, separator=", ", prefix="tensor(", **process.numpy_options(array.dtype.kind == "f"))
     implied = tensor.dtype in (dtypes.get_default_dtype(), dtypes.int64, dtypes.bool_)
     extra = "" if implied and array.size else f", dtype={tensor.dtype!r}"
     if tensor.is_cuda:

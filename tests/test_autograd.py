@@ -838,6 +838,39 @@ def test_gradients_of_slices_leave_alone_what_others_know():
     assert before.tolist() == kept == [1, 1, 0, 0]
 
 
+def test_hooks_after_accumulation():
+    w = jg.ones(2, requires_grad=True)
+    seen = []
+    handle = w.register_post_accumulate_grad_hook(lambda t: seen.append((t is w, t.grad.tolist())))
+    (w * 3).sum().backward()
+    (w * jg.tensor([1.0, 2.0])).sum().backward()
+    jg.autograd.grad((w * 3).sum(), w)                              # nothing is accumulated
+    handle.remove()
+    w.sum().backward()
+    assert seen == [(True, [3, 3]), (True, [4, 5])]
+    for tensor in (w * 2, jg.ones(2)):
+        with pytest.raises(AutogradError, match="no leaf"):
+            tensor.register_post_accumulate_grad_hook(print)
+
+
+def test_a_step_in_a_hook_eager_and_compiled():
+    def trained(wrap):
+        w = jg.ones(3, requires_grad=True)
+        optimizer = jg.optim.SGD([w], lr=0.1)
+
+        def descend(leaf):
+            optimizer.step()
+            leaf.grad = None
+
+        w.register_post_accumulate_grad_hook(descend)
+        step = wrap(lambda x: (w * x).sum().backward())
+        for k in range(3):
+            step(jg.tensor([1.0, 2.0, k]))
+        return w.detach().tolist(), w.grad
+
+    assert trained(lambda f: f) == trained(jg.compile) and trained(jg.compile)[1] is None
+
+
 # --- checking gradients ----------------------------------------------------------------------------------------------
 
 def float64(*shape, seed=0):

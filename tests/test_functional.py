@@ -61,6 +61,33 @@ x.clamp(-0.5, 0.5) ~ x.clip(-0.5, 0.5)
 x.lerp(y, 0.25) ~ x + 0.25 * (y - x)
 jg.logaddexp(x, y) ~ np.logaddexp(x, y)
 jg.hypot(x, y) ~ np.hypot(x, y)
+jg.logaddexp2(x, y) ~ np.logaddexp2(x, y)
+jg.sinc(x) ~ np.sinc(x)
+jg.deg2rad(x) ~ np.deg2rad(x)
+jg.ldexp(x, y) ~ x * 2 ** y
+jg.polar(p, x).imag ~ p * np.sin(x)
+jg.complex(x, p).angle() ~ np.angle(x + 1j * p)
+(x > 0).long().cummax(2).values ~ np.maximum.accumulate(x > 0, 2) * 1
+x.cummax(1).values ~ np.maximum.accumulate(x, 1)
+x.logcumsumexp(2) ~ np.logaddexp.accumulate(x, 2)
+x.quantile(0.3, 1) ~ np.quantile(x, 0.3, 1)
+x.nanquantile(0.7) ~ np.nanquantile(x, 0.7)
+jg.cov(m) ~ np.cov(m)
+jg.corrcoef(m) ~ np.corrcoef(m)
+jg.histogram(x, 4).hist ~ np.histogram(x, 4)[0] * 1.0
+jg.vander(v) ~ np.vander(v)
+jg.vander(v * 0.0, 3) ~ np.vander(v * 0.0, 3)
+jg.trapezoid(x, v) ~ ((x[..., 1:] + x[..., :-1]) / 2 * np.diff(v)).sum(-1)
+jg.gradient(m, dim=1, edge_order=2)[0] ~ np.gradient(m, axis=1, edge_order=2)
+jg.column_stack([v, m]) ~ np.column_stack([v, m])
+jg.dstack([y, y]) ~ np.dstack([y, y])
+(m @ m.T).matrix_power(5) ~ np.linalg.matrix_power(m @ m.T, 5)
+jg.chain_matmul(y, m, m.T, v[:, None]) ~ y @ m @ m.T @ v[:, None]
+x.clone().sin_().square_() ~ np.sin(x) ** 2
+p.clone().log_().hypot_(p) ~ np.hypot(np.log(p), p)
+jg.nextafter(x, s) ~ np.nextafter(x, s)
+x.scatter_reduce(2, (x * 0).long(), x, "prod")[..., 0] ~ x[..., 0] * x.prod(2)
+x.scatter_reduce(2, (x * 0).long()[..., :3], x, "amax", include_self=False)[..., 0] ~ x[..., :3].max(2)
 x.sum() ~ x.sum()
 x.sum((0, 2), keepdim=True) ~ x.sum((0, 2), keepdims=True)
 e.sum(0) ~ e.sum(0)
@@ -374,3 +401,25 @@ def test_errors(expression, kind, words):
 def test_public_names_exist():
     assert not [name for name in jg.functional.__all__ if not hasattr(jg, name)]
     assert core.from_array is not None
+
+
+# compiled
+
+def derived(x, y, m):
+    """Functions that are made of many others: values, and places."""
+    x = x * 2
+    x.hypot_(y)
+    return [x.scatter_reduce(1, (y.abs() * 10).long() % 3, y, "amax"), x.cummax(2).values, x.quantile(0.3, 1), m.cov()]
+
+
+def test_compiled_functions_are_the_same():
+    def step(x, y, m):
+        results = derived(x, y, m)
+        total = sum((r * (k + 1)).mean() for k, r in enumerate(results) if r.is_floating_point())
+        return [*results, *jg.autograd.grad(total, (x, y, m))]
+
+    given = [jg.tensor(a).requires_grad_() for a in (ARRAYS["x"], ARRAYS["p"], ARRAYS["m"])]
+    with jg.config.scope(plain=True):                          # no machine code: this is about what is recorded
+        compiled = jg.compile(step, fullgraph=True)(*given)
+    for ours, eager in zip(compiled, step(*given), strict=True):
+        np.testing.assert_allclose(ours.detach().numpy(), eager.detach().numpy(), 1e-9, 1e-9)

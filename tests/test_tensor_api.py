@@ -113,7 +113,8 @@ def test_any_key(key):
 IN_PLACE = [
     "add_(2)", "sub_(y)", "mul_(y)", "div_(2)", "pow_(2)", "clamp_(0, 1)", "neg_()", "exp_()", "relu_()",
     "sigmoid_()", "zero_()", "fill_(3)", "copy_(y)", "floor_()", "addcmul_(y, y, value=2)", "lerp_(y, 0.5)",
-    "masked_fill_(x > 0, 1)", "tril_()",
+    "masked_fill_(x > 0, 1)", "tril_()", "hypot_(y)", "eq_(x)", "ge_(0)", "deg2rad_()", "atan2_(y)", "sinh_()",
+    "renorm_(2, 0, 1.0)", "copysign_(-y)",
 ]
 
 
@@ -223,3 +224,26 @@ def test_dlpack_shares_memory():
     assert x[0, 0].item() == 7
     with pytest.raises(errors.DTypeError, match="does not speak DLPack"):
         jg.from_dlpack([1.0])
+
+
+def test_offsets_and_storage():
+    x = jg.arange(12.0).reshape(3, 4)
+    assert (x.storage_offset(), x[1].storage_offset(), x[1:, 2:].storage_offset(), x.T[1].storage_offset()) == (0, 4, 6, 1)
+    assert not (x.is_sparse or x.is_quantized or x.is_meta)
+
+
+def test_python_functions_of_elements():
+    x = jg.tensor([[1, 2], [3, 4]])
+    assert x.T.apply_(lambda v: 10 * v).tolist() == [[10, 30], [20, 40]] and x.tolist() == [[10, 20], [30, 40]]
+    assert x.map_(jg.tensor([1, 2]), lambda v, w: v + w).tolist() == [[11, 22], [31, 42]]
+    with pytest.raises(errors.AutogradError, match="no gradient"):
+        (jg.ones(2, requires_grad=True) * 2).apply_(abs)
+
+
+def test_in_place_forms_raise_versions():
+    for change in (lambda t: t.eq_(1), jg.exp_, jg.cos_, lambda t: t.put_(jg.tensor([0]), jg.tensor([5.0]))):
+        x = jg.ones(3, requires_grad=True) * 2
+        y = x * x
+        change(x)
+        with pytest.raises(errors.AutogradError, match="changed in place"):
+            y.sum().backward()

@@ -81,7 +81,7 @@ def _walk(roots: Sequence[tuple[Edge, Any]], retain: bool, keep: set[int] | None
             walk.send(edge, g)
     for key, (leaf, arriving) in walk.leaves.items():
         for hook in leaf._hooks or ():
-            changed = hook.function(arriving)
+            changed = None if hook.after_accumulation else hook.function(arriving)
             if changed is not None:
                 arriving = changed
                 walk.leaves[key] = leaf, changed
@@ -178,6 +178,9 @@ def _accumulate(leaf: Tensor, arriving: Tensor, create_graph: bool) -> None:
         leaf._set_grad(ops.add(existing, arriving))
     else:
         existing._assign(ops.add(existing, arriving))
+    for hook in leaf._hooks or ():
+        if hook.after_accumulation:
+            hook.function(leaf)
 
 
 def grad(outputs: Tensor | Sequence[Tensor], inputs: Tensor | Sequence[Tensor],

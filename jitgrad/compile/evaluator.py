@@ -14,8 +14,8 @@ from jitgrad.optim.optimizer import Optimizer
 from jitgrad.tensor import Tensor
 
 TRUSTED_MODULES = ("jitgrad.functional", "jitgrad.ops", "jitgrad.autograd", "jitgrad.func", "jitgrad.nn", "jitgrad.optim",
-                   "jitgrad.tensor", "jitgrad.creation", "jitgrad.random", "jitgrad.compile", "jitgrad.dtypes",
-                   "jitgrad.utils", "jitgrad.amp")
+                   "jitgrad.tensor", "jitgrad.creation", "jitgrad.making", "jitgrad.random", "jitgrad.compile",
+                   "jitgrad.dtypes", "jitgrad.utils", "jitgrad.amp")
 
 
 @dataclass(slots=True)

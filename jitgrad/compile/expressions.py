@@ -18,8 +18,8 @@ PURE_METHODS = {dict: ("get", "keys", "values", "items", "copy"), list: ("index"
 FRESH_METHODS = frozenset(("append", "extend", "insert", "pop", "items", "keys", "values", "get", "update", "setdefault",
                            "copy", "index", "count", "reverse", "sort", "add", "format", "join", "startswith",
                            "endswith", "_replace", "_asdict", "save_for_backward"))
-IMPURE_TENSOR_METHODS = frozenset(("numpy", "tolist", "data_ptr", "register_hook", "retain_grad", "__dlpack__",
-                                   "share_memory_"))
+IMPURE_TENSOR_METHODS = frozenset(("numpy", "tolist", "data_ptr", "storage_offset", "register_hook", "retain_grad",
+                                   "__dlpack__", "share_memory_", "apply_", "map_", "register_post_accumulate_grad_hook"))
 
 
 class Expressions(Evaluator):

@@ -7,8 +7,27 @@ through primitives. `__all__` are the names that stand in ``jitgrad`` itself, `n
 
 # ruff: noqa: F403
 
-from jitgrad.functional import elementwise, index, linalg, logic, nn, random, reduce, shape, sorting
+from jitgrad.functional import (
+    arithmetic,
+    arrangement,
+    complex_numbers,
+    elementwise,
+    index,
+    linalg,
+    logic,
+    nn,
+    queries,
+    random,
+    reduce,
+    scattering,
+    shape,
+    sorting,
+    statistics,
+)
+from jitgrad.functional.arithmetic import *
+from jitgrad.functional.arrangement import *
 from jitgrad.functional.autocast import clear_autocast_cache
+from jitgrad.functional.complex_numbers import *
 from jitgrad.functional.core import result_type
 from jitgrad.functional.elementwise import *
 from jitgrad.functional.foreach import foreach
@@ -16,12 +35,17 @@ from jitgrad.functional.index import *
 from jitgrad.functional.linalg import *
 from jitgrad.functional.logic import *
 from jitgrad.functional.nn import *
+from jitgrad.functional.queries import *
 from jitgrad.functional.random import *
 from jitgrad.functional.reduce import *
+from jitgrad.functional.scattering import *
 from jitgrad.functional.shape import *
 from jitgrad.functional.sorting import *
+from jitgrad.functional.statistics import *
 from jitgrad.precision import get_float32_matmul_precision, set_float32_matmul_precision
 
-__all__ = [*elementwise.__all__, *logic.__all__, *reduce.__all__, *shape.__all__, *linalg.__all__, *index.__all__,
-           *sorting.__all__, *random.__all__, *nn.TOP_LEVEL, "clear_autocast_cache", "foreach",
+_FAMILIES = (arithmetic, arrangement, complex_numbers, elementwise, logic, reduce, shape, linalg, index, scattering, sorting,
+             statistics, random, queries)
+
+__all__ = [*(name for family in _FAMILIES for name in family.__all__), *nn.TOP_LEVEL, "clear_autocast_cache", "foreach",
            "get_float32_matmul_precision", "result_type", "set_float32_matmul_precision"]

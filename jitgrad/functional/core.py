@@ -345,12 +345,19 @@ def is_eager_on_gpu(x: Tensor) -> bool:
 
 
 _from_array: Callable[[np.ndarray], Tensor] | None = None
+_from_values: Callable[..., Tensor] | None = None
 
 
-def install_tensor(make: Callable[[np.ndarray], Tensor]) -> None:
-    """Say how a Tensor is made of a NumPy array (the layer above calls this)."""
-    global _from_array
-    _from_array = make
+def install_tensor(make: Callable[[np.ndarray], Tensor], from_values: Callable[..., Tensor]) -> None:
+    """Say how a Tensor is made of a NumPy array, and of Python values (the layer above calls this)."""
+    global _from_array, _from_values
+    _from_array, _from_values = make, from_values
+
+
+def from_values(data: Any, **options: Any) -> Tensor:
+    """What `jitgrad.tensor` makes of numbers, lists and arrays."""
+    assert _from_values is not None, "jitgrad.creation has not been imported"
+    return _from_values(data, **options)
 
 
 def from_array(array: np.ndarray, like: Tensor | None = None) -> Tensor:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from jitgrad import dtypes, ops
 from jitgrad.errors import DTypeError, ShapeError, complain
 from jitgrad.functional.autocast import casts
@@ -16,6 +18,7 @@ from jitgrad.functional.core import (
     Tensor,
     broadcast_shape,
     describe,
+    from_array,
     matched,
     one_dim,
     require_shape,
@@ -23,13 +26,13 @@ from jitgrad.functional.core import (
 )
 from jitgrad.functional.elementwise import add, mul
 from jitgrad.functional.reduce import norm, sum
-from jitgrad.functional.shape import diagonal, movedim, permute
-from jitgrad.ops.builders import broadcast, expand_dims
+from jitgrad.functional.shape import diagonal, diagonal_distance, movedim, permute
+from jitgrad.ops.builders import broadcast, expand_dims, full_like, ones_like
 from jitgrad.ops.derived import derived
 
 __all__ = [
-    "_int_mm", "addmm", "addmv", "baddbmm", "bmm", "cdist", "cross", "dot", "einsum", "inner", "kron", "matmul", "mm",
-    "mv", "outer", "tensordot", "vdot",
+    "_int_mm", "addbmm", "addmm", "addmv", "addr", "baddbmm", "bmm", "cdist", "chain_matmul", "cross", "dot", "einsum",
+    "ger", "inner", "kron", "matmul", "matrix_power", "mm", "mv", "outer", "pdist", "renorm", "tensordot", "vdot",
 ]
 
 
@@ -148,6 +151,9 @@ def outer(input: Tensor, vec2: Tensor) -> Tensor:
     return mul(expand_dims(input, (1,)), expand_dims(vec2, (0,)))
 
 
+ger = outer
+
+
 @casts(cpu="lower", cuda="lower")
 def addmm(input: Operand, mat1: Tensor, mat2: Tensor, *, beta: Operand = 1, alpha: Operand = 1) -> Tensor:
     """``beta * input + alpha * (mat1 @ mat2)``."""
@@ -164,6 +170,19 @@ def addmv(input: Operand, mat: Tensor, vec: Tensor, *, beta: Operand = 1, alpha:
 def baddbmm(input: Operand, batch1: Tensor, batch2: Tensor, *, beta: Operand = 1, alpha: Operand = 1) -> Tensor:
     """``beta * input + alpha * (batch1 @ batch2)``, for batches of matrices."""
     return _scaled_sum(input, bmm(batch1, batch2), beta, alpha)
+
+
+@casts(cpu="lower", cuda="lower")
+def addbmm(input: Operand, batch1: Tensor, batch2: Tensor, *, beta: Operand = 1, alpha: Operand = 1) -> Tensor:
+    """``beta * input + alpha * (batch1 @ batch2).sum(0)``, for batches of matrices."""
+    product = bmm(batch1, batch2)
+    return _scaled_sum(input, sum(product, 0, dtype=product.dtype), beta, alpha)
+
+
+@casts(cuda="lower")
+def addr(input: Operand, vec1: Tensor, vec2: Tensor, *, beta: Operand = 1, alpha: Operand = 1) -> Tensor:
+    """``beta * input + alpha * outer(vec1, vec2)``."""
+    return _scaled_sum(input, outer(vec1, vec2), beta, alpha)
 
 
 def _scaled_sum(x: Operand, product: Tensor, beta: Operand, alpha: Operand) -> Tensor:
@@ -388,3 +407,59 @@ def cdist(x1: Tensor, x2: Tensor) -> Tensor:
     x, y = expand_dims(x1, (len(x1.shape) - 1,)), expand_dims(x2, (len(x2.shape) - 2,))
     difference = ops.sub(*matched("cdist", x, y))
     return norm(difference, 2, -1)
+
+
+@casts(cuda="full")
+def pdist(input: Tensor, p: float = 2.0) -> Tensor:
+    """The `p`-norms of the differences of all pairs of rows of a matrix, row 0 with all others first: 1-d."""
+    require_shape("pdist", len(input.shape) == 2, f"expected a matrix, got {describe(input)}")
+    rows = input.shape[0]
+    pairs = np.triu_indices(rows, 1)
+    first, second = [ops.take(input, from_array(side.astype(np.int64), input), axis=0) for side in pairs]
+    return norm(ops.sub(first, second), p, -1)
+
+
+@casts(cuda="full")
+def renorm(input: Tensor, p: float, dim: int, maxnorm: float) -> Tensor:
+    """`input` with every slice along `dim` whose `p`-norm is above `maxnorm` scaled down to it."""
+    axis = one_dim("renorm", dim, len(input.shape))
+    require_shape("renorm", len(input.shape) > 1, f"expected at least 2 dimensions, got {describe(input)}")
+    length = norm(input, p, [d for d in range(len(input.shape)) if d != axis], True)
+    limit, one = full_like(length, float(maxnorm)), ones_like(length)
+    factor = ops.where(ops.gt(length, limit), ops.div(limit, ops.add(length, full_like(length, 1e-7))), one)
+    return mul(input, factor)
+
+
+# powers and chains
+
+def matrix_power(input: Tensor, n: int) -> Tensor:
+    """Square matrices multiplied by themselves, `n` factors in all; `n` must not be negative."""
+    shape = tuple(input.shape)
+    require_shape("matrix_power", len(shape) >= 2 and shape[-1] == shape[-2], f"expected squares, got {describe(input)}")
+    require_shape("matrix_power", n >= 0, f"n must not be negative, got {n}: there is no inverse")
+    if n == 0:
+        distance = diagonal_distance(*shape[-2:])
+        return broadcast(ops.cast(ops.eq(distance, full_like(distance, 0)), dtype=input.dtype), shape)
+    half = input if n == 1 else matrix_power(input, n // 2)
+    return half if n == 1 else matmul(matmul(half, half), input) if n % 2 else matmul(half, half)
+
+
+@casts(cuda="lower")
+def chain_matmul(*matrices: Tensor) -> Tensor:
+    """The product of several matrices, in the order that needs the fewest multiplications."""
+    require_shape("chain_matmul", len(matrices) > 0, "expected at least one matrix")
+    for x in matrices:
+        require_shape("chain_matmul", len(x.shape) == 2, f"expected matrices, got {describe(x)}")
+    sizes = [matrices[0].shape[0], *[x.shape[1] for x in matrices]]
+    best: dict[tuple[int, int], tuple[int, int]] = {(k, k): (0, k) for k in range(len(matrices))}
+    for length in range(1, len(matrices)):
+        for i in range(len(matrices) - length):
+            j = i + length
+            best[i, j] = min((best[i, k][0] + best[k + 1, j][0] + sizes[i] * sizes[k + 1] * sizes[j + 1], k)
+                             for k in range(i, j))
+
+    def product(i: int, j: int) -> Tensor:
+        k = best[i, j][1]
+        return matrices[i] if i == j else mm(product(i, k), product(k + 1, j))
+
+    return product(0, len(matrices) - 1)

@@ -26,7 +26,7 @@ from jitgrad.functional.core import (
     size,
     sizes_of,
 )
-from jitgrad.ops.builders import broadcast, expand_dims, full, zeros_like
+from jitgrad.ops.builders import broadcast, conjugate, expand_dims, full, zeros_like
 
 __all__ = [
     "adjoint", "atleast_1d", "atleast_2d", "broadcast_shapes", "broadcast_tensors", "broadcast_to", "cat",
@@ -135,8 +135,8 @@ def t(input: Tensor) -> Tensor:
 
 
 def adjoint(input: Tensor) -> Tensor:
-    """The last two dimensions exchanged."""
-    return transpose(input, -2, -1)
+    """The last two dimensions exchanged, complex numbers conjugated."""
+    return conjugate(transpose(input, -2, -1))
 
 
 def movedim(input: Tensor, source: int | Sequence[int], destination: int | Sequence[int]) -> Tensor:

@@ -27,14 +27,14 @@ from jitgrad.functional.core import (
     size,
     widened,
 )
-from jitgrad.functional.index import true_places
-from jitgrad.functional.reduce import Extremes, detached
+from jitgrad.functional.index import _positions, true_places
+from jitgrad.functional.reduce import Extremes, any as any_of, detached
 from jitgrad.functional.shape import movedim, ravel, section
 from jitgrad.ops.builders import expand_dims, full, zeros_like
 
 __all__ = [
     "argsort", "argwhere", "bincount", "bucketize", "histc", "isin", "nonzero", "searchsorted", "sort",
-    "topk", "unique", "where",
+    "topk", "unique", "unique_consecutive", "where",
 ]
 
 # sorting
@@ -172,6 +172,36 @@ def _keys_of_slices(x: Tensor, axis: int) -> Tensor:
         high, low = [section(ranks, 1, k, ranks.shape[1], 2) for k in range(2)]
         keys = ops.add(ops.mul(high, full(high.shape, extent + 1, dtypes.int64)), low)
     return ops.reshape(keys, shape=(extent,))
+
+
+def unique_consecutive(input: Tensor, return_inverse: bool = False, return_counts: bool = False,
+                       dim: int | None = None) -> Any:
+    """The elements (or slices along `dim`) without those that are equal to the one before; on request where each element
+    went, and how many were equal. Reads how many there are."""
+    x = detached(input)
+    rows, axis = (ravel(x), 0) if dim is None else (x, one_dim("unique_consecutive", dim, len(x.shape)))
+    extent = rows.shape[axis]
+    places = from_array(np.zeros(0, np.int64), input) if not extent else _positions(_begins(rows, axis))
+    found = [ops.take(rows, places, axis=axis)]
+    if return_inverse:
+        rank = ops.cumsum(cast(_begins(rows, axis), dtypes.int64), axis=0) if extent else places
+        inverse = ops.sub(rank, full(tuple(rank.shape), 1, dtypes.int64))
+        found.append(inverse if dim is not None else ops.reshape(inverse, shape=tuple(x.shape)))
+    if return_counts:
+        some = min(1, extent)
+        after = ops.concat(section(places, 0, some, places.shape[0]), full((some,), extent, dtypes.int64), axis=0)
+        found.append(ops.sub(after, places))
+    return tuple(found) if len(found) > 1 else found[0]
+
+
+def _begins(rows: Tensor, axis: int) -> Tensor:
+    """Which slices along `axis` differ from the one before, the first one included."""
+    extent = rows.shape[axis]
+    differs = ops.ne(section(rows, axis, 1, extent), section(rows, axis, 0, extent - 1))
+    others = tuple([d for d in range(len(rows.shape)) if d != axis])
+    if others:
+        differs = any_of(differs, others)
+    return ops.concat(full((1,), True, dtypes.bool_), differs, axis=0)
 
 
 def isin(elements: Tensor, test_elements: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jitgrad import ops
-from jitgrad.dtypes import int64
+from jitgrad.dtypes import bfloat16, int64
 from jitgrad.errors import ShapeError, complain
 from jitgrad.ir.op import Op, register
 from jitgrad.ir.types import TensorType
@@ -23,11 +23,12 @@ def _infer_sort(x: TensorType, *, axis: int, descending: bool, stable: bool) -> 
 
 
 def _sort(x: np.ndarray, *, axis: int, descending: bool, stable: bool) -> tuple[np.ndarray, np.ndarray]:
+    keys = x.astype(np.float32) if x.dtype == bfloat16.numpy else x           # NumPy does not put its nan last
     if descending:
         # Sorting the reversed rows keeps the order of equals, and brings nan (largest for NumPy, too) to the front.
-        order = x.shape[axis] - 1 - np.flip(np.argsort(np.flip(x, axis), axis, kind="stable"), axis)
+        order = x.shape[axis] - 1 - np.flip(np.argsort(np.flip(keys, axis), axis, kind="stable"), axis)
     else:
-        order = np.argsort(x, axis, kind="stable")
+        order = np.argsort(keys, axis, kind="stable")
     return x[along(order, axis)], order.astype(np.int64, copy=False)
 
 

@@ -43,18 +43,6 @@ def limit() -> int:
     return _seen[1]
 
 
-def get_num_threads() -> int:
-    """How many threads compute."""
-    return limit()
-
-
-def set_num_threads(count: int) -> None:
-    """From now on `count` threads compute, at least 1: the knob `num_threads`. No result depends on it."""
-    if type(count) is not int:
-        raise TypeError(f"set_num_threads: expected an int, got {type(count).__name__}")
-    config.update(num_threads=count)
-
-
 @cache
 def available() -> int:
     """The processors that this process may use at once: its affinity, cut to the container's quota."""
