@@ -7,7 +7,18 @@ import pytest
 from headers import Header
 
 from jitgrad.codegen import cuda_toolchain
-from jitgrad.runtime.cuda import cublaslt, cudnn, dlpack, driver, launch, module, pinned, streams
+from jitgrad.runtime.cuda import (
+    cublaslt,
+    cudnn,
+    cudnn_attention as attended,
+    cudnn_descriptors as parts,
+    dlpack,
+    driver,
+    launch,
+    module,
+    pinned,
+    streams,
+)
 
 DRIVER = {
     "SUCCESS": driver.SUCCESS, "ERROR_OUT_OF_MEMORY": driver.OUT_OF_MEMORY, "ERROR_NOT_READY": driver.NOT_READY,
@@ -58,8 +69,8 @@ PRODUCTS = {
 _FORWARD, _IN_IMAGE, _IN_WEIGHTS = cudnn.KINDS
 _TURNS = ("ALPHA", "BETA", "CONV_DESC")
 CONVOLUTIONS = {
-    "CUDNN_STATUS_NOT_SUPPORTED": cudnn.NOT_SUPPORTED, "CUDNN_DATA_FLOAT": cudnn.TYPES["f32"],
-    "CUDNN_DATA_HALF": cudnn.TYPES["f16"], "CUDNN_DATA_BFLOAT16": cudnn.TYPES["bf16"],
+    "CUDNN_STATUS_NOT_SUPPORTED": cudnn.NOT_SUPPORTED, "CUDNN_DATA_FLOAT": parts.TYPES["f32"],
+    "CUDNN_DATA_HALF": parts.TYPES["f16"], "CUDNN_DATA_BFLOAT16": parts.TYPES["bf16"],
     "CUDNN_CROSS_CORRELATION": cudnn.CROSS_CORRELATION, "CUDNN_HEUR_MODE_A": cudnn.BEST_FIRST,
     "CUDNN_HEUR_MODE_FALLBACK": cudnn.FALLBACK,
     **{f"CUDNN_NUMERICAL_NOTE_{name}": number for name, number in {
@@ -68,14 +79,14 @@ CONVOLUTIONS = {
     **{f"CUDNN_BACKEND_{name}_DESCRIPTOR": number for name, number in {
         "CONVOLUTION": cudnn.CONVOLUTION, "ENGINE": cudnn.ENGINE, "ENGINECFG": cudnn.CONFIGURATION,
         "ENGINEHEUR": cudnn.HEURISTICS, "EXECUTION_PLAN": cudnn.PLAN, "OPERATIONGRAPH": cudnn.GRAPH,
-        "VARIANT_PACK": cudnn.OPERANDS, "TENSOR": cudnn.TENSOR,
+        "VARIANT_PACK": cudnn.OPERANDS, "TENSOR": parts.TENSOR,
         "OPERATION_CONVOLUTION_FORWARD": cudnn.OPERATIONS[_FORWARD],
         "OPERATION_CONVOLUTION_BACKWARD_DATA": cudnn.OPERATIONS[_IN_IMAGE],
         "OPERATION_CONVOLUTION_BACKWARD_FILTER": cudnn.OPERATIONS[_IN_WEIGHTS]}.items()},
     **{f"CUDNN_TYPE_{name}": number for name, number in {
-        "HANDLE": cudnn.HANDLE, "DATA_TYPE": cudnn.DATA_TYPE, "INT64": cudnn.INT64, "FLOAT": cudnn.FLOAT,
-        "VOID_PTR": cudnn.POINTER_TYPE, "CONVOLUTION_MODE": cudnn.MODE, "HEUR_MODE": cudnn.HEURISTIC_MODE,
-        "NUMERICAL_NOTE": cudnn.NOTE, "BACKEND_DESCRIPTOR": cudnn.DESCRIPTOR}.items()},
+        "HANDLE": parts.HANDLE, "DATA_TYPE": parts.DATA_TYPE, "INT64": parts.INT64, "FLOAT": parts.FLOAT,
+        "VOID_PTR": parts.POINTER_TYPE, "CONVOLUTION_MODE": parts.MODE, "HEUR_MODE": parts.HEURISTIC_MODE,
+        "NUMERICAL_NOTE": parts.NOTE, "BACKEND_DESCRIPTOR": parts.DESCRIPTOR}.items()},
     **{f"CUDNN_ATTR_{name}": number for name, number in {
         "CONVOLUTION_COMP_TYPE": cudnn._COMPUTED_IN, "CONVOLUTION_CONV_MODE": cudnn._MODE,
         "CONVOLUTION_DILATIONS": cudnn._DILATIONS, "CONVOLUTION_FILTER_STRIDES": cudnn._STRIDES,
@@ -83,20 +94,44 @@ CONVOLUTIONS = {
         "CONVOLUTION_SPATIAL_DIMS": cudnn._AXES, "ENGINEHEUR_MODE": cudnn._HEURISTIC_MODE,
         "ENGINEHEUR_OPERATION_GRAPH": cudnn._ASKED_GRAPH, "ENGINEHEUR_RESULTS": cudnn._RESULTS,
         "ENGINECFG_ENGINE": cudnn._ENGINE, "ENGINE_NUMERICAL_NOTE": cudnn._NOTES,
-        "EXECUTION_PLAN_HANDLE": cudnn._PLAN_HANDLE, "EXECUTION_PLAN_ENGINE_CONFIG": cudnn._CONFIGURATION,
-        "EXECUTION_PLAN_WORKSPACE_SIZE": cudnn._WORKSPACE, "OPERATIONGRAPH_HANDLE": cudnn._GRAPH_HANDLE,
-        "OPERATIONGRAPH_OPS": cudnn._GRAPH_OPERATIONS, "TENSOR_BYTE_ALIGNMENT": cudnn._ALIGNMENT,
-        "TENSOR_DATA_TYPE": cudnn._TYPE, "TENSOR_DIMENSIONS": cudnn._SHAPE, "TENSOR_STRIDES": cudnn._PITCHES,
-        "TENSOR_UNIQUE_ID": cudnn._NUMBER, "VARIANT_PACK_UNIQUE_IDS": cudnn._NUMBERS,
+        "EXECUTION_PLAN_HANDLE": cudnn._HANDLE_OF[cudnn.PLAN], "EXECUTION_PLAN_ENGINE_CONFIG": cudnn._CONFIGURATION,
+        "EXECUTION_PLAN_WORKSPACE_SIZE": cudnn._WORKSPACE, "OPERATIONGRAPH_HANDLE": cudnn._HANDLE_OF[cudnn.GRAPH],
+        "OPERATIONGRAPH_OPS": cudnn._GRAPH_OPERATIONS, "TENSOR_BYTE_ALIGNMENT": parts._ALIGNMENT,
+        "TENSOR_DATA_TYPE": parts._TYPE, "TENSOR_DIMENSIONS": parts._SHAPE, "TENSOR_STRIDES": parts._PITCHES,
+        "TENSOR_UNIQUE_ID": parts._NUMBER, "VARIANT_PACK_UNIQUE_IDS": cudnn._NUMBERS,
         "VARIANT_PACK_DATA_POINTERS": cudnn._ADDRESSES, "VARIANT_PACK_WORKSPACE": cudnn._MEMORY,
         **{f"OPERATION_CONVOLUTION_{way}_{part}": number
            for kind, way, parts in ((_FORWARD, "FORWARD", ("X", "W", "Y")), (_IN_IMAGE, "BWD_DATA", ("DX", "W", "DY")),
                                     (_IN_WEIGHTS, "BWD_FILTER", ("X", "DW", "DY")))
            for part, number in zip((*_TURNS, *parts), cudnn._OPERATION[kind], strict=True)}}.items()}}
 
+ATTENTION = {
+    **{f"CUDNN_POINTWISE_{name}": number for name, number in {
+        "ADD": attended.ADD, "MUL": attended.MUL, "DIV": attended.DIV, "SUB": attended.SUB, "EXP": attended.EXP,
+        "LOG": attended.LOG, "CMP_GE": attended.NOT_BELOW, "GEN_INDEX": attended.INDEX,
+        "BINARY_SELECT": attended.SELECT}.items()},
+    "CUDNN_REDUCE_TENSOR_ADD": attended.SUM, "CUDNN_REDUCE_TENSOR_MAX": attended.MAX,
+    **{f"CUDNN_BACKEND_{name}_DESCRIPTOR": number for name, number in {
+        "POINTWISE": attended.POINTWISE, "OPERATION_POINTWISE": attended.POINTWISE_OPERATION,
+        "MATMUL": attended.PRODUCT, "OPERATION_MATMUL": attended.PRODUCT_OPERATION,
+        "REDUCTION": attended.REDUCTION, "OPERATION_REDUCTION": attended.REDUCTION_OPERATION,
+        "OPERATION_RESHAPE": attended.RESHAPE_OPERATION}.items()},
+    **{f"CUDNN_ATTR_{name}": number for name, number in {
+        "POINTWISE_MODE": attended._MODE, "POINTWISE_MATH_PREC": attended._COMPUTED_IN, "POINTWISE_AXIS": attended._AXIS,
+        "OPERATION_POINTWISE_PW_DESCRIPTOR": attended._POINTWISE, "OPERATION_POINTWISE_XDESC": attended._X,
+        "OPERATION_POINTWISE_BDESC": attended._B, "OPERATION_POINTWISE_YDESC": attended._Y,
+        "OPERATION_POINTWISE_TDESC": attended._T, "MATMUL_COMP_TYPE": attended._PRODUCT_COMPUTED_IN,
+        "OPERATION_MATMUL_ADESC": attended._PRODUCT_A, "OPERATION_MATMUL_BDESC": attended._PRODUCT_B,
+        "OPERATION_MATMUL_CDESC": attended._PRODUCT_C, "OPERATION_MATMUL_DESC": attended._PRODUCT,
+        "REDUCTION_OPERATOR": attended._REDUCTION_KIND, "REDUCTION_COMP_TYPE": attended._REDUCTION_COMPUTED_IN,
+        "OPERATION_REDUCTION_XDESC": attended._REDUCED_X, "OPERATION_REDUCTION_YDESC": attended._REDUCED_Y,
+        "OPERATION_REDUCTION_DESC": attended._REDUCTION, "OPERATION_RESHAPE_XDESC": attended._RESHAPED_X,
+        "OPERATION_RESHAPE_YDESC": attended._RESHAPED_Y, "TENSOR_IS_VIRTUAL": parts._IS_VIRTUAL,
+        "TENSOR_IS_BY_VALUE": parts._IS_VALUE}.items()}}
+
 HEADERS = {"driver": (("cuda.h",), NUMBERS, driver.PROTOTYPES),
            "cublaslt": (("cublasLt.h", "cublas_api.h", "library_types.h"), PRODUCTS, cublaslt.PROTOTYPES),
-           "cudnn": (("cudnn_graph.h", "cudnn_ops.h"), CONVOLUTIONS, cudnn.PROTOTYPES),
+           "cudnn": (("cudnn_graph.h", "cudnn_ops.h"), CONVOLUTIONS | ATTENTION, parts.PROTOTYPES),
            "linker": (("nvJitLink.h",), {"NVJITLINK_INPUT_PTX": cuda_toolchain.PTX, "NVJITLINK_SUCCESS": 0}, {})}
 
 

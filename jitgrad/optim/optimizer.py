@@ -184,6 +184,8 @@ class _Required:
 
 
 REQUIRED: Any = _Required()
+SCALARS = ("step", "mu_product", "eta", "mu")
+"""States that are one number for a parameter, in float32 whatever its dtype is."""
 
 
 def scalar_state(value: float = 0.0) -> Callable[[Tensor], Tensor]:
@@ -286,7 +288,7 @@ def check_betas(optimizer: str, betas: tuple[float, float]) -> None:
 
 
 def _adopt(entry: Mapping[str, Any], param: Tensor) -> dict[str, Any]:
-    """Copies of saved state: floats in the parameter's dtype, except ``step``."""
+    """Copies of saved state: floats in the parameter's dtype, except `SCALARS`."""
     adopted: dict[str, Any] = {}
     for name, value in entry.items():
         if not hasattr(value, "shape"):
@@ -294,5 +296,5 @@ def _adopt(entry: Mapping[str, Any], param: Tensor) -> dict[str, Any]:
             continue
         tensor = value.detach().clone() if isinstance(value, Tensor) else Tensor(np.asarray(value).copy())
         floats = tensor.dtype.is_floating_point and param.dtype.is_floating_point
-        adopted[name] = tensor.to(param.device, param.dtype if floats and name != "step" else tensor.dtype)
+        adopted[name] = tensor.to(param.device, param.dtype if floats and name not in SCALARS else tensor.dtype)
     return adopted

@@ -137,8 +137,8 @@ class Fusion:
         fitting = [g for g in readers if self.may_hold(g, node, claim)]
         alone = value not in self.stored and all(g in fitting or self.may_repeat(g, node) for g in readers)
         free = claim is not None and not fitting and any(map(only_moves, readers))
-        repeated = len(readers) > 1 and not free and self.is_worth_repeating(node, readers)
-        if alone and (repeated or self.leaves_epilogue(node, readers, fitting)):
+        repeated = alone and len(readers) > 1 and not free and self.is_worth_repeating(node, readers)
+        if repeated or (alone and self.leaves_epilogue(node, readers, fitting)):
             for group in readers:
                 self.join(node, group)
             del self.groups.readers[value]          # nobody reads it from memory
