@@ -70,7 +70,7 @@ def get_ema_avg_fn(decay: float = 0.999) -> AverageOne:
 
 def get_swa_avg_fn() -> AverageOne:
     """The same for one parameter at a time: the new mean of an old one and a value."""
-    return lambda mean, value, count: mean + (value - mean) / (count + 1)
+    return lambda mean, value, count: equal(0.0, count, mean, value)
 
 
 def _checked(decay: float) -> float:
