@@ -44,6 +44,13 @@ class Processor:
         return "avx" in self.features
 
     @property
+    def tuned(self) -> str:
+        """LLVM's name of the level of x86-64 in whose order instructions of hand-written pieces stand; "": the model's."""
+        if self.machine != "x86_64" or "avx2" not in self.features:
+            return ""
+        return "x86-64-v4" if self.vectors[0] == 512 else "x86-64-v3"
+
+    @property
     def halves(self) -> bool:
         """Whether an instruction makes float32 of float16."""
         return not self.features.isdisjoint(("f16c", "neon"))
@@ -71,11 +78,13 @@ NAMED = {
     "sandybridge": _x86("sandybridge", *_SSE4, "avx"),
     "x86-64-v3": _x86("x86-64-v3", *_AVX2),
     "x86-64-v4": _x86("x86-64-v4", *_AVX2, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
+    "znver4": _x86("znver4", *_AVX2, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
     "aarch64": Processor("aarch64", "generic", frozenset({"neon"}), "+neon"),
     "neoverse-v1": Processor("aarch64", "neoverse-v1", frozenset({"neon", "fullfp16"})),
     "apple-m1": Processor("aarch64", "apple-m1", frozenset({"neon", "fullfp16"})),
 }
-"""The levels of x86-64 (v3: AVX2 and FMA, v4: AVX-512), one with AVX alone, and three of ARMv8 with NEON."""
+"""The levels of x86-64 (v3: AVX2 and FMA, v4: AVX-512), one with AVX alone, one of AMD's with AVX-512, for which LLVM
+orders instructions otherwise, and three of ARMv8 with NEON."""
 
 
 def find(name: str | None) -> Processor:

@@ -105,8 +105,8 @@ def micro_kernels(size):
     for vectors, edge, heights in shape.forms:
         for rows in heights:
             for layout in shape.layouts if rows >= tile.HIGH else ("",):
-                for placed in (False, True):
-                    yield MicroKernel(rows, vectors, shape.lanes, 8 * size, edge, layout, placed)
+                for placed, ahead in ((False, False), (True, False), *[(False, True)] * (layout != "" and not edge)):
+                    yield MicroKernel(rows, vectors, shape.lanes, 8 * size, edge, layout, placed, ahead)
 
 
 @each

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from jitgrad.kernels.cpu.tile_dot import BIAS
 from jitgrad.kernels.cpu.tile_text import exchanged_halves
+from jitgrad.kernels.cpu.vector_text import attributes
 
 LANES = 16                                      # words of a vector
 WORDS = f"<{LANES} x i32>"
@@ -31,7 +32,7 @@ depth that counts groups."""
 _MOVE = re.compile(r"(interleave_steps|transpose_groups)_(\d+)(_biased)?")
 
 _DOT = """\
-define internal void @{name}({parameters}) noinline nounwind {{
+define internal void @{name}({parameters}) {attributes} {{
 entry:
 {entry}
   %more = icmp ne i64 %accumulate, 0
@@ -112,7 +113,7 @@ class DotKernel:
         """The function's definition."""
         cells = [(i, j) for i in range(self.rows) for j in range(self.vectors)]
         return _DOT.format(
-            name=self.name, parameters=_listed(DOT_PARAMETERS),
+            attributes=attributes(), name=self.name, parameters=_listed(DOT_PARAMETERS),
             entry="\n".join([*self._masks(), *[line for i, j in cells for line in self._place_in_c(i, j)]]),
             continue_="\n".join([f"  %old{i}.{j} = call {self.vector} @llvm.masked.load.{self.suffix}.p0(ptr %c{i}.{j}, "
                                  f"i32 4, <{LANES} x i1> %mask{j}, {self.vector} zeroinitializer)" for i, j in cells]),
@@ -182,7 +183,7 @@ class DotKernel:
 def multiply_text(short: str) -> list[str]:
     """The function of the piece, and its micro-kernels: rows are taken in the largest portions that fit."""
     kernels = [DotKernel(short, rows, vectors) for vectors in (1, VECTORS) for rows in HEIGHTS]
-    lines = [f"define void @{PIECES[short]}({_listed(('rows', *DOT_PARAMETERS))}) noinline nounwind {{", "entry:",
+    lines = [f"define void @{PIECES[short]}({_listed(('rows', *DOT_PARAMETERS))}) {attributes()} {{", "entry:",
              f"  %steps = add i64 %depth, {GROUPS[short] - 1}", f"  %groups = sdiv i64 %steps, {GROUPS[short]}",
              f"  %narrow = icmp sle i64 %columns, {LANES}", "  br label %head", "head:",
              "  %left = phi i64 [ %rows, %entry ], [ %left.next, %advance ]",
@@ -213,7 +214,7 @@ BALANCE_PARAMETERS = ("columns", "depth", "b", "b_step")
 
 
 def _head(name: str, parameters: Iterable[str]) -> str:
-    return f"define void @{name}({_listed(parameters)}) noinline nounwind {{"
+    return f"define void @{name}({_listed(parameters)}) {attributes()} {{"
 
 
 def _biased(name: str, value: str, biased: bool) -> str:

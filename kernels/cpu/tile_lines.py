@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jitgrad import config
-from jitgrad.kernels.cpu.vector_text import VectorText
+from jitgrad.kernels.cpu.vector_text import VectorText, attributes
 
 Pointer = Any                                   # a typed pointer of kernel text
 
@@ -112,7 +112,7 @@ class LineKernel(VectorText):
         wholes = [f"  {s}.whole = phi {self.vector} [ zeroinitializer, %group ], [ {s}.next, %loop ]" for s in sums]
         parameters = ", ".join(f"{'ptr' if p in POINTERS else 'i64'} %{p}" for p in PARAMETERS)
         return "\n".join([
-            f"define void @{self.name}({parameters}) noinline nounwind {{",
+            f"define void @{self.name}({parameters}) {attributes()} {{",
             "entry:", f"  %over = and i64 %depth, {self.lanes - 1}", "  %even = sub i64 %depth, %over",
             "  %last = sub i64 %columns, 1", "  %adds = icmp ne i64 %accumulate, 0",
             *below("%within", "%over", self.lanes),

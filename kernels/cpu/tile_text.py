@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from jitgrad.kernels.cpu.tile_transform import transform_text
-from jitgrad.kernels.cpu.vector_text import VectorText
+from jitgrad.kernels.cpu.vector_text import VectorText, attributes
 
 PARAMETERS = ("columns", "depth", "a", "a_rows", "a_step", "b", "b_step", "c", "c_row", "accumulate")
 """Those of `tile.multiply_tile` without `rows`, with addresses for pointers and offsets, and strides in bytes. `a_rows`
@@ -36,7 +36,7 @@ UNROLLED = 4
 TURNS = "turns"                                 # the name of that loop
 
 _DEFINITION = """\
-define void @{name}({parameters}) noinline nounwind {{
+define void @{name}({parameters}) {attributes} {{
 entry:
 {entry}
   br label %begin
@@ -108,6 +108,7 @@ class MicroKernel(VectorText):
         loops = [("begin", TURNS, "rest", UNROLLED), ("rest", "single", "done", 1)] if self.adjacent else \
             [("begin", "single", "done", 1)]
         return _DEFINITION.format(
+            attributes=attributes(),
             name=self.name, parameters=", ".join(f"{'ptr' if p in POINTERS else 'i64'} %{p}" for p in self.parameters),
             entry="\n".join([*self._edges(), *self._odd_multiples(), *self._places_in_c(), *self._first_places(),
                              *["  %places = inttoptr i64 %b_step to ptr"] * self.placed]),
@@ -314,7 +315,7 @@ def transpose_text(lanes: int, bits: int) -> str:
         lines += [f"  %place{j} = mul i64 %o_row, {j}", f"  %to{j} = getelementptr i8, ptr %o, i64 %place{j}",
                   f"  store {kind} %v{j}.1, ptr %to{j}, align {bits // 8}"]
     parameters = ", ".join(f"{'ptr' if p in ('x', 'o') else 'i64'} %{p}" for p in TRANSPOSE_PARAMETERS)
-    head = f"define void @transpose_v{lanes}f{bits}({parameters}) noinline nounwind {{"
+    head = f"define void @transpose_v{lanes}f{bits}({parameters}) {attributes()} {{"
     return "\n".join([head, *lines, "  ret void", "}"])
 
 

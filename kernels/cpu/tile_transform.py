@@ -20,6 +20,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from jitgrad.kernels.cpu.vector_text import attributes
+
 Pointer = Any                                   # a typed pointer of kernel text
 Matrix = tuple[tuple[float, ...], ...]
 
@@ -145,7 +147,7 @@ def transform_text(name: str, lanes: int, bits: int) -> str:
             "  %again = icmp slt i64 %next, %reached", "  br i1 %again, label %loop, label %done", "done:",
             *(_watched(lanes, vector) if watched else ["  ret void"]), "}"]
     parameters = ", ".join(f"{'ptr' if p in POINTERS else 'i64'} %{p}" for p in PARAMETERS)
-    return "\n".join([f"define {'i64' if watched else 'void'} @{name}_v{lanes}f{bits}({parameters}) noinline nounwind {{",
+    return "\n".join([f"define {'i64' if watched else 'void'} @{name}_v{lanes}f{bits}({parameters}) {attributes()} {{",
                       "entry:", *lines, *head, *body, *tail])
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from jitgrad.kernels.cpu.tile_lines import below, splat
-from jitgrad.kernels.cpu.vector_text import VectorText
+from jitgrad.kernels.cpu.vector_text import VectorText, attributes
 
 TAPS = 3
 """The most taps of a row that one function knows: more are done by several calls."""
@@ -54,7 +54,7 @@ class WindowKernel(VectorText):
         """The function's definition."""
         parameters = ", ".join(f"{'ptr' if p in POINTERS else 'i64'} %{p}" for p in PARAMETERS[self.kind])
         body = self._weighted() if self.kind == "weighted_rows" else self._dotted()
-        return "\n".join([f"define void @{self.name}({parameters}) noinline nounwind {{", "entry:", *self._ends(), *body,
+        return "\n".join([f"define void @{self.name}({parameters}) {attributes()} {{", "entry:", *self._ends(), *body,
                           "done:", "  ret void", "}"])
 
     def declarations(self) -> Iterator[str]:
