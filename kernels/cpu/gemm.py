@@ -36,7 +36,9 @@ WIDE = 1024                                     # columns from which an A is pac
 PACKED_FROM = 3                                 # blocks of rows from which B is packed once, instead of copied for each
 COPIED_FROM = 2                                 # tiles of rows that a panel of B must serve for its copy to pay
 
-BESIDE = 4                                      # panels that an item packs where they lie side by side in memory
+BESIDE = 8                                      # panels that an item packs where they lie side by side in memory
+FEW = 4                                         # items of packing that there should be
+FETCHED = 16                                    # rows that are fetched before they are packed: each may be a page of its own
 
 Strides = tuple[int, ...]
 
@@ -277,8 +279,18 @@ _COPY = """\
 """
 
 _COPY_ROWS = """\
+        count = min(panels_per_item, panels - panel)
+        whole = min(count, (rows - first - width) // panel_rows + 1)
         for d in range(depth):
-            for k in range(min(panels_per_item, panels - panel)):
+            soon = start + (d + {ahead}) * depth_stride
+            for i in range(0, count * panel_rows + {lanes}, {lanes}):
+                prefetch(x, soon + i)
+            for k in range(whole):
+                for i in range(0, width, {lanes}):
+                    for lane in range(i, i + {lanes}):
+                        store(o, place + (k * depth + d) * width + lane,
+                              load(x, start + k * panel_rows + d * depth_stride + lane, 0, 2), 1, 2)
+            for k in range(whole, count):
                 height = min(panel_rows, rows - first - k * panel_rows)
                 gather_run(height, 0, height, x, start + k * panel_rows + d * depth_stride, 1,
                            o, place + (k * depth + d) * width)
@@ -312,7 +324,7 @@ def pack_text(form: Form, kind: str) -> str:
     `PACK_ARGUMENTS`. Items: panels of all batches."""
     lanes, group = form.tile.lanes, form.group
     kinds = GROUP_KINDS if group > 1 else WIDEN_KINDS if form.widens else PACK_KINDS
-    body = kinds[kind].format(lanes=lanes, group=group, chunk=group * lanes if group > 1 else narrow.CHUNK)
+    body = kinds[kind].format(lanes=lanes, ahead=FETCHED, group=group, chunk=group * lanes if group > 1 else narrow.CHUNK)
     padded = f"((depth + {group - 1}) // {group} * {group})" if group > 1 else "depth"
     if kinds[kind] != _COPY_ROWS:
         body = _EACH.format(body=indent(body, "    "), padded=padded)
@@ -428,7 +440,7 @@ def pack(x: Matrices, batch: tuple[int, ...], rows: int, depth: int, panel_rows:
     operand is broadcast is packed once, unless that is not wanted. `group` steps of the depth lie side by side."""
     panels, panel = -(-rows // panel_rows), width * (depth + -depth % group)
     kind = "rows" if row_stride == 1 else "depth" if depth_stride == 1 else "any"
-    beside = BESIDE if kind == "rows" else 1
+    beside = min(BESIDE, max(panels // FEW, 1)) if kind == "rows" else 1
     sizes = tuple(1 if once and stride == 0 else size for size, stride in zip(batch, x.batch, strict=True))
     strides, count = [], panels
     parts = -(-panels // beside)

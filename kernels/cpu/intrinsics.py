@@ -182,6 +182,21 @@ def store(typing: Any, p: types.Type, index: types.Type, value: types.Type, oper
 
 # 16-bit floats, by integer arithmetic: no library call on any processor, and LLVM vectorizes it
 
+@intrinsic
+def prefetch(typing: Any, p: types.Type, index: types.Type) -> Any:
+    """``prefetch(p, index)``: what lies there will be read soon. It may be outside of the operand."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        line = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [line, I32, I32, I32])
+        place = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), line)
+        builder.call(get_or_insert_function(builder.module, kind, "llvm.prefetch.p0"),
+                     [place, *[ir.Constant(I32, n) for n in (0, 3, 1)]])         # read, into all caches, data
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64), codegen
+
+
 def _int(value: int) -> ir.Constant:
     return ir.Constant(I32, value)
 
@@ -419,7 +434,8 @@ def fail(args: Any, code: Any, item: Any, value: Any) -> None:
 teach(fail, lambda kind: fail, inline=False)
 
 NAMES: dict[str, Any] = {
-    "pointer": pointer, "advance": advance, "load": load, "store": store, "fail": fail, "address": address,
+    "pointer": pointer, "advance": advance, "load": load, "store": store, "prefetch": prefetch, "fail": fail,
+    "address": address,
     "f64": f64, "f32": f32, "f16": f16, "bf16": bf16, "i64": i64, "i32": i32, "i16": i16, "i8": i8, "u64": u64,
     "u32": u32, "u8": u8, "boolean": boolean,
     "reassociate_add": reassociate_add, "reassociate_mul": reassociate_mul, "reassociate_max": reassociate_max,

@@ -146,8 +146,12 @@ def reassociate_min(accumulator: Scalar, value: Scalar) -> Scalar:
     return np.minimum(accumulator, cast(value, accumulator.dtype))
 
 
+def prefetch(p: Pointer, index: int) -> None:
+    """Nothing: when memory is fetched changes no value."""
+
+
 NAMES: dict[str, Any] = {
-    "pointer": pointer, "advance": advance, "load": load, "store": store, "fail": fail,
+    "pointer": pointer, "advance": advance, "load": load, "store": store, "prefetch": prefetch, "fail": fail,
     "f64": scalar.f64, "f32": scalar.f32, "f16": f16, "bf16": bf16, "i64": i64, "i32": i32, "i16": i16, "i8": i8,
     "u64": u64, "u32": u32, "u8": u8, "boolean": scalar.boolean,
     "reassociate_add": reassociate_add, "reassociate_mul": reassociate_mul, "reassociate_max": reassociate_max,
