@@ -50,10 +50,13 @@ def _choose_item(usual: Blocking, form: Form, batch: tuple[int, ...], sizes: Siz
 
 
 def _choose_a(made: Blocking, form: Form, sizes: Sizes, a: Matrices) -> Blocking:
-    """Only whether to read in place what is usually packed: the other way around has never been faster."""
-    if not made.pack_a or sizes[0] <= form.tile.rows or (a.row != 1 and a.column != 1):
+    """Whether to pack a transposed operand, and whether to read in place another one that is usually packed: to pack what
+    usually is not has never been faster there."""
+    if sizes[0] <= form.tile.rows or (a.row != 1 and (not made.pack_a or a.column != 1)):
         return made
-    return replace(made, pack_a=Choice("left operand", {"packed": True, "in place": False}).take())
+    ways = {"packed": True, "in place": False}
+    usual = "packed" if made.pack_a else "in place"
+    return replace(made, pack_a=Choice("left operand", {usual: ways.pop(usual), **ways}).take())
 
 
 def _choose_b(made: Blocking, form: Form, sizes: Sizes) -> Blocking:

@@ -32,7 +32,7 @@ ITEMS = 16                                      # as many items as there are, at
 TALL, LARGE = 512, 1 << 25                      # rows, and multiply-adds, from which items have few rows, not few columns
 ITEM_ROWS, ITEM_COLUMNS = 252, 256              # a block of C, and of B as wide, in the second cache
 DEEP = 256                                      # steps from which a transposed A is packed
-WIDE = 1024                                     # columns from which an A is packed whose rows are whole pages apart
+WIDE = 1024                                     # columns from which an A is packed that could be read where it lies
 PACKED_FROM = 3                                 # blocks of rows from which B is packed once, instead of copied for each
 COPIED_FROM = 2                                 # tiles of rows that a panel of B must serve for its copy to pay
 
@@ -424,14 +424,14 @@ def panel_height(rows: int, tile: Tile) -> int:
 
 
 def _must_pack_a(a: Matrices, m: int, n: int, k: int, tile: Tile, itemsize: int) -> bool:
-    """Rows at a distance of whole pages fall into the same few places of the cache, which costs more than packing where
-    the product is wide; a stride in both directions spends a cache line on every element; and where rows lie side by
-    side, each step of a deep product is a page of its own."""
+    """A stride in both directions spends a cache line on every element. Otherwise packing pays where the product is wide,
+    and rows at a distance of whole pages fall into the same few places of the cache, or rows lie side by side, so that each
+    step of a deep product is a page of its own."""
     if m == 1 or k <= 4:
         return False
-    if a.row == 1:
-        return k >= DEEP and m > tile.rows and n >= 2 * tile.columns
-    return a.column != 1 or (a.row * itemsize % 4096 == 0 and n >= WIDE)
+    if a.row != 1 and a.column != 1:
+        return True
+    return n >= WIDE and (k >= DEEP and m > tile.rows if a.row == 1 else a.row * itemsize % 4096 == 0)
 
 
 def pack(x: Matrices, batch: tuple[int, ...], rows: int, depth: int, panel_rows: int, width: int, row_stride: int,
