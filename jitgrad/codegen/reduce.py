@@ -13,7 +13,15 @@ from functools import partial
 
 from jitgrad.codegen.kernel import Buffer, Launch
 from jitgrad.codegen.region import BLOCK, Place, Region, accesses, collapse
-from jitgrad.codegen.space import make_space, open_block, open_items, open_rows, outer_axes
+from jitgrad.codegen.space import (
+    make_space,
+    open_block,
+    open_items,
+    open_line_of_block,
+    open_rows,
+    open_rows_of_block,
+    outer_axes,
+)
 from jitgrad.codegen.templates import finish, store_outputs
 from jitgrad.codegen.writer import Axis, Writer, compute_dtype, is_position
 from jitgrad.ir.axes import Index
@@ -248,8 +256,9 @@ def _combine_partials(region: Region, split: Split, partials: list[tuple[Buffer,
 
 # ---- column ----------------------------------------------------------------------------------------------------
 
-ROW_BLOCKS = 64
-"""At most so many partial sums per column."""
+ROW_BLOCKS, FEW_BLOCKS, ENOUGH_ROWS = 64, 8, 16
+"""At most so many partial sums per column; and so few of them as long as each is of fewer than enough rows: they are written
+and read again."""
 
 
 def lower_column(region: Region) -> list[Launch]:
@@ -257,11 +266,10 @@ def lower_column(region: Region) -> list[Launch]:
     split = split_loops(region)
     columns = math.prod([region.axes.size(group) for group in split.kept])
     rows = math.prod([region.axes.size(group) for group in split.reduced])
-    per_block = max(-(-rows // ROW_BLOCKS), BLOCK // max(1, columns), 1)
-    blocks = -(-rows // per_block) if rows else 0
-    partials = [partial_results(region, node, max(blocks, 1) * columns) for node in region.reductions]
-    launches = [_column_partials(region, split, partials, per_block, blocks)] if blocks else []
-    return [*launches, combine_columns(region, split, partials, blocks)]
+    per_block = max(-(-rows // ROW_BLOCKS), min(ENOUGH_ROWS, -(-rows // FEW_BLOCKS)), BLOCK // max(1, columns), 1)
+    blocks = max(-(-rows // per_block), 1)                          # the sum over nothing, too, is a row of them
+    partials = [partial_results(region, node, blocks * columns) for node in region.reductions]
+    return [_column_partials(region, split, partials, per_block, blocks), combine_columns(region, split, partials, blocks)]
 
 
 def _column_partials(region: Region, split: Split, partials: list[tuple[Buffer, TensorType]], per_block: int,
@@ -311,20 +319,24 @@ def partial_place(writer: Writer, split: Split, block: str, inner: list[Axis]) -
 
 
 def combine_columns(region: Region, split: Split, partials: list[tuple[Buffer, TensorType]], blocks: int) -> Launch:
-    """The launch that adds up `blocks` rows of partial results."""
+    """The launch that adds up `blocks` rows of partial results: each row to the first one, so that memory is read in its
+    order. What follows reads the first one."""
     writer = region.writer()
     space = make_space(writer, split.kept)
-    count = writer.size("partials", blocks)
     open_items(writer)
-    open_block(writer, space)
-    variables = [writer.start(node) for node in region.reductions]
-    writer.open("part", "0", count)
+    open_rows_of_block(writer, space)
     axes = [*space.outer, *([space.inner] if space.inner else [])]
-    place = partial_place(writer, split, "part", axes)
-    for node, name, (buffer, type) in zip(region.reductions, variables, partials, strict=True):
-        writer.accumulate(node, name, writer.load(buffer, type, place))
-    writer.close()
-    for node, name in zip(region.reductions, variables, strict=True):
-        writer.bind(node.output, region.index_of(node.output), name)
+    first = partial_place(writer, split, "0", axes)
+    writer.open("part", "1", writer.size("partials", blocks))
+    inside = open_line_of_block(writer, space)
+    for node, (buffer, type) in zip(region.reductions, partials, strict=True):
+        total = writer.load(buffer, type, first)
+        writer.accumulate(node, total, writer.load(buffer, type, partial_place(writer, split, "part", axes)))
+        writer.store_at(buffer, type, first, total)
+    writer.flush()
+    writer.close(inside + 1)
+    open_line_of_block(writer, space)
+    for node, (buffer, type) in zip(region.reductions, partials, strict=True):
+        writer.bind(node.output, region.index_of(node.output), writer.load(buffer, type, first))
     store_outputs(writer, region, split.small)
     return finish(writer, region, space.items, "_combine")

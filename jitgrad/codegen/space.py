@@ -60,16 +60,30 @@ def open_items(writer: Writer) -> None:
 
 def open_block(writer: Writer, space: Space) -> int:
     """The loops over the elements of one item; how many were opened."""
+    return open_rows_of_block(writer, space) + open_line_of_block(writer, space)
+
+
+def open_rows_of_block(writer: Writer, space: Space) -> int:
+    """The loop over the rows of one item, if there are rows; how many were opened."""
+    if space.inner is None or not space.outer:
+        return 0
+    _block(writer, space)
+    open_rows(writer, space.outer, f"item // {writer.size('parts', space.parts)}", space.rows_per_item)
+    return 1
+
+
+def open_line_of_block(writer: Writer, space: Space) -> int:
+    """The loop along the innermost axis, in the rows of one item; how many were opened. It may be opened again."""
     if space.inner is None:
         return 0
-    block = writer.size("block", -(-space.length // space.parts))
-    if not space.outer:
-        _open_part(writer, space.inner, "item", block)
-        return 1
-    parts = writer.size("parts", space.parts)
-    open_rows(writer, space.outer, f"item // {parts}", space.rows_per_item)
-    _open_part(writer, space.inner, f"item % {parts}", block)
-    return 2
+    block = _block(writer, space)
+    part = f"item % {writer.size('parts', space.parts)}" if space.outer else "item"
+    _open_part(writer, space.inner, part, block)
+    return 1
+
+
+def _block(writer: Writer, space: Space) -> str:
+    return writer.size("block", -(-space.length // space.parts))
 
 
 def _open_part(writer: Writer, inner: Axis, part: str, block: str) -> None:
