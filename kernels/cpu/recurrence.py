@@ -236,29 +236,32 @@ def gru_grad(args, begin, end, thread):
                 saved = (place + row) * wide
                 state = (place + row) * hidden
                 own = carried + row * hidden
-                if t == 0:
-                    for j in range(hidden):
-                        store(d_gates, gate + j, load(h0, own + j, 2, 8), 5, 8)
-                else:
-                    for j in range(hidden):
-                        store(d_gates, gate + j, load(h, state - batch * hidden + j, 3, 8), 5, 8)
                 for j in range(hidden):
                     r_t = load(kept, saved + j, 4, 8)
                     z_t = load(kept, saved + hidden + j, 4, 8)
                     n_t = load(kept, saved + 2 * hidden + j, 4, 8)
                     n_h = load(kept, saved + 3 * hidden + j, 4, 8)
-                    before = load(d_gates, gate + j, 5, 8)
                     total = T(load(dh, state + j, 0, 8) + load(dh0, own + j, 7, 8))
                     d_n = T(total * (T(1) - z_t) * (T(1) - n_t * n_t))
                     d_r = T(d_n * n_h * r_t * (T(1) - r_t))
-                    d_z = T(total * (before - n_t) * z_t * (T(1) - z_t))
                     store(d_gates, gate + j, d_r, 5, 8)
-                    store(d_gates, gate + hidden + j, d_z, 5, 8)
                     store(d_gates, gate + 2 * hidden + j, d_n, 5, 8)
                     store(d_hidden, gate + j, d_r, 6, 8)
-                    store(d_hidden, gate + hidden + j, d_z, 6, 8)
+                    store(d_hidden, gate + hidden + j, T(total * z_t * (T(1) - z_t)), 6, 8)
                     store(d_hidden, gate + 2 * hidden + j, T(d_n * r_t), 6, 8)
                     store(dh0, own + j, T(total * z_t), 7, 8)
+                if t == 0:
+                    for j in range(hidden):
+                        passed = T(load(h0, own + j, 2, 8) - load(kept, saved + 2 * hidden + j, 4, 8))
+                        d_z = T(load(d_hidden, gate + hidden + j, 6, 8) * passed)
+                        store(d_hidden, gate + hidden + j, d_z, 6, 8)
+                        store(d_gates, gate + hidden + j, d_z, 5, 8)
+                else:
+                    for j in range(hidden):
+                        passed = T(load(h, state - batch * hidden + j, 3, 8) - load(kept, saved + 2 * hidden + j, 4, 8))
+                        d_z = T(load(d_hidden, gate + hidden + j, 6, 8) * passed)
+                        store(d_hidden, gate + hidden + j, d_z, 6, 8)
+                        store(d_gates, gate + hidden + j, d_z, 5, 8)
             for j in range(0, hidden, COLUMNS):
                 multiply_tile(rows, min(COLUMNS, hidden - j), narrow, d_hidden, place * narrow, narrow, 1,
                               w, j * narrow, COLUMNS, dh0, carried + j, hidden, 1)
