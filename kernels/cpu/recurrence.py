@@ -2,8 +2,9 @@
 
 An item is `rows_per_item` sequences of the batch. Per step it multiplies their states with the recurrent weights,
 which come packed in panels (`gemm.pack_source`) and stay in its core's cache from step to step, straight into the
-memory of the results, and then goes over them once. Forward, w is read transposed, [H, G * H]; backward as it lies,
-[G * H, H]. See `jitgrad.ops.recurrence` for shapes and names.
+memory of the results, and then goes over them once. Meanwhile it fetches what it will go over then: it comes from memory,
+and the product does not need it. Forward, w is read transposed, [H, G * H]; backward as it lies, [G * H, H]. See
+`jitgrad.ops.recurrence` for shapes and names.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ from jitgrad.kernels.cpu.math import sigmoid, tanh
 from jitgrad.kernels.cpu.scalar import f32 as T
 from jitgrad.kernels.cpu.standins import load, pointer, store
 from jitgrad.kernels.cpu.template import text
-from jitgrad.kernels.cpu.tile import multiply_tile
+from jitgrad.kernels.cpu.tile import multiply_ahead
+from jitgrad.kernels.cpu.tile_text import UNROLLED
 
 ACTIVATION = tanh                               # of the plain recurrent layer; `source` puts relu in its place
 COLUMNS = 32                                    # of a panel of weights; `source` puts the tile's width in its place
+TURN = COLUMNS * UNROLLED                       # weights of a turn of the tile's loop, which fetches a number of x and of y
 
 
 def source(kernel: str, element: str, relu: bool = False) -> str:
     """The text of one of `KERNELS` for ``f32`` or ``f64``."""
-    spelled = text(KERNELS[kernel], T=element).replace("COLUMNS", str(element_tile(element).columns))
+    columns = element_tile(element).columns
+    spelled = text(KERNELS[kernel], T=element, COLUMNS=str(columns), TURN=str(columns * UNROLLED))
     if relu:
         spelled = spelled.replace(f"def {kernel}_", f"def {kernel}_relu_")
         spelled = spelled.replace(f"({element}(1) - h_t * h_t)", f"{element}(h_t > {element}(0))")
@@ -35,16 +39,14 @@ def rnn(args, begin, end, thread):
     for item in range(begin, end):
         first = item * rows_per_item
         rows = min(rows_per_item, batch - first)
+        near = rows * TURN // hidden
+        states, at = h0, first * hidden
         for t in range(steps):
             place = (t * batch + first) * hidden
             for j in range(0, hidden, COLUMNS):
-                width = min(COLUMNS, hidden - j)
-                if t == 0:
-                    multiply_tile(rows, width, hidden, h0, first * hidden, hidden, 1, w, j * hidden, COLUMNS,
-                                  h, place + j, hidden, 0)
-                else:
-                    multiply_tile(rows, width, hidden, h, place - batch * hidden, hidden, 1, w, j * hidden, COLUMNS,
-                                  h, place + j, hidden, 0)
+                multiply_ahead(rows, min(COLUMNS, hidden - j), hidden, states, at, hidden, 1, w, j * hidden, COLUMNS,
+                               h, place + j, hidden, 0, x, place + j * rows, near, x, place + j * rows, near)
+            states, at = h, place
             for k in range(place, place + rows * hidden):
                 total = T(load(x, k, 0, 4) + load(h, k, 3, 4))
                 store(h, k, T(ACTIVATION(total)), 3, 4)
@@ -58,6 +60,7 @@ def rnn_grad(args, begin, end, thread):
     for item in range(begin, end):
         first = item * rows_per_item
         rows = min(rows_per_item, batch - first)
+        near = rows * TURN // hidden
         carried = first * hidden
         for k in range(carried, carried + rows * hidden):
             store(dh0, k, T(0), 4, 5)
@@ -67,9 +70,10 @@ def rnn_grad(args, begin, end, thread):
                 h_t = load(h, place + k, 2, 5)
                 total = T(load(dh, place + k, 0, 5) + load(dh0, carried + k, 4, 5))
                 store(d_gates, place + k, T(total * (T(1) - h_t * h_t)), 3, 5)
+            soon = place - batch * hidden
             for j in range(0, hidden, COLUMNS):
-                multiply_tile(rows, min(COLUMNS, hidden - j), hidden, d_gates, place, hidden, 1, w, j * hidden, COLUMNS,
-                              dh0, carried + j, hidden, 0)
+                multiply_ahead(rows, min(COLUMNS, hidden - j), hidden, d_gates, place, hidden, 1, w, j * hidden, COLUMNS,
+                               dh0, carried + j, hidden, 0, h, soon + j * rows, near, dh, soon + j * rows, near)
 
 
 def lstm(args, begin, end, thread):
@@ -82,16 +86,15 @@ def lstm(args, begin, end, thread):
     for item in range(begin, end):
         first = item * rows_per_item
         rows = min(rows_per_item, batch - first)
+        near = rows * TURN // hidden
+        states, at = h0, first * hidden
         for t in range(steps):
             place = t * batch + first
             for j in range(0, wide, COLUMNS):
-                width = min(COLUMNS, wide - j)
-                if t == 0:
-                    multiply_tile(rows, width, hidden, h0, first * hidden, hidden, 1, w, j * hidden, COLUMNS,
-                                  products, first * wide + j, wide, 0)
-                else:
-                    multiply_tile(rows, width, hidden, h, (place - batch) * hidden, hidden, 1, w, j * hidden, COLUMNS,
-                                  products, first * wide + j, wide, 0)
+                soon = place * wide + j * rows
+                multiply_ahead(rows, min(COLUMNS, wide - j), hidden, states, at, hidden, 1, w, j * hidden, COLUMNS,
+                               products, first * wide + j, wide, 0, x, soon, near, kept, soon, near)
+            states, at = h, place * hidden
             for row in range(rows):
                 gate = (place + row) * wide
                 product = (first + row) * wide
@@ -130,6 +133,7 @@ def lstm_grad(args, begin, end, thread):
     for item in range(begin, end):
         first = item * rows_per_item
         rows = min(rows_per_item, batch - first)
+        near = rows * TURN // hidden
         carried = first * hidden
         for k in range(carried, carried + rows * hidden):
             store(dh0, k, T(0), 7, 9)
@@ -164,8 +168,9 @@ def lstm_grad(args, begin, end, thread):
                         d_f = T(load(d_gates, gate + hidden + j, 6, 9) * load(c, state - batch * hidden + j, 4, 9))
                         store(d_gates, gate + hidden + j, d_f, 6, 9)
             for j in range(0, hidden, COLUMNS):
-                multiply_tile(rows, min(COLUMNS, hidden - j), wide, d_gates, place * wide, wide, 1, w, j * wide, COLUMNS,
-                              dh0, carried + j, hidden, 0)
+                soon = (place - batch) * wide + j * rows * 4
+                multiply_ahead(rows, min(COLUMNS, hidden - j), wide, d_gates, place * wide, wide, 1, w, j * wide, COLUMNS,
+                               dh0, carried + j, hidden, 0, kept, soon, near, d_gates, soon, near)
 
 
 def gru(args, begin, end, thread):
@@ -178,16 +183,15 @@ def gru(args, begin, end, thread):
     for item in range(begin, end):
         first = item * rows_per_item
         rows = min(rows_per_item, batch - first)
+        near = rows * TURN // hidden
+        states, at = h0, first * hidden
         for t in range(steps):
             place = t * batch + first
             for j in range(0, narrow, COLUMNS):
-                width = min(COLUMNS, narrow - j)
-                if t == 0:
-                    multiply_tile(rows, width, hidden, h0, first * hidden, hidden, 1, w, j * hidden, COLUMNS,
-                                  products, first * narrow + j, narrow, 0)
-                else:
-                    multiply_tile(rows, width, hidden, h, (place - batch) * hidden, hidden, 1, w, j * hidden, COLUMNS,
-                                  products, first * narrow + j, narrow, 0)
+                multiply_ahead(rows, min(COLUMNS, narrow - j), hidden, states, at, hidden, 1, w, j * hidden, COLUMNS,
+                               products, first * narrow + j, narrow, 0, x, place * narrow + j * rows, near,
+                               kept, place * wide + j * rows * 4 // 3, near * 4 // 3)
+            states, at = h, place * hidden
             for row in range(rows):
                 gate = (place + row) * narrow
                 own = (place + row) * wide
@@ -225,6 +229,7 @@ def gru_grad(args, begin, end, thread):
     for item in range(begin, end):
         first = item * rows_per_item
         rows = min(rows_per_item, batch - first)
+        near = rows * TURN // hidden
         carried = first * hidden
         for k in range(carried, carried + rows * hidden):
             store(dh0, k, T(0), 7, 8)
@@ -263,8 +268,10 @@ def gru_grad(args, begin, end, thread):
                         store(d_hidden, gate + hidden + j, d_z, 6, 8)
                         store(d_gates, gate + hidden + j, d_z, 5, 8)
             for j in range(0, hidden, COLUMNS):
-                multiply_tile(rows, min(COLUMNS, hidden - j), narrow, d_hidden, place * narrow, narrow, 1,
-                              w, j * narrow, COLUMNS, dh0, carried + j, hidden, 1)
+                multiply_ahead(rows, min(COLUMNS, hidden - j), narrow, d_hidden, place * narrow, narrow, 1,
+                               w, j * narrow, COLUMNS, dh0, carried + j, hidden, 1,
+                               kept, (place - batch) * wide + j * rows * 4, near * 4 // 3,
+                               d_gates, (place - batch) * narrow + j * rows * 3, near)
 
 
 KERNELS = {k.__name__: k for k in (rnn, rnn_grad, lstm, lstm_grad, gru, gru_grad)}
