@@ -101,12 +101,12 @@ SPILLED = re.compile(r"mm\d+.*\(%rsp|\(%rsp.*, %[xyz]mm|^(ldr|str|ldp|stp|ldur|s
 
 def micro_kernels(size):
     """All of the processor's for elements of `size` bytes."""
-    shape = tile.tile_for(size)
-    for vectors, edge, heights in shape.forms:
-        for rows in heights:
-            for layout in shape.layouts if rows >= tile.HIGH else ("",):
-                for placed, ahead in ((False, False), (True, False), *[(False, True)] * (layout != "" and not edge)):
-                    yield MicroKernel(rows, vectors, shape.lanes, 8 * size, edge, layout, placed, ahead)
+    for shape in (tile.tile_for(size), tile.low_tile_for(size)):
+        for vectors, edge, heights in shape.forms:
+            for rows in heights:
+                for layout in shape.layouts if rows >= tile.HIGH else ("",):
+                    for placed, ahead in ((False, False), (True, False), *[(False, True)] * (layout != "" and not edge)):
+                        yield MicroKernel(rows, vectors, shape.lanes, 8 * size, edge, layout, placed, ahead)
 
 
 @each

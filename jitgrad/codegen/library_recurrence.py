@@ -11,7 +11,7 @@ from jitgrad.kernels.cpu.gemm import Matrices
 
 def rows_per_item(batch: int) -> int:
     """Sequences of an item: enough to use what is loaded of the weights several times, few enough for two threads."""
-    return 8 if batch >= 16 else 4
+    return 8 if batch >= 16 else 4 if batch > 4 else -(-batch // 2)
 
 
 def lower(call: Call, kind: str, w: int, operands: tuple[int, ...], transposed: bool) -> Lowered | None:
@@ -25,20 +25,20 @@ def lower(call: Call, kind: str, w: int, operands: tuple[int, ...], transposed: 
     short = weights.dtype.short
     depth, columns = (hidden, wide) if transposed else (wide, hidden)
     row, step = (hidden, 1) if transposed else (1, hidden)           # strides between columns, and along the depth
-    packing, _, _ = gemm.pack(Matrices((), row, step), (), columns, depth, gemm.element_tile(short).columns,
-                              gemm.element_tile(short).columns, row, step)
+    steps, batch = result.shape[:2]
+    rows = rows_per_item(batch)
+    width = recurrence.tile_of(short, rows).columns
+    packing, _, _ = gemm.pack(Matrices((), row, step), (), columns, depth, width, width, row, step)
     packed = call.scratch(0)
     text = gemm.pack_source(short, packing.kind)
     pack = launch(text, packing.items, call.input(w), packed, *packing.integers)
-    steps, batch = result.shape[:2]
-    rows = rows_per_item(batch)
     arguments: list[Buffer] = [packed if k == w else call.input(k) for k in operands]
     arguments += [call.output(k) for k in range(len(call.outputs))]
     scratch = [packing.elements * weights.dtype.itemsize]
     if kind in ("lstm", "gru"):
         arguments.append(call.scratch(1))
         scratch.append(batch * wide * weights.dtype.itemsize)
-    source = recurrence.source(kind, short, bool(call.attrs.get("relu")))
+    source = recurrence.source(kind, short, rows, bool(call.attrs.get("relu")))
     run = launch(source, -(-batch // rows), *arguments, steps, batch, hidden, rows)
     return Lowered((pack, run), tuple(scratch))
 

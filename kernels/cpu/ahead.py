@@ -39,9 +39,11 @@ def _texts(element: str) -> Iterator[str]:
         yield gemm.pack_source(element, kind)
     for source in (conv.convolve_source, conv.weight_source, conv.add_parts_source, conv.interleave_source):
         yield source(element)
-    for family in (pooling, index, sort, scan, movement, recurrence, attention, taps, depthwise, planes):
+    for family in (pooling, index, sort, scan, movement, attention, taps, depthwise, planes):
         for name in family.KERNELS:
             yield family.source(name, element)
+    for name in recurrence.KERNELS:
+        yield from [recurrence.source(name, element, rows) for rows in (1, 8)]
     for way, names in winograd.KERNELS_OF.items():
         for name in names:
             yield winograd.source(name, element, way)

@@ -9,12 +9,12 @@ and the product does not need it. Forward, w is read transposed, [H, G * H]; bac
 
 from __future__ import annotations
 
-from jitgrad.kernels.cpu.gemm import element_tile
+from jitgrad.kernels.cpu.gemm import ITEMSIZES
 from jitgrad.kernels.cpu.math import sigmoid, tanh
 from jitgrad.kernels.cpu.scalar import f32 as T
 from jitgrad.kernels.cpu.standins import load, pointer, store
 from jitgrad.kernels.cpu.template import text
-from jitgrad.kernels.cpu.tile import multiply_ahead
+from jitgrad.kernels.cpu.tile import Tile, low_tile_for, multiply_ahead, tile_for
 from jitgrad.kernels.cpu.tile_text import UNROLLED
 
 ACTIVATION = tanh                               # of the plain recurrent layer; `source` puts relu in its place
@@ -22,10 +22,18 @@ COLUMNS = 32                                    # of a panel of weights; `source
 TURN = COLUMNS * UNROLLED                       # weights of a turn of the tile's loop, which fetches a number of x and of y
 
 
-def source(kernel: str, element: str, relu: bool = False) -> str:
-    """The text of one of `KERNELS` for ``f32`` or ``f64``."""
-    columns = element_tile(element).columns
-    spelled = text(KERNELS[kernel], T=element, COLUMNS=str(columns), TURN=str(columns * UNROLLED))
+def tile_of(element: str, rows: int) -> Tile:
+    """The tile of items of so many rows, by which the weights are packed."""
+    low = low_tile_for(ITEMSIZES[element])
+    return low if rows <= low.rows else tile_for(ITEMSIZES[element])
+
+
+def source(kernel: str, element: str, rows: int, relu: bool = False) -> str:
+    """The text of one of `KERNELS` for ``f32`` or ``f64``, and for items of at most so many rows."""
+    tile = tile_of(element, rows)
+    spelled = text(KERNELS[kernel], T=element, COLUMNS=str(tile.columns), TURN=str(tile.columns * UNROLLED))
+    if tile != tile_for(ITEMSIZES[element]):
+        spelled = spelled.replace(f"def {kernel}_", f"def {kernel}_low_").replace("multiply_ahead", "multiply_low")
     if relu:
         spelled = spelled.replace(f"def {kernel}_", f"def {kernel}_relu_")
         spelled = spelled.replace(f"({element}(1) - h_t * h_t)", f"{element}(h_t > {element}(0))")

@@ -75,6 +75,12 @@ def tile_for(itemsize: int) -> Tile:
     return Tile(rows, 2, bits // 8 // itemsize, embeds=embeds, edge=edge)
 
 
+def low_tile_for(itemsize: int) -> Tile:
+    """The tile for one or two rows, twice as wide: sums of fewer vectors would wait for each other."""
+    usual = tile_for(itemsize)
+    return Tile(2, 2 * usual.vectors, usual.lanes, edge=usual.edge)
+
+
 def vector_unit() -> tuple[int, int]:
     """(vector width in bits, number of vector registers) of the processor that kernels are generated for."""
     return config.processor().vectors
@@ -120,6 +126,14 @@ def multiply_ahead(rows: int, columns: int, depth: int, a: Pointer, a_offset: in
     """`multiply_tile` that meanwhile fetches what will be needed soon into the second cache, where the processor's tile
     `embeds`: the elements of x at `x_offset`, `x_offset` + `x_step`, … and of y likewise, one of each in as many steps of
     the depth as `tile_text.UNROLLED`. They may lie outside of their memory."""
+    multiply_tile(rows, columns, depth, a, a_offset, a_row, a_step, b, b_offset, b_step, c, c_offset, c_row, accumulate)
+
+
+def multiply_low(rows: int, columns: int, depth: int, a: Pointer, a_offset: int, a_row: int, a_step: int,
+                 b: Pointer, b_offset: int, b_step: int, c: Pointer, c_offset: int, c_row: int, accumulate: int,
+                 x: Pointer, x_offset: int, x_step: int, y: Pointer, y_offset: int, y_step: int) -> None:
+    """`multiply_tile` of up to as many columns as `low_tile_for` has, for few rows. It may stand where `multiply_ahead`
+    does, and fetches nothing."""
     multiply_tile(rows, columns, depth, a, a_offset, a_row, a_step, b, b_offset, b_step, c, c_offset, c_row, accumulate)
 
 
@@ -233,5 +247,5 @@ def core_block(rows: Any, columns: Any, depth: Any, depth_block: Any, panel_rows
 
 
 NAMES: dict[str, Callable[..., Any]] = {**tile_transform.NAMES, **{f.__name__: f for f in (
-    multiply_tile, multiply_placed, multiply_ahead, transpose_tile, transpose_block, gather_run, largest_run, weighted_rows,
-    dot_rows, invoke, make_panel, multiply_block)}}
+    multiply_tile, multiply_placed, multiply_ahead, multiply_low, transpose_tile, transpose_block, gather_run, largest_run,
+    weighted_rows, dot_rows, invoke, make_panel, multiply_block)}}

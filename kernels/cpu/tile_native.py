@@ -40,10 +40,10 @@ from jitgrad.kernels.cpu.tile_vectors import (
 
 def _emit_multiply(kind: str, context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
     """`tile.multiply_tile`; "placed": `multiply_placed`, where the table of places is where B's step would be; "ahead":
-    `multiply_ahead`."""
+    `multiply_ahead`; "low": `multiply_low`."""
     placed, ahead = kind == "placed", kind == "ahead"
     element = context.get_value_type(signature.args[3].dtype)
-    shape = tile.tile_for(element_bytes(element))
+    shape = (tile.low_tile_for if kind == "low" else tile.tile_for)(element_bytes(element))
     count = 14 + placed
     values = integers(context, builder, signature, values)
     rows, columns, depth, a, a_offset, a_row, a_step, b, b_offset, *b_steps, c, c_offset, c_row, accumulate = values[:count]
@@ -355,6 +355,7 @@ def _emit_multiply_block(context: Any, builder: ir.IRBuilder, signature: Any, va
 teach(tile.multiply_tile, partial(_emit_multiply, ""))
 teach(tile.multiply_placed, partial(_emit_multiply, "placed"))
 teach(tile.multiply_ahead, partial(_emit_multiply, "ahead"))
+teach(tile.multiply_low, partial(_emit_multiply, "low"))
 teach(tile.transpose_tile, _emit_transpose)
 teach(tile.transpose_block, _emit_transpose_block)
 teach(tile.gather_run, _emit_gather_run)
