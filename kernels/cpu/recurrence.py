@@ -2,7 +2,8 @@
 
 An item is `rows_per_item` sequences of the batch. Per step it multiplies their states with the recurrent weights,
 which come packed in panels (`gemm.pack_source`) and stay in its core's cache from step to step, straight into the
-memory of the results, and then goes over them once. Meanwhile it fetches what it will go over then: it comes from memory,
+memory of the results, and then goes over them once. Every other step takes the panels in reverse: where they are more
+than the cache holds, those that came last are still there. Meanwhile it fetches what it will go over then: it comes from memory,
 and the product does not need it. Forward, w is read transposed, [H, G * H]; backward as it lies, [G * H, H]. See
 `jitgrad.ops.recurrence` for shapes and names.
 """
@@ -44,6 +45,7 @@ def rnn(args, begin, end, thread):
     """Arguments: gates, packed w, h0, h; steps, batch, hidden, rows_per_item."""
     x, w, h0, h = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T), pointer(args, 4, T)
     steps, batch, hidden, rows_per_item = args[5], args[6], args[7], args[8]
+    panels = (hidden + COLUMNS - 1) // COLUMNS
     for item in range(begin, end):
         first = item * rows_per_item
         rows = min(rows_per_item, batch - first)
@@ -51,7 +53,8 @@ def rnn(args, begin, end, thread):
         states, at = h0, first * hidden
         for t in range(steps):
             place = (t * batch + first) * hidden
-            for j in range(0, hidden, COLUMNS):
+            for panel in range(panels):
+                j = (panel if t % 2 == 0 else panels - 1 - panel) * COLUMNS
                 multiply_ahead(rows, min(COLUMNS, hidden - j), hidden, states, at, hidden, 1, w, j * hidden, COLUMNS,
                                h, place + j, hidden, 0, x, place + j * rows, near, x, place + j * rows, near)
             states, at = h, place
@@ -65,6 +68,7 @@ def rnn_grad(args, begin, end, thread):
     dh, w, h, d_gates, dh0 = (pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T), pointer(args, 4, T),
                               pointer(args, 5, T))
     steps, batch, hidden, rows_per_item = args[6], args[7], args[8], args[9]
+    panels = (hidden + COLUMNS - 1) // COLUMNS
     for item in range(begin, end):
         first = item * rows_per_item
         rows = min(rows_per_item, batch - first)
@@ -79,7 +83,8 @@ def rnn_grad(args, begin, end, thread):
                 total = T(load(dh, place + k, 0, 5) + load(dh0, carried + k, 4, 5))
                 store(d_gates, place + k, T(total * (T(1) - h_t * h_t)), 3, 5)
             soon = place - batch * hidden
-            for j in range(0, hidden, COLUMNS):
+            for panel in range(panels):
+                j = (panel if back % 2 == 0 else panels - 1 - panel) * COLUMNS
                 multiply_ahead(rows, min(COLUMNS, hidden - j), hidden, d_gates, place, hidden, 1, w, j * hidden, COLUMNS,
                                dh0, carried + j, hidden, 0, h, soon + j * rows, near, dh, soon + j * rows, near)
 
@@ -91,6 +96,7 @@ def lstm(args, begin, end, thread):
     h, c, kept, products = pointer(args, 5, T), pointer(args, 6, T), pointer(args, 7, T), pointer(args, 8, T)
     steps, batch, hidden, rows_per_item = args[9], args[10], args[11], args[12]
     wide = 4 * hidden
+    panels = (wide + COLUMNS - 1) // COLUMNS
     for item in range(begin, end):
         first = item * rows_per_item
         rows = min(rows_per_item, batch - first)
@@ -98,7 +104,8 @@ def lstm(args, begin, end, thread):
         states, at = h0, first * hidden
         for t in range(steps):
             place = t * batch + first
-            for j in range(0, wide, COLUMNS):
+            for panel in range(panels):
+                j = (panel if t % 2 == 0 else panels - 1 - panel) * COLUMNS
                 soon = place * wide + j * rows
                 multiply_ahead(rows, min(COLUMNS, wide - j), hidden, states, at, hidden, 1, w, j * hidden, COLUMNS,
                                products, first * wide + j, wide, 0, x, soon, near, kept, soon, near)
@@ -138,6 +145,7 @@ def lstm_grad(args, begin, end, thread):
     d_gates, dh0, dc0 = pointer(args, 7, T), pointer(args, 8, T), pointer(args, 9, T)
     steps, batch, hidden, rows_per_item = args[10], args[11], args[12], args[13]
     wide = 4 * hidden
+    panels = (hidden + COLUMNS - 1) // COLUMNS
     for item in range(begin, end):
         first = item * rows_per_item
         rows = min(rows_per_item, batch - first)
@@ -175,7 +183,8 @@ def lstm_grad(args, begin, end, thread):
                     for j in range(hidden):
                         d_f = T(load(d_gates, gate + hidden + j, 6, 9) * load(c, state - batch * hidden + j, 4, 9))
                         store(d_gates, gate + hidden + j, d_f, 6, 9)
-            for j in range(0, hidden, COLUMNS):
+            for panel in range(panels):
+                j = (panel if back % 2 == 0 else panels - 1 - panel) * COLUMNS
                 soon = (place - batch) * wide + j * rows * 4
                 multiply_ahead(rows, min(COLUMNS, hidden - j), wide, d_gates, place * wide, wide, 1, w, j * wide, COLUMNS,
                                dh0, carried + j, hidden, 0, kept, soon, near, d_gates, soon, near)
@@ -188,6 +197,7 @@ def gru(args, begin, end, thread):
     steps, batch, hidden, rows_per_item = args[8], args[9], args[10], args[11]
     narrow = 3 * hidden
     wide = 4 * hidden
+    panels = (narrow + COLUMNS - 1) // COLUMNS
     for item in range(begin, end):
         first = item * rows_per_item
         rows = min(rows_per_item, batch - first)
@@ -195,7 +205,8 @@ def gru(args, begin, end, thread):
         states, at = h0, first * hidden
         for t in range(steps):
             place = t * batch + first
-            for j in range(0, narrow, COLUMNS):
+            for panel in range(panels):
+                j = (panel if t % 2 == 0 else panels - 1 - panel) * COLUMNS
                 multiply_ahead(rows, min(COLUMNS, narrow - j), hidden, states, at, hidden, 1, w, j * hidden, COLUMNS,
                                products, first * narrow + j, narrow, 0, x, place * narrow + j * rows, near,
                                kept, place * wide + j * rows * 4 // 3, near * 4 // 3)
@@ -234,6 +245,7 @@ def gru_grad(args, begin, end, thread):
     steps, batch, hidden, rows_per_item = args[9], args[10], args[11], args[12]
     narrow = 3 * hidden
     wide = 4 * hidden
+    panels = (hidden + COLUMNS - 1) // COLUMNS
     for item in range(begin, end):
         first = item * rows_per_item
         rows = min(rows_per_item, batch - first)
@@ -275,7 +287,8 @@ def gru_grad(args, begin, end, thread):
                         d_z = T(load(d_hidden, gate + hidden + j, 6, 8) * passed)
                         store(d_hidden, gate + hidden + j, d_z, 6, 8)
                         store(d_gates, gate + hidden + j, d_z, 5, 8)
-            for j in range(0, hidden, COLUMNS):
+            for panel in range(panels):
+                j = (panel if back % 2 == 0 else panels - 1 - panel) * COLUMNS
                 multiply_ahead(rows, min(COLUMNS, hidden - j), narrow, d_hidden, place * narrow, narrow, 1,
                                w, j * narrow, COLUMNS, dh0, carried + j, hidden, 1,
                                kept, (place - batch) * wide + j * rows * 4, near * 4 // 3,
