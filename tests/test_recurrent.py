@@ -6,7 +6,9 @@ import pytest
 import jitgrad as jg
 from jitgrad import nn
 from jitgrad.functional import recurrent
+from jitgrad.ir.op import REGISTRY
 from jitgrad.nn.utils import rnn as packing
+from jitgrad.ops.recurrence import GATES
 
 KINDS = [("RNN", {}), ("RNN", {"nonlinearity": "relu"}), ("LSTM", {}), ("GRU", {}), ("LSTM", {"proj_size": 3})]
 OPTIONS = [{}, {"num_layers": 2, "bidirectional": True}, {"batch_first": True, "bias": False},
@@ -77,6 +79,27 @@ FUNCTIONS = {
     "lstm": lambda x, w, h, c: list(jg.ops.lstm(x, w, h, c)[:2]),
     "gru": lambda x, w, b, h: [jg.ops.gru(x, w, b, h)[0]],
 }
+
+
+@pytest.mark.parametrize("batch", [1, 3, 9, 17])
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_kernels_of_several_panels_are_the_formulas(kind, batch):
+    """Items of one, two, four and eight sequences; the last panel of weights is not full, and every other step begins with
+    it."""
+    steps, hidden, gates, attrs = 3, 75, GATES[kind], {"relu": False} if kind == "rnn" else {}
+    shapes = [(steps, batch, gates * hidden), (gates * hidden, hidden), *[(gates * hidden,)] * (kind == "gru"),
+              *[(batch, hidden)] * (2 if kind == "lstm" else 1)]
+    xs = [data(*shape, seed=k) * (0.1 if k == 1 else 1) for k, shape in enumerate(shapes)]
+    incoming = [data(steps, batch, hidden, seed=9 + k) for k in range(2 if kind == "lstm" else 1)]
+    kept = REGISTRY[kind].eager(*xs, **attrs)
+    kept = kept if isinstance(kept, tuple) else (kept,)
+    for name, operands in ((kind, xs), (f"{kind}_grad", [*incoming, *xs, *kept])):
+        op = REGISTRY[name]
+        found = jg.compile(lambda *tensors, op=op: op(*tensors, **attrs))(*[jg.tensor(x) for x in operands])
+        wanted = op.eager(*[x.astype(np.float64) for x in operands], **attrs)
+        pairs = zip(found, wanted, strict=True) if isinstance(wanted, tuple) else [(found, wanted)]
+        for a, b in pairs:
+            np.testing.assert_allclose(a.numpy(), b, rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", FUNCTIONS)
