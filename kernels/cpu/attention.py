@@ -25,6 +25,7 @@ KEYS = 128                                      # of a block; `source` too
 ROOM = 1 << 14                                  # elements of a buffer on the stack; `source` too
 STEP = 64                                       # elements of a line of scores that are looked at together
 MOST = 96                                       # queries of a block, at the most
+SPARE = 16                                      # elements between lines of scores: they shall not lie a power of two apart
 MORE = 32                                       # random numbers that a line of them may have in front and behind
 ARGUMENTS = ("queries", "keys", "width", "values", "times", "masked", "run", "period", "mask_row", "causal", "zero",
              "dropped", "block", "blocks")
@@ -40,7 +41,7 @@ def source(kernel: str, element: str) -> str:
     tile = element_tile(element)
     spelled = text(KERNELS[kernel], T=element)
     for name, number in {"COLUMNS": tile.columns, "TILE": tile.rows, "KEYS": block_of_keys(element),
-                         "STEP": min(STEP, block_of_keys(element)), "MOST": MOST, "MORE": MORE,
+                         "STEP": min(STEP, block_of_keys(element)), "MOST": MOST, "SPARE": SPARE, "MORE": MORE,
                          "ROOM": PANEL_BYTES // (4 if element == "f32" else 8)}.items():
         spelled = spelled.replace(name, str(number))
     return spelled
@@ -69,7 +70,7 @@ def attention(args, begin, end, thread):
     q_first, q_inner, q_outer, q_within, q_row = args[27], args[28], args[29], args[30], args[31]
     v_first, v_inner, v_outer, v_within, v_row = args[32], args[33], args[34], args[35], args[36]
     o_first, o_inner, o_outer, o_within, o_row = args[37], args[38], args[39], args[40], args[41]
-    line_of = min((keys + STEP - 1) // STEP * STEP, KEYS)
+    line_of = min((keys + STEP - 1) // STEP * STEP, KEYS) + SPARE
     panels = (keys + COLUMNS - 1) // COLUMNS
     scores = make_panel(o)
     stats = make_panel(o)
@@ -220,7 +221,7 @@ def attention_grad(args, begin, end, thread):
     dq_first, dq_inner, dq_outer, dq_within, dq_row = args[50], args[51], args[52], args[53], args[54]
     dk_first, dk_inner, dk_outer, dk_within, dk_row = args[55], args[56], args[57], args[58], args[59]
     dv_first, dv_inner, dv_outer, dv_within, dv_row = args[60], args[61], args[62], args[63], args[64]
-    line_of = min((keys + STEP - 1) // STEP * STEP, KEYS)
+    line_of = min((keys + STEP - 1) // STEP * STEP, KEYS) + SPARE
     panels = (keys + COLUMNS - 1) // COLUMNS
     weights = make_panel(dq)
     slopes = make_panel(dq)
