@@ -15,7 +15,7 @@ import pytest
 from jitgrad import config, processors
 from jitgrad.codegen import native
 from jitgrad.errors import CompileError
-from jitgrad.kernels.cpu import gemm, tile, tile_lines, tile_text
+from jitgrad.kernels.cpu import attention, gemm, tile, tile_lines, tile_text
 from jitgrad.kernels.cpu.tile_text import MicroKernel
 
 EVERY = tuple(processors.NAMED)
@@ -71,6 +71,15 @@ def test_sums_and_factors_of_a_tile_fit_into_the_registers(processor):
         for rows in range(1, tile_lines.HIGHEST + 1):
             lines = tile_lines.lines_at_once(rows, registers)
             assert rows * lines + lines + 1 <= registers
+
+
+@each
+def test_a_block_of_attention_fits_into_its_buffers(processor):
+    for element, size in (("f32", 4), ("f64", 8)):
+        keys = attention.block_of_keys(element)
+        for rows in [attention.block_of_queries(element, n, causal) for n in (keys, 2 * keys) for causal in (False, True)]:
+            assert rows <= attention.MOST
+            assert rows * (keys + attention.SPARE + attention.MORE) <= tile.PANEL_BYTES // size
 
 
 # --- machine code -------------------------------------------------------------------------------------------------------

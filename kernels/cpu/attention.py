@@ -15,7 +15,7 @@ from __future__ import annotations
 from jitgrad.kernels.cpu.gemm import element_tile
 from jitgrad.kernels.cpu.math import ceil, exp_of_score, log, select
 from jitgrad.kernels.cpu.philox import random_bits_block
-from jitgrad.kernels.cpu.scalar import f32, f32 as T, f64
+from jitgrad.kernels.cpu.scalar import f32, f32 as T, f64, i32
 from jitgrad.kernels.cpu.standins import i64, load, pointer, reassociate_add, reassociate_max, store
 from jitgrad.kernels.cpu.template import text
 from jitgrad.kernels.cpu.tile import PANEL_BYTES, make_panel, multiply_block
@@ -25,6 +25,8 @@ KEYS = 128                                      # of a block; `source` too
 ROOM = 1 << 14                                  # elements of a buffer on the stack; `source` too
 STEP = 64                                       # elements of a line of scores that are looked at together
 MOST = 96                                       # queries of a block, at the most
+SPARE = 16                                      # elements between lines of scores: they shall not lie a power of two apart
+MORE = 32                                       # random numbers that a line of them may have in front and behind
 ARGUMENTS = ("queries", "keys", "width", "values", "times", "masked", "run", "period", "mask_row", "causal", "zero",
              "dropped", "block", "blocks")
 """The integers of both kernels: sizes L, S, E, V; heads of q per head of k; whether there is a mask, how many heads are in
@@ -39,7 +41,7 @@ def source(kernel: str, element: str) -> str:
     tile = element_tile(element)
     spelled = text(KERNELS[kernel], T=element)
     for name, number in {"COLUMNS": tile.columns, "TILE": tile.rows, "KEYS": block_of_keys(element),
-                         "STEP": min(STEP, block_of_keys(element)), "MOST": MOST,
+                         "STEP": min(STEP, block_of_keys(element)), "MOST": MOST, "SPARE": SPARE, "MORE": MORE,
                          "ROOM": PANEL_BYTES // (4 if element == "f32" else 8)}.items():
         spelled = spelled.replace(name, str(number))
     return spelled
@@ -68,7 +70,7 @@ def attention(args, begin, end, thread):
     q_first, q_inner, q_outer, q_within, q_row = args[27], args[28], args[29], args[30], args[31]
     v_first, v_inner, v_outer, v_within, v_row = args[32], args[33], args[34], args[35], args[36]
     o_first, o_inner, o_outer, o_within, o_row = args[37], args[38], args[39], args[40], args[41]
-    line_of = min((keys + STEP - 1) // STEP * STEP, KEYS)
+    line_of = min((keys + STEP - 1) // STEP * STEP, KEYS) + SPARE
     panels = (keys + COLUMNS - 1) // COLUMNS
     scores = make_panel(o)
     stats = make_panel(o)
@@ -98,28 +100,31 @@ def attention(args, begin, end, thread):
         for start in range(0, last, KEYS):
             count = min(KEYS, last - start)
             wide = (count + STEP - 1) // STEP * STEP
-            multiply_block(args, 42, rows, count, width, width, TILE,
+            whole = min((count + COLUMNS - 1) // COLUMNS * COLUMNS, keys - start)
+            multiply_block(args, 42, rows, whole, width, width, TILE,
                            q, q_place, TILE * q_row, q_row, 1,
                            k, (group * panels + start // COLUMNS) * width * COLUMNS, width * COLUMNS, COLUMNS,
                            scores, 0, line_of, 0)
+            times_factor = factor
+            if masked != 0:
+                times_factor = T(1)
+                for i in range(rows):
+                    line = i * line_of
+                    above = (n // run * period + n % period) * keys * max(mask_row // keys * queries, 1)
+                    above += (first + i) * mask_row + start
+                    for j in range(count):
+                        added = load(mask, above + j, 2, 13)
+                        score_j = T(load(scores, line + j, 5, 13) * factor)
+                        store(scores, line + j, T(select(added > T(-1e999), T(score_j + added), added)), 5, 13)
             for i in range(rows):
                 line = i * line_of
                 seen = count
                 if causal != 0:
                     seen = max(min(count, first + i + 1 - start), 0)
-                times_factor = factor
-                if masked != 0:
-                    above = (n // run * period + n % period) * keys * max(mask_row // keys * queries, 1)
-                    above += (first + i) * mask_row + start
-                    for j in range(seen):
-                        added = load(mask, above + j, 2, 13)
-                        score_j = T(load(scores, line + j, 5, 13) * factor)
-                        store(scores, line + j, T(select(added > T(-1e999), T(score_j + added), added)), 5, 13)
-                    times_factor = T(1)
                 best = load(stats, i, 6, 13)
                 if seen < wide:
                     for j in range(wide):
-                        score_j = T(select(j < seen, T(load(scores, line + j, 5, 13) * times_factor), T(-1e999)))
+                        score_j = T(select(i32(j) < i32(seen), T(load(scores, line + j, 5, 13) * times_factor), T(-1e999)))
                         store(scores, line + j, score_j, 5, 13)
                         best = reassociate_max(best, score_j)
                 else:
@@ -130,8 +135,6 @@ def attention(args, begin, end, thread):
                 store(stats, 2 * MOST + i, best, 6, 13)
             for i in range(rows):                       # apart, so that a line need not wait for its maximum
                 line = i * line_of
-                place = o_place + i * o_row
-                top = load(stats, i, 6, 13)
                 best = load(stats, 2 * MOST + i, 6, 13)
                 shift = T(select(best > T(-1e999), best, T(0)))
                 total = T(0)
@@ -139,12 +142,17 @@ def attention(args, begin, end, thread):
                     weight = T(exp_of_score(T(load(scores, line + j, 5, 13) - shift)))
                     store(scores, line + j, weight, 5, 13)
                     total = reassociate_add(total, weight)
-                less = T(0)
-                if start > 0:
-                    less = T(exp_of_score(T(top - shift)))
+                store(stats, 3 * MOST + i, total, 6, 13)
+            for i in range(rows):                       # what came before is worth less where there is a new maximum
+                best = load(stats, 2 * MOST + i, 6, 13)
+                shift = T(select(best > T(-1e999), best, T(0)))
+                less = T(exp_of_score(T(load(stats, i, 6, 13) - shift)))
                 store(stats, i, best, 6, 13)
-                store(stats, MOST + i, T(load(stats, MOST + i, 6, 13) * less + total), 6, 13)
-                if dropped != 0:
+                store(stats, MOST + i, T(load(stats, MOST + i, 6, 13) * less + load(stats, 3 * MOST + i, 6, 13)), 6, 13)
+                store(stats, 3 * MOST + i, less, 6, 13)
+            if dropped != 0:
+                for i in range(rows):
+                    line = i * line_of
                     score = (n * queries + first + i) * keys + start
                     skip = score % 4
                     for b in range(wide // 4 + min(skip, 1) * 8):
@@ -155,9 +163,13 @@ def attention(args, begin, end, thread):
                         store(kept, 4 * b + 3, T(select(i64(z) >= limit, scale, T(0))), 7, 13)
                     for j in range(wide):
                         store(scores, line + j, T(load(scores, line + j, 5, 13) * load(kept, skip + j, 7, 13)), 5, 13)
-                if start > 0:
-                    for j in range(values):
-                        store(o, place + j, T(load(o, place + j, 3, 13) * less), 3, 13)
+            if start > 0:
+                for i in range(rows):
+                    place = o_place + i * o_row
+                    less = load(stats, 3 * MOST + i, 6, 13)
+                    if less != T(1):
+                        for j in range(values):
+                            store(o, place + j, T(load(o, place + j, 3, 13) * less), 3, 13)
             multiply_block(args, 42, rows, values, count, count, TILE, scores, 0, TILE * line_of, line_of, 1,
                            v, v_place + start * v_row, COLUMNS, v_row, o, o_place, o_row, start)
         for i in range(rows):
@@ -209,7 +221,7 @@ def attention_grad(args, begin, end, thread):
     dq_first, dq_inner, dq_outer, dq_within, dq_row = args[50], args[51], args[52], args[53], args[54]
     dk_first, dk_inner, dk_outer, dk_within, dk_row = args[55], args[56], args[57], args[58], args[59]
     dv_first, dv_inner, dv_outer, dv_within, dv_row = args[60], args[61], args[62], args[63], args[64]
-    line_of = min((keys + STEP - 1) // STEP * STEP, KEYS)
+    line_of = min((keys + STEP - 1) // STEP * STEP, KEYS) + SPARE
     panels = (keys + COLUMNS - 1) // COLUMNS
     weights = make_panel(dq)
     slopes = make_panel(dq)
@@ -269,55 +281,62 @@ def attention_grad(args, begin, end, thread):
                     if causal != 0 and started != 0:
                         near = max(min(count, first + rows - start), 1)
                     wide = (near + STEP - 1) // STEP * STEP
+                    whole = min((near + COLUMNS - 1) // COLUMNS * COLUMNS, keys - start)
                     query = n * queries + first
                     panel = group * panels + start // COLUMNS
-                    multiply_block(args, 65, rows, near, width, width, TILE,
+                    multiply_block(args, 65, rows, whole, width, width, TILE,
                                    q, q_place + first * q_row, TILE * q_row, q_row, 1,
                                    k_panels, panel * width * COLUMNS, width * COLUMNS, COLUMNS, weights, 0, line_of, 0)
-                    multiply_block(args, 65, rows, near, values, values, TILE,
+                    multiply_block(args, 65, rows, whole, values, values, TILE,
                                    g, g_place + first * g_row, TILE * g_row, g_row, 1,
                                    v_panels, panel * values * COLUMNS, values * COLUMNS, COLUMNS, slopes, 0, line_of, 0)
-                    for i in range(rows):
-                        line = i * line_of
-                        seen = count
-                        if causal != 0:
-                            seen = max(min(count, first + i + 1 - start), 0)
-                        times_factor = factor
-                        if masked != 0:
+                    times_factor = factor
+                    if masked != 0:
+                        times_factor = T(1)
+                        for i in range(rows):
+                            line = i * line_of
                             above = (n // run * period + n % period) * keys * max(mask_row // keys * queries, 1)
                             above += (first + i) * mask_row + start
-                            for j in range(seen):
+                            for j in range(near):
                                 added = load(mask, above + j, 3, 17)
                                 score_j = T(load(weights, line + j, 9, 17) * factor)
                                 store(weights, line + j, T(select(added > T(-1e999), T(score_j + added), added)), 9, 17)
-                            times_factor = T(1)
+                    if dropped != 0:
+                        for i in range(rows):
+                            line = i * line_of
+                            line_kept = i * (line_of + MORE)
+                            score = (query + i) * keys + start
+                            skip = score % 4
+                            for b in range(wide // 4 + min(skip, 1) * (MORE // 4)):
+                                w, x, y, z = random_bits_block(key, offset, score // 4 + b)
+                                place = line_kept + 4 * b
+                                store(kept, place, T(select(i64(w) >= limit, scale, T(0))), 11, 17)
+                                store(kept, place + 1, T(select(i64(x) >= limit, scale, T(0))), 11, 17)
+                                store(kept, place + 2, T(select(i64(y) >= limit, scale, T(0))), 11, 17)
+                                store(kept, place + 3, T(select(i64(z) >= limit, scale, T(0))), 11, 17)
+                            for j in range(wide):
+                                slope = T(load(slopes, line + j, 10, 17) * load(kept, line_kept + skip + j, 11, 17))
+                                store(slopes, line + j, slope, 10, 17)
+                    for i in range(rows):
+                        line = i * line_of
+                        seen = near
+                        if causal != 0:
+                            seen = max(min(near, first + i + 1 - start), 0)
                         shift = load(lse, query + i, 4, 17)
                         dot = load(dots, query + i, 5, 17)
                         if not shift > T(-1e999):
                             shift = T(0) if zero != 0 else T(shift - shift)
-                        if dropped != 0:
-                            score = (query + i) * keys + start
-                            skip = score % 4
-                            for b in range(wide // 4 + min(skip, 1) * 8):
-                                w, x, y, z = random_bits_block(key, offset, score // 4 + b)
-                                store(kept, 4 * b, T(select(i64(w) >= limit, scale, T(0))), 11, 17)
-                                store(kept, 4 * b + 1, T(select(i64(x) >= limit, scale, T(0))), 11, 17)
-                                store(kept, 4 * b + 2, T(select(i64(y) >= limit, scale, T(0))), 11, 17)
-                                store(kept, 4 * b + 3, T(select(i64(z) >= limit, scale, T(0))), 11, 17)
-                            for j in range(wide):
-                                store(slopes, line + j, T(load(slopes, line + j, 10, 17) * load(kept, skip + j, 11, 17)),
-                                      10, 17)
                         for j in range(wide):
                             weight = T(exp_of_score(T(T(load(weights, line + j, 9, 17) * times_factor) - shift)))
                             slope = T(T(weight * T(load(slopes, line + j, 10, 17) - dot)) * steepness)
-                            store(weights, line + j, weight, 9, 17)
-                            store(slopes, line + j, slope, 10, 17)
-                        for j in range(seen, wide):
-                            store(weights, line + j, T(0), 9, 17)
-                            store(slopes, line + j, T(0), 10, 17)
-                        if dropped != 0:
+                            store(weights, line + j, T(select(i32(j) < i32(seen), weight, T(0))), 9, 17)
+                            store(slopes, line + j, T(select(i32(j) < i32(seen), slope, T(0))), 10, 17)
+                    if dropped != 0:
+                        for i in range(rows):
+                            line = i * line_of
+                            place = i * (line_of + MORE) + ((query + i) * keys + start) % 4
                             for j in range(wide):
-                                store(weights, line + j, T(load(weights, line + j, 9, 17) * load(kept, skip + j, 11, 17)),
+                                store(weights, line + j, T(load(weights, line + j, 9, 17) * load(kept, place + j, 11, 17)),
                                       9, 17)
                     multiply_block(args, 65, near, values, rows, rows, TILE, weights, 0, TILE, 1, line_of,
                                    g, g_place + first * g_row, COLUMNS, g_row,
