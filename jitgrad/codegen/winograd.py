@@ -24,6 +24,7 @@ FROM_AFAR, OVERFLOW = 6, 13 / 12                # costs, in cycles and as a fact
 DEPTH = 48                                      # steps of one sum; then it is added to the others: what mapping back takes
                                                 # differences of must be as exact as sums can be
 STRIDED_DEPTH = 128                             # of one with stride 2, which takes few differences
+MAPPED = 80                                     # rows of a product that cost as much as its weights: mapped and read
 LEAST = {"f32": 16, "f64": 32}                  # channels on either side from which mapping costs less than it saves
 
 Geometry = dict[str, int]
@@ -65,11 +66,21 @@ def sizes(call: Call, image: TensorType, result: TensorType, *, turned: bool = F
     """What `fits`. `turned`: the gradient in the image, which takes the taps the other way around; with stride 2 its pieces
     begin at an odd place, as the padding does."""
     (top, _), (left, _) = call.attrs["padding"]
-    way = winograd.STRIDED if call.attrs["stride"] == (2, 2) else winograd.Way()
+    if call.attrs["stride"] == (2, 2):
+        way = winograd.SPREAD_OUT if turned else winograd.STRIDED
+    else:
+        way = min((winograd.Way(), winograd.LARGE), key=lambda way: effort(way, result.shape))
     if turned:
-        way = winograd.SPREAD_OUT if way == winograd.STRIDED else way
         top, left = [(1 - padding) // 2 if way == winograd.SPREAD_OUT else 2 - padding for padding in (top, left)]
     return Sizes(image.dtype.short, image.shape, result.shape, top, left, way)
+
+
+def effort(way: winograd.Way, result: tuple[int, ...]) -> int:
+    """What decides between ways for a `result` [N, C, H, W]: their products, and mapping the weights and reading them."""
+    n, _, height, width = result
+    pieces: int = -(-height // way.results) * -(-width // way.results)
+    matrices: int = way.products ** 2
+    return matrices * (n * pieces + MAPPED)
 
 
 def suits(short: str, channels: int, rows: int) -> bool:
@@ -93,7 +104,8 @@ def forward(call: Call, image: int, sizes: Sizes, *, turned: bool) -> Lowered:
     pieces = images * piece_rows * sizes.pieces[1]
     stride = channels + (tile.lanes if channels * itemsize % 1024 == 0 else 0)      # else its rows share lines of the cache
     private = {"image_size": (rows_met(way, piece_rows) * width + 1) * channels,
-               "pieces_size": way.inputs ** 2 * pieces * stride, "products_size": way.sums ** 2 * pieces * per_item,
+               "pieces_size": way.inputs ** 2 * (pieces * stride + tile.lanes),
+               "products_size": way.sums ** 2 * (pieces * per_item + tile.lanes),
                "result_size": (way.results * piece_rows * sizes.result[3] + 1) * per_item}
     numbers = {**geometry(sizes, images, piece_rows, parts), "channels_per_item": channels, "channel_blocks": 1,
                "rows_per_item": per_item, "row_blocks": blocks, "piece_stride": stride, "turned": int(turned),
@@ -104,7 +116,7 @@ def forward(call: Call, image: int, sizes: Sizes, *, turned: bool) -> Lowered:
                  product_core(sizes.short), again("winograd_again", sizes), call.input(image), call.input(1),
                  call.output(), result, *[numbers[name] for name in winograd.ARGUMENTS],
                  blocks=result_blocks(numbers, way.results * piece_rows))
-    return Lowered((make_weights, run), (way.weights ** 2 * panels * tile.columns * channels * itemsize,),
+    return Lowered((make_weights, run), (way.weights ** 2 * (panels * tile.columns * channels + tile.lanes) * itemsize,),
                    tuple([size * itemsize for size in private.values()]))
 
 
@@ -121,8 +133,9 @@ def weight_gradient(call: Call, sizes: Sizes) -> Lowered:
     pieces = images * piece_rows * sizes.pieces[1]
     private = {"image_size": (rows_met(way, piece_rows) * width + 1) * across,
                "gradient_size": (way.results * piece_rows * sizes.result[3] + 1) * down,
-               "pieces_size": way.inputs ** 2 * pieces * across, "gradients_size": way.output_grads ** 2 * pieces * down,
-               "sums_size": way.weights ** 2 * across * down}
+               "pieces_size": way.inputs ** 2 * (pieces * across + tile.lanes),
+               "gradients_size": way.output_grads ** 2 * (pieces * down + tile.lanes),
+               "sums_size": way.weights ** 2 * (across * down + tile.lanes)}
     numbers = {**geometry(sizes, images, piece_rows, parts), "channels_per_item": across,
                "channel_blocks": -(-channels // across), "rows_per_item": down, "row_blocks": -(-rows // down),
                "images_per_item": per_run, **private}

@@ -92,8 +92,11 @@ STRIDED = Way("winograd_strided", step=4, reach=5, ahead=2, inputs=5, products=5
               output_grads=3, image_reads=0x42310, grad_reads=0x21200, weight_adds=0x32110, weight_more=0b00100)
 SPREAD_OUT = Way("winograd_spread", step=2, reach=3, results=4, spread=2, products=5, sums=5, reads=0x13210,
                  weight_reads=0x11320, adds=0x43210)
-WAYS = {way.name: way for way in (Way(), STRIDED, SPREAD_OUT)}
-"""By name: with stride 1, its gradients too; with stride 2; the gradient in the image of the latter, with odd padding."""
+LARGE = Way("winograd_large", step=4, reach=6, results=4, inputs=6, weights=6, products=6, sums=6, reads=0x543210,
+            weight_reads=0x543210, adds=0x543210, output_grads=6, image_reads=0x543210, grad_reads=0x543210,
+            weight_adds=0x543210)
+WAYS = {way.name: way for way in (Way(), LARGE, STRIDED, SPREAD_OUT)}
+"""By name: with stride 1, its gradients too, in small pieces and in large ones; with stride 2; the gradient in the image of the latter, with odd padding."""
 
 GEOMETRY = ("channels", "height", "width", "rows", "out_height", "out_width", "top", "left", "images", "images_per_part",
             "piece_rows_per_part", "parts", "channels_per_item", "channel_blocks", "rows_per_item", "row_blocks")
@@ -125,7 +128,7 @@ def winograd_weights(args, begin, end, thread):
     panels, blocks of channels."""
     w, u = pointer(args, 1, T), pointer(args, 2, T)
     rows, channels, panels = args[3], args[4], args[5]
-    blocks = channels // LANES
+    blocks, apart = channels // LANES, panels * channels * COLUMNS + LANES
     lines = make_panel(w)
     for item in range(begin, end):
         panel = item // blocks
@@ -136,8 +139,8 @@ def winograd_weights(args, begin, end, thread):
                                lines, k * COLUMNS + row, COLUMNS, LANES)
         for c in range(LANES):
             winograd_weight(COLUMNS, lines, c * 9 * COLUMNS, 3 * COLUMNS, COLUMNS,
-                            u, (panel * channels + channel + c) * COLUMNS, WEIGHTS * panels * channels * COLUMNS,
-                            panels * channels * COLUMNS, 0, 3, 0, 3, 0)
+                            u, (panel * channels + channel + c) * COLUMNS, WEIGHTS * apart,
+                            apart, 0, 3, 0, 3, 0)
 
 
 def winograd_turned_weights(args, begin, end, thread):
@@ -145,7 +148,7 @@ def winograd_turned_weights(args, begin, end, thread):
     above."""
     w, u = pointer(args, 1, T), pointer(args, 2, T)
     rows, channels, panels = args[3], args[4], args[5]
-    blocks = channels // LANES
+    blocks, apart = channels // LANES, panels * channels * COLUMNS + LANES
     lines = make_panel(w)
     for item in range(begin, end):
         panel = item // blocks
@@ -154,8 +157,8 @@ def winograd_turned_weights(args, begin, end, thread):
             for tap in range(9):
                 gather_run(count, 0, count, w, (channel * rows + panel * COLUMNS) * 9 + tap, 9, lines, tap * COLUMNS)
             winograd_weight(COLUMNS, lines, 8 * COLUMNS, -3 * COLUMNS, -COLUMNS,
-                            u, (panel * channels + channel) * COLUMNS, WEIGHTS * panels * channels * COLUMNS,
-                            panels * channels * COLUMNS, 0, 3, 0, 3, 0)
+                            u, (panel * channels + channel) * COLUMNS, WEIGHTS * apart,
+                            apart, 0, 3, 0, 3, 0)
 
 
 def winograd(args, begin, end, thread):
@@ -171,7 +174,7 @@ def winograd(args, begin, end, thread):
     zeros, spare = image_base + args[29] - channels, result_base + args[27] - rows_per_item
     plane, out_plane = height * width, out_height * out_width
     wide, high = (out_width + RESULTS - 1) // RESULTS, (out_height + RESULTS - 1) // RESULTS
-    panels = (rows + COLUMNS - 1) // COLUMNS
+    weights_apart = (rows + COLUMNS - 1) // COLUMNS * channels * COLUMNS + LANES
     for item in range(begin, end):
         first_row = item % row_blocks * rows_per_item
         block = min(rows_per_item, rows - first_row)
@@ -180,6 +183,7 @@ def winograd(args, begin, end, thread):
         first_image = item // (row_blocks * parts) * images_per_part
         last_image = min(first_image + images_per_part, images)
         pieces = (last_image - first_image) * (last_y - first_y) * wide
+        v_apart, product_apart = pieces * piece_stride + LANES, pieces * rows_per_item + LANES
         low = max(STEP * first_y - top, 0)
         positions = max(min(STEP * (last_y - 1) - top + REACH, height) - low, 0) * width
         for c in range(channels):
@@ -194,7 +198,7 @@ def winograd(args, begin, end, thread):
                     before = STEP * column - left
                     winograd_input(channels, lasts, image_base + ((above - low) * width + before) * channels,
                                    width * channels, channels, v, v_base + (piece + column) * piece_stride,
-                                   INPUTS * pieces * piece_stride, pieces * piece_stride, -above, height - above, -before,
+                                   INPUTS * v_apart, v_apart, -above, height - above, -before,
                                    width - before, zeros)
         for p in range(PRODUCTS * PRODUCTS):
             down, across = 4 * (p // PRODUCTS), 4 * (p % PRODUCTS)
@@ -202,9 +206,10 @@ def winograd(args, begin, end, thread):
             weight = (WEIGHT_READS >> down) % 16 * WEIGHTS + (WEIGHT_READS >> across) % 16
             total = (ADDS >> down) % 16 * SUMS + (ADDS >> across) % 16
             multiply_block(args, 5, pieces, block, channels, depth_block, panel_rows,
-                           v, v_base + read * pieces * piece_stride, panel_rows * piece_stride, piece_stride, 1,
-                           u, (weight * panels + first_row // COLUMNS) * channels * COLUMNS, channels * COLUMNS, COLUMNS,
-                           products, product_base + total * pieces * rows_per_item, rows_per_item,
+                           v, v_base + read * v_apart, panel_rows * piece_stride, piece_stride, 1,
+                           u, weight * weights_apart + first_row // COLUMNS * channels * COLUMNS,
+                           channels * COLUMNS, COLUMNS,
+                           products, product_base + total * product_apart, rows_per_item,
                            ((MORE >> p // PRODUCTS) | (MORE >> p % PRODUCTS)) % 2)
         positions = (min(RESULTS * last_y, out_height) - RESULTS * first_y) * out_width
         odd = 0
@@ -213,7 +218,7 @@ def winograd(args, begin, end, thread):
                 piece = ((image - first_image) * (last_y - first_y) + y - first_y) * wide
                 for column in range(wide):
                     odd |= winograd_output(block, products, product_base + (piece + column) * rows_per_item,
-                                           SUMS * pieces * rows_per_item, pieces * rows_per_item, result, result_base
+                                           SUMS * product_apart, product_apart, result, result_base
                                            + RESULTS * ((y - first_y) * out_width + column) * rows_per_item,
                                            out_width * rows_per_item, rows_per_item, 0, out_height - RESULTS * y, 0,
                                            out_width - RESULTS * column, spare)
@@ -302,6 +307,7 @@ def winograd_weight_gradient(args, begin, end, thread):
         across = min(channels_per_item, channels - first_channel)
         first_row = item // channel_blocks % row_blocks * rows_per_item
         down = min(rows_per_item, rows - first_row)
+        sum_apart = down * across + LANES
         run = item // (channel_blocks * row_blocks)
         end_image = min((run + 1) * images_per_item, images)
         for c in range(across):
@@ -315,6 +321,7 @@ def winograd_weight_gradient(args, begin, end, thread):
                 first_y = part * piece_rows_per_part
                 last_y = min(first_y + piece_rows_per_part, high)
                 pieces = (last_image - first_image) * (last_y - first_y) * wide
+                v_apart, h_apart = pieces * across + LANES, pieces * down + LANES
                 low = max(STEP * first_y - top, 0)
                 positions = max(min(STEP * (last_y - 1) - top + REACH, height) - low, 0) * width
                 out_positions = (min(RESULTS * last_y, out_height) - RESULTS * first_y) * out_width
@@ -331,12 +338,12 @@ def winograd_weight_gradient(args, begin, end, thread):
                             before = STEP * column - left
                             winograd_input(across, lasts, image_base + ((above - low) * width + before) * across,
                                            width * across, across, v, v_base + (piece + column) * across,
-                                           INPUTS * pieces * across, pieces * across, -above, height - above, -before,
+                                           INPUTS * v_apart, v_apart, -above, height - above, -before,
                                            width - before, zeros)
                             winograd_output_grad(down, grads,
                                                  grad_base + RESULTS * ((y - first_y) * out_width + column) * down,
                                                  out_width * down, down, h, h_base + (piece + column) * down,
-                                                 OUTPUT_GRADS * pieces * down, pieces * down, 0, out_height - RESULTS * y,
+                                                 OUTPUT_GRADS * h_apart, h_apart, 0, out_height - RESULTS * y,
                                                  0, out_width - RESULTS * column, grad_zeros)
                 for p in range(PRODUCTS * PRODUCTS):
                     one, two = 4 * (p // PRODUCTS), 4 * (p % PRODUCTS)
@@ -344,14 +351,14 @@ def winograd_weight_gradient(args, begin, end, thread):
                     gradient = (GRAD_READS >> one) % 16 * OUTPUT_GRADS + (GRAD_READS >> two) % 16
                     total = (WEIGHT_ADDS >> one) % 16 * WEIGHTS + (WEIGHT_ADDS >> two) % 16
                     multiply_block(args, 6, down, across, pieces, pieces, TILE,
-                                   h, h_base + gradient * pieces * down, TILE, 1, down,
-                                   v, v_base + image * pieces * across, COLUMNS, across,
-                                   sums, sum_base + total * down * across, across,
+                                   h, h_base + gradient * h_apart, TILE, 1, down,
+                                   v, v_base + image * v_apart, COLUMNS, across,
+                                   sums, sum_base + total * sum_apart, across,
                                    more | ((WEIGHT_MORE >> p // PRODUCTS) | (WEIGHT_MORE >> p % PRODUCTS)) % 2)
                 more = 1
         odd = 0
         for r in range(down):
-            winograd_weight_grad(across, sums, sum_base + r * across, WEIGHTS * down * across, down * across,
+            winograd_weight_grad(across, sums, sum_base + r * across, WEIGHTS * sum_apart, sum_apart,
                                  taps, 0, 3 * across, across, 0, 3, 0, 3, 0)
             for c in range(0, across, LANES):
                 for tap in range(8 // LANES * LANES, -1, -LANES):       # what is written too much is written over
@@ -410,6 +417,6 @@ KERNELS = {kernel.__name__: kernel for kernel in (winograd_weights, winograd_tur
                                                   winograd_weight_gradient, winograd_weights_again)}
 """Each by its name."""
 
-KERNELS_OF = {"winograd": tuple(KERNELS), SPREAD_OUT.name: ("winograd_turned_weights", "winograd", "winograd_again"),
+KERNELS_OF = {"winograd": tuple(KERNELS), LARGE.name: tuple(KERNELS), SPREAD_OUT.name: ("winograd_turned_weights", "winograd", "winograd_again"),
               STRIDED.name: tuple([name for name in KERNELS if name != "winograd_turned_weights"])}
 """Those that each of `WAYS` has."""
