@@ -18,7 +18,8 @@ from jitgrad.kernels.cpu.tile import Tile
 
 ITEMS = 8                                       # at least, for balance
 CACHE = 1280 * 1024                             # bytes that an item may make
-CHANNELS = 128                                  # of an image and of a gradient, in an item that sums up products
+CHANNELS = 64                                   # of an image and of a gradient, in an item that sums up products: the
+                                                # sums of all matrices fit into the second cache
 BALANCED = 4                                    # items of equal size are best a multiple of it
 FROM_AFAR, OVERFLOW = 6, 13 / 12                # costs, in cycles and as a factor: see `images_at_once`
 DEPTH = 48                                      # steps of one sum; then it is added to the others: what mapping back takes
@@ -127,7 +128,7 @@ def weight_gradient(call: Call, sizes: Sizes) -> Lowered:
     across, down = [even_block(count, CHANNELS, tile.lanes) for count in (channels, rows)]
     blocks = -(-channels // across) * -(-rows // down)
     per_run = -(-n // min(-(-ITEMS // blocks), n))
-    images, piece_rows, parts = cut_images(per_run, sizes.pieces, CACHE // 2 // itemsize // (
+    images, piece_rows, parts = cut_images(per_run, sizes.pieces, CACHE // itemsize // (
         way.inputs ** 2 * across + way.output_grads ** 2 * down))
     runs = -(-n // per_run)
     pieces = images * piece_rows * sizes.pieces[1]
