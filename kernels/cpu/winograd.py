@@ -29,7 +29,6 @@ from jitgrad.kernels.cpu.standins import i64, load, pointer, store
 from jitgrad.kernels.cpu.template import text
 from jitgrad.kernels.cpu.tile import (
     dot_rows,
-    gather_run,
     invoke,
     make_panel,
     multiply_block,
@@ -107,7 +106,12 @@ ARGUMENTS = (*GEOMETRY, "result_size", "turned", "image_size", "pieces_size", "p
              "depth_block")
 """Those of `winograd`, behind mapped weights, three of the thread's own: image, pieces, products; the core; and
 `winograd_again` with what it takes: image, weights, result, the thread's own result, then these integers. The sizes are
-those of what the threads have in elements; `piece_stride` is the distance of two pieces."""
+those of what the threads have in elements; `piece_stride` is the distance of two pieces. Behind these follows the kernel
+that maps the weights, with what it takes."""
+
+MAPPING = ("rows", "channels", "panels_at_hand", "channels_at_hand", "weights_size")
+"""Integers of `winograd_weights` and `winograd_turned_weights`, behind weights and mapped weights: of these so many panels
+and channels are kept at a time, and `weights_size` elements by each thread; 0: all are mapped before, for all threads."""
 
 WEIGHT_ARGUMENTS = (*GEOMETRY, "images_per_item", "image_size", "gradient_size", "pieces_size", "gradients_size",
                     "sums_size")
@@ -124,22 +128,22 @@ def source(kernel: str, element: str, way: str = "winograd") -> str:
 
 
 def winograd_weights(args, begin, end, thread):
-    """w[rows, channels, 3, 3] to panels of [weights, channels, rows]. Arguments: w, panels; rows, channels, panels. Items:
-    panels, blocks of channels."""
+    """w[rows, channels, 3, 3] to panels of [weights, channels, rows]. Arguments: w, panels; `MAPPING`. Items: panels, blocks
+    of channels."""
     w, u = pointer(args, 1, T), pointer(args, 2, T)
-    rows, channels, panels = args[3], args[4], args[5]
-    blocks, apart = channels // LANES, panels * channels * COLUMNS + LANES
+    rows, channels, panels_at_hand, channels_at_hand, base = args[3], args[4], args[5], args[6], thread * args[7]
+    blocks, apart = channels // LANES, panels_at_hand * channels_at_hand * COLUMNS + LANES
     lines = make_panel(w)
     for item in range(begin, end):
         panel = item // blocks
         channel = item % blocks * LANES
+        place = base + (panel % panels_at_hand * channels_at_hand + channel % channels_at_hand) * COLUMNS
         for row in range(0, min(COLUMNS, rows - panel * COLUMNS), LANES):
             for k in range(0, 9 * LANES, LANES):
                 transpose_tile(LANES, w, ((panel * COLUMNS + row) * channels + channel) * 9 + k, channels * 9,
                                lines, k * COLUMNS + row, COLUMNS, LANES)
         for c in range(LANES):
-            winograd_weight(COLUMNS, lines, c * 9 * COLUMNS, 3 * COLUMNS, COLUMNS,
-                            u, (panel * channels + channel + c) * COLUMNS, WEIGHTS * apart,
+            winograd_weight(COLUMNS, lines, c * 9 * COLUMNS, 3 * COLUMNS, COLUMNS, u, place + c * COLUMNS, WEIGHTS * apart,
                             apart, 0, 3, 0, 3, 0)
 
 
@@ -147,18 +151,22 @@ def winograd_turned_weights(args, begin, end, thread):
     """w[channels, rows, 3, 3] with its taps turned around to panels of [weights, channels, rows]. Arguments and items: as
     above."""
     w, u = pointer(args, 1, T), pointer(args, 2, T)
-    rows, channels, panels = args[3], args[4], args[5]
-    blocks, apart = channels // LANES, panels * channels * COLUMNS + LANES
+    rows, channels, panels_at_hand, channels_at_hand, base = args[3], args[4], args[5], args[6], thread * args[7]
+    blocks, apart = channels // LANES, panels_at_hand * channels_at_hand * COLUMNS + LANES
     lines = make_panel(w)
     for item in range(begin, end):
         panel = item // blocks
-        count = min(COLUMNS, rows - panel * COLUMNS)
-        for channel in range(item % blocks * LANES, item % blocks * LANES + LANES):
-            for tap in range(9):
-                gather_run(count, 0, count, w, (channel * rows + panel * COLUMNS) * 9 + tap, 9, lines, tap * COLUMNS)
-            winograd_weight(COLUMNS, lines, 8 * COLUMNS, -3 * COLUMNS, -COLUMNS,
-                            u, (panel * channels + channel) * COLUMNS, WEIGHTS * apart,
-                            apart, 0, 3, 0, 3, 0)
+        first = item % blocks * LANES
+        place = base + (panel % panels_at_hand * channels_at_hand + first % channels_at_hand) * COLUMNS
+        for c in range(LANES):
+            start = ((first + c) * rows + panel * COLUMNS) * 9
+            back = min(start, max(LANES - 9, 0))                        # blocks wider than 9 taps end with the last one
+            for row in range(0, min(COLUMNS, rows - panel * COLUMNS), LANES):
+                for k in range(0, 9, LANES):
+                    tap = min(k, max(9 - LANES, 0))
+                    transpose_tile(LANES, w, start + row * 9 + tap - back, 9, lines, tap * COLUMNS + row, COLUMNS, LANES)
+            winograd_weight(COLUMNS, lines, (8 + back) * COLUMNS, -3 * COLUMNS, -COLUMNS, u, place + c * COLUMNS,
+                            WEIGHTS * apart, apart, 0, 3, 0, 3, 0)
 
 
 def winograd(args, begin, end, thread):
@@ -167,14 +175,16 @@ def winograd(args, begin, end, thread):
     x, o, result = pointer(args, 7, T), pointer(args, 9, T), pointer(args, 10, T)
     channels, height, width, rows, out_height, out_width = args[11], args[12], args[13], args[14], args[15], args[16]
     top, left, images, images_per_part = args[17], args[18], args[19], args[20]
-    piece_rows_per_part, parts, rows_per_item, row_blocks = args[21], args[22], args[25], args[26]
+    piece_rows_per_part, parts, channels_per_item, rows_per_item, row_blocks = (args[21], args[22], args[23], args[25],
+                                                                                args[26])
+    panels_at_hand, weights_size = args[40], args[42]
     result_base, image_base, v_base, product_base = (thread * args[27], thread * args[29], thread * args[30],
                                                      thread * args[31])
     piece_stride, panel_rows, depth_block = args[32], args[33], args[34]
-    zeros, spare = image_base + args[29] - channels, result_base + args[27] - rows_per_item
+    zeros, spare = image_base + args[29] - channels_per_item, result_base + args[27] - rows_per_item
     plane, out_plane = height * width, out_height * out_width
     wide, high = (out_width + RESULTS - 1) // RESULTS, (out_height + RESULTS - 1) // RESULTS
-    weights_apart = (rows + COLUMNS - 1) // COLUMNS * channels * COLUMNS + LANES
+    weights_apart = panels_at_hand * channels_per_item * COLUMNS + LANES
     for item in range(begin, end):
         first_row = item % row_blocks * rows_per_item
         block = min(rows_per_item, rows - first_row)
@@ -186,31 +196,36 @@ def winograd(args, begin, end, thread):
         v_apart, product_apart = pieces * piece_stride + LANES, pieces * rows_per_item + LANES
         low = max(STEP * first_y - top, 0)
         positions = max(min(STEP * (last_y - 1) - top + REACH, height) - low, 0) * width
-        for c in range(channels):
+        for c in range(channels_per_item):
             store(lasts, zeros + c, T(0), 1, 7)
-        for image in range(first_image, last_image):
-            transpose_block(channels, positions, x, image * channels * plane + low * width, plane,
-                            lasts, image_base, channels)
-            for y in range(first_y, last_y):
-                above = STEP * y - top
-                piece = ((image - first_image) * (last_y - first_y) + y - first_y) * wide
-                for column in range(wide):
-                    before = STEP * column - left
-                    winograd_input(channels, lasts, image_base + ((above - low) * width + before) * channels,
-                                   width * channels, channels, v, v_base + (piece + column) * piece_stride,
-                                   INPUTS * v_apart, v_apart, -above, height - above, -before,
-                                   width - before, zeros)
-        for p in range(PRODUCTS * PRODUCTS):
-            down, across = 4 * (p // PRODUCTS), 4 * (p % PRODUCTS)
-            read = (READS >> down) % 16 * INPUTS + (READS >> across) % 16
-            weight = (WEIGHT_READS >> down) % 16 * WEIGHTS + (WEIGHT_READS >> across) % 16
-            total = (ADDS >> down) % 16 * SUMS + (ADDS >> across) % 16
-            multiply_block(args, 5, pieces, block, channels, depth_block, panel_rows,
-                           v, v_base + read * v_apart, panel_rows * piece_stride, piece_stride, 1,
-                           u, weight * weights_apart + first_row // COLUMNS * channels * COLUMNS,
-                           channels * COLUMNS, COLUMNS,
-                           products, product_base + total * product_apart, rows_per_item,
-                           ((MORE >> p // PRODUCTS) | (MORE >> p % PRODUCTS)) % 2)
+        for first in range(0, channels, channels_per_item):
+            across = min(channels_per_item, channels - first)
+            for image in range(first_image, last_image):
+                transpose_block(across, positions, x, (image * channels + first) * plane + low * width, plane,
+                                lasts, image_base, across)
+                for y in range(first_y, last_y):
+                    above = STEP * y - top
+                    piece = ((image - first_image) * (last_y - first_y) + y - first_y) * wide
+                    for column in range(wide):
+                        before = STEP * column - left
+                        winograd_input(across, lasts, image_base + ((above - low) * width + before) * across,
+                                       width * across, across, v, v_base + (piece + column) * piece_stride,
+                                       INPUTS * v_apart, v_apart, -above, height - above, -before, width - before, zeros)
+            if weights_size != 0:
+                for panel in range(first_row // COLUMNS, (first_row + block + COLUMNS - 1) // COLUMNS):
+                    mapped = (panel * channels + first) // LANES
+                    invoke(args, 35, mapped, mapped + across // LANES, thread)
+            for p in range(PRODUCTS * PRODUCTS):
+                down, right = 4 * (p // PRODUCTS), 4 * (p % PRODUCTS)
+                read = (READS >> down) % 16 * INPUTS + (READS >> right) % 16
+                weight = (WEIGHT_READS >> down) % 16 * WEIGHTS + (WEIGHT_READS >> right) % 16
+                total = (ADDS >> down) % 16 * SUMS + (ADDS >> right) % 16
+                more = i64(first > 0) | ((MORE >> p // PRODUCTS) | (MORE >> p % PRODUCTS)) % 2
+                multiply_block(args, 5, pieces, block, across, depth_block, panel_rows,
+                               v, v_base + read * v_apart, panel_rows * piece_stride, piece_stride, 1,
+                               u, thread * weights_size + weight * weights_apart + first_row // COLUMNS % panels_at_hand
+                               * channels_per_item * COLUMNS, channels_per_item * COLUMNS, COLUMNS,
+                               products, product_base + total * product_apart, rows_per_item, more)
         positions = (min(RESULTS * last_y, out_height) - RESULTS * first_y) * out_width
         odd = 0
         for image in range(first_image, last_image):
