@@ -174,12 +174,12 @@ def _emit_transpose_block(context: Any, builder: ir.IRBuilder, signature: Any, v
                         (o, place(o_offset, o_row, j, i), o_row))
 
     with builder.if_else(builder.icmp_signed(">", o_row, x_row)) as (far_result, far_operand):
-        with far_result, _each(builder, constant(0), whole_columns, lanes) as j:
-            with _each(builder, constant(0), whole_rows, lanes) as i:
-                square(i, j)
-        with far_operand, _each(builder, constant(0), whole_rows, lanes) as i:
-            with _each(builder, constant(0), whole_columns, lanes) as j:
-                square(i, j)
+        with (far_result, _each(builder, constant(0), whole_columns, lanes) as j,
+              _each(builder, constant(0), whole_rows, lanes) as i):
+            square(i, j)
+        with (far_operand, _each(builder, constant(0), whole_rows, lanes) as i,
+              _each(builder, constant(0), whole_columns, lanes) as j):
+            square(i, j)
     with _each(builder, constant(0), rows, constant(1)) as i:
         left = builder.select(builder.icmp_signed("<", i, whole_rows), whole_columns, constant(0))
         with _each(builder, left, columns, constant(1)) as j:

@@ -95,7 +95,8 @@ LARGE = Way("winograd_large", step=4, reach=6, results=4, inputs=6, weights=6, p
             weight_reads=0x543210, adds=0x543210, output_grads=6, image_reads=0x543210, grad_reads=0x543210,
             weight_adds=0x543210)
 WAYS = {way.name: way for way in (Way(), LARGE, STRIDED, SPREAD_OUT)}
-"""By name: with stride 1, its gradients too, in small pieces and in large ones; with stride 2; the gradient in the image of the latter, with odd padding."""
+"""By name: with stride 1, its gradients too, in small pieces and in large ones; with stride 2; the gradient in the image of
+the latter, with odd padding."""
 
 GEOMETRY = ("channels", "height", "width", "rows", "out_height", "out_width", "top", "left", "images", "images_per_part",
             "piece_rows_per_part", "parts", "channels_per_item", "channel_blocks", "rows_per_item", "row_blocks")
@@ -432,6 +433,7 @@ KERNELS = {kernel.__name__: kernel for kernel in (winograd_weights, winograd_tur
                                                   winograd_weight_gradient, winograd_weights_again)}
 """Each by its name."""
 
-KERNELS_OF = {"winograd": tuple(KERNELS), LARGE.name: tuple(KERNELS), SPREAD_OUT.name: ("winograd_turned_weights", "winograd", "winograd_again"),
+KERNELS_OF = {"winograd": tuple(KERNELS), LARGE.name: tuple(KERNELS),
+              SPREAD_OUT.name: ("winograd_turned_weights", "winograd", "winograd_again"),
               STRIDED.name: tuple([name for name in KERNELS if name != "winograd_turned_weights"])}
 """Those that each of `WAYS` has."""
