@@ -5,6 +5,12 @@ into a space where it is a product element by element, and the product is mapped
 for Convolutional Neural Networks", 2016, F(2x2, 3x3); the gradient in the weights is F(3x3, 2x2) with the same maps
 turned around). Each map is O = L X L^T for a small matrix L, done for many channels at once.
 
+F(4x4, 3x3) takes 36 multiplications instead of 144. Its maps add up more, and take differences of more, so that errors are
+two to four times those of a direct sum, with the points at which it evaluates polynomials: 0, 2/3, -2/3, 3/2, -3/2 and
+infinity. The usual ones, 1 and 2 in place of 2/3 and 3/2, double them (Barabasz et al., "Error Analysis and Improving the
+Accuracy of Winograd Convolution for Deep Neural Networks", 2018). L is a product of matrices there: first come sums of even
+and of odd terms, which a point and its negative share.
+
 With a stride of two there is a product with even elements, of two taps, and one with odd elements, of one tap. Two results
 of the former, F(2, 2), take three multiplications, of the latter two: 25 instead of 36 in two dimensions. With elements d
 and taps g they are (d0 - d2) g0, d1 g1, d2 (g0 + g2), d3 g1 and (d4 - d2) g2; one result is the sum of the first three, the

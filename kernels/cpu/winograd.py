@@ -3,9 +3,13 @@
 All work is on vectors of channels, so an item first turns its part of the images over: channels last. With stride 1, F(2x2,
 3x3), its 4x4 pieces, which overlap by two, become 16 matrices [pieces, channels]; each is multiplied with one of the 16
 matrices [channels, outputs] that the weights have become; and the 16 products become 2x2 results, which are turned back.
-What an item makes on its way lies in memory that its thread has of its own, small enough for the second cache.
+What an item makes on its way lies in memory that its thread has of its own, small enough for the second cache. Matrices lie
+a little apart, for else the same element of all of them would share a few places of the first cache. Many weights that meet
+few pieces are mapped by the item that needs them, for a few channels at a time, and never leave the cache.
 
-The kernels are written for this one, and `WAYS` has what is different with stride 2: the numbers of matrices, and which of
+Where there are many pieces, they are larger: F(4x4, 3x3).
+
+The kernels are written for small pieces, and `WAYS` has what is different else, with stride 2, too: the numbers of matrices, and which of
 them are multiplied and added up.
 
 The gradient in the image is the same with weights that are swapped and turned around. The gradient in the weights sums
