@@ -18,8 +18,8 @@ from jitgrad.kernels.cpu.tile import Tile
 
 ITEMS = 8                                       # at least, for balance
 CACHE = 1280 * 1024                             # bytes that an item may make
-CHANNELS = 64                                   # of an image and of a gradient, in an item that sums up products: the
-                                                # sums of all matrices fit into the second cache
+CHANNELS = 96                                   # of an image and of a gradient, in an item that sums up products: the
+                                                # sums of all matrices nearly fit into the second cache
 BALANCED = 4                                    # items of equal size are best a multiple of it
 FROM_AFAR, OVERFLOW = 6, 13 / 12                # costs, in cycles and as a factor: see `images_at_once`
 DEPTH = 48                                      # steps of one sum; then it is added to the others: what mapping back takes
