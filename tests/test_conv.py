@@ -7,7 +7,7 @@ import pytest
 from launching import run
 
 from jitgrad import config, ops
-from jitgrad.codegen import library
+from jitgrad.codegen import library, winograd
 from jitgrad.codegen.choice import answering
 from jitgrad.dtypes import from_numpy
 from jitgrad.ir import GraphBuilder, TensorType, evaluate
@@ -67,6 +67,10 @@ MAPPED = {
     "several images in a part": case(images=20, channels=48, height=3, width=4, out=80, padding=SAME),
     "parts of an image": case(images=1, channels=32, height=64, width=63, out=32, padding=SAME),
     "deep": case(images=3, channels=512, height=4, width=4, out=512, padding=SAME),
+    "large pieces": case(images=2, channels=32, height=15, width=17, out=48, padding=SAME),
+    "large pieces of several images": case(images=30, channels=48, height=5, width=4, out=80, padding=SAME),
+    "large pieces, deep": case(images=30, channels=512, height=4, width=4, out=112, padding=SAME),
+    "weights mapped where they are needed": case(images=3, channels=512, height=4, width=4, out=528, padding=SAME),
     "one piece": case(images=1, channels=32, height=1, width=2, out=32, padding=SAME),
     "stride of two": case(images=3, channels=32, height=9, width=8, out=48, padding=SAME, stride=(2, 2)),
     "stride of two, uneven padding": case(channels=32, height=11, width=12, out=32, padding=((1, 2), (3, 0)), stride=(2, 2)),
@@ -234,6 +238,21 @@ def test_channels_last_means_the_same_as_plain_python(shapes):
     check(ops.convolution_weight_grad, (x, g), {"weight_shape": shape_w, **attrs}, plain=True)
 
 
+@pytest.mark.parametrize("shapes", (
+    case(images=1, channels=32, height=2, width=1, out=16, padding=SAME),
+    case(images=1, channels=32, height=4, width=6, out=16, padding=SAME)))
+def test_ways_of_many_pieces_mean_the_same_as_plain_python(shapes, monkeypatch):
+    monkeypatch.setattr(winograd, "MAPPED", 0)                      # large pieces, where there is no rest of one
+    monkeypatch.setattr(winograd, "ITEMS", 1)                       # weights that are mapped where they are needed
+    monkeypatch.setattr(winograd, "OWN_CHANNELS", 16)
+    shape_x, shape_w, attrs = shapes
+    x, w, g = operands(shape_x, shape_w, attrs, np.float32)
+    assert len(kernels(ops.convolution, (x, w), attrs)) == 1
+    check(ops.convolution, (x, w), attrs, plain=True)
+    check(ops.convolution_input_grad, (g, w), {"input_shape": shape_x, **attrs}, plain=True)
+    check(ops.convolution_weight_grad, (x, g), {"weight_shape": shape_w, **attrs}, plain=True)
+
+
 def test_the_gradient_of_a_strided_convolution_without_padding_goes_tap_by_tap():
     shape_x, shape_w, attrs = case(channels=32, height=9, width=9, out=32, stride=(2, 2))
     x, w, g = operands(shape_x, shape_w, attrs, np.float32)
@@ -244,10 +263,11 @@ def test_the_gradient_of_a_strided_convolution_without_padding_goes_tap_by_tap()
     check(ops.convolution_weight_grad, (x, g), {"weight_shape": shape_w, **attrs})
 
 
-@pytest.mark.parametrize("stride", (1, 2))
+@pytest.mark.parametrize(("size", "stride", "mean", "largest"), ((6, 1, 2, 4), (12, 2, 2, 4), (24, 1, 5, 8)))
 @pytest.mark.parametrize("channels", (64, 512))
-def test_mapped_convolution_is_as_accurate_as_a_direct_one(channels, stride):
-    shape_x, shape_w, attrs = case(images=2, channels=channels, height=6 * stride, width=6 * stride, out=64, padding=SAME,
+def test_mapped_convolution_is_about_as_accurate_as_a_direct_one(channels, size, stride, mean, largest):
+    """Errors of large pieces, of which there are enough in images of 24x24, are several times as large."""
+    shape_x, shape_w, attrs = case(images=2, channels=channels, height=size, width=size, out=64, padding=SAME,
                                    stride=(stride, stride))
     x, w, g = operands(shape_x, shape_w, attrs, np.float32)
     for op, inputs, more in ((ops.convolution, (x, w), {}), (ops.convolution_input_grad, (g, w), {"input_shape": shape_x}),
@@ -256,8 +276,8 @@ def test_mapped_convolution_is_as_accurate_as_a_direct_one(channels, stride):
         exact = op.eager(*[array.astype(np.float64) for array in inputs], **attributes)
         ours = np.abs(check(op, inputs, attributes) - exact)
         direct = np.abs(op.eager(*inputs, **attributes) - exact)
-        ratio = 1.5 if not {"fma", "neon"}.isdisjoint(config.processor().features) else 1.75       # products rounded, too
-        assert ours.mean() < ratio * direct.mean() and ours.max() < 4 * direct.max(), op.name
+        assert any(("winograd_large" in kernel) == (size == 24) for kernel in kernels(op, inputs, attributes))
+        assert ours.mean() < mean * direct.mean() and ours.max() < largest * direct.max(), op.name
 
 
 @pytest.mark.parametrize("stride", (1, 2))

@@ -1,5 +1,6 @@
 """Convolutions by Winograd's maps of numbers that are not finite, or too large for the maps: NaN and infinity are where the
-definition has them, in all results, and every other result is what it would be without them."""
+definition has them, in all results, and every other result is what it would be without them: to the bit, but for those that
+share a large piece with what is not finite."""
 
 import itertools
 
@@ -21,13 +22,16 @@ GEOMETRIES = {
     "parts of an image": ((1, 32, 64, 63), ((1, 1), (1, 1)), 1),
     "several images in a part": ((5, 16, 3, 4), ((1, 1), (1, 1)), 1),
     "more padding than image": ((1, 16, 1, 1), ((2, 2), (2, 2)), 1),
+    "large pieces": ((2, 16, 16, 15), ((1, 1), (1, 1)), 1),
+    "large pieces, uneven padding": ((1, 32, 20, 19), ((2, 1), (0, 2)), 1),
+    "large pieces, several images in a part": ((7, 16, 8, 7), ((1, 1), (1, 1)), 1),
     "strided": ((2, 16, 8, 9), ((1, 1), (1, 1)), 2),
     "strided, uneven padding": ((1, 32, 8, 9), ((1, 2), (3, 0)), 2),
     "strided, parts of an image": ((1, 32, 112, 113), ((1, 1), (1, 1)), 2),
     "strided, several images in a part": ((35, 16, 3, 4), ((1, 1), (1, 1)), 2),
     "strided, more padding than image": ((1, 16, 1, 1), ((3, 3), (3, 3)), 2),
 }
-BOTH_STRIDES = pytest.mark.parametrize("geometry", ("same", "strided"))
+EACH_WAY = pytest.mark.parametrize("geometry", ("same", "large pieces", "strided"))
 OUT = 32
 PLACES = {"corner": (0, 0), "last corner": (-1, -1), "edge": (0, 2), "other edge": (2, -1), "inside": (2, 2)}
 VALUES = {"inf": (INF,), "-inf": (-INF,), "nan": (NAN,), "both infinities": (INF, -INF), "inf and nan": (INF, NAN)}
@@ -82,7 +86,8 @@ def placed(array, place, values):
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("values", VALUES)
-@pytest.mark.parametrize("name", ("same", "no padding", "uneven padding", "strided", "strided, uneven padding"))
+@pytest.mark.parametrize("name", ("same", "no padding", "uneven padding", "large pieces, uneven padding", "strided",
+                                  "strided, uneven padding"))
 def test_what_is_not_finite_in_one_place(name, values, place):
     x, w, g, attrs = operands(name)
     for op, inputs, attributes in steps(*[placed(a, PLACES[place], VALUES[values]) for a in (x, w, g)], attrs):
@@ -108,7 +113,7 @@ def test_what_is_not_finite_in_many_places(name, dtype):
 
 
 @pytest.mark.parametrize("value", (INF, -INF, NAN))
-@BOTH_STRIDES
+@EACH_WAY
 def test_all_of_an_operand(geometry, value):
     x, w, g, attrs = operands(geometry)
     for full in itertools.product((False, True), repeat=3):
@@ -117,7 +122,7 @@ def test_all_of_an_operand(geometry, value):
             assert_as_defined(op, inputs, attributes)
 
 
-@BOTH_STRIDES
+@EACH_WAY
 def test_infinities_times_zero_are_nan(geometry):
     x, w, g, attrs = operands(geometry)
     w[:, 3] = 0
@@ -128,7 +133,7 @@ def test_infinities_times_zero_are_nan(geometry):
 
 
 @pytest.mark.parametrize(("dtype", "large"), ((np.float32, 3e38), (np.float64, 1.7e308)))
-@BOTH_STRIDES
+@EACH_WAY
 def test_large_numbers_overflow_only_where_the_result_does(geometry, dtype, large):
     x, w, g, attrs = operands(geometry, dtype)
     for array in (x, g):
@@ -140,7 +145,7 @@ def test_large_numbers_overflow_only_where_the_result_does(geometry, dtype, larg
     assert np.isposinf(found[0]).all() and np.isfinite(found[1]).all()
 
 
-@BOTH_STRIDES
+@pytest.mark.parametrize("geometry", ("same", "strided"))
 def test_results_that_are_finite_keep_their_bits(geometry):
     x, w, g, attrs = operands(geometry)
     for (op, clean, attributes), (_, inputs, _) in zip(steps(x, w, g, attrs), steps(
@@ -161,7 +166,7 @@ def test_plain_python_means_the_same(geometry):
         np.testing.assert_array_equal(np.isfinite(found), np.isfinite(carried_out(op, inputs, attributes)))
 
 
-@BOTH_STRIDES
+@EACH_WAY
 def test_layers_give_what_pytorch_gives(geometry):
     torch = pytest.importorskip("torch")
     x, w, g, attrs = operands(geometry)

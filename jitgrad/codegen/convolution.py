@@ -107,7 +107,8 @@ class _Lowering:
         spread it."""
         rows, channels = out[1] // self.groups, image[1] // self.groups
         kernel, positions = taps_of(steps), out[3] * out[4]
-        if self.by_taps(taps.suits(self.short, channels, rows, self.groups) and (kernel > 1 or positions < LARGE)):
+        if self.by_taps(taps.suits(self.short, channels, rows, self.groups)
+                        and (max(kernel, steps["stride_y"], steps["stride_x"]) > 1 or positions < LARGE)):
             self.add_taps("tap_weights", weights, source, result, kernel, taps.convolve(self.short, image, out, steps),
                           rows, channels)
             return

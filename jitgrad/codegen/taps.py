@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jitgrad.codegen.kernel import Blocks
-from jitgrad.codegen.winograd import CACHE, CHANNELS, ITEMS, cut_images, cut_result, even_block, even_depth, result_blocks
+from jitgrad.codegen.winograd import CACHE, ITEMS, cut_images, cut_result, even_block, even_depth, result_blocks
 from jitgrad.kernels.cpu import gemm, taps
 from jitgrad.kernels.cpu.tile import DEPTH_BLOCK
 
+CHANNELS = 128                                  # of an image and of a gradient, in an item that sums up products
 LEAST = 32                                      # channels on either side from which it is done this way
 POSITIONS = 64                                  # of an item from which it pays to read all weights, if the cache has room
 

@@ -18,12 +18,15 @@ from jitgrad.kernels.cpu.tile import Tile
 
 ITEMS = 8                                       # at least, for balance
 CACHE = 1280 * 1024                             # bytes that an item may make
-CHANNELS = 128                                  # of an image and of a gradient, in an item that sums up products
+CHANNELS = 96                                   # of an image and of a gradient, in an item that sums up products: the
+                                                # sums of all matrices nearly fit into the second cache
 BALANCED = 4                                    # items of equal size are best a multiple of it
 FROM_AFAR, OVERFLOW = 6, 13 / 12                # costs, in cycles and as a factor: see `images_at_once`
 DEPTH = 48                                      # steps of one sum; then it is added to the others: what mapping back takes
                                                 # differences of must be as exact as sums can be
 STRIDED_DEPTH = 128                             # of one with stride 2, which takes few differences
+OWN_ROWS, OWN_CHANNELS = 64, 48                 # of an item that maps weights itself
+MAPPED = 32                                     # rows of a product that cost as much as its weights: mapped and read
 LEAST = {"f32": 16, "f64": 32}                  # channels on either side from which mapping costs less than it saves
 
 Geometry = dict[str, int]
@@ -65,11 +68,21 @@ def sizes(call: Call, image: TensorType, result: TensorType, *, turned: bool = F
     """What `fits`. `turned`: the gradient in the image, which takes the taps the other way around; with stride 2 its pieces
     begin at an odd place, as the padding does."""
     (top, _), (left, _) = call.attrs["padding"]
-    way = winograd.STRIDED if call.attrs["stride"] == (2, 2) else winograd.Way()
+    if call.attrs["stride"] == (2, 2):
+        way = winograd.SPREAD_OUT if turned else winograd.STRIDED
+    else:
+        way = min((winograd.Way(), winograd.LARGE), key=lambda way: effort(way, result.shape))
     if turned:
-        way = winograd.SPREAD_OUT if way == winograd.STRIDED else way
         top, left = [(1 - padding) // 2 if way == winograd.SPREAD_OUT else 2 - padding for padding in (top, left)]
     return Sizes(image.dtype.short, image.shape, result.shape, top, left, way)
+
+
+def effort(way: winograd.Way, result: tuple[int, ...]) -> int:
+    """What decides between ways for a `result` [N, C, H, W]: their products, and mapping the weights and reading them."""
+    n, _, height, width = result
+    pieces: int = -(-height // way.results) * -(-width // way.results)
+    matrices: int = way.products ** 2
+    return matrices * (n * pieces + MAPPED)
 
 
 def suits(short: str, channels: int, rows: int) -> bool:
@@ -81,31 +94,52 @@ def forward(call: Call, image: int, sizes: Sizes, *, turned: bool) -> Lowered:
     """The convolution of input number `image` with weights, which are input 1. `turned`: with weights [channels, rows],
     and their taps turned around."""
     tile, (n, channels, _, width), rows = gemm.element_tile(sizes.short), sizes.image, sizes.result[1]
-    panels = -(-rows // tile.columns)
-    weights, itemsize = call.scratch(0), sizes.itemsize
-    kernel, way = "winograd_turned_weights" if turned else "winograd_weights", sizes.way
-    make_weights = launch(winograd.source(kernel, sizes.short, way.name), panels * (channels // tile.lanes), call.input(1),
-                          weights, rows, channels, panels)
-    per_item, (images, piece_rows, parts) = cut_result(
-        n, rows, sizes.pieces, tile, lambda block: CACHE // itemsize // (
-            way.inputs ** 2 * channels + way.sums ** 2 * block))
+    itemsize, way = sizes.itemsize, sizes.way
+    kernel = "winograd_turned_weights" if turned else "winograd_weights"
+    at_once, per_item, (images, piece_rows, parts) = cut_item(n, channels, rows, sizes, tile)
+    own_weights = at_once < channels
     blocks = -(-rows // per_item)
+    panels = -(-(per_item if own_weights else rows) // tile.columns)
     pieces = images * piece_rows * sizes.pieces[1]
-    stride = channels + (tile.lanes if channels * itemsize % 1024 == 0 else 0)      # else its rows share lines of the cache
-    private = {"image_size": (rows_met(way, piece_rows) * width + 1) * channels,
-               "pieces_size": way.inputs ** 2 * pieces * stride, "products_size": way.sums ** 2 * pieces * per_item,
-               "result_size": (way.results * piece_rows * sizes.result[3] + 1) * per_item}
-    numbers = {**geometry(sizes, images, piece_rows, parts), "channels_per_item": channels, "channel_blocks": 1,
+    stride = at_once + (tile.lanes if at_once * itemsize % 1024 == 0 else 0)        # else its rows share lines of the cache
+    mapped = way.weights ** 2 * (panels * tile.columns * at_once + tile.lanes)
+    private = {"image_size": (rows_met(way, piece_rows) * width + 1) * at_once,
+               "pieces_size": way.inputs ** 2 * (pieces * stride + tile.lanes),
+               "products_size": way.sums ** 2 * (pieces * per_item + tile.lanes),
+               "result_size": (way.results * piece_rows * sizes.result[3] + 1) * per_item,
+               "weights_size": mapped * own_weights}
+    numbers = {**geometry(sizes, images, piece_rows, parts), "channels_per_item": at_once, "channel_blocks": 1,
                "rows_per_item": per_item, "row_blocks": blocks, "piece_stride": stride, "turned": int(turned),
-               "panel_rows": gemm.panel_height(pieces, tile),
-               "depth_block": even_depth(channels, most_steps(channels, way)), **private}
-    *own, result = [Private(k) for k in range(len(private))]
+               "panel_rows": gemm.panel_height(pieces, tile), "panels_at_hand": panels, "channels_at_hand": at_once,
+               "depth_block": even_depth(at_once, most_steps(at_once, way)), **private}
+    *own, result, own_mapped = [Private(k) for k in range(len(private))]
+    weights = own_mapped if own_weights else call.scratch(0)
+    text = winograd.source(kernel, sizes.short, way.name)
+    mapping = (call.input(1), weights, *[numbers[name] for name in winograd.MAPPING])
     run = launch(winograd.source("winograd", sizes.short, way.name), -(-n // images) * parts * blocks, weights, *own,
-                 product_core(sizes.short), again("winograd_again", sizes), call.input(image), call.input(1),
-                 call.output(), result, *[numbers[name] for name in winograd.ARGUMENTS],
+                 product_core(sizes.short), companion("winograd_again", sizes), call.input(image), call.input(1),
+                 call.output(), result, *[numbers[name] for name in winograd.ARGUMENTS], companion(kernel, sizes), *mapping,
                  blocks=result_blocks(numbers, way.results * piece_rows))
-    return Lowered((make_weights, run), (way.weights ** 2 * panels * tile.columns * channels * itemsize,),
-                   tuple([size * itemsize for size in private.values()]))
+    own_sizes = tuple([size * itemsize for size in private.values()])
+    if own_weights:
+        return Lowered((run,), (), own_sizes)
+    make_weights = launch(text, panels * (channels // tile.lanes), *mapping)
+    return Lowered((make_weights, run), (mapped * itemsize,), own_sizes[:-1])
+
+
+def cut_item(n: int, channels: int, rows: int, sizes: Sizes, tile: Tile) -> tuple[int, int, Cut]:
+    """How many channels of the image an item takes at a time, how many of the result it makes, and its part of the images.
+    Where all pieces fit into the cache beside what a few channels need, an item has all images: then it maps the weights
+    that it needs itself, and they never leave the cache. Else it takes all channels, of weights that are mapped before."""
+    way, fitting = sizes.way, CACHE // sizes.itemsize
+    pieces, per_item = n * math.prod(sizes.pieces), even_block(rows, OWN_ROWS, tile.columns)
+    at_once = even_block(channels, OWN_CHANNELS, tile.lanes)
+    needed = (way.inputs ** 2 * pieces * at_once + way.sums ** 2 * pieces * per_item
+              + way.weights ** 2 * at_once * per_item)
+    if at_once < channels and needed <= fitting and -(-rows // per_item) >= ITEMS:
+        return at_once, per_item, (n, sizes.pieces[0], 1)
+    return channels, *cut_result(n, rows, sizes.pieces, tile, lambda block: fitting // (
+        way.inputs ** 2 * channels + way.sums ** 2 * block))
 
 
 def weight_gradient(call: Call, sizes: Sizes) -> Lowered:
@@ -115,14 +149,15 @@ def weight_gradient(call: Call, sizes: Sizes) -> Lowered:
     across, down = [even_block(count, CHANNELS, tile.lanes) for count in (channels, rows)]
     blocks = -(-channels // across) * -(-rows // down)
     per_run = -(-n // min(-(-ITEMS // blocks), n))
-    images, piece_rows, parts = cut_images(per_run, sizes.pieces, CACHE // 2 // itemsize // (
+    images, piece_rows, parts = cut_images(per_run, sizes.pieces, CACHE // itemsize // (
         way.inputs ** 2 * across + way.output_grads ** 2 * down))
     runs = -(-n // per_run)
     pieces = images * piece_rows * sizes.pieces[1]
     private = {"image_size": (rows_met(way, piece_rows) * width + 1) * across,
                "gradient_size": (way.results * piece_rows * sizes.result[3] + 1) * down,
-               "pieces_size": way.inputs ** 2 * pieces * across, "gradients_size": way.output_grads ** 2 * pieces * down,
-               "sums_size": way.weights ** 2 * across * down}
+               "pieces_size": way.inputs ** 2 * (pieces * across + tile.lanes),
+               "gradients_size": way.output_grads ** 2 * (pieces * down + tile.lanes),
+               "sums_size": way.weights ** 2 * (across * down + tile.lanes)}
     numbers = {**geometry(sizes, images, piece_rows, parts), "channels_per_item": across,
                "channel_blocks": -(-channels // across), "rows_per_item": down, "row_blocks": -(-rows // down),
                "images_per_item": per_run, **private}
@@ -130,7 +165,7 @@ def weight_gradient(call: Call, sizes: Sizes) -> Lowered:
     partial: Buffer = call.output() if runs == 1 else call.scratch(0)
     run = launch(winograd.source("winograd_weight_gradient", sizes.short, way.name), runs * blocks,
                  *[Private(k) for k in range(len(private))], product_core(sizes.short),
-                 again("winograd_weights_again", sizes), call.input(0), call.input(1), partial,
+                 companion("winograd_weights_again", sizes), call.input(0), call.input(1), partial,
                  *[numbers[name] for name in winograd.WEIGHT_ARGUMENTS])
     own = tuple([count * itemsize for count in private.values()])
     if runs == 1:
@@ -144,8 +179,8 @@ def most_steps(channels: int, way: winograd.Way) -> int:
     return DEPTH if way.ahead == way.spread else max(min(STRIDED_DEPTH, channels // 2), DEPTH)
 
 
-def again(kernel: str, sizes: Sizes) -> Function:
-    """The kernel that makes results once more which are not finite, as an argument of the one that made them."""
+def companion(kernel: str, sizes: Sizes) -> Function:
+    """A kernel of the same way, as an argument of the one that calls it."""
     name = kernel.replace("winograd", sizes.way.name, 1)
     return Function(f"{name}_{sizes.short}", winograd.source(kernel, sizes.short, sizes.way.name))
 

@@ -7,7 +7,8 @@ takes the highest one that fits until no rows are left, so that a short last til
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -158,27 +159,40 @@ def _call_transpose(builder: ir.IRBuilder, element: ir.Type, rows: ir.Value, x: 
 
 
 def _emit_transpose_block(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
-    """Square blocks, and element by element what is left of them."""
+    """Square blocks, and element by element what is left of them. Of the side whose lines lie farther apart a few lines are
+    followed to their ends: so many that the cache has room for, and memory comes in the order of its addresses."""
     element = context.get_value_type(signature.args[2].dtype)
     lanes = constant(tile.tile_for(element_bytes(element)).lanes)
     rows, columns, x, x_offset, x_row, o, o_offset, o_row = integers(context, builder, signature, values)
+    whole_rows, whole_columns = [builder.sub(count, builder.srem(count, lanes)) for count in (rows, columns)]
 
     def place(offset: ir.Value, row: ir.Value, i: ir.Value, j: ir.Value) -> ir.Value:
         return builder.add(offset, builder.add(builder.mul(i, row), j))
 
-    with cgutils.for_range_slice(builder, constant(0), rows, lanes, intp=I64) as (i, _):
-        left = builder.sub(rows, i)
-        whole = builder.select(builder.icmp_signed("<", left, lanes), constant(0),
-                               builder.sub(columns, builder.srem(columns, lanes)))
-        with cgutils.for_range_slice(builder, constant(0), whole, lanes, intp=I64) as (j, _):
-            _call_transpose(builder, element, lanes, (x, place(x_offset, x_row, i, j), x_row),
-                            (o, place(o_offset, o_row, j, i), o_row))
-        end = builder.select(builder.icmp_signed("<", left, lanes), rows, builder.add(i, lanes))
-        with (cgutils.for_range_slice(builder, whole, columns, constant(1), intp=I64) as (j, _),
-              cgutils.for_range_slice(builder, i, end, constant(1), intp=I64) as (one, _)):
-            value = builder.load(builder.gep(x, [place(x_offset, x_row, one, j)]))
-            builder.store(value, builder.gep(o, [place(o_offset, o_row, j, one)]))
+    def square(i: ir.Value, j: ir.Value) -> None:
+        _call_transpose(builder, element, lanes, (x, place(x_offset, x_row, i, j), x_row),
+                        (o, place(o_offset, o_row, j, i), o_row))
+
+    with builder.if_else(builder.icmp_signed(">", o_row, x_row)) as (far_result, far_operand):
+        with (far_result, _each(builder, constant(0), whole_columns, lanes) as j,
+              _each(builder, constant(0), whole_rows, lanes) as i):
+            square(i, j)
+        with (far_operand, _each(builder, constant(0), whole_rows, lanes) as i,
+              _each(builder, constant(0), whole_columns, lanes) as j):
+            square(i, j)
+    with _each(builder, constant(0), rows, constant(1)) as i:
+        left = builder.select(builder.icmp_signed("<", i, whole_rows), whole_columns, constant(0))
+        with _each(builder, left, columns, constant(1)) as j:
+            value = builder.load(builder.gep(x, [place(x_offset, x_row, i, j)]))
+            builder.store(value, builder.gep(o, [place(o_offset, o_row, j, i)]))
     return context.get_dummy_value()
+
+
+@contextmanager
+def _each(builder: ir.IRBuilder, start: ir.Value, stop: ir.Value, step: ir.Value) -> Iterator[ir.Value]:
+    """A loop from `start` to `stop`."""
+    with cgutils.for_range_slice(builder, start, stop, step, intp=I64) as (index, _):
+        yield index
 
 
 # --- Winograd's maps -------------------------------------------------------------------------------------------------

@@ -3,10 +3,12 @@
 All work is on vectors of channels, so an item first turns its part of the images over: channels last. With stride 1, F(2x2,
 3x3), its 4x4 pieces, which overlap by two, become 16 matrices [pieces, channels]; each is multiplied with one of the 16
 matrices [channels, outputs] that the weights have become; and the 16 products become 2x2 results, which are turned back.
-What an item makes on its way lies in memory that its thread has of its own, small enough for the second cache.
+What an item makes on its way lies in memory that its thread has of its own, small enough for the second cache. Matrices lie
+a little apart, for else the same element of all of them would share a few places of the first cache. Many weights that meet
+few pieces are mapped by the item that needs them, for a few channels at a time, and never leave the cache.
 
-The kernels are written for this one, and `WAYS` has what is different with stride 2: the numbers of matrices, and which of
-them are multiplied and added up.
+Where there are many pieces, they are larger: F(4x4, 3x3). The kernels are written for small ones, and `WAYS` has what is
+different for large ones and with stride 2: the numbers of matrices, and which of them are multiplied and added up.
 
 The gradient in the image is the same with weights that are swapped and turned around. The gradient in the weights sums
 up products [outputs, pieces] @ [pieces, channels] over all pieces, and maps the sums at the end: an item does a block of
@@ -29,7 +31,6 @@ from jitgrad.kernels.cpu.standins import i64, load, pointer, store
 from jitgrad.kernels.cpu.template import text
 from jitgrad.kernels.cpu.tile import (
     dot_rows,
-    gather_run,
     invoke,
     make_panel,
     multiply_block,
@@ -92,8 +93,12 @@ STRIDED = Way("winograd_strided", step=4, reach=5, ahead=2, inputs=5, products=5
               output_grads=3, image_reads=0x42310, grad_reads=0x21200, weight_adds=0x32110, weight_more=0b00100)
 SPREAD_OUT = Way("winograd_spread", step=2, reach=3, results=4, spread=2, products=5, sums=5, reads=0x13210,
                  weight_reads=0x11320, adds=0x43210)
-WAYS = {way.name: way for way in (Way(), STRIDED, SPREAD_OUT)}
-"""By name: with stride 1, its gradients too; with stride 2; the gradient in the image of the latter, with odd padding."""
+LARGE = Way("winograd_large", step=4, reach=6, results=4, inputs=6, weights=6, products=6, sums=6, reads=0x543210,
+            weight_reads=0x543210, adds=0x543210, output_grads=6, image_reads=0x543210, grad_reads=0x543210,
+            weight_adds=0x543210)
+WAYS = {way.name: way for way in (Way(), LARGE, STRIDED, SPREAD_OUT)}
+"""By name: with stride 1, its gradients too, in small pieces and in large ones; with stride 2; the gradient in the image of
+the latter, with odd padding."""
 
 GEOMETRY = ("channels", "height", "width", "rows", "out_height", "out_width", "top", "left", "images", "images_per_part",
             "piece_rows_per_part", "parts", "channels_per_item", "channel_blocks", "rows_per_item", "row_blocks")
@@ -104,7 +109,12 @@ ARGUMENTS = (*GEOMETRY, "result_size", "turned", "image_size", "pieces_size", "p
              "depth_block")
 """Those of `winograd`, behind mapped weights, three of the thread's own: image, pieces, products; the core; and
 `winograd_again` with what it takes: image, weights, result, the thread's own result, then these integers. The sizes are
-those of what the threads have in elements; `piece_stride` is the distance of two pieces."""
+those of what the threads have in elements; `piece_stride` is the distance of two pieces. Behind these follows the kernel
+that maps the weights, with what it takes."""
+
+MAPPING = ("rows", "channels", "panels_at_hand", "channels_at_hand", "weights_size")
+"""Integers of `winograd_weights` and `winograd_turned_weights`, behind weights and mapped weights: of these so many panels
+and channels are kept at a time, and `weights_size` elements by each thread; 0: all are mapped before, for all threads."""
 
 WEIGHT_ARGUMENTS = (*GEOMETRY, "images_per_item", "image_size", "gradient_size", "pieces_size", "gradients_size",
                     "sums_size")
@@ -121,41 +131,45 @@ def source(kernel: str, element: str, way: str = "winograd") -> str:
 
 
 def winograd_weights(args, begin, end, thread):
-    """w[rows, channels, 3, 3] to panels of [weights, channels, rows]. Arguments: w, panels; rows, channels, panels. Items:
-    panels, blocks of channels."""
+    """w[rows, channels, 3, 3] to panels of [weights, channels, rows]. Arguments: w, panels; `MAPPING`. Items: panels, blocks
+    of channels."""
     w, u = pointer(args, 1, T), pointer(args, 2, T)
-    rows, channels, panels = args[3], args[4], args[5]
-    blocks = channels // LANES
+    rows, channels, panels_at_hand, channels_at_hand, base = args[3], args[4], args[5], args[6], thread * args[7]
+    blocks, apart = channels // LANES, panels_at_hand * channels_at_hand * COLUMNS + LANES
     lines = make_panel(w)
     for item in range(begin, end):
         panel = item // blocks
         channel = item % blocks * LANES
+        place = base + (panel % panels_at_hand * channels_at_hand + channel % channels_at_hand) * COLUMNS
         for row in range(0, min(COLUMNS, rows - panel * COLUMNS), LANES):
             for k in range(0, 9 * LANES, LANES):
                 transpose_tile(LANES, w, ((panel * COLUMNS + row) * channels + channel) * 9 + k, channels * 9,
                                lines, k * COLUMNS + row, COLUMNS, LANES)
         for c in range(LANES):
-            winograd_weight(COLUMNS, lines, c * 9 * COLUMNS, 3 * COLUMNS, COLUMNS,
-                            u, (panel * channels + channel + c) * COLUMNS, WEIGHTS * panels * channels * COLUMNS,
-                            panels * channels * COLUMNS, 0, 3, 0, 3, 0)
+            winograd_weight(COLUMNS, lines, c * 9 * COLUMNS, 3 * COLUMNS, COLUMNS, u, place + c * COLUMNS, WEIGHTS * apart,
+                            apart, 0, 3, 0, 3, 0)
 
 
 def winograd_turned_weights(args, begin, end, thread):
     """w[channels, rows, 3, 3] with its taps turned around to panels of [weights, channels, rows]. Arguments and items: as
     above."""
     w, u = pointer(args, 1, T), pointer(args, 2, T)
-    rows, channels, panels = args[3], args[4], args[5]
-    blocks = channels // LANES
+    rows, channels, panels_at_hand, channels_at_hand, base = args[3], args[4], args[5], args[6], thread * args[7]
+    blocks, apart = channels // LANES, panels_at_hand * channels_at_hand * COLUMNS + LANES
     lines = make_panel(w)
     for item in range(begin, end):
         panel = item // blocks
-        count = min(COLUMNS, rows - panel * COLUMNS)
-        for channel in range(item % blocks * LANES, item % blocks * LANES + LANES):
-            for tap in range(9):
-                gather_run(count, 0, count, w, (channel * rows + panel * COLUMNS) * 9 + tap, 9, lines, tap * COLUMNS)
-            winograd_weight(COLUMNS, lines, 8 * COLUMNS, -3 * COLUMNS, -COLUMNS,
-                            u, (panel * channels + channel) * COLUMNS, WEIGHTS * panels * channels * COLUMNS,
-                            panels * channels * COLUMNS, 0, 3, 0, 3, 0)
+        first = item % blocks * LANES
+        place = base + (panel % panels_at_hand * channels_at_hand + first % channels_at_hand) * COLUMNS
+        for c in range(LANES):
+            start = ((first + c) * rows + panel * COLUMNS) * 9
+            back = min(start, max(LANES - 9, 0))                        # blocks wider than 9 taps end with the last one
+            for row in range(0, min(COLUMNS, rows - panel * COLUMNS), LANES):
+                for k in range(0, 9, LANES):
+                    tap = min(k, max(9 - LANES, 0))
+                    transpose_tile(LANES, w, start + row * 9 + tap - back, 9, lines, tap * COLUMNS + row, COLUMNS, LANES)
+            winograd_weight(COLUMNS, lines, (8 + back) * COLUMNS, -3 * COLUMNS, -COLUMNS, u, place + c * COLUMNS,
+                            WEIGHTS * apart, apart, 0, 3, 0, 3, 0)
 
 
 def winograd(args, begin, end, thread):
@@ -164,14 +178,16 @@ def winograd(args, begin, end, thread):
     x, o, result = pointer(args, 7, T), pointer(args, 9, T), pointer(args, 10, T)
     channels, height, width, rows, out_height, out_width = args[11], args[12], args[13], args[14], args[15], args[16]
     top, left, images, images_per_part = args[17], args[18], args[19], args[20]
-    piece_rows_per_part, parts, rows_per_item, row_blocks = args[21], args[22], args[25], args[26]
+    piece_rows_per_part, parts, channels_per_item, rows_per_item, row_blocks = (args[21], args[22], args[23], args[25],
+                                                                                args[26])
+    panels_at_hand, weights_size = args[40], args[42]
     result_base, image_base, v_base, product_base = (thread * args[27], thread * args[29], thread * args[30],
                                                      thread * args[31])
     piece_stride, panel_rows, depth_block = args[32], args[33], args[34]
-    zeros, spare = image_base + args[29] - channels, result_base + args[27] - rows_per_item
+    zeros, spare = image_base + args[29] - channels_per_item, result_base + args[27] - rows_per_item
     plane, out_plane = height * width, out_height * out_width
     wide, high = (out_width + RESULTS - 1) // RESULTS, (out_height + RESULTS - 1) // RESULTS
-    panels = (rows + COLUMNS - 1) // COLUMNS
+    weights_apart = panels_at_hand * channels_per_item * COLUMNS + LANES
     for item in range(begin, end):
         first_row = item % row_blocks * rows_per_item
         block = min(rows_per_item, rows - first_row)
@@ -180,32 +196,39 @@ def winograd(args, begin, end, thread):
         first_image = item // (row_blocks * parts) * images_per_part
         last_image = min(first_image + images_per_part, images)
         pieces = (last_image - first_image) * (last_y - first_y) * wide
+        v_apart, product_apart = pieces * piece_stride + LANES, pieces * rows_per_item + LANES
         low = max(STEP * first_y - top, 0)
         positions = max(min(STEP * (last_y - 1) - top + REACH, height) - low, 0) * width
-        for c in range(channels):
+        for c in range(channels_per_item):
             store(lasts, zeros + c, T(0), 1, 7)
-        for image in range(first_image, last_image):
-            transpose_block(channels, positions, x, image * channels * plane + low * width, plane,
-                            lasts, image_base, channels)
-            for y in range(first_y, last_y):
-                above = STEP * y - top
-                piece = ((image - first_image) * (last_y - first_y) + y - first_y) * wide
-                for column in range(wide):
-                    before = STEP * column - left
-                    winograd_input(channels, lasts, image_base + ((above - low) * width + before) * channels,
-                                   width * channels, channels, v, v_base + (piece + column) * piece_stride,
-                                   INPUTS * pieces * piece_stride, pieces * piece_stride, -above, height - above, -before,
-                                   width - before, zeros)
-        for p in range(PRODUCTS * PRODUCTS):
-            down, across = 4 * (p // PRODUCTS), 4 * (p % PRODUCTS)
-            read = (READS >> down) % 16 * INPUTS + (READS >> across) % 16
-            weight = (WEIGHT_READS >> down) % 16 * WEIGHTS + (WEIGHT_READS >> across) % 16
-            total = (ADDS >> down) % 16 * SUMS + (ADDS >> across) % 16
-            multiply_block(args, 5, pieces, block, channels, depth_block, panel_rows,
-                           v, v_base + read * pieces * piece_stride, panel_rows * piece_stride, piece_stride, 1,
-                           u, (weight * panels + first_row // COLUMNS) * channels * COLUMNS, channels * COLUMNS, COLUMNS,
-                           products, product_base + total * pieces * rows_per_item, rows_per_item,
-                           ((MORE >> p // PRODUCTS) | (MORE >> p % PRODUCTS)) % 2)
+        for first in range(0, channels, channels_per_item):
+            across = min(channels_per_item, channels - first)
+            for image in range(first_image, last_image):
+                transpose_block(across, positions, x, (image * channels + first) * plane + low * width, plane,
+                                lasts, image_base, across)
+                for y in range(first_y, last_y):
+                    above = STEP * y - top
+                    piece = ((image - first_image) * (last_y - first_y) + y - first_y) * wide
+                    for column in range(wide):
+                        before = STEP * column - left
+                        winograd_input(across, lasts, image_base + ((above - low) * width + before) * across,
+                                       width * across, across, v, v_base + (piece + column) * piece_stride,
+                                       INPUTS * v_apart, v_apart, -above, height - above, -before, width - before, zeros)
+            if weights_size != 0:
+                for panel in range(first_row // COLUMNS, (first_row + block + COLUMNS - 1) // COLUMNS):
+                    mapped = (panel * channels + first) // LANES
+                    invoke(args, 35, mapped, mapped + across // LANES, thread)
+            for p in range(PRODUCTS * PRODUCTS):
+                down, right = 4 * (p // PRODUCTS), 4 * (p % PRODUCTS)
+                read = (READS >> down) % 16 * INPUTS + (READS >> right) % 16
+                weight = (WEIGHT_READS >> down) % 16 * WEIGHTS + (WEIGHT_READS >> right) % 16
+                total = (ADDS >> down) % 16 * SUMS + (ADDS >> right) % 16
+                more = i64(first > 0) | ((MORE >> p // PRODUCTS) | (MORE >> p % PRODUCTS)) % 2
+                multiply_block(args, 5, pieces, block, across, depth_block, panel_rows,
+                               v, v_base + read * v_apart, panel_rows * piece_stride, piece_stride, 1,
+                               u, thread * weights_size + weight * weights_apart + first_row // COLUMNS % panels_at_hand
+                               * channels_per_item * COLUMNS, channels_per_item * COLUMNS, COLUMNS,
+                               products, product_base + total * product_apart, rows_per_item, more)
         positions = (min(RESULTS * last_y, out_height) - RESULTS * first_y) * out_width
         odd = 0
         for image in range(first_image, last_image):
@@ -213,7 +236,7 @@ def winograd(args, begin, end, thread):
                 piece = ((image - first_image) * (last_y - first_y) + y - first_y) * wide
                 for column in range(wide):
                     odd |= winograd_output(block, products, product_base + (piece + column) * rows_per_item,
-                                           SUMS * pieces * rows_per_item, pieces * rows_per_item, result, result_base
+                                           SUMS * product_apart, product_apart, result, result_base
                                            + RESULTS * ((y - first_y) * out_width + column) * rows_per_item,
                                            out_width * rows_per_item, rows_per_item, 0, out_height - RESULTS * y, 0,
                                            out_width - RESULTS * column, spare)
@@ -302,6 +325,7 @@ def winograd_weight_gradient(args, begin, end, thread):
         across = min(channels_per_item, channels - first_channel)
         first_row = item // channel_blocks % row_blocks * rows_per_item
         down = min(rows_per_item, rows - first_row)
+        sum_apart = down * across + LANES
         run = item // (channel_blocks * row_blocks)
         end_image = min((run + 1) * images_per_item, images)
         for c in range(across):
@@ -315,6 +339,7 @@ def winograd_weight_gradient(args, begin, end, thread):
                 first_y = part * piece_rows_per_part
                 last_y = min(first_y + piece_rows_per_part, high)
                 pieces = (last_image - first_image) * (last_y - first_y) * wide
+                v_apart, h_apart = pieces * across + LANES, pieces * down + LANES
                 low = max(STEP * first_y - top, 0)
                 positions = max(min(STEP * (last_y - 1) - top + REACH, height) - low, 0) * width
                 out_positions = (min(RESULTS * last_y, out_height) - RESULTS * first_y) * out_width
@@ -331,12 +356,12 @@ def winograd_weight_gradient(args, begin, end, thread):
                             before = STEP * column - left
                             winograd_input(across, lasts, image_base + ((above - low) * width + before) * across,
                                            width * across, across, v, v_base + (piece + column) * across,
-                                           INPUTS * pieces * across, pieces * across, -above, height - above, -before,
+                                           INPUTS * v_apart, v_apart, -above, height - above, -before,
                                            width - before, zeros)
                             winograd_output_grad(down, grads,
                                                  grad_base + RESULTS * ((y - first_y) * out_width + column) * down,
                                                  out_width * down, down, h, h_base + (piece + column) * down,
-                                                 OUTPUT_GRADS * pieces * down, pieces * down, 0, out_height - RESULTS * y,
+                                                 OUTPUT_GRADS * h_apart, h_apart, 0, out_height - RESULTS * y,
                                                  0, out_width - RESULTS * column, grad_zeros)
                 for p in range(PRODUCTS * PRODUCTS):
                     one, two = 4 * (p // PRODUCTS), 4 * (p % PRODUCTS)
@@ -344,14 +369,14 @@ def winograd_weight_gradient(args, begin, end, thread):
                     gradient = (GRAD_READS >> one) % 16 * OUTPUT_GRADS + (GRAD_READS >> two) % 16
                     total = (WEIGHT_ADDS >> one) % 16 * WEIGHTS + (WEIGHT_ADDS >> two) % 16
                     multiply_block(args, 6, down, across, pieces, pieces, TILE,
-                                   h, h_base + gradient * pieces * down, TILE, 1, down,
-                                   v, v_base + image * pieces * across, COLUMNS, across,
-                                   sums, sum_base + total * down * across, across,
+                                   h, h_base + gradient * h_apart, TILE, 1, down,
+                                   v, v_base + image * v_apart, COLUMNS, across,
+                                   sums, sum_base + total * sum_apart, across,
                                    more | ((WEIGHT_MORE >> p // PRODUCTS) | (WEIGHT_MORE >> p % PRODUCTS)) % 2)
                 more = 1
         odd = 0
         for r in range(down):
-            winograd_weight_grad(across, sums, sum_base + r * across, WEIGHTS * down * across, down * across,
+            winograd_weight_grad(across, sums, sum_base + r * across, WEIGHTS * sum_apart, sum_apart,
                                  taps, 0, 3 * across, across, 0, 3, 0, 3, 0)
             for c in range(0, across, LANES):
                 for tap in range(8 // LANES * LANES, -1, -LANES):       # what is written too much is written over
@@ -410,6 +435,7 @@ KERNELS = {kernel.__name__: kernel for kernel in (winograd_weights, winograd_tur
                                                   winograd_weight_gradient, winograd_weights_again)}
 """Each by its name."""
 
-KERNELS_OF = {"winograd": tuple(KERNELS), SPREAD_OUT.name: ("winograd_turned_weights", "winograd", "winograd_again"),
+KERNELS_OF = {"winograd": tuple(KERNELS), LARGE.name: tuple(KERNELS),
+              SPREAD_OUT.name: ("winograd_turned_weights", "winograd", "winograd_again"),
               STRIDED.name: tuple([name for name in KERNELS if name != "winograd_turned_weights"])}
 """Those that each of `WAYS` has."""
