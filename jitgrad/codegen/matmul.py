@@ -157,7 +157,7 @@ class _Lowering(WithEpilogue):
             return self.carry_out(gemm_rows.source(lines), made, (a.buffer, b.buffer, target))
         blocking = choose_blocking(form, batch, (m, n, k), first, second, self.whole_rows)
         made = gemm.arrange(form, batch, m, n, k, first, second, blocking)
-        pointers = (self.pack(made.pack_a, a.buffer, form), self.pack(made.pack_b, b.buffer, form), target)
+        pointers = (self.pack(made.pack_a, a.buffer, form), self.pack(made.pack_b, b.buffer, form, of_b=True), target)
         return self.carry_out(gemm.core_source(form), made, pointers)
 
     def multiply_widened(self, a: Factor, b: Widened, target: Buffer) -> Launch:
@@ -179,12 +179,12 @@ class _Lowering(WithEpilogue):
         blocks = Blocks(sizes, gemm.LOCATE_ITEM, (first_dimension, last), self.whole_rows)
         return launch(source, made.items, *pointers, *made.integers, *more, blocks=blocks)
 
-    def pack(self, packing: Packing | None, operand: Buffer, form: Form) -> Buffer:
+    def pack(self, packing: Packing | None, operand: Buffer, form: Form, of_b: bool = False) -> Buffer:
         """The memory that the core reads: packed panels, or the operand itself."""
         if packing is None:
             return operand
         panels = self.new_scratch(packing.elements * dtypes.BY_SHORT[form.left].itemsize)
-        source = gemm.pack_text(form, packing.kind)
+        source = gemm.pack_text(form, packing.kind, of_b)
         self.launches.append(launch(source, packing.items, operand, panels, *packing.integers))
         return panels
 

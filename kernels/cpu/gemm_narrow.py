@@ -37,27 +37,40 @@ WIDEN_PANEL = """\
 """
 
 GROUP_PANEL = """\
-                lines = panel
-                lines_place = {start}
+                lines = b
+                lines_place = b_place{blocks}
                 lines_step = {line}
-                for d in range(0, depth, {chunk}):
-                    steps = min({chunk}, depth - d)
-                    to_place = lines_place + d // {group} * {line}
-                    if b_step == 1:
-                        for j in range(0, width, {lanes}):
-                            transpose_groups(min(width - j, {lanes}), steps, b, b_place + d + j * b_column, b_column,
-                                             panel, to_place + j * {group}, {line})
-                    else:
-                        run = {lanes} if b_column == 1 else 1
-                        for s in range(0, steps, {group}):
-                            for j in range(0, width, run):
-                                interleave_steps(min(run, width - j), min({group}, steps - s), b,
-                                                 b_place + (d + s) * b_step + j * b_column, b_step,
-                                                 panel, to_place + s // {group} * {line} + j * {group})
+                if b_copies != 0:
+                    lines = panel
+                    lines_place = {start}
+                    for d in range(0, depth, {chunk}):
+                        steps = min({chunk}, depth - d)
+                        to_place = lines_place + d // {group} * {line}
+                        if b_step == 1:
+                            for j in range(0, width, {lanes}):
+                                transpose_groups(min(width - j, {lanes}), steps, b, b_place + d + j * b_column, b_column,
+                                                 panel, to_place + j * {group}, {line})
+                        else:
+                            run = {lanes} if b_column == 1 else 1
+                            for s in range(0, steps, {group}):
+                                for j in range(0, width, run):
+                                    interleave_steps(min(run, width - j), min({group}, steps - s), b,
+                                                     b_place + (d + s) * b_step + j * b_column, b_step,
+                                                     panel, to_place + s // {group} * {line} + j * {group})
 """
 
 BALANCE = """\
-                balance_panel({columns}, depth, panel, lines_place, {line})
+                    balance_panel({columns}, depth, panel, lines_place, {line})
+"""
+
+BALANCED_BLOCKS = """\
+        for first in range(0, steps_of_all, block):
+            depth = min(block, steps_of_all - first)
+            place += {line}
+{body}            balance_panel({columns}, depth, o, place, {line})
+            start += depth * depth_stride
+            place += (depth + {last}) // {group} * {line}
+        start -= steps_of_all * depth_stride
 """
 
 COPY_PANEL = """\

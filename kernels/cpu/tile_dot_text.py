@@ -147,8 +147,7 @@ class DotKernel:
             f"  %b{j}.place = getelementptr {WORDS}, ptr %b.here, i64 {j}",
             f"  %b{j} = load {members}, ptr %b{j}.place, align 1")]
         for i in range(self.rows):
-            lines += [f"  %a{i}.offset = mul i64 %a_row, {i}",
-                      f"  %a{i}.place = getelementptr i8, ptr %a.here, i64 %a{i}.offset",
+            lines += [f"  %a{i}.place = getelementptr i8, ptr %a.here, i64 {4 * i}",
                       f"  %a{i}.one = load i32, ptr %a{i}.place, align 1",
                       *_splat(f"%a{i}.words", "i32", f"%a{i}.one", LANES),
                       f"  %a{i} = bitcast {WORDS} %a{i}.words to {members}"]
