@@ -52,11 +52,9 @@ GROUP_PANEL = """\
                                                  panel, to_place + j * {group}, {line})
                         else:
                             run = {lanes} if b_column == 1 else 1
-                            for s in range(0, steps, {group}):
-                                for j in range(0, width, run):
-                                    interleave_steps(min(run, width - j), min({group}, steps - s), b,
-                                                     b_place + (d + s) * b_step + j * b_column, b_step,
-                                                     panel, to_place + s // {group} * {line} + j * {group})
+                            for j in range(0, width, run):
+                                interleave_steps(min(run, width - j), steps, b, b_place + d * b_step + j * b_column, b_step,
+                                                 panel, to_place + j * {group}, {line})
 """
 
 BALANCE = """\
@@ -125,10 +123,10 @@ WIDEN_DEPTH = """\
 """
 
 GROUP_ROWS = """\
-        for d in range(0, depth, {group}):
+        for d in range(0, depth, {chunk}):
             for i in range(0, height, {lanes}):
-                interleave_steps(min(height - i, {lanes}), min({group}, depth - d), x,
-                                 start + i + d * depth_stride, depth_stride, o, place + d * width + i * {group})
+                interleave_steps(min(height - i, {lanes}), min({chunk}, depth - d), x, start + i + d * depth_stride,
+                                 depth_stride, o, place + d * width + i * {group}, width * {group})
 """
 
 GROUP_DEPTH = """\
@@ -139,8 +137,6 @@ GROUP_DEPTH = """\
 """
 
 GROUP_ANY = """\
-        for d in range(0, depth, {group}):
-            for i in range(height):
-                interleave_steps(1, min({group}, depth - d), x, start + i * row_stride + d * depth_stride, depth_stride,
-                                 o, place + d * width + i * {group})
+        for i in range(height):
+            interleave_steps(1, depth, x, start + i * row_stride, depth_stride, o, place + i * {group}, width * {group})
 """

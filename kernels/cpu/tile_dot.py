@@ -83,13 +83,16 @@ def balance_panel(columns: int, depth: int, b: Pointer, b_offset: int, b_step: i
                               for t in range(4))
 
 
-def interleave_steps(count: int, steps: int, x: Pointer, x_offset: int, x_step: int, o: Pointer, o_offset: int) -> None:
-    """o[o_offset + j * group + t] = x[x_offset + t * x_step + j] if t < steps else 0, for j < count, t < group: one
-    group of the depth, of at most 16 rows or columns that lie side by side. An uint8 `o` gets bytes 128 higher."""
+def interleave_steps(count: int, steps: int, x: Pointer, x_offset: int, x_step: int, o: Pointer, o_offset: int,
+                     o_step: int) -> None:
+    """o[o_offset + q * o_step + j * group + t] = x[x_offset + d * x_step + j] if d < steps else 0, where d = q * group + t,
+    for j < count and all groups that hold a step: of at most 16 rows or columns that lie side by side. An uint8 `o` gets
+    bytes 128 higher."""
     group = 4 // o.memory.dtype.itemsize
-    for j in range(count):
-        for t in range(group):
-            _put(o, o_offset + j * group + t, x[x_offset + t * x_step + j] if t < steps else 0)
+    for d in range(-(-steps // group) * group):
+        for j in range(count):
+            value = x[x_offset + d * x_step + j] if d < steps else 0
+            _put(o, o_offset + d // group * o_step + j * group + d % group, value)
 
 
 def transpose_groups(rows: int, steps: int, x: Pointer, x_offset: int, x_row: int, o: Pointer, o_offset: int,
