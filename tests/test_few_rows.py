@@ -16,7 +16,7 @@ from jitgrad.codegen.sharing import shareable
 from jitgrad.ir import evaluate
 from jitgrad.kernels.cpu import gemm, gemm_rows, tile, tile_lines
 from jitgrad.ops.region import region as region_op
-from jitgrad.transforms import widening
+from jitgrad.transforms import prologue
 
 RANDOM = np.random.default_rng(2)
 SIZES = [(1, 32, 2), (1, 33, 1000), (2, 40, 7), (3, 127, 70), (4, 768, 65), (5, 95, 31), (6, 100, 48), (7, 4001, 9),
@@ -255,7 +255,7 @@ def test_gradients_pass_through_narrow_weights():
 
 
 def test_the_kernel_and_the_pass_agree_on_how_many_rows_are_few():
-    assert widening.FEW_ROWS == gemm_rows.FEW
+    assert prologue.FEW_ROWS == gemm_rows.FEW
 
 
 def test_the_same_without_a_compiler():

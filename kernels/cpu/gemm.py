@@ -194,6 +194,11 @@ class Form:
         return self.piece == "multiply_quads"
 
     @property
+    def packs_itself(self) -> bool:
+        """Whether both factors are packed in their own type."""
+        return self.left == self.right and not self.widens and bool(self.piece)
+
+    @property
     def fetches(self) -> bool:
         """Whether what the next tiles need is fetched while one is multiplied."""
         return self.piece == "multiply_ahead"
