@@ -1,4 +1,4 @@
-"""Elementwise ops in front of a product: which nodes the product's kernels take over, so that what they make is in no memory.
+"""Elementwise ops in front of a product: which nodes its kernels take over, so that what they make is in no memory.
 
 ``x @ (w.float() * scale).T`` with w of int8 or of 16-bit floats needs no float32 copy of w. Where x has many rows, the
 factors of a product are copied into panels; what elementwise ops make of the program's inputs is computed on that way

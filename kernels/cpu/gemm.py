@@ -463,18 +463,23 @@ def pack(x: Matrices, batch: tuple[int, ...], rows: int, depth: int, panel_rows:
     panels, panel = -(-rows // panel_rows), width * (depth + -depth % group)
     panel += -(-depth // block) * group * width if block else 0
     kind = "rows" if row_stride == 1 else "depth" if depth_stride == 1 else "any"
-    beside = min(BESIDE, max(panels // FEW, 1)) if kind == "rows" else 1
+    beside_it = beside(panels) if kind == "rows" else 1
     sizes = tuple(1 if once and stride == 0 else size for size, stride in zip(batch, x.batch, strict=True))
     strides, count = [], panels
-    parts = -(-panels // beside)
+    parts = -(-panels // beside_it)
     for size in reversed(sizes):
         strides.append(0 if size == 1 else count * panel)
         count *= size
     padded = (1,) * (BATCH_DIMENSIONS - len(sizes)) + sizes
-    integers = (rows, depth, row_stride, depth_stride, panel_rows, width, panels, beside,
+    integers = (rows, depth, row_stride, depth_stride, panel_rows, width, panels, beside_it,
                 *padded[1:], x.first, *padded_strides(x.batch), *([block] if block else []))
     packing = Packing(kind, count // panels * parts, integers, count * panel)
     return packing, Matrices(tuple(reversed(strides)), group, group * width), panel
+
+
+def beside(panels: int) -> int:
+    """Of how many panels an item of packing consists, where they lie side by side in memory."""
+    return min(BESIDE, max(panels // FEW, 1))
 
 
 def padded_strides(strides: Strides) -> Strides:
