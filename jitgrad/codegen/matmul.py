@@ -19,7 +19,7 @@ from jitgrad.codegen.blocking import choose_blocking
 from jitgrad.codegen.call import Call, launch, lowers
 from jitgrad.codegen.epilogue import Shared, WithEpilogue, restrict
 from jitgrad.codegen.kernel import Blocks, Buffer, Launch, Lowered
-from jitgrad.codegen.prologue import PIECE, Made, pack_made
+from jitgrad.codegen.prologue import NOWHERE, Made, multiply_made, pack_made
 from jitgrad.codegen.region import analyse
 from jitgrad.codegen.templates import lower_map
 from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value
@@ -107,7 +107,7 @@ class _Lowering(WithEpilogue):
         if source in self.body.inputs:
             return in_place(self.body, chain, source, value) or self.compute(value)
         matrices = strides_through(chain, source.type, value.type)
-        return self.compute(value) if matrices is None else Factor(PIECE, matrices, Made(value, source, of_b))
+        return self.compute(value) if matrices is None else Factor(NOWHERE, matrices, Made(value, source, of_b))
 
     def stored(self, factor: Factor) -> Factor:
         """`factor` in memory."""
@@ -170,10 +170,17 @@ class _Lowering(WithEpilogue):
             arranged = gemm_rows.arrange(lines, batch, m, n, k, first, second)
             return self.carry_out(gemm_rows.source(lines), arranged, (a.buffer, b.buffer, target))
         blocking = choose_blocking(form, batch, (m, n, k), first, second, self.whole_rows)
-        blocking = replace(blocking, pack_a=blocking.pack_a or a.made is not None,
-                           read_b=blocking.read_b if b.made is None else "packed")
-        arranged = gemm.arrange(form, batch, m, n, k, first, second, blocking)
-        pointers = self.pack(arranged.pack_a, a, form), self.pack(arranged.pack_b, b, form, of_b=True), target
+        if b.made is not None:
+            shared = m > blocking.high * gemm.panel_height(m, form.tile)
+            blocking = replace(blocking, read_b="packed" if shared else "copied")
+        arranged = gemm.arrange(form, batch, m, n, k, first, second,
+                                replace(blocking, pack_a=blocking.pack_a or a.made is not None))
+        left = self.pack(arranged.pack_a, a, form)
+        if b.made is not None and arranged.pack_b is None:
+            integers = dict(zip(gemm.ARGUMENTS, arranged.integers, strict=True))
+            name, source, arguments = multiply_made(self.body, b.made, form, left, target, integers)
+            return Launch(name, source, arranged.items, arguments, self.blocks(arranged))
+        pointers = left, self.pack(arranged.pack_b, b, form, of_b=True), target
         return self.carry_out(gemm.core_source(form), arranged, pointers)
 
     def multiply_widened(self, a: Factor, b: Widened, target: Buffer) -> Launch:
@@ -187,13 +194,16 @@ class _Lowering(WithEpilogue):
     def carry_out(self, source: str, made: Arrangement, pointers: tuple[Buffer, Buffer, Buffer],
                   more: tuple[Buffer | int, ...] = ()) -> Launch:
         """The launch of a core; `more`: arguments behind `gemm.ARGUMENTS`."""
+        return launch(source, made.items, *pointers, *made.integers, *more, blocks=self.blocks(made))
+
+    def blocks(self, made: Arrangement) -> Blocks:
+        """Which blocks of the product its items are."""
         integers = dict(zip(gemm.ARGUMENTS, made.integers, strict=True))
         sizes = {name: integers[name] for name in ("m", "n", "rows_per_item", "row_blocks", "columns_per_item",
                                                    "column_blocks")}
         last = len(self.product.shape) - 1
         first_dimension = last - 1 if integers["m"] == self.product.shape[-2] else 0
-        blocks = Blocks(sizes, gemm.LOCATE_ITEM, (first_dimension, last), self.whole_rows)
-        return launch(source, made.items, *pointers, *made.integers, *more, blocks=blocks)
+        return Blocks(sizes, gemm.LOCATE_ITEM, (first_dimension, last), self.whole_rows)
 
     def pack(self, packing: Packing | None, factor: Factor, form: Form, of_b: bool = False) -> Buffer:
         """The memory that the core reads: packed panels, or the factor itself."""

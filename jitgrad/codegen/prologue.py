@@ -1,18 +1,19 @@
 """Elementwise ops in front of a product, computed where a factor is packed: no copy of it is in memory but its panels.
 
-The generated kernel computes a piece of a panel after the other into memory on the stack, then has the compiled packing
-phase put it in order (`tile.pack_block`); `codegen.epilogue` has what follows a product. What goes in is a factor as a value
-of the region's body, what comes out the launch that makes its panels.
+What goes in is a factor as a value of the region's body. What comes out is the launch that makes its panels; for a second
+factor of which every panel serves one item alone, a kernel around the product's core, which makes each panel on the stack.
+Both compute a piece of a panel after the other, then have the compiled packing phase put it in order (`tile.pack_block`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jitgrad import dtypes
 from jitgrad.codegen.emit_cpu import emit
 from jitgrad.codegen.epilogue import locate, restrict
-from jitgrad.codegen.kernel import Buffer, Function, Launch, Operand
+from jitgrad.codegen.kernel import Argument, Buffer, Function, Launch, Operand
 from jitgrad.codegen.region import Place, Region, accesses, analyse, collapse
 from jitgrad.codegen.templates import kernel_name
 from jitgrad.ir.graph import Graph, Value
@@ -24,8 +25,8 @@ STEPS = 64
 
 LINE = 64                                       # bytes of a cache line, or of half of one
 
-PIECE = Buffer(-1)
-"""The memory on the stack, as an operand."""
+NOWHERE = Buffer(-1)
+"""Where a factor lies that is not computed yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,26 +48,43 @@ class Made:
 def pack_made(body: Graph, made: Made, form: Form, packing: Packing, panels: Buffer) -> Launch:
     """The launch that packs `made`, of the type that `form` multiplies, as `packing` says. Items are panels; where what is
     read lies along their rows, a few of them, so that it is read in longer runs."""
-    region = analyse(restrict(body, [made.value]), [])
-    return _Packing(region, made, form, packing, panels).launch()
+    kernel = _Kernel(body, made, form)
+    count, depth, _, _, panel_rows, width, number = packing.integers[:7]
+    along = kernel.along_rows and form.group == 1
+    beside = gemm.beside(number) if along else 1
+    target = kernel.writer.operand(panels, kernel.dtype, "panels")
+    kernel.take_sizes(rows=count, depth=depth, panel_rows=panel_rows, width=width, panels=number,
+                      panel_size=packing.elements // number, beside=beside)
+    functions = kernel.pack_beside(panels) if along else kernel.pack_each(target)
+    name, source, arguments = kernel.finish("pack")
+    return Launch(name, source, -(-number // beside), (*arguments, *functions))
 
 
-class _Packing:
+def multiply_made(body: Graph, made: Made, form: Form, a: Buffer, c: Buffer, integers: Mapping[str, int]
+                  ) -> tuple[str, str, tuple[Argument, ...]]:
+    """The name, text and arguments of the kernel that multiplies `a` by `made`, with the items and `integers` of the core
+    (`gemm.ARGUMENTS`)."""
+    kernel = _Kernel(body, made, form)
+    kernel.writer.operand(a, kernel.dtype, "left factor")
+    kernel.writer.operand(c, dtypes.BY_SHORT[form.total], "product")
+    kernel.take_sizes(**{name: integers[name] for name in (
+        "m", "n", "k", "a_panel", "a_row", "a_step", "a_first", "rows_per_item", "row_blocks", "columns_per_item",
+        "column_blocks", "depth_block")}, high=integers["panel_rows"], width=form.tile.columns)
+    functions = kernel.multiply()
+    name, source, arguments = kernel.finish("multiply")
+    return name, source, (*arguments, *functions)
+
+
+class _Kernel:
     """One kernel in the making. Its loops run along `rows` and `steps` of the factor."""
 
-    def __init__(self, region: Region, made: Made, form: Form, packing: Packing, panels: Buffer):
-        self.region, self.made, self.form, self.panels = region, made, form, panels
-        self.rows, self.steps = made.loops(region)
-        count, depth, _, _, panel_rows, width, number = packing.integers[:7]
-        self.dtype, self.writer = dtypes.BY_SHORT[form.left], region.writer()
-        self.target = self.writer.operand(panels, self.dtype, "panels")
+    def __init__(self, body: Graph, made: Made, form: Form):
+        self.region = analyse(restrict(body, [made.value]), [])
+        self.made, self.form, self.dtype = made, form, dtypes.BY_SHORT[form.left]
+        self.rows, self.steps = made.loops(self.region)
+        self.writer = self.region.writer()
         self.largest = self.largest_operand()
         self.along_rows = self.largest[1][-1:] in [(atom,) for atom in self.rows]
-        beside = gemm.beside(number) if self.along_rows and form.group == 1 else 1
-        self.items = -(-number // beside)
-        for name, size in (("rows", count), ("depth", depth), ("panel_rows", panel_rows), ("width", width),
-                           ("panels", number), ("panel_size", packing.elements // number), ("beside", beside)):
-            self.writer.size(name, size)
 
     def largest_operand(self) -> tuple[Value, Place]:
         """Which operand is read most, and the atoms that it lies along."""
@@ -74,10 +92,29 @@ class _Packing:
         places = [(v, region.axes.flat(index)) for v in region.body.inputs for index in region.demands.of.get(v, [])]
         return max(places, key=lambda found: region.axes.size(found[1]))
 
-    def launch(self) -> Launch:
-        more = self.in_rows() if self.along_rows and self.form.group == 1 else self.in_pieces()
-        kernel, arguments = self.writer.kernel(f"pack_{kernel_name(self.region.body).removeprefix('fused_')}")
-        return Launch(kernel.name, emit(kernel), self.items, (*arguments, *more))
+    def take_sizes(self, **sizes: int) -> None:
+        for name, size in sizes.items():
+            self.writer.size(name, size)
+
+    def finish(self, kind: str) -> tuple[str, str, tuple[Buffer | int, ...]]:
+        """Name, text and arguments."""
+        kernel, arguments = self.writer.kernel(f"{kind}_{kernel_name(self.region.body).removeprefix('fused_')}")
+        return kernel.name, emit(kernel), arguments
+
+    # ---- memory on the stack
+
+    def make_panel(self, name: str, like: str) -> Buffer:
+        """Memory on the stack, as an operand."""
+        buffer = Buffer(-1 - len(self.writer.tables))
+        self.writer.tables[buffer] = Operand(name, self.dtype)
+        self.writer.let(name, f"make_panel({like})")
+        return buffer
+
+    # ---- loops
+
+    def open(self, loop: str, first: str, last: str, atoms: Place) -> None:
+        self.writer.open(loop, first, last)
+        locate(self.writer, self.region, loop, atoms)
 
     def store(self, buffer: Buffer, place: str) -> None:
         """Store the factor's element at the open loops."""
@@ -85,11 +122,7 @@ class _Packing:
         self.writer.store_at(buffer, value.type, place, self.writer.evaluate(value, index))
         self.writer.flush()
 
-    def open(self, loop: str, first: str, last: str, atoms: Place) -> None:
-        self.writer.open(loop, first, last)
-        locate(self.writer, self.region, loop, atoms)
-
-    def in_rows(self) -> tuple[Function, ...]:
+    def pack_beside(self, panels: Buffer) -> tuple[Function, ...]:
         """Straight into panels that lie side by side, step after step."""
         writer = self.writer
         writer.open("item", "begin", "end")
@@ -99,7 +132,7 @@ class _Packing:
         writer.open("panel", "item * beside", "min(item * beside + beside, panels)")
         writer.let("top", "panel * panel_rows")
         self.open("row", "top", "min(top + panel_rows, rows)", self.rows)
-        self.store(self.panels, "panel * panel_size + step * width + row - top")
+        self.store(panels, "panel * panel_size + step * width + row - top")
         return ()
 
     def fetch(self) -> None:
@@ -118,28 +151,57 @@ class _Packing:
         writer.let("_", f"prefetch({name}, {place})")
         writer.close()
 
-    def in_pieces(self) -> tuple[Function, ...]:
-        """Piece by piece of a panel; the packing phase puts each in order."""
-        writer = self.writer
-        writer.tables[PIECE] = Operand("piece", self.dtype)
-        pitch = writer.size("pitch", STEPS + self.form.tile.lanes)                  # apart from powers of two
-        writer.let("piece", f"make_panel({self.target})")
+    def pack_each(self, target: str) -> tuple[Function, ...]:
+        """One panel after the other, each in pieces."""
+        writer, piece = self.writer, self.make_panel("piece", target)
         writer.open("panel", "begin", "end")
-        writer.let("first_row", "panel * panel_rows")
-        writer.let("last_row", "min(first_row + panel_rows, rows)")
-        writer.open("part", "0", f"(depth + {STEPS - 1}) // {STEPS}")
-        writer.let("first_step", f"part * {STEPS}")
-        writer.let("last_step", f"min(first_step + {STEPS}, depth)")
-        loops = [("row", self.rows), ("step", self.steps)]
-        for loop, atoms in reversed(loops) if self.along_rows else loops:
-            self.open(loop, f"first_{loop}", f"last_{loop}", atoms)
-        place = ("row - first_row + (step - first_step) * panel_rows" if self.along_rows
-                 else f"(row - first_row) * {pitch} + step - first_step")
-        self.store(PIECE, place)
+        writer.let("top", "panel * panel_rows")
+        writer.let("bottom", "min(top + panel_rows, rows)")
+        writer.let("first_step", "0")
+        writer.let("last_step", "depth")
+        return self.pack_pieces(piece, target, "panel * panel_size")
+
+    def pack_pieces(self, piece: Buffer, target: str, place: str) -> tuple[Function, ...]:
+        """Rows `top` … `bottom` at steps `first_step` … `last_step`, as a panel at `place` of `target`."""
+        writer, pitch = self.writer, STEPS + self.form.tile.lanes                   # apart from powers of two
+        writer.open("part", "0", f"(last_step - first_step + {STEPS - 1}) // {STEPS}")
+        writer.let("done", f"part * {STEPS}")
+        writer.let("first", "first_step + done")
+        writer.let("last", f"min(first + {STEPS}, last_step)")
+        loops = [("row", "top", "bottom", self.rows), ("step", "first", "last", self.steps)]
+        for loop in reversed(loops) if self.along_rows else loops:
+            self.open(*loop)
+        self.store(piece, "row - top + (step - first) * width" if self.along_rows else
+                   f"(row - top) * {pitch} + step - first")
         writer.close(2)
-        strides = "1, panel_rows" if self.along_rows else f"{pitch}, 1"
-        function = 1 + len(writer.operands) + len(writer.sizes)
-        writer.let("_", f"pack_block(args, {function}, last_row - first_row, last_step - first_step, piece, 0, {strides}, "
-                        f"{self.target}, panel * panel_size + first_step * width, width)")
+        strides = "1, width" if self.along_rows else f"{pitch}, 1"
+        writer.let("_", f"pack_block(args, {self.number_of_function}, bottom - top, last - first, piece, 0, {strides}, "
+                        f"{target}, {place} + done * width, width)")
         source = gemm.pack_text(self.form, "rows" if self.along_rows else "depth", self.made.of_b)
+        writer.close()
         return (Function(source[4:source.index("(")], source),)
+
+    @property
+    def number_of_function(self) -> int:
+        """Which argument the first function is, once all else is known."""
+        return 1 + len(self.writer.operands) + len(self.writer.sizes)
+
+    def multiply(self) -> tuple[Function, ...]:
+        """The items of the core, each panel made before it is multiplied."""
+        writer, form, (a, c) = self.writer, self.form, [operand.name for operand in self.writer.operands.values()]
+        piece, _ = self.make_panel("piece", a), self.make_panel("lines", a)
+        writer.open("item", "begin", "end")
+        for name, value in gemm.LOCATE_ITEM:
+            writer.let(name, value)
+        writer.open("block", "0", "(max(k, 1) + depth_block - 1) // depth_block")
+        writer.let("first_step", "block * depth_block")
+        writer.let("last_step", "min(first_step + depth_block, k)")
+        writer.open("panel", "first_column // width", "(last_column + width - 1) // width")
+        writer.let("top", "panel * width")
+        writer.let("bottom", "min(top + width, last_column)")
+        functions = self.pack_pieces(piece, "lines", "0")
+        writer.let("_", f"multiply_block(args, {self.number_of_function + 1}, last_row - first_row, bottom - top, "
+                        f"last_step - first_step, depth_block, high, {a}, "
+                        f"a_first + first_row // high * a_panel + first_step // {form.group} * a_step, "
+                        f"a_panel, a_row, a_step, lines, 0, 0, width, {c}, first_row * n + top, n, min(block, 1))")
+        return (*functions, Function(form.name, gemm.core_source(form)))
