@@ -335,18 +335,18 @@ def pack_text(form: Form, kind: str, of_b: bool = False) -> str:
     `PACK_ARGUMENTS`; for a B with lines in front of its blocks, the steps of a block. Items: panels of all batches."""
     lanes, group, columns, balanced = form.tile.lanes, form.group, form.tile.columns, of_b and form.balances
     kinds = GROUP_KINDS if group > 1 else WIDEN_KINDS if form.widens else PACK_KINDS
+    padded, line = f"width * ((depth + {group - 1}) // {group} * {group})" if group > 1 else "width * depth", group * columns
+    names, size = PACK_ARGUMENTS, padded
+    if balanced:
+        names = (*["steps_of_all" if name == "depth" else name for name in PACK_ARGUMENTS], "block")
+        size = f"({padded.replace('depth', 'steps_of_all')} + (steps_of_all + block - 1) // block * {line})"
     sizes = {"lanes": lanes, "group": group, "chunk": group * lanes if group > 1 else narrow.CHUNK, "columns": columns,
-             "line": group * columns, "last": group - 1, "ahead": FETCHED}
-    body, size = kinds[kind].format(**sizes), "width * depth"
-    if group > 1:
-        size = f"width * ((depth + {group - 1}) // {group} * {group})"
-    names, step = PACK_ARGUMENTS, f"            place += {size}\n"
+             "line": line, "last": group - 1, "ahead": FETCHED, "size": size}
+    body = kinds[kind].format(**sizes)
     if balanced:
         body = narrow.BALANCED_BLOCKS.format(body=indent(body, "    "), **sizes)
-        size = f"({size.replace('depth', 'steps_of_all')} + (steps_of_all + block - 1) // block * {group * columns})"
-        names, step = (*[n.replace("depth", "steps_of_all") if n == "depth" else n for n in names], "block"), ""
-    if kinds[kind] != _COPY_ROWS:
-        body = _EACH.format(body=indent(body, "    "), next=step)
+    if kind != "rows" or form.widens:
+        body = _EACH.format(body=indent(body, "    "), next="" if balanced else f"            place += {size}\n")
     name = kind if group == 1 else f"{kind}_by_{group}{'_balanced' * balanced}"
     return _PACK.format(short=form.right, kind=name, made=form.right if of_b and group > 1 else form.left, body=body,
                         size=size, unpack=unpack(names, 3))

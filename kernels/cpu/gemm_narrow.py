@@ -62,10 +62,11 @@ BALANCE = """\
 """
 
 BALANCED_BLOCKS = """\
-        for first in range(0, steps_of_all, block):
-            depth = min(block, steps_of_all - first)
+        for done in range(0, steps_of_all, block):
+            depth = min(block, steps_of_all - done)
             place += {line}
-{body}            balance_panel({columns}, depth, o, place, {line})
+{body}            for k in range(min(panels_per_item, panels - panel)):
+                balance_panel({columns}, depth, o, place + k * {size}, {line})
             start += depth * depth_stride
             place += (depth + {last}) // {group} * {line}
         start -= steps_of_all * depth_stride
@@ -123,10 +124,17 @@ WIDEN_DEPTH = """\
 """
 
 GROUP_ROWS = """\
+        count = min(panels_per_item, panels - panel)
         for d in range(0, depth, {chunk}):
-            for i in range(0, height, {lanes}):
-                interleave_steps(min(height - i, {lanes}), min({chunk}, depth - d), x, start + i + d * depth_stride,
-                                 depth_stride, o, place + d * width + i * {group}, width * {group})
+            for s in range({chunk}):
+                for i in range(0, count * panel_rows + {lanes}, {lanes}):
+                    prefetch(x, start + i + (d + {chunk} + s) * depth_stride)
+            for k in range(count):
+                height = min(panel_rows, rows - first - k * panel_rows)
+                for i in range(0, height, {lanes}):
+                    interleave_steps(min(height - i, {lanes}), min({chunk}, depth - d), x,
+                                     start + k * panel_rows + i + d * depth_stride, depth_stride,
+                                     o, place + k * {size} + d * width + i * {group}, width * {group})
 """
 
 GROUP_DEPTH = """\
