@@ -38,6 +38,7 @@ COPIED_FROM = 2                                 # tiles of rows that a panel of 
 
 BESIDE = 8                                      # panels that an item packs where they lie side by side in memory
 FEW = 4                                         # items of packing that there should be
+FETCHED_LINES = 4                               # of each row, where rows are transposed
 FETCHED = 16                                    # rows that are fetched before they are packed: each may be a page of its own
 
 Strides = tuple[int, ...]
@@ -341,7 +342,8 @@ def pack_text(form: Form, kind: str, of_b: bool = False) -> str:
         names = (*["steps_of_all" if name == "depth" else name for name in PACK_ARGUMENTS], "block")
         size = f"({padded.replace('depth', 'steps_of_all')} + (steps_of_all + block - 1) // block * {line})"
     sizes = {"lanes": lanes, "group": group, "chunk": group * lanes if group > 1 else narrow.CHUNK, "columns": columns,
-             "line": line, "last": group - 1, "ahead": FETCHED, "size": size}
+             "line": line, "last": group - 1, "ahead": FETCHED, "size": size,
+             "soon": group * lanes * FETCHED_LINES}
     body = kinds[kind].format(**sizes)
     if balanced:
         body = narrow.BALANCED_BLOCKS.format(body=indent(body, "    "), **sizes)

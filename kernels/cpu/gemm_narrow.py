@@ -139,6 +139,8 @@ GROUP_ROWS = """\
 
 GROUP_DEPTH = """\
         for d in range(0, depth, {chunk}):
+            for i in range(height):
+                prefetch(x, start + i * row_stride + d + {soon})
             for i in range(0, height, {lanes}):
                 transpose_groups(min(height - i, {lanes}), min({chunk}, depth - d), x, start + i * row_stride + d,
                                  row_stride, o, place + d * width + i * {group}, width * {group})
