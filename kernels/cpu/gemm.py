@@ -292,7 +292,7 @@ _COPY = """\
 
 _COPY_ROWS = """\
         count = min(panels_per_item, panels - panel)
-        whole = min(count, (rows - first - width) // panel_rows + 1)
+        whole = max(min(count, (rows - first - width) // panel_rows + 1), 0)
         for d in range(depth):
             soon = start + (d + {ahead}) * depth_stride
             for i in range(0, count * panel_rows + {lanes}, {lanes}):
