@@ -163,7 +163,7 @@ class _Lowering(WithEpilogue):
             batch, first, second = merge_batch(self.product.shape[:-2], a.matrices, b.matrices)
         form = gemm.form_for(self.node.inputs[0].dtype.short, self.dtype.short)
         few_rows = not self.whole_rows and gemm_rows.fits(form, m, n, k, second)
-        if few_rows or batch or not form.packs_itself:
+        if few_rows or batch or form.left != form.right or not form.piece:
             a, b = self.stored(a), self.stored(b)
         if few_rows:
             lines = Lines(self.node.inputs[0].dtype.short, form.right, form.total)

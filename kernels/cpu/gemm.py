@@ -195,11 +195,6 @@ class Form:
         return self.piece == "multiply_quads"
 
     @property
-    def packs_itself(self) -> bool:
-        """Whether both factors are packed in their own type."""
-        return self.left == self.right and not self.widens and bool(self.piece)
-
-    @property
     def fetches(self) -> bool:
         """Whether what the next tiles need is fetched while one is multiplied."""
         return self.piece == "multiply_ahead"
@@ -337,9 +332,9 @@ def pack_text(form: Form, kind: str, of_b: bool = False) -> str:
     lanes, group, columns, balanced = form.tile.lanes, form.group, form.tile.columns, of_b and form.balances
     kinds = GROUP_KINDS if group > 1 else WIDEN_KINDS if form.widens else PACK_KINDS
     padded, line = f"width * ((depth + {group - 1}) // {group} * {group})" if group > 1 else "width * depth", group * columns
-    names, size = PACK_ARGUMENTS, padded
+    names, size = unpack(PACK_ARGUMENTS, 3), padded
     if balanced:
-        names = (*["steps_of_all" if name == "depth" else name for name in PACK_ARGUMENTS], "block")
+        names = unpack((*["steps_of_all" if name == "depth" else name for name in PACK_ARGUMENTS], "block"), 3)
         size = f"({padded.replace('depth', 'steps_of_all')} + (steps_of_all + block - 1) // block * {line})"
     sizes = {"lanes": lanes, "group": group, "chunk": group * lanes if group > 1 else narrow.CHUNK, "columns": columns,
              "line": line, "last": group - 1, "ahead": FETCHED, "size": size,
@@ -351,7 +346,7 @@ def pack_text(form: Form, kind: str, of_b: bool = False) -> str:
         body = _EACH.format(body=indent(body, "    "), next="" if balanced else f"            place += {size}\n")
     name = kind if group == 1 else f"{kind}_by_{group}{'_balanced' * balanced}"
     return _PACK.format(short=form.right, kind=name, made=form.right if of_b and group > 1 else form.left, body=body,
-                        size=size, unpack=unpack(names, 3))
+                        size=size, unpack=names)
 
 
 # --- arranging ------------------------------------------------------------------------------------------------------
