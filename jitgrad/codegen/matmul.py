@@ -163,7 +163,7 @@ class _Lowering(WithEpilogue):
             batch, first, second = merge_batch(self.product.shape[:-2], a.matrices, b.matrices)
         form = gemm.form_for(self.node.inputs[0].dtype.short, self.dtype.short)
         few_rows = not self.whole_rows and gemm_rows.fits(form, m, n, k, second)
-        if few_rows or batch or form.left != form.right or not form.piece:
+        if few_rows or batch or form.right not in gemm.FLOATS:
             a, b = self.stored(a), self.stored(b)
         if few_rows:
             lines = Lines(self.node.inputs[0].dtype.short, form.right, form.total)
@@ -181,7 +181,8 @@ class _Lowering(WithEpilogue):
             name, source, arguments = multiply_made(self.body, b.made, form, left, target, integers)
             return Launch(name, source, arranged.items, arguments, self.blocks(arranged))
         pointers = left, self.pack(arranged.pack_b, b, form, of_b=True), target
-        return self.carry_out(gemm.core_source(form), arranged, pointers)
+        core = form if arranged.pack_b is None else gemm.core_of_panels(form)
+        return self.carry_out(gemm.core_source(core), arranged, pointers)
 
     def multiply_widened(self, a: Factor, b: Widened, target: Buffer) -> Launch:
         """The product of a few rows with weights that are read as they are kept."""

@@ -16,6 +16,7 @@ from jitgrad.codegen.epilogue import locate, restrict
 from jitgrad.codegen.kernel import Argument, Buffer, Function, Launch, Operand
 from jitgrad.codegen.region import Place, Region, accesses, analyse, collapse
 from jitgrad.codegen.templates import kernel_name
+from jitgrad.dtypes import DType
 from jitgrad.ir.graph import Graph, Value
 from jitgrad.kernels.cpu import gemm
 from jitgrad.kernels.cpu.gemm import Form, Packing
@@ -50,7 +51,7 @@ def pack_made(body: Graph, made: Made, form: Form, packing: Packing, panels: Buf
     read lies along their rows, a few of them, so that it is read in longer runs."""
     kernel = _Kernel(body, made, form)
     count, depth, _, _, panel_rows, width, number = packing.integers[:7]
-    along = kernel.along_rows and form.group == 1
+    along = kernel.along_rows and form.group == 1 and form.left == form.right
     beside = gemm.beside(number) if along else 1
     target = kernel.writer.operand(panels, kernel.dtype, "panels")
     kernel.take_sizes(rows=count, depth=depth, panel_rows=panel_rows, width=width, panels=number,
@@ -80,7 +81,7 @@ class _Kernel:
 
     def __init__(self, body: Graph, made: Made, form: Form):
         self.region = analyse(restrict(body, [made.value]), [])
-        self.made, self.form, self.dtype = made, form, dtypes.BY_SHORT[form.left]
+        self.made, self.form, self.dtype = made, form, dtypes.BY_SHORT[form.left]       # in panels
         self.rows, self.steps = made.loops(self.region)
         self.writer = self.region.writer()
         self.largest = self.largest_operand()
@@ -103,11 +104,11 @@ class _Kernel:
 
     # ---- memory on the stack
 
-    def make_panel(self, name: str, like: str) -> Buffer:
+    def make_panel(self, name: str, dtype: DType) -> Buffer:
         """Memory on the stack, as an operand."""
         buffer = Buffer(-1 - len(self.writer.tables))
-        self.writer.tables[buffer] = Operand(name, self.dtype)
-        self.writer.let(name, f"make_panel({like})")
+        self.writer.tables[buffer] = Operand(name, dtype)
+        self.writer.let(name, f"make_panel(pointer(args, 1, {dtype.short}))")
         return buffer
 
     # ---- loops
@@ -153,7 +154,7 @@ class _Kernel:
 
     def pack_each(self, target: str) -> tuple[Function, ...]:
         """One panel after the other, each in pieces."""
-        writer, piece = self.writer, self.make_panel("piece", target)
+        writer, piece = self.writer, self.make_panel("piece", self.made.value.dtype)
         writer.open("panel", "begin", "end")
         writer.let("top", "panel * panel_rows")
         writer.let("bottom", "min(top + panel_rows, rows)")
@@ -189,7 +190,7 @@ class _Kernel:
     def multiply(self) -> tuple[Function, ...]:
         """The items of the core, each panel made before it is multiplied."""
         writer, form, (a, c) = self.writer, self.form, [operand.name for operand in self.writer.operands.values()]
-        piece, _ = self.make_panel("piece", a), self.make_panel("lines", a)
+        piece, _ = self.make_panel("piece", self.made.value.dtype), self.make_panel("lines", self.dtype)
         writer.open("item", "begin", "end")
         for name, value in gemm.LOCATE_ITEM:
             writer.let(name, value)
@@ -204,4 +205,5 @@ class _Kernel:
                         f"last_step - first_step, depth_block, high, {a}, "
                         f"a_first + first_row // high * a_panel + first_step // {form.group} * a_step, "
                         f"a_panel, a_row, a_step, lines, 0, 0, width, {c}, first_row * n + top, n, min(block, 1))")
-        return (*functions, Function(form.name, gemm.core_source(form)))
+        core = gemm.core_of_panels(form)
+        return (*functions, Function(core.name, gemm.core_source(core)))

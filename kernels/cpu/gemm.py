@@ -215,6 +215,11 @@ def form_for(short: str, total: str) -> Form:
     return Form("bf16", "bf16", "f32", "multiply_pairs", 2) if has_dot(short) else Form("f32", short, "f32")
 
 
+def core_of_panels(form: Form) -> Form:
+    """The core for panels of both operands that are packed for `form`: what became wide is what it is."""
+    return Form(form.total, form.total, form.total) if form.widens else form
+
+
 def source(short: str) -> str:
     """The text of the core for ``f32`` or ``f64``."""
     return core_source(form_for(short, short))
