@@ -404,7 +404,7 @@ def usual_blocking(form: Form, batch: tuple[int, ...], m: int, n: int, k: int, a
 
 def may_pack_b(form: Form, n: int) -> bool:
     """Whether there is a phase that packs a B of `n` columns for this core."""
-    return bool(form.piece) and not form.widens and (form.group > 1 or n > form.tile.columns)
+    return bool(form.piece) and (form.group > 1 or n > form.tile.columns)
 
 
 def arrange(form: Form, batch: tuple[int, ...], m: int, n: int, k: int, a: Matrices, b: Matrices,
