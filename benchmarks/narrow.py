@@ -1,9 +1,9 @@
 """Products of narrow numbers and of few rows, by one thread.
 
 Square products of 16-bit floats and int8, as multiples of the rate in float32; int8 is ``_int_mm``, which sums up in int32.
-Products of few rows with the weight of a linear layer, ``x @ w.T``, as inference makes them: the weight is float32, bfloat16
-that becomes float32 for the product, or int8 with a factor per row. Products of all kinds take turns, PyTorch's too where it
-is installed, and the fastest call of each counts, so that others on the machine matter less.
+Products with the weight of a linear layer, ``x @ w.T``, of few rows, as inference makes them, and of more: the weight is
+float32, bfloat16 that becomes float32 for the product, or int8 with a factor per row. Products of all kinds take turns,
+PyTorch's too where it is installed, and the fastest call of each counts, so that others on the machine matter less.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from benchmarks.report import Table, Tables
 
 SIZES = (256, 512, 1024, 2048)
 DTYPES = ("float32", "bfloat16", "float16", "int8")
-SHAPES = ((1, 768, 768), (1, 4096, 1024), (4, 768, 3072), (8, 1024, 1024), (16, 1024, 1024), (32, 1024, 1024))
+SHAPES = ((1, 768, 768), (1, 4096, 1024), (4, 768, 3072), (8, 1024, 1024), (16, 1024, 1024), (32, 1024, 1024),
+          (32, 1024, 4096), (128, 1024, 4096), (1024, 1024, 4096))
 """Rows, depth, columns."""
 
 WEIGHTS = {"float32": 4, "bfloat16": 2, "int8": 1}
@@ -123,5 +124,5 @@ def table(results: Result) -> Tables:
                         *[f"{share:.2f}" for share in shares]])
     return Tables([
         Table("square products, one thread", ["size", "float32, GFLOP/s", *[f"{d}, times" for d in DTYPES[1:]]], square),
-        Table("x @ w.T of few rows, one thread",
+        Table("x @ w.T, one thread",
               ["rows x depth x columns", *[f"{k}, us" for k in WEIGHTS], *[f"{k}, of reading" for k in WEIGHTS]], few)])

@@ -49,7 +49,7 @@ PASSES: tuple[Pass, ...] = (
 )
 
 
-_FUSE_FOR_GPU: Pass = "fuse", functools.partial(fuse, narrow=True, again=True)
+_FUSE_FOR_GPU: Pass = "fuse", functools.partial(fuse, narrow=True, again=True, packs=False)
 
 GPU_PASSES: tuple[Pass, ...] = tuple([_FUSE_FOR_GPU if step[0] == "fuse" else step for step in PASSES
                                       if step[0] not in ("volumes", "operands", "columns", "update")])

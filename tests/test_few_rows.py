@@ -16,7 +16,7 @@ from jitgrad.codegen.sharing import shareable
 from jitgrad.ir import evaluate
 from jitgrad.kernels.cpu import gemm, gemm_rows, tile, tile_lines
 from jitgrad.ops.region import region as region_op
-from jitgrad.transforms import widening
+from jitgrad.transforms import prologue
 
 RANDOM = np.random.default_rng(2)
 SIZES = [(1, 32, 2), (1, 33, 1000), (2, 40, 7), (3, 127, 70), (4, 768, 65), (5, 95, 31), (6, 100, 48), (7, 4001, 9),
@@ -197,7 +197,7 @@ def test_the_wide_weights_are_never_in_memory():
     assert layer.plan.memory.peak < 1.01 * held < 4 * w.numpy().nbytes
 
 
-def test_weights_that_are_used_twice_or_by_many_rows_are_made_once():
+def test_weights_that_are_used_twice_are_made_once():
     w = jg.randint(-127, 128, (40, 600), dtype=jg.int8)
 
     @jg.compile
@@ -209,9 +209,6 @@ def test_weights_that_are_used_twice_or_by_many_rows_are_made_once():
     for got, factor in zip(twice(x, y, w), (x, y), strict=True):
         np.testing.assert_allclose(got.numpy(), factor.numpy() @ w.numpy().T.astype("f"), rtol=1e-3, atol=1e-2)
     assert [k.name for k in twice.kernels] == ["fused_cast_f32", "lines_f32"]
-    many = jg.compile(lambda x, w: x @ w.float().T)
-    many(jg.randn(64, 600), w)
-    assert "fused_cast_f32" in [k.name for k in many.kernels]
 
 
 @pytest.mark.parametrize("shape", [(64,), (70, 64)])
@@ -255,7 +252,7 @@ def test_gradients_pass_through_narrow_weights():
 
 
 def test_the_kernel_and_the_pass_agree_on_how_many_rows_are_few():
-    assert widening.FEW_ROWS == gemm_rows.FEW
+    assert prologue.FEW_ROWS == gemm_rows.FEW
 
 
 def test_the_same_without_a_compiler():

@@ -27,7 +27,7 @@ KERNELS = {
     "attention": "attention",
     "conv_relu_pool": "convolution max_pool",
     "mlp_step": "matmul matmul row full row column matmul matmul matmul foreach",
-    "mixed_precision_step": "map map matmul full column matmul full full concat full map foreach map foreach foreach",
+    "mixed_precision_step": "map matmul full column matmul full full concat full map foreach map foreach foreach",
 }
 """What each program becomes at the sizes that stand in it, a step each: the templates of its regions, and ops with
 kernels of their own. (How many kernels carry out a step, one, or two phases, is the business of code generation, and of

@@ -2,16 +2,16 @@
 it.
 
 What goes in: the body of a region with one `matmul`. Movement ops between the body's inputs and the product become
-strides; what is no stride (or no movement op) is computed first, by a kernel of its own. What comes out: launches that
-pack operands where `gemm.arrange` says so, then one launch whose items are blocks of the product; `codegen.epilogue` has
-what follows.
+strides; elementwise ops are computed where the factor is packed (`codegen.prologue`), and what is neither by a kernel of
+its own. What comes out: launches that pack operands where `gemm.arrange` says so, then one launch whose items are blocks of
+the product; `codegen.epilogue` has what follows.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from jitgrad import dtypes
@@ -19,6 +19,7 @@ from jitgrad.codegen.blocking import choose_blocking
 from jitgrad.codegen.call import Call, launch, lowers
 from jitgrad.codegen.epilogue import Shared, WithEpilogue, restrict
 from jitgrad.codegen.kernel import Blocks, Buffer, Launch, Lowered
+from jitgrad.codegen.prologue import NOWHERE, Made, multiply_made, pack_made
 from jitgrad.codegen.region import analyse
 from jitgrad.codegen.templates import lower_map
 from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value
@@ -68,10 +69,12 @@ def _lower_region(body: Graph, shared: Shared, *, whole_rows: bool) -> Lowered:
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """A factor of the product where it lies: its memory, and strides of its batch dimensions, rows and columns."""
+    """A factor of the product where it lies: its memory, and strides of its batch dimensions, rows and columns. Those of
+    one that is to be `made` are such as if the result of its last elementwise op were stored."""
 
     buffer: Buffer
     matrices: Matrices
+    made: Made | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +96,22 @@ class _Lowering(WithEpilogue):
         x, y = self.node.inputs
         widened = None if self.whole_rows else self.widened(y)
         if widened is not None:
-            return self.multiply_widened(self.factor(x), widened, target)
-        return self.multiply(self.factor(x), self.factor(y), target)
+            return self.multiply_widened(self.stored(self.factor(x)), widened, target)
+        return self.multiply(self.factor(x), self.factor(y, of_b=True), target)
 
     # ---- operands
 
-    def factor(self, value: Value) -> Factor:
-        """`value` read through strides where that can be, else computed into scratch memory."""
-        return read_through(self.body, value) or self.compute(value)
+    def factor(self, value: Value, of_b: bool = False) -> Factor:
+        """`value` read through strides where that can be, else to be made, else computed into scratch memory."""
+        chain, source = follow(self.producers, value)
+        if source in self.body.inputs:
+            return in_place(self.body, chain, source, value) or self.compute(value)
+        matrices = strides_through(chain, source.type, value.type)
+        return self.compute(value) if matrices is None else Factor(NOWHERE, matrices, Made(value, source, of_b))
+
+    def stored(self, factor: Factor) -> Factor:
+        """`factor` in memory."""
+        return factor if factor.made is None else replace(factor, buffer=self.compute(factor.made.source).buffer, made=None)
 
     def widened(self, value: Value) -> Widened | None:
         """`value`, the second factor, as the narrow numbers that it is cast from (`transforms.widening`), where there is a
@@ -144,21 +155,34 @@ class _Lowering(WithEpilogue):
         k = self.node.inputs[0].shape[-1]
         rows_of_batch = fold_rows(batch, m, a.matrices, b.matrices)
         if rows_of_batch is not None:
-            a, b = Factor(a.buffer, rows_of_batch[0]), Factor(b.buffer, rows_of_batch[1])
+            a, b = replace(a, matrices=rows_of_batch[0]), replace(b, matrices=rows_of_batch[1])
             batch, m = (), math.prod(batch) * m
         batch, first, second = merge_batch(batch, a.matrices, b.matrices)
         if len(batch) > gemm.BATCH_DIMENSIONS:
             a, b = self.compute(self.node.inputs[0]), self.compute(self.node.inputs[1])
             batch, first, second = merge_batch(self.product.shape[:-2], a.matrices, b.matrices)
         form = gemm.form_for(self.node.inputs[0].dtype.short, self.dtype.short)
-        if not self.whole_rows and gemm_rows.fits(form, m, n, k, second):
+        few_rows = not self.whole_rows and gemm_rows.fits(form, m, n, k, second)
+        if few_rows or batch or form.right not in gemm.FLOATS:
+            a, b = self.stored(a), self.stored(b)
+        if few_rows:
             lines = Lines(self.node.inputs[0].dtype.short, form.right, form.total)
-            made = gemm_rows.arrange(lines, batch, m, n, k, first, second)
-            return self.carry_out(gemm_rows.source(lines), made, (a.buffer, b.buffer, target))
+            arranged = gemm_rows.arrange(lines, batch, m, n, k, first, second)
+            return self.carry_out(gemm_rows.source(lines), arranged, (a.buffer, b.buffer, target))
         blocking = choose_blocking(form, batch, (m, n, k), first, second, self.whole_rows)
-        made = gemm.arrange(form, batch, m, n, k, first, second, blocking)
-        pointers = (self.pack(made.pack_a, a.buffer, form), self.pack(made.pack_b, b.buffer, form), target)
-        return self.carry_out(gemm.core_source(form), made, pointers)
+        if b.made is not None:
+            shared = m > blocking.high * gemm.panel_height(m, form.tile)
+            blocking = replace(blocking, read_b="packed" if shared else "copied")
+        arranged = gemm.arrange(form, batch, m, n, k, first, second,
+                                replace(blocking, pack_a=blocking.pack_a or a.made is not None))
+        left = self.pack(arranged.pack_a, a, form)
+        if b.made is not None and arranged.pack_b is None:
+            integers = dict(zip(gemm.ARGUMENTS, arranged.integers, strict=True))
+            name, source, arguments = multiply_made(self.body, b.made, form, left, target, integers)
+            return Launch(name, source, arranged.items, arguments, self.blocks(arranged))
+        pointers = left, self.pack(arranged.pack_b, b, form, of_b=True), target
+        core = form if arranged.pack_b is None else gemm.core_of_panels(form)
+        return self.carry_out(gemm.core_source(core), arranged, pointers)
 
     def multiply_widened(self, a: Factor, b: Widened, target: Buffer) -> Launch:
         """The product of a few rows with weights that are read as they are kept."""
@@ -171,21 +195,27 @@ class _Lowering(WithEpilogue):
     def carry_out(self, source: str, made: Arrangement, pointers: tuple[Buffer, Buffer, Buffer],
                   more: tuple[Buffer | int, ...] = ()) -> Launch:
         """The launch of a core; `more`: arguments behind `gemm.ARGUMENTS`."""
+        return launch(source, made.items, *pointers, *made.integers, *more, blocks=self.blocks(made))
+
+    def blocks(self, made: Arrangement) -> Blocks:
+        """Which blocks of the product its items are."""
         integers = dict(zip(gemm.ARGUMENTS, made.integers, strict=True))
         sizes = {name: integers[name] for name in ("m", "n", "rows_per_item", "row_blocks", "columns_per_item",
                                                    "column_blocks")}
         last = len(self.product.shape) - 1
         first_dimension = last - 1 if integers["m"] == self.product.shape[-2] else 0
-        blocks = Blocks(sizes, gemm.LOCATE_ITEM, (first_dimension, last), self.whole_rows)
-        return launch(source, made.items, *pointers, *made.integers, *more, blocks=blocks)
+        return Blocks(sizes, gemm.LOCATE_ITEM, (first_dimension, last), self.whole_rows)
 
-    def pack(self, packing: Packing | None, operand: Buffer, form: Form) -> Buffer:
-        """The memory that the core reads: packed panels, or the operand itself."""
+    def pack(self, packing: Packing | None, factor: Factor, form: Form, of_b: bool = False) -> Buffer:
+        """The memory that the core reads: packed panels, or the factor itself."""
         if packing is None:
-            return operand
+            return factor.buffer
         panels = self.new_scratch(packing.elements * dtypes.BY_SHORT[form.left].itemsize)
-        source = gemm.pack_text(form, packing.kind)
-        self.launches.append(launch(source, packing.items, operand, panels, *packing.integers))
+        if factor.made is not None:
+            self.launches.append(pack_made(self.body, factor.made, form, packing, panels))
+        else:
+            source = gemm.pack_text(form, packing.kind, of_b)
+            self.launches.append(launch(source, packing.items, factor.buffer, panels, *packing.integers))
         return panels
 
 

@@ -19,8 +19,8 @@ from jitgrad.transforms.epilogue import claim_epilogues, has_complex, is_element
 from jitgrad.transforms.foreach import lift_constants
 from jitgrad.transforms.groups import Group, Groups, Place
 from jitgrad.transforms.product import turn_products
+from jitgrad.transforms.prologue import prologue_nodes
 from jitgrad.transforms.select import select_in_rows
-from jitgrad.transforms.widening import widening_nodes
 
 SINGLE_ROW = 1 << 16
 """A reduction of everything that is spread back over its operand is one kernel up to this number of elements."""
@@ -30,20 +30,21 @@ LONGEST_CHAIN = 32
 """Nodes that a kernel computes again, at most, rather than read a value."""
 
 
-def fuse(graph: Graph, narrow: bool = False, again: bool = False) -> Graph:
+def fuse(graph: Graph, narrow: bool = False, again: bool = False, packs: bool = True) -> Graph:
     """`graph` with every group of nodes that can be one kernel as one `region` node. `narrow`: the machine has kernels for
-    convolutions of 16-bit floats. `again`: it computes a function of a number faster than it stores and reads one."""
+    convolutions of 16-bit floats. `again`: it computes a function of a number faster than it stores and reads one. `packs`:
+    its products copy large factors into panels, and can compute them on the way."""
     for prepare in (lift_constants, select_in_rows, turn_products):
         graph = prepare(graph)
-    groups = Fusion(graph, narrow, again).run()
+    groups = Fusion(graph, narrow, again, packs).run()
     return assemble(graph, groups)
 
 
 class Fusion:
     """One walk over one graph. `stored`: values that must be in memory for reasons outside of regions."""
 
-    def __init__(self, graph: Graph, narrow: bool = False, again: bool = False):
-        self.graph, self.again = graph, again
+    def __init__(self, graph: Graph, narrow: bool = False, again: bool = False, packs: bool = True):
+        self.graph, self.again, self.packs = graph, again, packs
         self.producers = graph.producers()
         self.groups = Groups(self.producers)
         self.claims = claim_epilogues(graph, narrow)
@@ -334,7 +335,7 @@ class Fusion:
         self.link(group, value)
         group.template = node.op.epilogue
         self.groups.place(node, group)
-        for v in self.take_widening(group, node):
+        for v in self.take_prologue(group, node):
             self.read_factor(group, v)
 
     def is_epilogue(self, group: Group, value: Value, claim: int) -> bool:
@@ -342,14 +343,15 @@ class Fusion:
         index = group.demands.only(value) if group.claim == claim and group.template == "map" else None
         return index is not None and is_plain(index) and group.place(index) == group.space
 
-    def take_widening(self, group: Group, node: Node) -> list[Value]:
-        """What the contraction's kernel reads; narrow weights become wide in there."""
-        taken = widening_nodes(node, self.producers, self.reads) if group.template == "matmul" else None
-        if taken is None or any(inner in self.claims.of for inner in taken):
+    def take_prologue(self, group: Group, node: Node) -> list[Value]:
+        """What the contraction's kernels read; what they compute of it on the way is part of the group."""
+        matmul = group.template == "matmul"
+        taken = prologue_nodes(node, self.producers, self.reads, self.packs) if matmul else []
+        if any(inner in self.claims.of for inner in taken):
             return list(node.inputs)
         group.nodes.update(dict.fromkeys(taken))
         made = {v for inner in taken for v in inner.outputs}
-        return [node.inputs[0], *[v for inner in taken for v in inner.inputs if v not in made]]
+        return [v for v in dict.fromkeys([*node.inputs, *[v for inner in taken for v in inner.inputs]]) if v not in made]
 
     def read_factor(self, group: Group, value: Value) -> None:
         """An operand of a contraction. Those of a matmul are permuted and broadcast by the kernel itself."""

@@ -38,6 +38,7 @@ COPIED_FROM = 2                                 # tiles of rows that a panel of 
 
 BESIDE = 8                                      # panels that an item packs where they lie side by side in memory
 FEW = 4                                         # items of packing that there should be
+FETCHED_LINES = 4                               # of each row, where rows are transposed
 FETCHED = 16                                    # rows that are fetched before they are packed: each may be a page of its own
 
 Strides = tuple[int, ...]
@@ -178,14 +179,20 @@ class Form:
         kind = "gemm" if self.group == 1 else "dot"
         return f"{kind}_{self.right}" if self.right == self.total else f"{kind}_{self.right}_{self.total}"
 
-    def must_pack(self, a: Matrices, depth: int) -> bool:
-        """True when A cannot be read where it lies: it has another type there, or no whole groups."""
-        return self.left != self.right or (self.group > 1 and (a.column != 1 or depth % self.group != 0))
+    @property
+    def must_pack(self) -> bool:
+        """True when A cannot be read where it lies: it has another type there, or its groups are to lie side by side."""
+        return self.left != self.right or self.group > 1
 
     @property
     def widens(self) -> bool:
         """True when B is converted to the type of C on its way into a panel."""
         return self.total == "f32" != self.right and self.group == 1
+
+    @property
+    def balances(self) -> bool:
+        """Whether a line stands in front of every block of a panel of B (`tile_dot.balance_panel`)."""
+        return self.piece == "multiply_quads"
 
     @property
     def fetches(self) -> bool:
@@ -208,6 +215,11 @@ def form_for(short: str, total: str) -> Form:
     return Form("bf16", "bf16", "f32", "multiply_pairs", 2) if has_dot(short) else Form("f32", short, "f32")
 
 
+def core_of_panels(form: Form) -> Form:
+    """The core for panels of both operands that are packed for `form`: what became wide is what it is."""
+    return Form(form.total, form.total, form.total) if form.widens else form
+
+
 def source(short: str) -> str:
     """The text of the core for ``f32`` or ``f64``."""
     return core_source(form_for(short, short))
@@ -215,12 +227,13 @@ def source(short: str) -> str:
 
 def core_source(form: Form) -> str:
     """The text of a core. Arguments: A, B, C, then `ARGUMENTS`."""
-    tile, quads = form.tile, form.piece == "multiply_quads"
+    tile = form.tile
     sizes = {"columns": tile.columns, "lanes": tile.lanes, "group": form.group, "line": form.group * tile.columns,
              "chunk": form.group * tile.lanes if form.group > 1 else narrow.CHUNK, "piece": form.piece,
-             "start": form.group * tile.columns if quads else 0, "turn": UNROLLED,
+             "start": form.group * tile.columns if form.balances else 0, "turn": UNROLLED,
+             "blocks": f" + (first_step // depth_block + 1) * {form.group * tile.columns}" * form.balances,
              "fetched": ", a, soon_a, turn_a, b, soon_b, turn_b" * form.fetches}
-    copy = (narrow.GROUP_PANEL + narrow.BALANCE * quads if form.group > 1 else narrow.COPY_PANEL if not form.piece
+    copy = (narrow.GROUP_PANEL + narrow.BALANCE * form.balances if form.group > 1 else narrow.COPY_PANEL if not form.piece
             else narrow.WIDEN_PANEL if form.widens else _COPY_PANEL)
     multiply = _MULTIPLY + _NEXT * form.fetches if form.piece else indent(narrow.MULTIPLY, "    ")
     return _CORE.format(name=form.name, left=form.left, right=form.right, total=form.total, columns=tile.columns,
@@ -249,7 +262,7 @@ PACK_ARGUMENTS = ("rows", "depth", "row_stride", "depth_stride", "panel_rows", "
 _PACK = """\
 def pack_{short}_{kind}(args, begin, end, thread):
     x = pointer(args, 1, {short})
-    o = pointer(args, 2, {left})
+    o = pointer(args, 2, {made})
 {unpack}
     parts = (panels + panels_per_item - 1) // panels_per_item
     for item in range(begin, end):
@@ -262,15 +275,14 @@ def pack_{short}_{kind}(args, begin, end, thread):
         first = panel * panel_rows
         start = (base + index_0 * stride_0 + index_1 * stride_1 + index_2 * stride_2 + index_3 * stride_3
                  + first * row_stride)
-        place = (batch * panels + panel) * width * {padded}
+        place = (batch * panels + panel) * {size}
 {body}"""
 
 _EACH = """\
         for panel in range(panel, min(panel + panels_per_item, panels)):
             height = min(panel_rows, rows - panel * panel_rows)
 {body}            start += panel_rows * row_stride
-            place += width * {padded}
-"""
+{next}"""
 
 _COPY = """\
         for d in range(depth):
@@ -319,17 +331,27 @@ def pack_source(short: str, kind: str) -> str:
     return pack_text(form_for(short, short), kind)
 
 
-def pack_text(form: Form, kind: str) -> str:
-    """The text of the packing phase for a core and a kind of `PACK_KINDS`. Arguments: operand, panels, then
-    `PACK_ARGUMENTS`. Items: panels of all batches."""
-    lanes, group = form.tile.lanes, form.group
+def pack_text(form: Form, kind: str, of_b: bool = False) -> str:
+    """The text of the packing phase of A, or of B, for a core and a kind of `PACK_KINDS`. Arguments: operand, panels, then
+    `PACK_ARGUMENTS`; for a B with lines in front of its blocks, the steps of a block. Items: panels of all batches."""
+    lanes, group, columns, balanced = form.tile.lanes, form.group, form.tile.columns, of_b and form.balances
     kinds = GROUP_KINDS if group > 1 else WIDEN_KINDS if form.widens else PACK_KINDS
-    body = kinds[kind].format(lanes=lanes, ahead=FETCHED, group=group, chunk=group * lanes if group > 1 else narrow.CHUNK)
-    padded = f"((depth + {group - 1}) // {group} * {group})" if group > 1 else "depth"
-    if kinds[kind] != _COPY_ROWS:
-        body = _EACH.format(body=indent(body, "    "), padded=padded)
-    return _PACK.format(short=form.right, kind=kind if group == 1 else f"{kind}_by_{group}", left=form.left, body=body,
-                        padded=padded, unpack=unpack(PACK_ARGUMENTS, 3))
+    padded, line = f"width * ((depth + {group - 1}) // {group} * {group})" if group > 1 else "width * depth", group * columns
+    names, size = unpack(PACK_ARGUMENTS, 3), padded
+    if balanced:
+        names = unpack((*["steps_of_all" if name == "depth" else name for name in PACK_ARGUMENTS], "block"), 3)
+        size = f"({padded.replace('depth', 'steps_of_all')} + (steps_of_all + block - 1) // block * {line})"
+    sizes = {"lanes": lanes, "group": group, "chunk": group * lanes if group > 1 else narrow.CHUNK, "columns": columns,
+             "line": line, "last": group - 1, "ahead": FETCHED, "size": size,
+             "soon": group * lanes * FETCHED_LINES}
+    body = kinds[kind].format(**sizes)
+    if balanced:
+        body = narrow.BALANCED_BLOCKS.format(body=indent(body, "    "), **sizes)
+    if kind != "rows" or form.widens:
+        body = _EACH.format(body=indent(body, "    "), next="" if balanced else f"            place += {size}\n")
+    name = kind if group == 1 else f"{kind}_by_{group}{'_balanced' * balanced}"
+    return _PACK.format(short=form.right, kind=name, made=form.right if of_b and group > 1 else form.left, body=body,
+                        size=size, unpack=names)
 
 
 # --- arranging ------------------------------------------------------------------------------------------------------
@@ -372,9 +394,9 @@ def usual_blocking(form: Form, batch: tuple[int, ...], m: int, n: int, k: int, a
                    whole_rows: bool = False) -> Blocking:
     """The blocking that is best for most products on most machines. With `whole_rows` an item is no part of a row."""
     tile = form.tile
-    pack_a = bool(form.piece) and (form.must_pack(a, k) or _must_pack_a(a, m, n, k, tile, ITEMSIZES[form.right]))
+    pack_a = bool(form.piece) and (form.must_pack or _must_pack_a(a, m, n, k, tile, ITEMSIZES[form.right]))
     high, wide = cut(batch, m, n, k, panel_height(m, tile), tile, whole_rows)
-    copies = n > 1 and (b.column != 1 or m > COPIED_FROM * tile.rows)
+    copies = form.group > 1 or (n > 1 and (b.column != 1 or m > COPIED_FROM * tile.rows))
     packs = copies and may_pack_b(form, n) and -(-m // (high * panel_height(m, tile))) >= PACKED_FROM
     deepest = DEPTH_BLOCK - 1 if form.group > 1 else DEPTH_BLOCK
     return Blocking(pack_a, "packed" if packs else "copied" if copies else "in place", high, wide, deepest)
@@ -382,7 +404,7 @@ def usual_blocking(form: Form, batch: tuple[int, ...], m: int, n: int, k: int, a
 
 def may_pack_b(form: Form, n: int) -> bool:
     """Whether there is a phase that packs a B of `n` columns for this core."""
-    return form == Form(form.total, form.total, form.total) and n > form.tile.columns
+    return bool(form.piece) and (form.group > 1 or n > form.tile.columns)
 
 
 def arrange(form: Form, batch: tuple[int, ...], m: int, n: int, k: int, a: Matrices, b: Matrices,
@@ -400,14 +422,15 @@ def arrange(form: Form, batch: tuple[int, ...], m: int, n: int, k: int, a: Matri
     else:
         a_panel = panel_rows * a.row
         a = Matrices(a.batch, a.row, a.column * form.group, a.first)
-    b_panel, span = tile.columns * b.column, 0
-    if made.read_b == "packed":
-        pack_b, panels_of_b, b_panel = pack(b, batch, n, k, tile.columns, tile.columns, b.column, b.row)
-        b, span = Matrices(panels_of_b.batch, panels_of_b.column, 1), min(columns, ITEM_COLUMNS)
     sizes = (1,) * (BATCH_DIMENSIONS - len(batch)) + batch
     deepest = made.deepest * form.group
     depth_block = max(-(-k // max(-(-k // deepest), 1)), 1)             # evenly, so that the last one is not short
     depth_block += -depth_block % form.group
+    b_panel, span = tile.columns * b.column, 0
+    if made.read_b == "packed":
+        pack_b, panels_of_b, b_panel = pack(b, batch, n, k, tile.columns, tile.columns, b.column, b.row, form.group,
+                                            block=depth_block if form.balances else 0)
+        b, span = Matrices(panels_of_b.batch, tile.columns, 1), min(columns, ITEM_COLUMNS)
     integers = (m, n, k, panel_rows, a_panel, a.row, a.column, b_panel, b.row, b.column, int(made.read_b == "copied"), span,
                 n, m * n, rows, row_blocks, columns, column_blocks, depth_block, 0, *sizes[1:],
                 a.first, *padded_strides(a.batch), b.first, *padded_strides(b.batch))
@@ -435,23 +458,30 @@ def _must_pack_a(a: Matrices, m: int, n: int, k: int, tile: Tile, itemsize: int)
 
 
 def pack(x: Matrices, batch: tuple[int, ...], rows: int, depth: int, panel_rows: int, width: int, row_stride: int,
-         depth_stride: int, group: int = 1, once: bool = True) -> tuple[Packing, Matrices, int]:
+         depth_stride: int, group: int = 1, once: bool = True, block: int = 0) -> tuple[Packing, Matrices, int]:
     """The phase that packs `x`, the operand that it makes, and the stride of its panels. A batch dimension in which the
-    operand is broadcast is packed once, unless that is not wanted. `group` steps of the depth lie side by side."""
+    operand is broadcast is packed once, unless that is not wanted. `group` steps of the depth lie side by side. `block`: the
+    steps of blocks that have a line in front, if not 0."""
     panels, panel = -(-rows // panel_rows), width * (depth + -depth % group)
+    panel += -(-depth // block) * group * width if block else 0
     kind = "rows" if row_stride == 1 else "depth" if depth_stride == 1 else "any"
-    beside = min(BESIDE, max(panels // FEW, 1)) if kind == "rows" else 1
+    beside_it = beside(panels) if kind == "rows" else 1
     sizes = tuple(1 if once and stride == 0 else size for size, stride in zip(batch, x.batch, strict=True))
     strides, count = [], panels
-    parts = -(-panels // beside)
+    parts = -(-panels // beside_it)
     for size in reversed(sizes):
         strides.append(0 if size == 1 else count * panel)
         count *= size
     padded = (1,) * (BATCH_DIMENSIONS - len(sizes)) + sizes
-    integers = (rows, depth, row_stride, depth_stride, panel_rows, width, panels, beside,
-                *padded[1:], x.first, *padded_strides(x.batch))
+    integers = (rows, depth, row_stride, depth_stride, panel_rows, width, panels, beside_it,
+                *padded[1:], x.first, *padded_strides(x.batch), *([block] if block else []))
     packing = Packing(kind, count // panels * parts, integers, count * panel)
     return packing, Matrices(tuple(reversed(strides)), group, group * width), panel
+
+
+def beside(panels: int) -> int:
+    """Of how many panels an item of packing consists, where they lie side by side in memory."""
+    return min(BESIDE, max(panels // FEW, 1))
 
 
 def padded_strides(strides: Strides) -> Strides:

@@ -37,27 +37,39 @@ WIDEN_PANEL = """\
 """
 
 GROUP_PANEL = """\
-                lines = panel
-                lines_place = {start}
+                lines = b
+                lines_place = b_place{blocks}
                 lines_step = {line}
-                for d in range(0, depth, {chunk}):
-                    steps = min({chunk}, depth - d)
-                    to_place = lines_place + d // {group} * {line}
-                    if b_step == 1:
-                        for j in range(0, width, {lanes}):
-                            transpose_groups(min(width - j, {lanes}), steps, b, b_place + d + j * b_column, b_column,
-                                             panel, to_place + j * {group}, {line})
-                    else:
-                        run = {lanes} if b_column == 1 else 1
-                        for s in range(0, steps, {group}):
+                if b_copies != 0:
+                    lines = panel
+                    lines_place = {start}
+                    for d in range(0, depth, {chunk}):
+                        steps = min({chunk}, depth - d)
+                        to_place = lines_place + d // {group} * {line}
+                        if b_step == 1:
+                            for j in range(0, width, {lanes}):
+                                transpose_groups(min(width - j, {lanes}), steps, b, b_place + d + j * b_column, b_column,
+                                                 panel, to_place + j * {group}, {line})
+                        else:
+                            run = {lanes} if b_column == 1 else 1
                             for j in range(0, width, run):
-                                interleave_steps(min(run, width - j), min({group}, steps - s), b,
-                                                 b_place + (d + s) * b_step + j * b_column, b_step,
-                                                 panel, to_place + s // {group} * {line} + j * {group})
+                                interleave_steps(min(run, width - j), steps, b, b_place + d * b_step + j * b_column, b_step,
+                                                 panel, to_place + j * {group}, {line})
 """
 
 BALANCE = """\
-                balance_panel({columns}, depth, panel, lines_place, {line})
+                    balance_panel({columns}, depth, panel, lines_place, {line})
+"""
+
+BALANCED_BLOCKS = """\
+        for done in range(0, steps_of_all, block):
+            depth = min(block, steps_of_all - done)
+            place += {line}
+{body}            for k in range(min(panels_per_item, panels - panel)):
+                balance_panel({columns}, depth, o, place + k * {size}, {line})
+            start += depth * depth_stride
+            place += (depth + {last}) // {group} * {line}
+        start -= steps_of_all * depth_stride
 """
 
 COPY_PANEL = """\
@@ -112,22 +124,29 @@ WIDEN_DEPTH = """\
 """
 
 GROUP_ROWS = """\
-        for d in range(0, depth, {group}):
-            for i in range(0, height, {lanes}):
-                interleave_steps(min(height - i, {lanes}), min({group}, depth - d), x,
-                                 start + i + d * depth_stride, depth_stride, o, place + d * width + i * {group})
+        count = min(panels_per_item, panels - panel)
+        for d in range(0, depth, {chunk}):
+            for s in range({chunk}):
+                for i in range(0, count * panel_rows + {lanes}, {lanes}):
+                    prefetch(x, start + i + (d + {chunk} + s) * depth_stride)
+            for k in range(count):
+                height = min(panel_rows, rows - first - k * panel_rows)
+                for i in range(0, height, {lanes}):
+                    interleave_steps(min(height - i, {lanes}), min({chunk}, depth - d), x,
+                                     start + k * panel_rows + i + d * depth_stride, depth_stride,
+                                     o, place + k * {size} + d * width + i * {group}, width * {group})
 """
 
 GROUP_DEPTH = """\
         for d in range(0, depth, {chunk}):
+            for i in range(height):
+                prefetch(x, start + i * row_stride + d + {soon})
             for i in range(0, height, {lanes}):
                 transpose_groups(min(height - i, {lanes}), min({chunk}, depth - d), x, start + i * row_stride + d,
                                  row_stride, o, place + d * width + i * {group}, width * {group})
 """
 
 GROUP_ANY = """\
-        for d in range(0, depth, {group}):
-            for i in range(height):
-                interleave_steps(1, min({group}, depth - d), x, start + i * row_stride + d * depth_stride, depth_stride,
-                                 o, place + d * width + i * {group})
+        for i in range(height):
+            interleave_steps(1, depth, x, start + i * row_stride, depth_stride, o, place + i * {group}, width * {group})
 """

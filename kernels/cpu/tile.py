@@ -246,6 +246,20 @@ def core_block(rows: Any, columns: Any, depth: Any, depth_block: Any, panel_rows
             rows, 1, columns, 1, depth_block, accumulate, 1, 1, 1, *[0] * 10]
 
 
+def pack_block(args: Any, place: int, rows: int, depth: int, x: Pointer, x_offset: int, x_row: int, x_step: int,
+               o: Pointer, o_offset: int, width: int) -> None:
+    """Run the packing phase of products, whose address is ``args[place]``, for one panel: `rows` rows of A, or columns of B,
+    by `depth` steps, of which ``x[x_offset + i * x_row + d * x_step]`` has row i at step d."""
+    block = packed_block(rows, depth, x_row, x_step, width)
+    memory = [p.memory[p.base + offset:] for p, offset in ((x, x_offset), (o, o_offset))]
+    args[place](type(args)(args.kernel, [*memory, *block]), 0, 1, 0)
+
+
+def packed_block(rows: Any, depth: Any, x_row: Any, x_step: Any, width: Any) -> list[Any]:
+    """The packing phase's integers (`gemm.PACK_ARGUMENTS`) for one panel that is all there is."""
+    return [rows, depth, x_row, x_step, rows, width, 1, 1, 1, 1, 1, *[0] * 5]
+
+
 NAMES: dict[str, Callable[..., Any]] = {**tile_transform.NAMES, **{f.__name__: f for f in (
     multiply_tile, multiply_placed, multiply_ahead, multiply_low, transpose_tile, transpose_block, gather_run, largest_run,
-    weighted_rows, dot_rows, invoke, make_panel, multiply_block)}}
+    weighted_rows, dot_rows, invoke, make_panel, multiply_block, pack_block)}}

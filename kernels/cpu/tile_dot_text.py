@@ -147,8 +147,7 @@ class DotKernel:
             f"  %b{j}.place = getelementptr {WORDS}, ptr %b.here, i64 {j}",
             f"  %b{j} = load {members}, ptr %b{j}.place, align 1")]
         for i in range(self.rows):
-            lines += [f"  %a{i}.offset = mul i64 %a_row, {i}",
-                      f"  %a{i}.place = getelementptr i8, ptr %a.here, i64 %a{i}.offset",
+            lines += [f"  %a{i}.place = getelementptr i8, ptr %a.here, i64 {4 * i}",
                       f"  %a{i}.one = load i32, ptr %a{i}.place, align 1",
                       *_splat(f"%a{i}.words", "i32", f"%a{i}.one", LANES),
                       f"  %a{i} = bitcast {WORDS} %a{i}.words to {members}"]
@@ -207,7 +206,7 @@ def multiply_text(short: str) -> list[str]:
 
 # --- panels ---------------------------------------------------------------------------------------------------------
 
-INTERLEAVE_PARAMETERS = ("count", "steps", "x", "x_step", "o")
+INTERLEAVE_PARAMETERS = ("count", "steps", "x", "x_step", "o", "o_step")
 TRANSPOSE_PARAMETERS = ("rows", "steps", "x", "x_row", "o", "o_row")
 BALANCE_PARAMETERS = ("columns", "depth", "b", "b_step")
 """Those of the functions of `tile_dot`, with addresses for pointers and offsets, and strides in bytes."""
@@ -224,22 +223,29 @@ def _biased(name: str, value: str, biased: bool) -> str:
 
 
 def interleave_text(group: int, biased: bool) -> str:
-    """Up to four runs of up to 16 elements become the members of 16 words."""
+    """Of up to 16 elements side by side in each of `steps` lines, `group` lines at a time become the members of words."""
     bits, lanes = 32 // group, f"<{LANES} x i{32 // group}>"
-    lines = [*_first("%wanted", "%count", LANES), f"  %word0 = add {WORDS} zeroinitializer, zeroinitializer"]
+    lines = []
     for t in range(group):
-        lines += [f"  %is{t} = icmp slt i64 {t}, %steps", f"  %all{t} = select i1 %is{t}, i64 %count, i64 0",
-                  *_first(f"%mask{t}", f"%all{t}", LANES),
-                  f"  %offset{t} = mul i64 %x_step, {t}", f"  %from{t} = getelementptr i8, ptr %x, i64 %offset{t}",
+        lines += [f"  %is{t} = icmp slt i64 {t}, %left",
+                  f"  %mask{t} = select i1 %is{t}, <{LANES} x i1> %wanted, <{LANES} x i1> zeroinitializer",
+                  f"  %offset{t} = mul i64 %x_step, {t}", f"  %from{t} = getelementptr i8, ptr %x.here, i64 %offset{t}",
                   f"  %run{t} = call {lanes} @llvm.masked.load.v{LANES}i{bits}.p0(ptr %from{t}, i32 1, "
                   f"<{LANES} x i1> %mask{t}, {lanes} zeroinitializer)",
                   f"  %wide{t} = zext {lanes} %run{t} to {WORDS}",
                   f"  %moved{t} = shl {WORDS} %wide{t}, splat (i32 {t * bits})",
-                  f"  %word{t + 1} = or {WORDS} %word{t}, %moved{t}"]
-    lines += [_biased("%made", f"%word{group}", biased),
-              f"  call void @llvm.masked.store.v{LANES}i32.p0({WORDS} %made, ptr %o, i32 1, <{LANES} x i1> %wanted)"]
+                  f"  %word{t} = or {WORDS} {f'%word{t - 1}' if t else 'zeroinitializer'}, %moved{t}"]
     head = _head(f"interleave_steps_{group}{'_biased' * biased}", INTERLEAVE_PARAMETERS)
-    return "\n".join([head, *lines, "  ret void", "}"])
+    return "\n".join([
+        head, "entry:", *_first("%wanted", "%count", LANES), f"  %x_group = mul i64 %x_step, {group}",
+        "  %any = icmp sgt i64 %steps, 0", "  br i1 %any, label %loop, label %done",
+        "loop:", "  %left = phi i64 [ %steps, %entry ], [ %left.next, %loop ]",
+        "  %x.here = phi ptr [ %x, %entry ], [ %x.next, %loop ]", "  %o.here = phi ptr [ %o, %entry ], [ %o.next, %loop ]",
+        *lines, _biased("%made", f"%word{group - 1}", biased),
+        f"  call void @llvm.masked.store.v{LANES}i32.p0({WORDS} %made, ptr %o.here, i32 1, <{LANES} x i1> %wanted)",
+        f"  %left.next = sub i64 %left, {group}", "  %x.next = getelementptr i8, ptr %x.here, i64 %x_group",
+        "  %o.next = getelementptr i8, ptr %o.here, i64 %o_step", "  %again = icmp sgt i64 %left.next, 0",
+        "  br i1 %again, label %loop, label %done", "done:", "  ret void", "}"])
 
 
 def transpose_text(group: int, biased: bool) -> str:

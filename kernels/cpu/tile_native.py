@@ -350,20 +350,32 @@ def _emit_make_panel(context: Any, builder: ir.IRBuilder, signature: Any, values
 def _emit_multiply_block(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
     (args, place, rows, columns, depth, depth_block, panel_rows, a, a_offset, a_panel, a_row, a_step, b, b_offset, b_panel,
      b_step, c, c_offset, c_row, more) = integers(context, builder, signature, values)
-    pointers = [builder.ptrtoint(builder.gep(p, [offset]), I64)
-                for p, offset in ((a, a_offset), (b, b_offset), (c, c_offset))]
     several = builder.zext(builder.icmp_signed(">", b_panel, constant(0)), I64)
     numbers = tile.core_block(rows, columns, depth, depth_block, panel_rows, a_panel, a_row, a_step, b_panel, b_step, c_row,
                               more, several)
+    _call_for_one(builder, args, place, ((a, a_offset), (b, b_offset), (c, c_offset)), numbers)
+    return context.get_dummy_value()
+
+
+def _emit_pack_block(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    args, place, rows, depth, x, x_offset, x_row, x_step, o, o_offset, width = integers(context, builder, signature, values)
+    _call_for_one(builder, args, place, ((x, x_offset), (o, o_offset)),
+                  tile.packed_block(rows, depth, x_row, x_step, width))
+    return context.get_dummy_value()
+
+
+def _call_for_one(builder: ir.IRBuilder, args: ir.Value, place: ir.Value, operands: tuple[tuple[ir.Value, ir.Value], ...],
+                  numbers: list[Any]) -> None:
+    """Run the one item that the kernel whose address is ``args[place]`` has for these pointers, offsets and integers."""
+    pointers = [builder.ptrtoint(builder.gep(p, [offset]), I64) for p, offset in operands]
     words = [constant(0), *pointers, *[constant(n) if isinstance(n, int) else n for n in numbers]]
     with builder.goto_entry_block():
         block = builder.alloca(I64, len(words))
     for k, word in enumerate(words):
         builder.store(word, builder.gep(block, [constant(k)]))
-    core = builder.load(builder.gep(args, [place]))
+    kernel = builder.load(builder.gep(args, [place]))
     kind = ir.FunctionType(ir.VoidType(), [args.type, I64, I64, I64])
-    builder.call(builder.inttoptr(core, kind.as_pointer()), [block, constant(0), constant(1), constant(0)])
-    return context.get_dummy_value()
+    builder.call(builder.inttoptr(kernel, kind.as_pointer()), [block, constant(0), constant(1), constant(0)])
 
 
 teach(tile.multiply_tile, partial(_emit_multiply, ""))
@@ -378,6 +390,7 @@ for _name, _function in tile_transform.NAMES.items():
 teach(tile.invoke, _emit_invoke)
 teach(tile.make_panel, _emit_make_panel, lambda like: like)
 teach(tile.multiply_block, _emit_multiply_block)
+teach(tile.pack_block, _emit_pack_block)
 teach(tile_dot.multiply_pairs, partial(_emit_piece, "multiply_pairs"))
 teach(tile_dot.multiply_quads, partial(_emit_piece, "multiply_quads"))
 teach(tile_dot.balance_panel, partial(_emit_piece, "balance_panel"))
