@@ -92,8 +92,9 @@ def _open_part(writer: Writer, inner: Axis, part: str, block: str) -> None:
     writer.know(inner)
 
 
-TILE = 32, 128
-"""Rows and columns of a tile: small enough that the cache lines of a transposed operand stay until they are used up."""
+TILE = 32, 16
+"""Rows and columns of a tile: small enough that the cache lines of a transposed operand, one per column, stay until they are
+used up, even where all of them belong into few sets of the cache, as for rows of 16 KiB."""
 
 
 def open_tiles(writer: Writer, groups: Sequence[Place], turned: int) -> int:
