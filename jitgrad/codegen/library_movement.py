@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from jitgrad.codegen.call import BLOCK, Call, launch, lowers
 from jitgrad.codegen.kernel import Buffer, Launch, Lowered
+from jitgrad.dtypes import float32, float64
+from jitgrad.ir.graph import Graph
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu import movement
 
@@ -48,17 +50,25 @@ def copy(x: Buffer, o: Buffer, element: str, dimensions: Sequence[Dimension], x_
          o_offset: int = 0) -> Launch:
     """A launch that copies between strided places."""
     rest = merge(dimensions)
-    tall = next((d for d in rest[:-1] if d.source == 1 and d.size >= movement.TILE // 4), None)
-    last = rest[-1]
-    if tall and last.target == 1 and last.source != 1 and last.size >= movement.TILE // 4:
+    tall, last = turned(rest), rest[-1]
+    if tall:
         others = [d for d in rest[:-1] if d is not tall]
         squares = -(-tall.size // movement.TILE) * -(-last.size // movement.TILE)
-        return launch(movement.source("copy_tiles", element), squares * math.prod(d.size for d in others), x, o,
+        kernel = "turn_tiles" if element in ("f32", "f64") else "copy_tiles"
+        return launch(movement.source(kernel, element), squares * math.prod(d.size for d in others), x, o,
                       x_offset, o_offset, tall.size, last.size, last.source, tall.target, len(others), *flat(others))
     width = min(last.size, BLOCK)
     parts = -(-last.size // width) if width else 0
     return launch(movement.source("copy_rows", element), parts * math.prod(d.size for d in rest[:-1]), x, o, x_offset,
                   o_offset, last.size, last.source, last.target, parts, width, len(rest) - 1, *flat(rest[:-1]))
+
+
+def turned(merged: Sequence[Dimension]) -> Dimension | None:
+    """The dimension that changes places with the last one, if squares of the two are to be copied."""
+    *rest, last = merged
+    if last.target != 1 or last.source == 1 or last.size < movement.TILE // 4:
+        return None
+    return next((d for d in rest if d.source == 1 and d.size >= movement.TILE // 4), None)
 
 
 def flat(dimensions: Sequence[Dimension]) -> list[int]:
@@ -87,8 +97,23 @@ def lower_reshape(call: Call) -> Lowered:
 
 @lowers("permute")
 def lower_permute(call: Call) -> Lowered:
+    return lower_view(call, 0, permuted(call))
+
+
+def permuted(call: Call) -> list[int]:
     steps = strides(call.inputs[0].shape)
-    return lower_view(call, 0, [steps[a] for a in call.attrs["axes"]])
+    return [steps[a] for a in call.attrs["axes"]]
+
+
+def lower_turned(body: Graph) -> Lowered | None:
+    """The region that does nothing but let dimensions of floats change places: in registers, which a loop cannot say. None
+    for any other."""
+    if len(body.nodes) != 1 or body.nodes[0].op.name != "permute" or body.outputs[0].dtype not in (float32, float64):
+        return None
+    node = body.nodes[0]
+    call = Call((node.inputs[0].type,), (node.output.type,), node.attrs, {})
+    dimensions = zip(node.output.shape, permuted(call), strides(node.output.shape), strict=True)
+    return lower_permute(call) if turned(merge([Dimension(*d) for d in dimensions])) else None
 
 
 @lowers("broadcast_to")

@@ -21,6 +21,7 @@ from jitgrad.codegen.convolution import lower_convolution
 from jitgrad.codegen.foreach import lower_foreach
 from jitgrad.codegen.kernel import Launch, Lowered
 from jitgrad.codegen.library_attention import lower_in_place
+from jitgrad.codegen.library_movement import lower_turned
 from jitgrad.codegen.matmul import lower_matmul, lower_update
 from jitgrad.codegen.reduce import lower_column, lower_full, lower_row
 from jitgrad.codegen.region import Region, analyse
@@ -42,6 +43,8 @@ def lower_body(body: Graph, template: str, shared: tuple[tuple[int, int], ...] =
     """The kernels of a region with this body."""
     if template in CONTRACTIONS:
         return CONTRACTIONS[template](body, shared)
+    if template == "map" and not shared and (copied := lower_turned(body)):
+        return copied
     region = analyse(body, shared)
     launches = TEMPLATES[template](region)
     return Lowered(tuple(launches), tuple(region.scratch))

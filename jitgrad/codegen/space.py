@@ -64,12 +64,11 @@ def open_block(writer: Writer, space: Space) -> int:
 
 
 def open_rows_of_block(writer: Writer, space: Space) -> int:
-    """The loop over the rows of one item, if there are rows; how many were opened."""
+    """The loops over the rows of one item, if there are rows; how many were opened."""
     if space.inner is None or not space.outer:
         return 0
     _block(writer, space)
-    open_rows(writer, space.outer, f"item // {writer.size('parts', space.parts)}", space.rows_per_item)
-    return 1
+    return open_rows(writer, space.outer, f"item // {writer.size('parts', space.parts)}", space.rows_per_item)
 
 
 def open_line_of_block(writer: Writer, space: Space) -> int:
@@ -93,8 +92,9 @@ def _open_part(writer: Writer, inner: Axis, part: str, block: str) -> None:
     writer.know(inner)
 
 
-TILE = 32, 128
-"""Rows and columns of a tile: small enough that the cache lines of a transposed operand stay until they are used up."""
+TILE = 32, 16
+"""Rows and columns of a tile: small enough that the cache lines of a transposed operand, one per column, stay until they are
+used up, even where all of them belong into few sets of the cache, as for rows of 16 KiB."""
 
 
 def open_tiles(writer: Writer, groups: Sequence[Place], turned: int) -> int:
@@ -119,17 +119,31 @@ def open_tiles(writer: Writer, groups: Sequence[Place], turned: int) -> int:
     return count * math.prod([writer.axes.size(group) for group in rest])
 
 
-def open_rows(writer: Writer, outer: Sequence[Axis], group: str, rows_per_item: int) -> None:
-    """One loop over the rows of group number `group`; inside of it the variables of all `outer` axes are known."""
+def open_rows(writer: Writer, outer: Sequence[Axis], group: str, rows_per_item: int) -> int:
+    """The loops over the rows of group number `group`; inside of them the variables of all `outer` axes are known. How many
+    were opened: several rows along several axes are two, for the divisions that say where a row is take as long as a short
+    row."""
     per_item = writer.size("rows", rows_per_item)
     total = " * ".join([axis.size for axis in outer])
     first = f"({group}) * {per_item}" if " " in group else f"{group} * {per_item}"
-    row = outer[0].name if len(outer) == 1 else "row"
-    writer.open(row, first, f"min({total}, {first} + {per_item})")
-    if len(outer) > 1:
-        spread(writer, outer, row)
+    last = f"min({total}, {first} + {per_item})"
+    if len(outer) > 1 and rows_per_item > 1:
+        *slow, fast = outer
+        writer.let("first", first)
+        writer.let("last", last)
+        writer.open("line", f"first // {fast.size}", f"(last + {fast.size} - 1) // {fast.size}")
+        spread(writer, slow, "line")
+        writer.open(fast.name, f"max(0, first - line * {fast.size})", f"min({fast.size}, last - line * {fast.size})")
+        opened = 2
+    else:
+        row = outer[0].name if len(outer) == 1 else "row"
+        writer.open(row, first, last)
+        if len(outer) > 1:
+            spread(writer, outer, row)
+        opened = 1
     for axis in outer:
         writer.know(axis)
+    return opened
 
 
 def spread(writer: Writer, outer: Sequence[Axis], row: str) -> None:

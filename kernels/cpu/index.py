@@ -8,6 +8,7 @@ counting sort).
 
 from __future__ import annotations
 
+from jitgrad.kernels.cpu.math import maximum
 from jitgrad.kernels.cpu.scalar import f32 as T
 from jitgrad.kernels.cpu.standins import fail, i64, i64 as I, load, pointer, store
 from jitgrad.kernels.cpu.template import text
@@ -23,14 +24,18 @@ def take(args, begin, end, thread):
     count, inner."""
     x, index, o = pointer(args, 1, T), pointer(args, 2, I), pointer(args, 3, T)
     size, count, inner = args[4], args[5], args[6]
+    row, k = begin // maximum(count, 1), begin % maximum(count, 1)     # of no rows there are none
     for item in range(begin, end):
-        place = i64(load(index, item % count, 1, 3))
+        place = i64(load(index, k, 1, 3))
         if place < 0 or place >= size:
             fail(args, 1, item, place)
         else:
-            start = (item // count * size + place) * inner
+            start = (row * size + place) * inner
             for j in range(inner):
                 store(o, item * inner + j, load(x, start + j, 0, 3), 2, 3)
+        k = i64(k + 1)
+        if k == count:
+            row, k = i64(row + 1), i64(0)
 
 
 def group_rows(args, begin, end, thread):
