@@ -32,7 +32,7 @@ class _Matmul(_Switches):
     @property
     def allow_tf32(self) -> bool:
         """Whether float32 products on GPUs may be computed in TF32."""
-        return precision.allows_tf32()
+        return precision.allows_less()
 
     @allow_tf32.setter
     def allow_tf32(self, allowed: bool) -> None:

@@ -49,7 +49,7 @@ def compile_for(graph: Graph, gpu: Gpu, memory_budget: float = 1.0, captures: bo
 def settings() -> tuple[bool, bool, str]:
     """All settings that decide which plan a graph has, in a form that can be compared quickly."""
     current = config.current()
-    return precision.allows_tf32(), current.cublas, current.cudnn
+    return precision.allows_less(), current.cublas, current.cudnn
 
 
 def _allowed(gpu: Gpu) -> Products:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jitgrad import config
+from jitgrad import config, precision
 from jitgrad.dtypes import float32, float64, from_numpy
 from jitgrad.ir.graph import attrs_key
 from jitgrad.ir.op import Op
@@ -90,7 +90,8 @@ def _operand(array: np.ndarray) -> tuple[np.ndarray, Chain]:
 
 def _plan_for(op: Op, taken: Sequence[tuple[np.ndarray, Chain]], attrs: dict[str, Any],
               written: tuple[int, ...]) -> Plan | None:
-    answer = _answer(op, attrs_key(attrs), written, *[(base.dtype, base.shape, chain) for base, chain in taken])
+    answer = _answer(op, attrs_key(attrs), written, precision.allows_less(),
+                     *[(base.dtype, base.shape, chain) for base, chain in taken])
     if answer.plan is None and answer.open:
         answer.asked += 1
         if answer.asked > 1 or not op.exact:
@@ -109,7 +110,8 @@ class _Answer:
 
 
 @lru_cache(maxsize=1024)
-def _answer(op: Op, attrs: Any, written: tuple[int, ...], *operands: tuple[np.dtype, tuple[int, ...], Chain]) -> _Answer:
+def _answer(op: Op, attrs: Any, written: tuple[int, ...], less_exact: bool,
+            *operands: tuple[np.dtype, tuple[int, ...], Chain]) -> _Answer:
     """What is known about such a question. Eager steps ask many: its parts are such as Python compares natively."""
     return _Answer()
 

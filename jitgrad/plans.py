@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jitgrad import config
+from jitgrad import config, precision
 from jitgrad.garbage import Uncollected
 from jitgrad.ir.graph import Graph, Where
 from jitgrad.runtime import build as kernels, cache, native, threads
@@ -56,10 +56,11 @@ def lines(graph: Graph) -> tuple[Where, ...]:
 
 
 def plan_key(graph: Graph, memory_budget: float = 1.0, *, tuned: bool = False) -> str:
-    """The key of a graph's plan: the graph, everything that made the plan, and the processor. What was measured holds for
-    a number of threads."""
+    """The key of a graph's plan: the graph, everything that made the plan, how exact it must be, and the processor. What was
+    measured holds for a number of threads."""
     text = f"{graph.key!r}\0{memory_budget!r}\0{fingerprint()}\0{native.host_name()}"
     text += f"\0{threads.limit()} threads" if tuned else ""
+    text += "\0less exact" if precision.allows_less() else ""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,10 +1,11 @@
 """How exactly products of float32 matrices must be computed, and convolutions, which are such products on a GPU: one
 setting for the whole process, PyTorch's.
 
-"highest", the default, means float32. "high" and "medium" allow GPUs to round the factors to TF32 (10 bits behind the
-point instead of 23; sums stay in float32), which their tensor cores multiply. Whether plans for GPUs use that is read when
-they are made; on a CPU float32 products are computed in float32 whatever is set. `jitgrad.backends` shows the same setting
-as a switch.
+"highest", the default, means as exactly as float32 arithmetic does. "high" and "medium" allow less: GPUs may round the
+factors to TF32 (10 bits behind the point instead of 23; sums stay in float32), which their tensor cores multiply; on a CPU
+convolutions may be made in large pieces by Winograd's maps, F(4x4, 3x3), with two to four times the error. Products of
+matrices are computed in float32 there whatever is set. It is read when plans are made. `jitgrad.backends` shows the same
+setting as a switch.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def get_float32_matmul_precision() -> str:
 
 def set_float32_matmul_precision(precision: str) -> None:
     """How exactly float32 products must be computed: "highest" (the default), "high" or "medium". The last two allow TF32
-    on GPUs and do not ask for it: on a CPU float32 products are computed in float32 whatever is set."""
+    on GPUs and larger pieces of convolutions on CPUs, and ask for neither."""
     global _precision
     if precision not in PRECISIONS:
         raise complain(DTypeError, "set_float32_matmul_precision", f"{precision!r} is none of "
@@ -31,6 +32,6 @@ def set_float32_matmul_precision(precision: str) -> None:
     _precision = precision
 
 
-def allows_tf32() -> bool:
-    """Whether float32 products may be computed in TF32."""
+def allows_less() -> bool:
+    """Whether float32 products may be computed less exactly: in TF32, convolutions in large pieces."""
     return _precision != "highest"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from launching import run
 
-from jitgrad import config, ops
+from jitgrad import config, ops, precision
 from jitgrad.codegen import library, winograd
 from jitgrad.codegen.choice import answering
 from jitgrad.dtypes import from_numpy
@@ -170,6 +170,13 @@ def kernels(op, inputs, attrs):
     return [launch.name for launch in library.lower(op, tuple(type_of(x) for x in inputs), attrs).launches]
 
 
+@pytest.fixture(autouse=True)
+def allowed(request, monkeypatch):
+    """Large pieces, whose results are less exact, in the tests that are about them."""
+    if "large" in request.node.name:
+        monkeypatch.setattr(precision, "_precision", "high")
+
+
 @pytest.mark.parametrize(("name", "how"), [*[(name, "winograd") for name in MAPPED],
                                            *[(name, "taps") for name in (*BY_TAPS, *VOLUMES)],
                                            *[(name, "depthwise") for name in DEPTHWISE],
@@ -241,7 +248,7 @@ def test_channels_last_means_the_same_as_plain_python(shapes):
 @pytest.mark.parametrize("shapes", (
     case(images=1, channels=32, height=2, width=1, out=16, padding=SAME),
     case(images=1, channels=32, height=4, width=6, out=16, padding=SAME)))
-def test_ways_of_many_pieces_mean_the_same_as_plain_python(shapes, monkeypatch):
+def test_large_pieces_and_own_weights_mean_the_same_as_plain_python(shapes, monkeypatch):
     monkeypatch.setattr(winograd, "MAPPED", 0)                      # large pieces, where there is no rest of one
     monkeypatch.setattr(winograd, "ITEMS", 1)                       # weights that are mapped where they are needed
     monkeypatch.setattr(winograd, "OWN_CHANNELS", 16)
@@ -263,10 +270,12 @@ def test_the_gradient_of_a_strided_convolution_without_padding_goes_tap_by_tap()
     check(ops.convolution_weight_grad, (x, g), {"weight_shape": shape_w, **attrs})
 
 
-@pytest.mark.parametrize(("size", "stride", "mean", "largest"), ((6, 1, 2, 4), (12, 2, 2, 4), (24, 1, 5, 8)))
+@pytest.mark.parametrize(("pieces", "size", "stride", "mean", "largest"), (
+    ("small", 6, 1, 1.6, 4), ("small", 24, 1, 1.5, 4), ("strided", 12, 2, 1.5, 4), ("large", 24, 1, 5, 8)))
 @pytest.mark.parametrize("channels", (64, 512))
-def test_mapped_convolution_is_about_as_accurate_as_a_direct_one(channels, size, stride, mean, largest):
-    """Errors of large pieces, of which there are enough in images of 24x24, are several times as large."""
+def test_mapped_convolution_is_as_accurate_as_a_direct_one(channels, pieces, size, stride, mean, largest):
+    """But for large pieces, which have to be allowed: their errors are several times as large. (Sums of 72 products, as a
+    gradient in the weights of images of 6x6 has, hardly err at all when they are made directly.)"""
     shape_x, shape_w, attrs = case(images=2, channels=channels, height=size, width=size, out=64, padding=SAME,
                                    stride=(stride, stride))
     x, w, g = operands(shape_x, shape_w, attrs, np.float32)
@@ -276,7 +285,7 @@ def test_mapped_convolution_is_about_as_accurate_as_a_direct_one(channels, size,
         exact = op.eager(*[array.astype(np.float64) for array in inputs], **attributes)
         ours = np.abs(check(op, inputs, attributes) - exact)
         direct = np.abs(op.eager(*inputs, **attributes) - exact)
-        assert any(("winograd_large" in kernel) == (size == 24) for kernel in kernels(op, inputs, attributes))
+        assert any(("winograd_large" in kernel) == (pieces == "large") for kernel in kernels(op, inputs, attributes))
         assert ours.mean() < mean * direct.mean() and ours.max() < largest * direct.max(), op.name
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from jitgrad import precision
 from jitgrad.codegen.call import BLOCK, Call, launch, product_core
 from jitgrad.codegen.kernel import Blocks, Buffer, Function, Lowered, Private
 from jitgrad.ir.types import TensorType
@@ -71,7 +72,8 @@ def sizes(call: Call, image: TensorType, result: TensorType, *, turned: bool = F
     if call.attrs["stride"] == (2, 2):
         way = winograd.SPREAD_OUT if turned else winograd.STRIDED
     else:
-        way = min((winograd.Way(), winograd.LARGE), key=lambda way: effort(way, result.shape))
+        ways = (winograd.Way(), winograd.LARGE) if precision.allows_less() else (winograd.Way(),)
+        way = min(ways, key=lambda way: effort(way, result.shape))
     if turned:
         top, left = [(1 - padding) // 2 if way == winograd.SPREAD_OUT else 2 - padding for padding in (top, left)]
     return Sizes(image.dtype.short, image.shape, result.shape, top, left, way)

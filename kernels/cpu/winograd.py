@@ -7,8 +7,9 @@ What an item makes on its way lies in memory that its thread has of its own, sma
 a little apart, for else the same element of all of them would share a few places of the first cache. Many weights that meet
 few pieces are mapped by the item that needs them, for a few channels at a time, and never leave the cache.
 
-Where there are many pieces, they are larger: F(4x4, 3x3). The kernels are written for small ones, and `WAYS` has what is
-different for large ones and with stride 2: the numbers of matrices, and which of them are multiplied and added up.
+Where there are many pieces and less exact results are allowed, they are larger: F(4x4, 3x3). The kernels are written for
+small ones, and `WAYS` has what is different for large ones and with stride 2: the numbers of matrices, and which of them
+are multiplied and added up.
 
 The gradient in the image is the same with weights that are swapped and turned around. The gradient in the weights sums
 up products [outputs, pieces] @ [pieces, channels] over all pieces, and maps the sums at the end: an item does a block of
