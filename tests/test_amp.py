@@ -316,7 +316,8 @@ def test_a_switch_inside_of_a_function_keeps_it_replayed(x, w):
 
 
 def test_casts_are_part_of_other_kernels():
-    """Two layers: the input and each weight are cast once; biases, activations and gradients inside of products."""
+    """Two layers: the input and the weight that is read twice are cast once; the other weight, biases, activations and
+    gradients inside of products."""
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
 
     @jg.compile
@@ -330,7 +331,7 @@ def test_casts_are_part_of_other_kernels():
     step(jg.randn(32, 64))
     names = [line.name for line in step.plan.steps] if hasattr(step.plan, "steps") else [k.name for k in step.kernels]
     text = str(step.explain(times=False))
-    assert text.count("fused_cast_bf16") == 3, names
+    assert text.count("fused_cast_bf16") == 2, names
     assert text.count("matmul_") == 5
 
 

@@ -435,7 +435,8 @@ def test_the_receipt_of_a_function_on_a_gpu(executing):
 def test_verify_finds_what_kernels_of_a_gpu_do_wrong(executing, monkeypatch):
     """It is the GPU's kernels that are looked at: one that adds 2 instead of 1 is found, at its line."""
     given = code._compile
-    monkeypatch.setattr(code, "_compile", lambda text, arch: given(text.replace("+ v0)", "+ f32(v0 + v0))"), arch))
+    monkeypatch.setattr(code, "_compile", lambda texts, arch: given(
+        [text.replace("+ v0)", "+ f32(v0 + v0))") for text in texts], arch))
     found = jg.verify(lambda x: (x + 1).tanh(), tensor("cuda", 3, 11))
     assert not found.ok and found.divergences[0].side == "compiled" and found.divergences[0].op == "add"
 
