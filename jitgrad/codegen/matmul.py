@@ -114,7 +114,7 @@ class _Lowering(WithEpilogue):
         return factor if factor.made is None else replace(factor, buffer=self.compute(factor.made.source).buffer, made=None)
 
     def widened(self, value: Value) -> Widened | None:
-        """`value`, the second factor, as the narrow numbers that it is cast from (`transforms.widening`), where there is a
+        """`value`, the second factor, as the narrow numbers that it is cast from (`transforms.prologue`), where there is a
         kernel for that."""
         chain, source = follow(self.producers, value)
         node, scale = self.producers.get(source), None
