@@ -22,23 +22,24 @@ Sizes = tuple[int, int, int]                    # rows, columns, depth
 
 
 def choose_blocking(form: Form, batch: tuple[int, ...], sizes: Sizes, a: Matrices, b: Matrices,
-                    whole_rows: bool) -> Blocking:
+                    whole_rows: bool, must_pack_a: bool) -> Blocking:
     """The blocking of C[*batch, m, n] = A[*batch, m, k] @ B[*batch, k, n] for `sizes` (m, n, k). With `whole_rows` an item
     is no part of a row."""
-    usual = gemm.usual_blocking(form, batch, *sizes, a, b, whole_rows)
+    usual = gemm.usual_blocking(form, batch, *sizes, a, b, whole_rows, must_pack_a)
     if math.prod((*batch, *sizes)) < WORTH_ASKING:
         return usual
     made = _choose_item(usual, form, batch, sizes, whole_rows)
     if form != Form(form.total, form.total, form.total) or not form.piece:
         return made
-    return _choose_depth(_choose_b(_choose_a(made, form, sizes, a), form, sizes), sizes)
+    if a.row == 1 and not must_pack_a:
+        made = _choose_a(made, form, sizes)
+    return _choose_depth(_choose_b(made, form, sizes), sizes)
 
 
 def _choose_item(usual: Blocking, form: Form, batch: tuple[int, ...], sizes: Sizes, whole_rows: bool) -> Blocking:
     """Items of half or twice the rows or, where they may be parts of rows, columns, and as large ones as leave some for
     every thread."""
-    (m, n, k), tile = sizes, form.tile
-    panel_rows = gemm.panel_height(m, tile)
+    (m, n, k), tile, panel_rows = sizes, form.tile, usual.panel_rows
     rows, columns, high, wide = -(-m // panel_rows), -(-n // tile.columns), usual.high, usual.wide
     shapes = [(high, wide), gemm.cut(batch, m, n, k, panel_rows, tile, whole_rows, FEW_ITEMS), (-(-high // 2), wide),
               (min(2 * high, rows), wide)]
@@ -49,10 +50,9 @@ def _choose_item(usual: Blocking, form: Form, batch: tuple[int, ...], sizes: Siz
     return replace(usual, high=high, wide=wide)
 
 
-def _choose_a(made: Blocking, form: Form, sizes: Sizes, a: Matrices) -> Blocking:
-    """Whether to pack a transposed operand, and whether to read in place another one that is usually packed: to pack what
-    usually is not has never been faster there."""
-    if sizes[0] <= form.tile.rows or (a.row != 1 and (not made.pack_a or a.column != 1)):
+def _choose_a(made: Blocking, form: Form, sizes: Sizes) -> Blocking:
+    """Whether to pack a transposed operand: to pack another one that usually is not has never been faster."""
+    if sizes[0] <= form.tile.rows:
         return made
     ways = {"packed": True, "in place": False}
     usual = "packed" if made.pack_a else "in place"

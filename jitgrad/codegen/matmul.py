@@ -169,12 +169,11 @@ class _Lowering(WithEpilogue):
             lines = Lines(self.node.inputs[0].dtype.short, form.right, form.total)
             arranged = gemm_rows.arrange(lines, batch, m, n, k, first, second)
             return self.carry_out(gemm_rows.source(lines), arranged, (a.buffer, b.buffer, target))
-        blocking = choose_blocking(form, batch, (m, n, k), first, second, self.whole_rows)
+        blocking = choose_blocking(form, batch, (m, n, k), first, second, self.whole_rows, a.made is not None)
         if b.made is not None:
-            shared = m > blocking.high * gemm.panel_height(m, form.tile)
+            shared = m > blocking.high * blocking.panel_rows
             blocking = replace(blocking, read_b="packed" if shared else "copied")
-        arranged = gemm.arrange(form, batch, m, n, k, first, second,
-                                replace(blocking, pack_a=blocking.pack_a or a.made is not None))
+        arranged = gemm.arrange(form, batch, m, n, k, first, second, blocking)
         left = self.pack(arranged.pack_a, a, form)
         if b.made is not None and arranged.pack_b is None:
             integers = dict(zip(gemm.ARGUMENTS, arranged.integers, strict=True))

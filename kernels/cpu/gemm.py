@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from textwrap import indent
 
 from jitgrad.kernels.cpu import gemm_narrow as narrow
-from jitgrad.kernels.cpu.tile import DEPTH_BLOCK, Tile, tile_for
+from jitgrad.kernels.cpu.tile import DEPTH_BLOCK, HIGH, Tile, tile_for
 from jitgrad.kernels.cpu.tile_dot import has_dot
 from jitgrad.kernels.cpu.tile_text import UNROLLED
 
@@ -32,8 +32,11 @@ ITEMS = 16                                      # as many items as there are, at
 TALL, LARGE = 512, 1 << 25                      # rows, and multiply-adds, from which items have few rows, not few columns
 ITEM_ROWS, ITEM_COLUMNS = 252, 256              # a block of C, and of B as wide, in the second cache
 DEEP = 256                                      # steps from which a transposed A is packed
-WIDE = 1024                                     # columns from which an A is packed that could be read where it lies
+WIDE = 1024                                     # columns from which a transposed A is packed
 PACKED_FROM = 3                                 # blocks of rows from which B is packed once, instead of copied for each
+PAGE = 4096
+"""Bytes: lines that are a multiple of them apart have the same few places in the nearest cache. It has at least `HIGH`, and
+so many rows of A are read where they lie; of more, each would push another one out before all its elements were used."""
 COPIED_FROM = 2                                 # tiles of rows that a panel of B must serve for its copy to pay
 
 BESIDE = 8                                      # panels that an item packs where they lie side by side in memory
@@ -380,26 +383,30 @@ class Arrangement:
 @dataclass(frozen=True, slots=True)
 class Blocking:
     """What of an arrangement shapes do not settle: whether A is packed, how B is read ("packed" by a phase of its own,
-    "copied" by every item, or "in place"), how many panels high and wide an item is, and how many steps of the depth, in
-    groups, are summed up at once at most (more than `DEPTH_BLOCK` only where B is not copied)."""
+    "copied" by every item, or "in place"), how many rows a panel of A has, how many panels high and wide an item is, and
+    how many steps of the depth, in groups, are summed up at once at most (more than `DEPTH_BLOCK` only where B is not
+    copied)."""
 
     pack_a: bool
     read_b: str
+    panel_rows: int
     high: int
     wide: int
     deepest: int
 
 
 def usual_blocking(form: Form, batch: tuple[int, ...], m: int, n: int, k: int, a: Matrices, b: Matrices,
-                   whole_rows: bool = False) -> Blocking:
+                   whole_rows: bool = False, must_pack_a: bool = False) -> Blocking:
     """The blocking that is best for most products on most machines. With `whole_rows` an item is no part of a row."""
     tile = form.tile
-    pack_a = bool(form.piece) and (form.must_pack or _must_pack_a(a, m, n, k, tile, ITEMSIZES[form.right]))
-    high, wide = cut(batch, m, n, k, panel_height(m, tile), tile, whole_rows)
+    pack_a = bool(form.piece) and (must_pack_a or form.must_pack or _pays_to_pack_a(a, m, n, k, tile))
+    apart = not pack_a and a.row != 1 and a.row * ITEMSIZES[form.left] % PAGE == 0
+    panel_rows = panel_height(m, tile, HIGH if apart else None)
+    high, wide = cut(batch, m, n, k, panel_rows, tile, whole_rows)
     copies = form.group > 1 or (n > 1 and (b.column != 1 or m > COPIED_FROM * tile.rows))
-    packs = copies and may_pack_b(form, n) and -(-m // (high * panel_height(m, tile))) >= PACKED_FROM
+    packs = copies and may_pack_b(form, n) and -(-m // (high * panel_rows)) >= PACKED_FROM
     deepest = DEPTH_BLOCK - 1 if form.group > 1 else DEPTH_BLOCK
-    return Blocking(pack_a, "packed" if packs else "copied" if copies else "in place", high, wide, deepest)
+    return Blocking(pack_a, "packed" if packs else "copied" if copies else "in place", panel_rows, high, wide, deepest)
 
 
 def may_pack_b(form: Form, n: int) -> bool:
@@ -412,7 +419,7 @@ def arrange(form: Form, batch: tuple[int, ...], m: int, n: int, k: int, a: Matri
     """C[*batch, m, n] = A[*batch, m, k] @ B[*batch, k, n] in blocks, with C contiguous. At most `BATCH_DIMENSIONS` batch
     sizes."""
     tile, made = form.tile, blocking or usual_blocking(form, batch, m, n, k, a, b)
-    panel_rows = panel_height(m, tile)
+    panel_rows = made.panel_rows
     rows, columns = made.high * panel_rows, made.wide * tile.columns
     row_blocks, column_blocks = -(-m // rows), -(-n // columns)
     pack_a = pack_b = None
@@ -440,21 +447,19 @@ def arrange(form: Form, batch: tuple[int, ...], m: int, n: int, k: int, a: Matri
     return Arrangement(pack_a, pack_b, count, integers)
 
 
-def panel_height(rows: int, tile: Tile) -> int:
-    """Rows of a panel of A: an even number, no more than the tile has, so that the last panel is not much shorter."""
-    even = -(-rows // max(-(-rows // tile.rows), 1))
+def panel_height(rows: int, tile: Tile, most: int | None = None) -> int:
+    """Rows of a panel of A: an even number, no more than the tile has, or `most`, so that the last panel is not much
+    shorter."""
+    even = -(-rows // max(-(-rows // min(tile.rows, most or tile.rows)), 1))
     return max(even + even % 2, 1) if rows > 1 else 1
 
 
-def _must_pack_a(a: Matrices, m: int, n: int, k: int, tile: Tile, itemsize: int) -> bool:
-    """A stride in both directions spends a cache line on every element. Otherwise packing pays where the product is wide,
-    and rows at a distance of whole pages fall into the same few places of the cache, or rows lie side by side, so that each
-    step of a deep product is a page of its own."""
+def _pays_to_pack_a(a: Matrices, m: int, n: int, k: int, tile: Tile) -> bool:
+    """A stride in both directions spends a cache line on every element. Otherwise packing pays where rows lie side by side,
+    so that each step of a deep product is a page of its own, and the product is wide."""
     if m == 1 or k <= 4:
         return False
-    if a.row != 1 and a.column != 1:
-        return True
-    return n >= WIDE and (k >= DEEP and m > tile.rows if a.row == 1 else a.row * itemsize % 4096 == 0)
+    return a.column != 1 if a.row != 1 else n >= WIDE and k >= DEEP and m > tile.rows
 
 
 def pack(x: Matrices, batch: tuple[int, ...], rows: int, depth: int, panel_rows: int, width: int, row_stride: int,
