@@ -182,12 +182,16 @@ class MicroKernel(VectorText):
             f"  %odd{odd} = load i64, ptr %odd{odd}.place")]
 
     def _places_in_c(self) -> list[str]:
-        """Where the cells of C are. They are fetched while the loop runs: C is often not in any cache."""
+        """Where the cells of C are. They are fetched while the loop runs: C is often not in any cache. A row that does not
+        begin with a line ends in one more."""
+        fetch = "  call void @llvm.prefetch.p0(ptr {}, i32 1, i32 3, i32 1)".format
+        last = self.lanes * self.bits // 8 - 1
         return [line for i, j in self.cells for line in (
             f"  %c{i}.{j}.row = mul i64 %c_row, {i}",
             f"  %c{i}.{j}.offset = add i64 %c{i}.{j}.row, {self._distance(j)}",
-            f"  %c{i}.{j} = getelementptr i8, ptr %c, i64 %c{i}.{j}.offset",
-            f"  call void @llvm.prefetch.p0(ptr %c{i}.{j}, i32 1, i32 3, i32 1)")]
+            f"  %c{i}.{j} = getelementptr i8, ptr %c, i64 %c{i}.{j}.offset", fetch(f"%c{i}.{j}"),
+            *[line for line in (f"  %c{i}.end = getelementptr i8, ptr %c{i}.{j}, i64 {last}", fetch(f"%c{i}.end"))
+              if j == self.vectors - 1 and not self.edge])]
 
     def _step(self, loop: str, step: int, steps: int) -> list[str]:
         """One outer product, step number `step` of a turn of `steps`: a row of B in registers, and each element of the
