@@ -152,12 +152,16 @@ _COPY_PANEL = """\
                     if b_step == 1:
                         plain_steps = depth - depth % {lanes}
                         for d in range(0, plain_steps, {lanes}):
+                            for j in range(width):
+                                prefetch(b, b_place + d + {soon} + j * b_column)
                             for j in range(0, width, {lanes}):
                                 transpose_tile(min(width - j, {lanes}), b, b_place + d + j * b_column, b_column,
                                                panel, d * {columns} + j, {columns}, {lanes})
                     elif b_column == 1 and width == {columns}:
                         plain_steps = depth
                         for d in range(depth):
+                            for j in range(0, {columns}, {lanes}):
+                                prefetch(b, b_place + (d + {ahead}) * b_step + j)
                             for j in range({columns}):
                                 store(panel, d * {columns} + j, load(b, b_place + d * b_step + j, 0, 2), 1, 2)
                     for d in range(plain_steps, depth):
@@ -235,6 +239,7 @@ def core_source(form: Form) -> str:
              "chunk": form.group * tile.lanes if form.group > 1 else narrow.CHUNK, "piece": form.piece,
              "start": form.group * tile.columns if form.balances else 0, "turn": UNROLLED,
              "blocks": f" + (first_step // depth_block + 1) * {form.group * tile.columns}" * form.balances,
+             "soon": FETCHED_LINES * form.group * tile.lanes, "ahead": FETCHED,
              "fetched": ", a, soon_a, turn_a, b, soon_b, turn_b" * form.fetches}
     copy = (narrow.GROUP_PANEL + narrow.BALANCE * form.balances if form.group > 1 else narrow.COPY_PANEL if not form.piece
             else narrow.WIDEN_PANEL if form.widens else _COPY_PANEL)
@@ -314,6 +319,8 @@ _COPY_ROWS = """\
 _TRANSPOSE = """\
         whole = depth - depth % {lanes}
         for d in range(0, whole, {lanes}):
+            for i in range(height):
+                prefetch(x, start + i * row_stride + d + {soon})
             for i in range(0, height, {lanes}):
                 transpose_tile(min(height - i, {lanes}), x, start + i * row_stride + d, row_stride,
                                o, place + d * width + i, width, {lanes})
