@@ -120,6 +120,9 @@ _AHEAD_OF_COLUMNS = """\
                     if a_row == 1:
                         turn_a = {turn} * a_step // parts
                         share_a = depth * a_step // parts
+                    elif a_step == 1:
+                        turn_a = {turn}
+                        share_a = a_row
 """
 
 _AHEAD_OF_ROW = """\
