@@ -11,12 +11,11 @@ from dataclasses import replace
 
 from jitgrad.codegen.choice import Choice
 from jitgrad.kernels.cpu import gemm
-from jitgrad.kernels.cpu.gemm import Blocking, Form, Matrices
-from jitgrad.kernels.cpu.tile import DEPTH_BLOCK
+from jitgrad.kernels.cpu.gemm import DEEPEST, Blocking, Form, Matrices
 
 WORTH_ASKING = 1 << 21                          # multiply-adds, some ten microseconds
 FEW_ITEMS = 4
-DEPTHS = (2 * DEPTH_BLOCK // 3, 4 * DEPTH_BLOCK // 3)
+DEPTHS = (2 * DEEPEST // 3, 4 * DEEPEST // 3)
 
 Sizes = tuple[int, int, int]                    # rows, columns, depth
 
@@ -67,9 +66,9 @@ def _choose_b(made: Blocking, form: Form, sizes: Sizes) -> Blocking:
 
 
 def _choose_depth(made: Blocking, sizes: Sizes) -> Blocking:
-    """Depths that cut the sums into other numbers of blocks; the copy of a panel of B has room for `DEPTH_BLOCK`."""
+    """Depths that cut the sums into other numbers of blocks; the copy of a panel of B has room for `DEEPEST`."""
     blocks: dict[int, int] = {}
     for deepest in (made.deepest, *DEPTHS):
-        if deepest <= DEPTH_BLOCK or made.read_b != "copied":
+        if deepest <= DEEPEST or made.read_b != "copied":
             blocks.setdefault(-(-sizes[2] // deepest), deepest)
     return replace(made, deepest=Choice("steps summed at once", {str(d): d for d in blocks.values()}).take())

@@ -30,7 +30,9 @@ FLOATS = ("f64", "f32", "bf16", "f16")
 ITEM_COST = 1 << 20                             # multiply-adds below which an item is not cut further
 ITEMS = 16                                      # as many items as there are, at most, are wanted for balance
 TALL, LARGE = 512, 1 << 25                      # rows, and multiply-adds, from which items have few rows, not few columns
-ITEM_ROWS, ITEM_COLUMNS = 252, 256              # a block of C, and of B as wide, in the second cache
+ITEM_ROWS, ITEM_COLUMNS = 252, 128              # a block of C, and of B as wide, in the second cache …
+DEEPEST = 512                                   # … and steps that are summed up at once: a panel has room for them
+ITEM_OF_WHOLE_ROWS = 1 << 16                    # elements of C
 DEEP = 256                                      # steps from which a transposed A is packed
 WIDE = 1024                                     # columns from which a transposed A is packed
 PACKED_FROM = 3                                 # blocks of rows from which B is packed once, instead of copied for each
@@ -393,9 +395,8 @@ class Arrangement:
 @dataclass(frozen=True, slots=True)
 class Blocking:
     """What of an arrangement shapes do not settle: whether A is packed, how B is read ("packed" by a phase of its own,
-    "copied" by every item, or "in place"), how many rows a panel of A has, how many panels high and wide an item is, and
-    how many steps of the depth, in groups, are summed up at once at most (more than `DEPTH_BLOCK` only where B is not
-    copied)."""
+    "copied" by every item, or "in place"), how many rows a panel of A has, how many panels high and wide an item is, and how
+    many steps of the depth, in groups, are summed up at once at most (more than `DEEPEST` only where B is not copied)."""
 
     pack_a: bool
     read_b: str
@@ -415,7 +416,7 @@ def usual_blocking(form: Form, batch: tuple[int, ...], m: int, n: int, k: int, a
     high, wide = cut(batch, m, n, k, panel_rows, tile, whole_rows)
     copies = form.group > 1 or (n > 1 and (b.column != 1 or m > COPIED_FROM * tile.rows))
     packs = copies and may_pack_b(form, n) and -(-m // (high * panel_rows)) >= PACKED_FROM
-    deepest = DEPTH_BLOCK - 1 if form.group > 1 else DEPTH_BLOCK
+    deepest = DEPTH_BLOCK - 1 if form.group > 1 else DEEPEST
     return Blocking(pack_a, "packed" if packs else "copied" if copies else "in place", panel_rows, high, wide, deepest)
 
 
@@ -516,7 +517,7 @@ def cut(batch: tuple[int, ...], m: int, n: int, k: int, panel_rows: int, tile: T
     rows, columns = max(-(-m // panel_rows), 1), max(-(-n // tile.columns), 1)      # in panels
     high, wide = min(rows, max(ITEM_ROWS // panel_rows, 1)), min(columns, max(ITEM_COLUMNS // tile.columns, 1))
     if whole_rows:
-        wide, high = columns, min(high, max(ITEM_ROWS * ITEM_COLUMNS // (columns * tile.columns * panel_rows), 1))
+        wide, high = columns, min(high, max(ITEM_OF_WHOLE_ROWS // (columns * tile.columns * panel_rows), 1))
     while (count * -(-rows // high) * -(-columns // wide) < items and (high if whole_rows else high * wide) > 1
            and high * panel_rows * wide * tile.columns * k > ITEM_COST):
         if wide > 1 and not (rows_first and high > 1):
