@@ -30,8 +30,9 @@ FLOATS = ("f64", "f32", "bf16", "f16")
 ITEM_COST = 1 << 20                             # multiply-adds below which an item is not cut further
 ITEMS = 16                                      # as many items as there are, at most, are wanted for balance
 TALL, LARGE = 512, 1 << 25                      # rows, and multiply-adds, from which items have few rows, not few columns
-ITEM_ROWS, ITEM_COLUMNS = 252, 128              # a block of C, and of B as wide, in the second cache …
-DEEPEST = 512                                   # … and steps that are summed up at once: a panel has room for them
+DEEPEST = 512                                   # steps that are summed up at once: a panel has room for them
+ITEM_ROWS, ITEM_COLUMNS = 252, 256              # a block of C, in the second cache …
+BLOCK_OF_B = 1 << 16                            # … beside elements of B as wide
 ITEM_OF_WHOLE_ROWS = 1 << 16                    # elements of C
 DEEP = 256                                      # steps from which a transposed A is packed
 WIDE = 1024                                     # columns from which a transposed A is packed
@@ -448,7 +449,7 @@ def arrange(form: Form, batch: tuple[int, ...], m: int, n: int, k: int, a: Matri
     if made.read_b == "packed":
         pack_b, panels_of_b, b_panel = pack(b, batch, n, k, tile.columns, tile.columns, b.column, b.row, form.group,
                                             block=depth_block if form.balances else 0)
-        b, span = Matrices(panels_of_b.batch, tile.columns, 1), min(columns, ITEM_COLUMNS)
+        b, span = Matrices(panels_of_b.batch, tile.columns, 1), min(columns, block_columns(k, tile))
     integers = (m, n, k, panel_rows, a_panel, a.row, a.column, b_panel, b.row, b.column, int(made.read_b == "copied"), span,
                 n, m * n, rows, row_blocks, columns, column_blocks, depth_block, 0, *sizes[1:],
                 a.first, *padded_strides(a.batch), b.first, *padded_strides(b.batch))
@@ -515,7 +516,7 @@ def cut(batch: tuple[int, ...], m: int, n: int, k: int, panel_rows: int, tile: T
         count *= size
     rows_first = whole_rows or (m >= TALL and m * n * k >= LARGE)
     rows, columns = max(-(-m // panel_rows), 1), max(-(-n // tile.columns), 1)      # in panels
-    high, wide = min(rows, max(ITEM_ROWS // panel_rows, 1)), min(columns, max(ITEM_COLUMNS // tile.columns, 1))
+    high, wide = min(rows, max(ITEM_ROWS // panel_rows, 1)), min(columns, block_columns(k, tile) // tile.columns)
     if whole_rows:
         wide, high = columns, min(high, max(ITEM_OF_WHOLE_ROWS // (columns * tile.columns * panel_rows), 1))
     while (count * -(-rows // high) * -(-columns // wide) < items and (high if whole_rows else high * wide) > 1
@@ -524,4 +525,10 @@ def cut(batch: tuple[int, ...], m: int, n: int, k: int, panel_rows: int, tile: T
             wide = -(-wide // 2)
         else:
             high = -(-high // 2)
-    return -(-rows // -(-rows // high)), wide       # evenly, where the last block would be small
+    return -(-rows // -(-rows // high)), -(-columns // -(-columns // wide))     # evenly: the last block is not small
+
+
+def block_columns(k: int, tile: Tile) -> int:
+    """Columns of a block of B, whole panels."""
+    depth = -(-k // max(-(-k // DEEPEST), 1))
+    return max(min(ITEM_COLUMNS, BLOCK_OF_B // max(depth, 1)) // tile.columns, 1) * tile.columns
