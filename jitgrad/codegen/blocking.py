@@ -23,7 +23,7 @@ Sizes = tuple[int, int, int]                    # rows, columns, depth
 def choose_blocking(form: Form, batch: tuple[int, ...], sizes: Sizes, a: Matrices, b: Matrices,
                     whole_rows: bool, must_pack_a: bool) -> Blocking:
     """The blocking of C[*batch, m, n] = A[*batch, m, k] @ B[*batch, k, n] for `sizes` (m, n, k). With `whole_rows` an item
-    is no part of a row."""
+    is no part of a row, with `must_pack_a` A cannot be read where it lies."""
     usual = gemm.usual_blocking(form, batch, *sizes, a, b, whole_rows, must_pack_a)
     if math.prod((*batch, *sizes)) < WORTH_ASKING:
         return usual

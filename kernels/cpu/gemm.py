@@ -38,8 +38,8 @@ DEEP = 256                                      # steps from which a transposed 
 WIDE = 1024                                     # columns from which a transposed A is packed
 PACKED_FROM = 3                                 # blocks of rows from which B is packed once, instead of copied for each
 PAGE = 4096
-"""Bytes: lines that are a multiple of them apart have the same few places in the nearest cache. It has at least `HIGH`, and
-so many rows of A are read where they lie; of more, each would push another one out before all its elements were used."""
+"""Bytes: lines that are a multiple of them apart have the same few places in the nearest cache. There are at least `HIGH`,
+and so many rows of A are read where they lie; of more, each would push another one out before all of it was used."""
 COPIED_FROM = 2                                 # tiles of rows that a panel of B must serve for its copy to pay
 
 BESIDE = 8                                      # panels that an item packs where they lie side by side in memory
@@ -110,6 +110,7 @@ _MULTIPLY = """\
                                       c, c_start + row * c_row + at, c_row, keep{fetched})
 """
 
+# Of a packed A each tile fetches its share of the next panel; of one that is read in place a row, as far as there are tiles.
 _AHEAD_OF_COLUMNS = """\
                 turn_a, turn_b, share_a, share_b, soon_b, further, left = 0, 0, 0, 0, b_place, 0, 0
                 if span != 0:
@@ -409,7 +410,8 @@ class Blocking:
 
 def usual_blocking(form: Form, batch: tuple[int, ...], m: int, n: int, k: int, a: Matrices, b: Matrices,
                    whole_rows: bool = False, must_pack_a: bool = False) -> Blocking:
-    """The blocking that is best for most products on most machines. With `whole_rows` an item is no part of a row."""
+    """The blocking that is best for most products on most machines. With `whole_rows` an item is no part of a row, with
+    `must_pack_a` A cannot be read where it lies."""
     tile = form.tile
     pack_a = bool(form.piece) and (must_pack_a or form.must_pack or _pays_to_pack_a(a, m, n, k, tile))
     apart = not pack_a and a.row != 1 and a.row * ITEMSIZES[form.left] % PAGE == 0
