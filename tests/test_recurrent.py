@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 
 import jitgrad as jg
-from jitgrad import nn
+from jitgrad import config, nn, ops
 from jitgrad.functional import recurrent
+from jitgrad.inspect import PlanView
+from jitgrad.ir import GraphBuilder, evaluate, parse_type
 from jitgrad.ir.op import REGISTRY
 from jitgrad.nn.utils import rnn as packing
 from jitgrad.ops.recurrence import GATES
+from jitgrad.plans import clear_plans, compile_graph
 
 KINDS = [("RNN", {}), ("RNN", {"nonlinearity": "relu"}), ("LSTM", {}), ("GRU", {}), ("LSTM", {"proj_size": 3})]
 OPTIONS = [{}, {"num_layers": 2, "bidirectional": True}, {"batch_first": True, "bias": False},
@@ -100,6 +103,43 @@ def test_kernels_of_several_panels_are_the_formulas(kind, batch):
         pairs = zip(found, wanted, strict=True) if isinstance(wanted, tuple) else [(found, wanted)]
         for a, b in pairs:
             np.testing.assert_allclose(a.numpy(), b, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("way", ["native", "plain"])
+@pytest.mark.parametrize("batch", [1, 3, 17])
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_gradients_add_up_those_of_gates(kind, batch, way):
+    """The gradients of biases come from the same kernel, and the gradient of an LSTM's cells may be one number."""
+    steps, hidden, attrs = 5, 19, {"relu": False} if kind == "rnn" else {}
+    builder = GraphBuilder("sums")
+
+    def operand(*shape):
+        return builder.input(parse_type(f"f32{list(shape)}"))
+
+    gates, w = operand(steps, batch, GATES[kind] * hidden), operand(GATES[kind] * hidden, hidden)
+    more = [operand(GATES[kind] * hidden)] * (kind == "gru") + [operand(batch, hidden) for _ in range(1 + (kind == "lstm"))]
+    incoming = [operand(steps, batch, hidden)]
+    with builder:
+        if kind == "lstm":
+            incoming.append(ops.full_like(incoming[0], 0.25))
+        made = getattr(ops, kind)(gates, w, *more, **attrs)
+        made = made if isinstance(made, tuple) else (made,)
+        found = getattr(ops, f"{kind}_grad")(*incoming, gates, w, *more, *made, **attrs)
+        sums = [ops.sum(ops.reshape(x, shape=(steps * batch, x.shape[2])), axes=(0,)) for x in found if len(x.shape) == 3]
+    graph = builder.build([*found, *sums])
+    arrays = [data(*v.shape, seed=k) * (0.1 if v is w else 1) for k, v in enumerate(graph.inputs)]
+    results = []
+    for threads in (1, 2):
+        clear_plans()
+        with config.scope(num_threads=threads, plain=way == "plain"):
+            plan = compile_graph(graph)
+            results.append(plan.run(arrays))
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(results[0], evaluate(graph, arrays), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+    nodes = PlanView(graph, plan).build.stages[-1].graph.nodes
+    assert [n.attrs["template"] for n in nodes if n.op.name == "region"] == ["recurrence"]
 
 
 @pytest.mark.parametrize("kind", FUNCTIONS)
@@ -237,4 +277,5 @@ def test_half_precision_is_that_of_float32_rounded(kind, dtype):
             assert mine.dtype is dtype
             assert np.abs(mine.float().numpy(force=True) - exact).max() < 6 * unit * np.abs(exact).max()
     if x.is_cpu:
-        assert {f"{kind.lower()}_f32", f"{kind.lower()}_grad_f32"} <= {kernel.name for kernel in compiled.kernels}
+        gradient = "lstm_grad_number_f32" if kind == "LSTM" else f"{kind.lower()}_grad_f32"
+        assert {f"{kind.lower()}_f32", gradient} <= {kernel.name for kernel in compiled.kernels}

@@ -325,3 +325,5 @@ lstm_grad: Op = _gradient_entry("lstm", _lstm_grad, 6, 3,
 gru: Op = _entry("gru", _gru, _gru_rule, 2, "gates, w, b, h0 -> h, kept: a gated recurrent unit.")
 gru_grad: Op = _gradient_entry("gru", _gru_grad, 5, 3,
                                "dh, operands and results of gru -> gradients of gates, of hidden products, and of h0.")
+
+GRADIENTS = (rnn_grad, lstm_grad, gru_grad)

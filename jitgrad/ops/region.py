@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jitgrad.errors import ShapeError, complain
-from jitgrad.ir.graph import Graph
+from jitgrad.ir.graph import Graph, Node, Value
 from jitgrad.ir.op import Op, register
 from jitgrad.ir.replay import evaluate
 from jitgrad.ir.types import TensorType
@@ -27,3 +27,11 @@ def _evaluate(*xs: np.ndarray, body: Graph, template: str) -> tuple[np.ndarray, 
 region = register(Op(
     "region", ("xs",), _infer_region, _evaluate, "region", variadic=True, outputs=-1,
     doc="The outputs of `body`, as one kernel of the form `template`, see `jitgrad.codegen.lower`."))
+
+
+def region_of(members: tuple[Node, ...], outputs: tuple[Value, ...], template: str, like: Node) -> Node:
+    """A region of these nodes."""
+    made = {v for n in members for v in n.outputs}
+    inputs = tuple(dict.fromkeys([v for n in members for v in n.inputs if v not in made]))
+    return Node(region, inputs, {"body": Graph(inputs, members, outputs, template), "template": template}, outputs,
+                like.where)

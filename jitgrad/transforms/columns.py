@@ -3,6 +3,7 @@
 The gradient of a bias is the sum of a gradient's rows, which the product before (and the derivative of an activation
 behind it) has just made. Its kernel adds them up while a block is in the cache, so that no other pass over the gradient
 is needed: what was a region of the template "column" over a result of a "matmul" becomes one more output of the latter.
+Likewise the gradient of a recurrent layer adds up the gradients of its gates over steps and sequences.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from jitgrad import ops
 from jitgrad.dtypes import float32, float64
 from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value, run_node
 from jitgrad.ops.contraction import PRODUCTS
-from jitgrad.ops.region import region
+from jitgrad.ops.recurrence import GRADIENTS
+from jitgrad.ops.region import region, region_of
 
 
 def fuse_column_sums(graph: Graph) -> Graph:
@@ -33,7 +35,8 @@ def _find_sums(graph: Graph) -> dict[Node, list[tuple[Node, Value]]]:
         while value in producers and producers[value].op.name == "reshape":
             (value,) = producers[value].inputs
         product = producers.get(value) if value is not None else None
-        if value is not None and product is not None and _are_rows_of(product, value, node.output):
+        if value is not None and product is not None and (
+                _are_gates_of(product, value, node.output) or _are_rows_of(product, value, node.output)):
             found.setdefault(product, []).append((node, value))
     return found
 
@@ -46,6 +49,13 @@ def _summed(node: Node) -> Value | None:
     *before, last = body.nodes
     alone = last.op is ops.sum and last.attrs["axes"] == tuple(range(len(last.inputs[0].shape) - 1))
     return node.inputs[0] if alone and len(node.inputs) == 1 and all([n.op.name == "reshape" for n in before]) else None
+
+
+def _are_gates_of(node: Node, value: Value, total: Value) -> bool:
+    """True when `value` are gradients of gates, made by the gradient of a recurrent layer, and `total` their sums."""
+    recurrent = node.op in GRADIENTS or (node.op is region and node.attrs["template"] == "recurrence")
+    return (recurrent and value.dtype in (float32, float64) and len(value.shape) == 3 and value.type.size > 0
+            and value.shape[-1:] == total.shape)
 
 
 def _are_rows_of(node: Node, value: Value, total: Value) -> bool:
@@ -70,7 +80,9 @@ def _is_in_order(body: Graph, product: Value) -> bool:
 
 
 def _with_sums(product: Node, sums: list[tuple[Node, Value]]) -> Node:
-    """The region of the product with more outputs."""
+    """The region of the product, or of a gradient that is none yet, with more outputs."""
+    if product.op is not region:
+        product = region_of((product,), product.outputs, "recurrence", product)
     inner: Graph = product.attrs["body"]
     builder = GraphBuilder(inner.name)
     known = {v: builder.input(v.type) for v in inner.inputs}

@@ -6,6 +6,9 @@ query, join attention in a region of the template "attention". A copy that nobod
 way round: the result is written as its reader wants it, where it alone moves it, and gradients that are joined and moved,
 to be the gradient of that product, are written there. (What is added to them on the way is 0.0. It makes 0.0 of -0.0,
 which such a sum of products is only where all of it underflows.)
+
+The gradient of an LSTM, too, reads an operand as it lies: where that of its cells' states is one number, mostly 0 because
+nothing but the last of them is used, it is in memory once, in a region of the template "recurrence".
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from jitgrad.dtypes import DType, bfloat16, float16, float32, float64
 from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value
 from jitgrad.ir.strides import follow, read_heads
 from jitgrad.ops.attention import heads_of_moved, moved_back, pieces
-from jitgrad.ops.region import region
+from jitgrad.ops.region import region, region_of
 from jitgrad.transforms.dce import eliminate_dead_code
 
 ENOUGH = 8
@@ -29,7 +32,7 @@ ENOUGH = 8
 
 def read_where_they_lie(graph: Graph) -> Graph:
     """See the module's text."""
-    found = _Results(_operands_in_place(graph, OUR_KERNELS), OUR_KERNELS)
+    found = _Results(_numbers_in_place(_operands_in_place(graph, OUR_KERNELS)), OUR_KERNELS)
     return _Results(found.gradients_in_place(), OUR_KERNELS).results_in_place()
 
 
@@ -73,8 +76,24 @@ def _with_operands(node: Node, producers: Mapping[Value, Node], reader: _Reader)
             inner.update(dict.fromkeys(moving))
     if all(n.op.name == "reshape" for n in inner):
         return node
-    made = _region_of((*inner, node), node.outputs, "attention", node)
+    made = region_of((*inner, node), node.outputs, "attention", node)
     return made if reader.takes(made.attrs["body"]) else node
+
+
+def _numbers_in_place(graph: Graph) -> Graph:
+    producers = graph.producers()
+    nodes = tuple([_with_number(node, producers) for node in graph.nodes])
+    return graph if nodes == graph.nodes else eliminate_dead_code(graph.replace(nodes=nodes))
+
+
+def _with_number(node: Node, producers: Mapping[Value, Node]) -> Node:
+    """`node`, or the region of a gradient of an LSTM with what spreads a number out as the gradient of the cells' states."""
+    if node.op is not ops.lstm_grad:
+        return node
+    moving = _moving(node.inputs[1], producers)
+    spread = moving and all([n.op.name in ("reshape", "broadcast_to") for n in moving])
+    one = spread and moving[0].inputs[0].type.size == 1 < node.inputs[1].type.size
+    return region_of((*moving, node), node.outputs, "recurrence", node) if one else node
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +147,7 @@ class _Results:
                 or out.dtype not in self.reader.dtypes or heads_of_moved(chain, out.type, moved.type) is None:
             return {}
         members = (*(maker.attrs["body"].nodes if maker.op is region else (maker,)), *body.nodes)
-        made = _region_of(members, (moved, lse), "attention", maker)
+        made = region_of(members, (moved, lse), "attention", maker)
         behind = {n: _reading_moved(n, chain, out, moved) for n in gradients}
         if not all(self.reader.takes(n.attrs["body"]) for n in (made, *behind.values())):
             return {}
@@ -148,10 +167,10 @@ class _Results:
         if reader is not None and _permutes(reader, concat.output):
             first, *rest = reader.attrs["body"].nodes
             outputs = tuple([v for v in reader.outputs if v is not first.output])
-            behind = (_region_of(tuple(rest), outputs, reader.attrs["template"], reader),) if rest else ()
-            place, made = reader, _region_of((*members, first), (first.output,), "attention", maker)
+            behind = (region_of(tuple(rest), outputs, reader.attrs["template"], reader),) if rest else ()
+            place, made = reader, region_of((*members, first), (first.output,), "attention", maker)
         else:
-            place, behind, made = concat, (), _region_of(members, concat.outputs, "attention", maker)
+            place, behind, made = concat, (), region_of(members, concat.outputs, "attention", maker)
         return {maker: (), place: (made, *behind)} if pieces(made.attrs["body"]) is not None else {}
 
     def _only_reader(self, value: Value) -> Node | None:
@@ -249,15 +268,7 @@ def _reading_moved(node: Node, chain: Sequence[Node], out: Value, moved: Value) 
     inner = [*node.attrs["body"].nodes] if node.op is region else [node]
     members = [Node(n.op, tuple([x if v is out else v for v in n.inputs]), n.attrs, n.outputs, n.where)
                if n.op is ops.attention_grad else n for n in inner]
-    return _region_of((*back, *members), node.outputs, "attention", node)
-
-
-def _region_of(members: tuple[Node, ...], outputs: tuple[Value, ...], template: str, like: Node) -> Node:
-    """A region of these nodes."""
-    made = {v for n in members for v in n.outputs}
-    inputs = tuple(dict.fromkeys([v for n in members for v in n.inputs if v not in made]))
-    return Node(region, inputs, {"body": Graph(inputs, members, outputs, template), "template": template}, outputs,
-                like.where)
+    return region_of((*back, *members), node.outputs, "attention", node)
 
 
 def _moving(value: Value, producers: Mapping[Value, Node]) -> list[Node]:

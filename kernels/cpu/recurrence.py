@@ -29,8 +29,9 @@ def tile_of(element: str, rows: int) -> Tile:
     return low if rows <= low.rows else tile_for(ITEMSIZES[element])
 
 
-def source(kernel: str, element: str, rows: int, relu: bool = False) -> str:
-    """The text of one of `KERNELS` for ``f32`` or ``f64``, and for items of at most so many rows."""
+def source(kernel: str, element: str, rows: int, relu: bool = False, number: bool = False) -> str:
+    """The text of one of `KERNELS` for ``f32`` or ``f64``, and for items of at most so many rows. With `number` all elements
+    of dc are one in memory."""
     tile = tile_of(element, rows)
     spelled = text(KERNELS[kernel], T=element, COLUMNS=str(tile.columns), TURN=str(tile.columns * UNROLLED))
     if tile != tile_for(ITEMSIZES[element]):
@@ -38,7 +39,14 @@ def source(kernel: str, element: str, rows: int, relu: bool = False) -> str:
     if relu:
         spelled = spelled.replace(f"def {kernel}_", f"def {kernel}_relu_")
         spelled = spelled.replace(f"({element}(1) - h_t * h_t)", f"{element}(h_t > {element}(0))")
+    if number:
+        spelled = spelled.replace(f"def {kernel}_", f"def {kernel}_number_").replace("load(dc, state + j,", "load(dc, 0,")
     return spelled.replace("ACTIVATION", "relu" if relu else "tanh")
+
+
+def sum_source(element: str) -> str:
+    """The text of `add_items` for ``f32`` or ``f64``."""
+    return text(add_items, T=element)
 
 
 def rnn(args, begin, end, thread):
@@ -64,10 +72,11 @@ def rnn(args, begin, end, thread):
 
 
 def rnn_grad(args, begin, end, thread):
-    """Arguments: dh, packed w, h, d_gates, dh0; steps, batch, hidden, rows_per_item."""
+    """Arguments: dh, packed w, h, d_gates, dh0, sums[items, hidden]; steps, batch, hidden, rows_per_item, summed."""
     dh, w, h, d_gates, dh0 = (pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T), pointer(args, 4, T),
                               pointer(args, 5, T))
-    steps, batch, hidden, rows_per_item = args[6], args[7], args[8], args[9]
+    sums = pointer(args, 6, T)
+    steps, batch, hidden, rows_per_item, summed = args[7], args[8], args[9], args[10], args[11]
     panels = (hidden + COLUMNS - 1) // COLUMNS
     for item in range(begin, end):
         first = item * rows_per_item
@@ -75,13 +84,19 @@ def rnn_grad(args, begin, end, thread):
         near = rows * TURN // hidden
         carried = first * hidden
         for k in range(carried, carried + rows * hidden):
-            store(dh0, k, T(0), 4, 5)
+            store(dh0, k, T(0), 4, 6)
+        for j in range(summed * hidden):
+            store(sums, item * hidden + j, T(0), 5, 6)
         for back in range(steps):
             place = ((steps - 1 - back) * batch + first) * hidden
             for k in range(rows * hidden):
-                h_t = load(h, place + k, 2, 5)
-                total = T(load(dh, place + k, 0, 5) + load(dh0, carried + k, 4, 5))
-                store(d_gates, place + k, T(total * (T(1) - h_t * h_t)), 3, 5)
+                h_t = load(h, place + k, 2, 6)
+                total = T(load(dh, place + k, 0, 6) + load(dh0, carried + k, 4, 6))
+                store(d_gates, place + k, T(total * (T(1) - h_t * h_t)), 3, 6)
+            for row in range(summed * rows):
+                for j in range(hidden):
+                    total = T(load(sums, item * hidden + j, 5, 6) + load(d_gates, place + row * hidden + j, 3, 6))
+                    store(sums, item * hidden + j, total, 5, 6)
             soon = place - batch * hidden
             for panel in range(panels):
                 j = (panel if back % 2 == 0 else panels - 1 - panel) * COLUMNS
@@ -139,11 +154,12 @@ def lstm(args, begin, end, thread):
 
 
 def lstm_grad(args, begin, end, thread):
-    """Arguments: dh, dc, packed w, c0, c, kept, d_gates, dh0, dc0; steps, batch, hidden, rows_per_item."""
+    """Arguments: dh, dc, packed w, c0, c, kept, d_gates, dh0, dc0, sums[items, 4 * hidden]; steps, batch, hidden,
+    rows_per_item, summed."""
     dh, dc, w, c0 = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T), pointer(args, 4, T)
     c, kept = pointer(args, 5, T), pointer(args, 6, T)
-    d_gates, dh0, dc0 = pointer(args, 7, T), pointer(args, 8, T), pointer(args, 9, T)
-    steps, batch, hidden, rows_per_item = args[10], args[11], args[12], args[13]
+    d_gates, dh0, dc0, sums = pointer(args, 7, T), pointer(args, 8, T), pointer(args, 9, T), pointer(args, 10, T)
+    steps, batch, hidden, rows_per_item, summed = args[11], args[12], args[13], args[14], args[15]
     wide = 4 * hidden
     panels = (hidden + COLUMNS - 1) // COLUMNS
     for item in range(begin, end):
@@ -152,8 +168,10 @@ def lstm_grad(args, begin, end, thread):
         near = rows * TURN // hidden
         carried = first * hidden
         for k in range(carried, carried + rows * hidden):
-            store(dh0, k, T(0), 7, 9)
-            store(dc0, k, T(0), 8, 9)
+            store(dh0, k, T(0), 7, 10)
+            store(dc0, k, T(0), 8, 10)
+        for j in range(summed * wide):
+            store(sums, item * wide + j, T(0), 9, 10)
         for back in range(steps):
             t = steps - 1 - back
             place = t * batch + first
@@ -162,27 +180,31 @@ def lstm_grad(args, begin, end, thread):
                 state = (place + row) * hidden
                 own = carried + row * hidden
                 for j in range(hidden):
-                    i_t = load(kept, gate + j, 5, 9)
-                    f_t = load(kept, gate + hidden + j, 5, 9)
-                    g_t = load(kept, gate + 2 * hidden + j, 5, 9)
-                    o_t = load(kept, gate + 3 * hidden + j, 5, 9)
-                    squashed = T(tanh(load(c, state + j, 4, 9)))
-                    total = T(load(dh, state + j, 0, 9) + load(dh0, own + j, 7, 9))
-                    cell = T(load(dc, state + j, 1, 9) + load(dc0, own + j, 8, 9)
+                    i_t = load(kept, gate + j, 5, 10)
+                    f_t = load(kept, gate + hidden + j, 5, 10)
+                    g_t = load(kept, gate + 2 * hidden + j, 5, 10)
+                    o_t = load(kept, gate + 3 * hidden + j, 5, 10)
+                    squashed = T(tanh(load(c, state + j, 4, 10)))
+                    total = T(load(dh, state + j, 0, 10) + load(dh0, own + j, 7, 10))
+                    cell = T(load(dc, state + j, 1, 10) + load(dc0, own + j, 8, 10)
                              + total * o_t * (T(1) - squashed * squashed))
-                    store(d_gates, gate + j, T(cell * g_t * i_t * (T(1) - i_t)), 6, 9)
-                    store(d_gates, gate + hidden + j, T(cell * f_t * (T(1) - f_t)), 6, 9)
-                    store(d_gates, gate + 2 * hidden + j, T(cell * i_t * (T(1) - g_t * g_t)), 6, 9)
-                    store(d_gates, gate + 3 * hidden + j, T(total * squashed * o_t * (T(1) - o_t)), 6, 9)
-                    store(dc0, own + j, T(cell * f_t), 8, 9)
+                    store(d_gates, gate + j, T(cell * g_t * i_t * (T(1) - i_t)), 6, 10)
+                    store(d_gates, gate + hidden + j, T(cell * f_t * (T(1) - f_t)), 6, 10)
+                    store(d_gates, gate + 2 * hidden + j, T(cell * i_t * (T(1) - g_t * g_t)), 6, 10)
+                    store(d_gates, gate + 3 * hidden + j, T(total * squashed * o_t * (T(1) - o_t)), 6, 10)
+                    store(dc0, own + j, T(cell * f_t), 8, 10)
                 if t == 0:
                     for j in range(hidden):
-                        d_f = T(load(d_gates, gate + hidden + j, 6, 9) * load(c0, own + j, 3, 9))
-                        store(d_gates, gate + hidden + j, d_f, 6, 9)
+                        d_f = T(load(d_gates, gate + hidden + j, 6, 10) * load(c0, own + j, 3, 10))
+                        store(d_gates, gate + hidden + j, d_f, 6, 10)
                 else:
                     for j in range(hidden):
-                        d_f = T(load(d_gates, gate + hidden + j, 6, 9) * load(c, state - batch * hidden + j, 4, 9))
-                        store(d_gates, gate + hidden + j, d_f, 6, 9)
+                        d_f = T(load(d_gates, gate + hidden + j, 6, 10) * load(c, state - batch * hidden + j, 4, 10))
+                        store(d_gates, gate + hidden + j, d_f, 6, 10)
+            for row in range(summed * rows):
+                for j in range(wide):
+                    total = T(load(sums, item * wide + j, 9, 10) + load(d_gates, (place + row) * wide + j, 6, 10))
+                    store(sums, item * wide + j, total, 9, 10)
             for panel in range(panels):
                 j = (panel if back % 2 == 0 else panels - 1 - panel) * COLUMNS
                 soon = (place - batch) * wide + j * rows * 4
@@ -238,11 +260,13 @@ def gru(args, begin, end, thread):
 
 
 def gru_grad(args, begin, end, thread):
-    """Arguments: dh, packed w, h0, h, kept, d_gates, d_hidden, dh0; steps, batch, hidden, rows_per_item."""
+    """Arguments: dh, packed w, h0, h, kept, d_gates, d_hidden, dh0, sums[items, 3 * hidden] of d_gates and of d_hidden;
+    steps, batch, hidden, rows_per_item, summed."""
     dh, w, h0, h, kept = (pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T), pointer(args, 4, T),
                           pointer(args, 5, T))
     d_gates, d_hidden, dh0 = pointer(args, 6, T), pointer(args, 7, T), pointer(args, 8, T)
-    steps, batch, hidden, rows_per_item = args[9], args[10], args[11], args[12]
+    sums, sums_hidden = pointer(args, 9, T), pointer(args, 10, T)
+    steps, batch, hidden, rows_per_item, summed = args[11], args[12], args[13], args[14], args[15]
     narrow = 3 * hidden
     wide = 4 * hidden
     panels = (hidden + COLUMNS - 1) // COLUMNS
@@ -252,7 +276,10 @@ def gru_grad(args, begin, end, thread):
         near = rows * TURN // hidden
         carried = first * hidden
         for k in range(carried, carried + rows * hidden):
-            store(dh0, k, T(0), 7, 8)
+            store(dh0, k, T(0), 7, 10)
+        for j in range(summed * narrow):
+            store(sums, item * narrow + j, T(0), 8, 10)
+            store(sums_hidden, item * narrow + j, T(0), 9, 10)
         for back in range(steps):
             t = steps - 1 - back
             place = t * batch + first
@@ -262,37 +289,55 @@ def gru_grad(args, begin, end, thread):
                 state = (place + row) * hidden
                 own = carried + row * hidden
                 for j in range(hidden):
-                    r_t = load(kept, saved + j, 4, 8)
-                    z_t = load(kept, saved + hidden + j, 4, 8)
-                    n_t = load(kept, saved + 2 * hidden + j, 4, 8)
-                    n_h = load(kept, saved + 3 * hidden + j, 4, 8)
-                    total = T(load(dh, state + j, 0, 8) + load(dh0, own + j, 7, 8))
+                    r_t = load(kept, saved + j, 4, 10)
+                    z_t = load(kept, saved + hidden + j, 4, 10)
+                    n_t = load(kept, saved + 2 * hidden + j, 4, 10)
+                    n_h = load(kept, saved + 3 * hidden + j, 4, 10)
+                    total = T(load(dh, state + j, 0, 10) + load(dh0, own + j, 7, 10))
                     d_n = T(total * (T(1) - z_t) * (T(1) - n_t * n_t))
                     d_r = T(d_n * n_h * r_t * (T(1) - r_t))
-                    store(d_gates, gate + j, d_r, 5, 8)
-                    store(d_gates, gate + 2 * hidden + j, d_n, 5, 8)
-                    store(d_hidden, gate + j, d_r, 6, 8)
-                    store(d_hidden, gate + hidden + j, T(total * z_t * (T(1) - z_t)), 6, 8)
-                    store(d_hidden, gate + 2 * hidden + j, T(d_n * r_t), 6, 8)
-                    store(dh0, own + j, T(total * z_t), 7, 8)
+                    store(d_gates, gate + j, d_r, 5, 10)
+                    store(d_gates, gate + 2 * hidden + j, d_n, 5, 10)
+                    store(d_hidden, gate + j, d_r, 6, 10)
+                    store(d_hidden, gate + hidden + j, T(total * z_t * (T(1) - z_t)), 6, 10)
+                    store(d_hidden, gate + 2 * hidden + j, T(d_n * r_t), 6, 10)
+                    store(dh0, own + j, T(total * z_t), 7, 10)
                 if t == 0:
                     for j in range(hidden):
-                        passed = T(load(h0, own + j, 2, 8) - load(kept, saved + 2 * hidden + j, 4, 8))
-                        d_z = T(load(d_hidden, gate + hidden + j, 6, 8) * passed)
-                        store(d_hidden, gate + hidden + j, d_z, 6, 8)
-                        store(d_gates, gate + hidden + j, d_z, 5, 8)
+                        passed = T(load(h0, own + j, 2, 10) - load(kept, saved + 2 * hidden + j, 4, 10))
+                        d_z = T(load(d_hidden, gate + hidden + j, 6, 10) * passed)
+                        store(d_hidden, gate + hidden + j, d_z, 6, 10)
+                        store(d_gates, gate + hidden + j, d_z, 5, 10)
                 else:
                     for j in range(hidden):
-                        passed = T(load(h, state - batch * hidden + j, 3, 8) - load(kept, saved + 2 * hidden + j, 4, 8))
-                        d_z = T(load(d_hidden, gate + hidden + j, 6, 8) * passed)
-                        store(d_hidden, gate + hidden + j, d_z, 6, 8)
-                        store(d_gates, gate + hidden + j, d_z, 5, 8)
+                        passed = T(load(h, state - batch * hidden + j, 3, 10) - load(kept, saved + 2 * hidden + j, 4, 10))
+                        d_z = T(load(d_hidden, gate + hidden + j, 6, 10) * passed)
+                        store(d_hidden, gate + hidden + j, d_z, 6, 10)
+                        store(d_gates, gate + hidden + j, d_z, 5, 10)
+            for row in range(summed * rows):
+                for j in range(narrow):
+                    k = (place + row) * narrow + j
+                    total = T(load(sums, item * narrow + j, 8, 10) + load(d_gates, k, 5, 10))
+                    total_hidden = T(load(sums_hidden, item * narrow + j, 9, 10) + load(d_hidden, k, 6, 10))
+                    store(sums, item * narrow + j, total, 8, 10)
+                    store(sums_hidden, item * narrow + j, total_hidden, 9, 10)
             for panel in range(panels):
                 j = (panel if back % 2 == 0 else panels - 1 - panel) * COLUMNS
                 multiply_ahead(rows, min(COLUMNS, hidden - j), narrow, d_hidden, place * narrow, narrow, 1,
                                w, j * narrow, COLUMNS, dh0, carried + j, hidden, 1,
                                kept, (place - batch) * wide + j * rows * 4, near * 4 // 3,
                                d_gates, (place - batch) * narrow + j * rows * 3, near)
+
+
+def add_items(args, begin, end, thread):
+    """The sums of all items. Arguments: sums[count, width], total[width]; count, width. Items: elements of `total`."""
+    sums, total = pointer(args, 1, T), pointer(args, 2, T)
+    count, width = args[3], args[4]
+    for j in range(begin, end):
+        store(total, j, load(sums, j, 0, 2), 1, 2)
+    for item in range(1, count):
+        for j in range(begin, end):
+            store(total, j, T(load(total, j, 1, 2) + load(sums, item * width + j, 0, 2)), 1, 2)
 
 
 KERNELS = {k.__name__: k for k in (rnn, rnn_grad, lstm, lstm_grad, gru, gru_grad)}
