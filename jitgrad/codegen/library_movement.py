@@ -14,6 +14,7 @@ from jitgrad.codegen.call import BLOCK, Call, launch, lowers
 from jitgrad.codegen.kernel import Buffer, Launch, Lowered
 from jitgrad.dtypes import float32, float64
 from jitgrad.ir.graph import Graph
+from jitgrad.ir.strides import follow, steps_through
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu import movement
 
@@ -148,11 +149,13 @@ def products(x: Sequence[int], y: Sequence[int]) -> list[int]:
     return [a * b for a, b in zip(x, y, strict=True)]
 
 
-def place(x: Buffer, type: TensorType, o: Buffer, shape: Shape, start: Shape, step: Shape) -> Launch:
-    """A launch that copies all of x into a result of `shape`, from `start` on in steps of `step`."""
-    target = strides(shape)
-    dimensions = [Dimension(*d) for d in zip(type.shape, strides(type.shape), products(target, step), strict=True)]
-    return copy(x, o, type.dtype.short, dimensions, 0, offset_of(start, target))
+def place(x: Buffer, type: TensorType, o: Buffer, shape: Shape, start: Shape, step: Shape,
+          read: tuple[int, Shape] | None = None) -> Launch:
+    """A launch that copies all of x into a result of `shape`, from `start` on in steps of `step`. `read`: where the elements
+    of x begin, and how far apart they are, if it is not contiguous."""
+    target, (first, source) = strides(shape), read or (0, strides(type.shape))
+    dimensions = [Dimension(*d) for d in zip(type.shape, source, products(target, step), strict=True)]
+    return copy(x, o, type.dtype.short, dimensions, first, offset_of(start, target))
 
 
 @lowers("pad")
@@ -164,13 +167,31 @@ def lower_pad(call: Call) -> Lowered:
 
 @lowers("concat")
 def lower_concat(call: Call) -> Lowered:
-    (out,), axis = call.outputs, call.attrs["axis"]
+    pieces = [(call.input(i), x, (0, strides(x.shape))) for i, x in enumerate(call.inputs)]
+    return place_pieces(pieces, call.output(), call.outputs[0], call.attrs["axis"])
+
+
+def lower_concat_in_place(body: Graph, shared: tuple[tuple[int, int], ...]) -> Lowered:
+    """The template "concat": some pieces are read where they lie."""
+    concat, producers = body.nodes[-1], body.producers()
+    pieces = []
+    for v in concat.inputs:
+        chain, source = follow(producers, v)
+        read = steps_through(chain, source.type, v.type)
+        assert read is not None
+        pieces.append((Buffer(body.inputs.index(source)), v.type, read))
+    return place_pieces(pieces, Buffer(len(body.inputs)), concat.output.type, concat.attrs["axis"])
+
+
+def place_pieces(pieces: Sequence[tuple[Buffer, TensorType, tuple[int, Shape]]], o: Buffer, type: TensorType,
+                 axis: int) -> Lowered:
+    """Copies of all pieces, each with its `read` (see `place`), one behind the other along `axis`."""
     launches, first = [], 0
-    for i, x in enumerate(call.inputs):
-        start = tuple([first if k == axis else 0 for k in range(x.ndim)])
-        if x.size:
-            launches.append(place(call.input(i), x, call.output(), out.shape, start, (1,) * x.ndim))
-        first += x.shape[axis]
+    for x, piece, read in pieces:
+        start = tuple([first if k == axis else 0 for k in range(piece.ndim)])
+        if piece.size:
+            launches.append(place(x, piece, o, type.shape, start, (1,) * piece.ndim, read))
+        first += piece.shape[axis]
     return Lowered(tuple(launches))
 
 

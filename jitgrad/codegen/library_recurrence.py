@@ -96,7 +96,7 @@ def lower_alone(call: Call, op: str) -> Lowered | None:
                        bool(call.attrs.get("relu"))))
 
 
-def lower_joined(body: Graph, shared: tuple[tuple[int, int], ...]) -> Lowered | None:
+def lower_with_sums(body: Graph, shared: tuple[tuple[int, int], ...]) -> Lowered | None:
     """The template "recurrence"."""
     (node,) = [n for n in body.nodes if n.op.name in GATED]
     producers, first = body.producers(), len(body.inputs)

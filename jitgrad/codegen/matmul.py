@@ -24,7 +24,7 @@ from jitgrad.codegen.region import analyse
 from jitgrad.codegen.templates import lower_map
 from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value
 from jitgrad.ir.op import Op
-from jitgrad.ir.strides import follow, loops_through
+from jitgrad.ir.strides import follow, steps_through
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu import gemm, gemm_rows
 from jitgrad.kernels.cpu.gemm import Arrangement, Form, Matrices, Packing
@@ -236,11 +236,11 @@ def in_place(body: Graph, chain: Sequence[Node], source: Value, value: Value) ->
 def strides_through(chain: Sequence[Node], source: TensorType, result: TensorType) -> Matrices | None:
     """How `source`, contiguous, is read as `result` through the movement ops of `chain` (last one first): None when
     some dimension has no one stride."""
-    found = loops_through(chain, source, result)
-    if found is None or any(len(loops) > 1 for loops in found[1]):
+    found = steps_through(chain, source, result)
+    if found is None:
         return None
-    strides = [loops[0][1] if loops else 0 for loops in found[1]]
-    return Matrices(tuple(strides[:-2]), strides[-2], strides[-1], found[0])
+    first, strides = found
+    return Matrices(strides[:-2], strides[-2], strides[-1], first)
 
 
 def fold_rows(batch: tuple[int, ...], m: int, a: Matrices, b: Matrices) -> tuple[Matrices, Matrices] | None:

@@ -16,11 +16,15 @@ from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
 
 
+WHOLE = ("attention", "concat", "recurrence")
+"""Templates whose kernels read all of their operands at any time."""
+
+
 def shareable(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
     """All pairs (output, input) that may be one memory; the plan picks at most one for each output and each input."""
     if op.kind == "foreach":
         return _foreach_pairs(inputs, attrs)
-    if op.kind != "region":
+    if op.kind != "region" or attrs["template"] in WHOLE:
         return ()
     region = analyse(attrs["body"], ())
     readers = _factors(region)

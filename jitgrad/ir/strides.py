@@ -46,6 +46,15 @@ def loops_through(chain: Sequence[Node], source: TensorType, result: TensorType)
     return first, tuple([_merged([(axes.sizes[a], steps.get(a, 0)) for a in group]) for group in atoms])
 
 
+def steps_through(chain: Sequence[Node], source: TensorType, result: TensorType) -> tuple[int, tuple[int, ...]] | None:
+    """`loops_through` with one loop for each dimension: where the first element lies, and how far apart the others. None
+    when some dimension has no one step."""
+    found = loops_through(chain, source, result)
+    if found is None or any(len(loops) > 1 for loops in found[1]):
+        return None
+    return found[0], tuple([loops[0][1] if loops else 0 for loops in found[1]])
+
+
 def _merged(loops: Sequence[tuple[int, int]]) -> Loops:
     """The same with fewer loops: neighbours that are evenly spaced become one. A loop that the source lacks has stride 0."""
     merged: list[tuple[int, int]] = []

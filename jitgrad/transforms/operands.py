@@ -8,7 +8,8 @@ to be the gradient of that product, are written there. (What is added to them on
 which such a sum of products is only where all of it underflows.)
 
 The gradient of an LSTM, too, reads an operand as it lies: where that of its cells' states is one number, mostly 0 because
-nothing but the last of them is used, it is in memory once, in a region of the template "recurrence".
+nothing but the last of them is used, it is in memory once, in a region of the template "recurrence". And what joins parts
+of arrays copies them from where they lie, in a region of the template "concat".
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 from jitgrad import ops
 from jitgrad.dtypes import DType, bfloat16, float16, float32, float64
 from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value
-from jitgrad.ir.strides import follow, read_heads
+from jitgrad.ir.strides import follow, read_heads, steps_through
 from jitgrad.ops.attention import heads_of_moved, moved_back, pieces
 from jitgrad.ops.region import region, region_of
 from jitgrad.transforms.dce import eliminate_dead_code
@@ -33,7 +34,7 @@ ENOUGH = 8
 def read_where_they_lie(graph: Graph) -> Graph:
     """See the module's text."""
     found = _Results(_numbers_in_place(_operands_in_place(graph, OUR_KERNELS)), OUR_KERNELS)
-    return _Results(found.gradients_in_place(), OUR_KERNELS).results_in_place()
+    return _pieces_in_place(_Results(found.gradients_in_place(), OUR_KERNELS).results_in_place())
 
 
 def read_by_a_library(graph: Graph, takes: Callable[[Graph], bool]) -> Graph:
@@ -94,6 +95,28 @@ def _with_number(node: Node, producers: Mapping[Value, Node]) -> Node:
     spread = moving and all([n.op.name in ("reshape", "broadcast_to") for n in moving])
     one = spread and moving[0].inputs[0].type.size == 1 < node.inputs[1].type.size
     return region_of((*moving, node), node.outputs, "recurrence", node) if one else node
+
+
+def _pieces_in_place(graph: Graph) -> Graph:
+    producers, uses = graph.producers(), graph.uses()
+    nodes = tuple([_with_pieces(node, producers, uses) for node in graph.nodes])
+    return graph if nodes == graph.nodes else eliminate_dead_code(graph.replace(nodes=nodes))
+
+
+def _with_pieces(node: Node, producers: Mapping[Value, Node], uses: Mapping[Value, Sequence[Node]]) -> Node:
+    """`node`, or the region of a concat with what only moves elements of its operands, to be read by nothing else."""
+    if node.op is not ops.concat or node.output.dtype.is_complex:
+        return node
+    members: dict[Node, None] = {}
+    for value in dict.fromkeys(node.inputs):
+        moving = _moving(value, producers)
+        if moving and len(uses[value]) == 1 and all([n.op.kind == "movement" for n in moving]):
+            source = moving[0].inputs[0]
+            if steps_through(moving[::-1], source.type, value.type) is not None:
+                members.update(dict.fromkeys(moving))
+    if all([n.op.name == "reshape" for n in members]):
+        return node
+    return region_of((*members, node), node.outputs, "concat", node)
 
 
 @dataclass(frozen=True, slots=True)
