@@ -27,6 +27,7 @@ from jitgrad.codegen.cuda_steps import GATES, WARP, Form, Steps
 from jitgrad.codegen.kernel import Buffer, CudaLaunch, CudaLowered
 from jitgrad.dtypes import DType, float32
 from jitgrad.ir.graph import GraphBuilder
+from jitgrad.ir.op import REGISTRY
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cuda import recurrence
 
@@ -46,9 +47,6 @@ OPERANDS = {
 RESULTS = {
     "rnn": ("h",), "lstm": ("h", "c", "kept"), "gru": ("h", "kept"), "rnn_grad": ("d_gates", "dh0"),
     "lstm_grad": ("d_gates", "dh0", "dc0"), "gru_grad": ("d_gates", "d_hidden", "dh0")}
-UNREAD = {"rnn_grad": ("gates", "h0"), "lstm_grad": ("gates", "h0", "h"), "gru_grad": ("gates", "b")}
-"""Operands that the gradients need nothing of."""
-
 CARRYING = ("lstm", "gru", "lstm_grad", "gru_grad")
 
 
@@ -66,8 +64,8 @@ class _Lowering:
 
     def __init__(self, call: Call, name: str, form: Form):
         self.call, self.form = call, form
-        operands, unread = OPERANDS[name], UNREAD.get(name, ())
-        self.buffers = {key: call.input(k) for k, key in enumerate(operands) if key not in unread}
+        operands, unread = OPERANDS[name], REGISTRY[name].unread
+        self.buffers = {key: call.input(k) for k, key in enumerate(operands) if k not in unread}
         self.buffers.update({key: call.output(k) for k, key in enumerate(RESULTS[name])})
         self.dtypes = {"carry": float32, "products": form.sum_dtype}
         self.scratch: list[int] = []

@@ -67,6 +67,7 @@ class Op:
     alias: bool = False                     # in a plan the result is the first operand's memory as it is: no kernel
     effects: frozenset[str] = frozenset()
     identity: float | int | None = None     # reductions: value of an empty reduction; None: it is an error
+    unread: frozenset[int] = frozenset()    # operands of which the result reads nothing but the type
     exact: bool = False                     # rounded correctly: the same to the last bit, whoever carries it out
     epilogue: str = ""                      # the template of kernels that go on with elementwise ops of its result
     doc: str = ""

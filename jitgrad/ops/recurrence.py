@@ -8,7 +8,7 @@ hidden bias b[3 * H] enters, are those of PyTorch and cuDNN.
 The ops with `_grad` behind their name are the gradients, step by step from the last; those in `w`, `b` and the input are
 products for all steps again, and made by the rules. What they read beside the operands of the forward op (`h`, `c`,
 `kept`) follows from these operands, so nothing is differentiated in it: gradients of higher order are those of the
-steps written out in primitives (`_unrolled`).
+steps written out in primitives (`_unrolled`). They alone read some operands, such as the gates, which so need no memory.
 """
 
 from __future__ import annotations
@@ -312,18 +312,18 @@ def _entry(kind: str, eager: Callable[..., Any], rule: Callable[..., Any], outpu
     return register(Op(kind, ("xs",), _infer(kind), eager, "scan", vjp=rule, variadic=True, outputs=outputs, doc=doc))
 
 
-def _gradient_entry(kind: str, eager: Callable[..., Any], count: int, outputs: int, doc: str) -> Op:
+def _gradient_entry(kind: str, eager: Callable[..., Any], count: int, outputs: int, unread: set[int], doc: str) -> Op:
     return register(Op(f"{kind}_grad", ("xs",), _infer_grad(kind), eager, "scan", vjp=_rule_of_gradient(kind, count),
-                       variadic=True, outputs=outputs, doc=doc))
+                       variadic=True, outputs=outputs, unread=frozenset(unread), doc=doc))
 
 
 rnn: Op = _entry("rnn", _rnn, _rnn_rule, 1, "gates, w, h0 -> h: h = tanh (or relu) of gates + w h before.")
-rnn_grad: Op = _gradient_entry("rnn", _rnn_grad, 4, 2, "dh, operands of rnn, h -> gradients of gates and h0.")
+rnn_grad: Op = _gradient_entry("rnn", _rnn_grad, 4, 2, {1, 3}, "dh, operands of rnn, h -> gradients of gates and h0.")
 lstm: Op = _entry("lstm", _lstm, _lstm_rule, 3, "gates, w, h0, c0 -> h, c, kept: a long short-term memory.")
-lstm_grad: Op = _gradient_entry("lstm", _lstm_grad, 6, 3,
+lstm_grad: Op = _gradient_entry("lstm", _lstm_grad, 6, 3, {2, 4, 6},
                                 "dh, dc, operands and results of lstm -> gradients of gates, h0 and c0.")
 gru: Op = _entry("gru", _gru, _gru_rule, 2, "gates, w, b, h0 -> h, kept: a gated recurrent unit.")
-gru_grad: Op = _gradient_entry("gru", _gru_grad, 5, 3,
+gru_grad: Op = _gradient_entry("gru", _gru_grad, 5, 3, {1, 3},
                                "dh, operands and results of gru -> gradients of gates, of hidden products, and of h0.")
 
 GRADIENTS = (rnn_grad, lstm_grad, gru_grad)

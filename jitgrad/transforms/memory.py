@@ -146,9 +146,10 @@ class _Planner:
 
     def _look_at_nodes(self) -> None:
         for position, node in enumerate(self.nodes):
-            for j, v in enumerate(node.inputs):
-                self.read_at.setdefault(self.root[v], []).append(position)
-                self.operands.setdefault((position, self.root[v]), []).append(j)
+            for j in read_operands(node):
+                root = self.root[node.inputs[j]]
+                self.read_at.setdefault(root, []).append(position)
+                self.operands.setdefault((position, root), []).append(j)
             for j, v in enumerate(node.outputs):
                 self.made_at[v], self.number[v] = position, j
 
@@ -241,11 +242,24 @@ class _Planner:
 
     def _set_lifetimes(self) -> None:
         for position, step in enumerate(self.assignment.steps):
-            used = (*step.inputs, *step.outputs) if isinstance(step, Step) else (step.source, step.target)
+            used = ((*[step.inputs[j] for j in read_operands(step.node)], *step.outputs) if isinstance(step, Step)
+                    else (step.source, step.target))
             for slot in used:
                 slot.last = max(slot.last, position)
                 if slot.space == "arena":
                     slot.first = min(slot.first, position)
+
+
+def read_operands(node: Node) -> Sequence[int]:
+    """The operands that a kernel for `node` looks at; of the others nothing but the type matters (`Op.unread`)."""
+    everything = range(len(node.inputs))
+    if node.op.kind != "region":
+        return [j for j in everything if j not in node.op.unread] if node.op.unread else everything
+    body: Graph = node.attrs["body"]
+    if not any([n.op.unread for n in body.nodes]):
+        return everything
+    read = {*body.outputs, *[n.inputs[j] for n in body.nodes for j in read_operands(n)]}
+    return [j for j, v in enumerate(body.inputs) if v in read]
 
 
 def last_failure(nodes: Sequence[Node]) -> int:
