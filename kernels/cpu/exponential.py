@@ -158,8 +158,25 @@ expm1 = by_type("expm1", expm1_f32, expm1_f64)
 
 
 @scalar
-def sigmoid(x: Scalar) -> Scalar:
-    """1 / (1 + exp(-x)), accurate down to denormal results."""
-    t = exp(-abs(x))
-    y = like(x, 1.0) / (like(x, 1.0) + t)
-    return select(x < like(x, 0.0), t * y, y)
+def sigmoid_f32(x: Scalar) -> Scalar:
+    """By exp(-abs(x)) times 2**64, which is never denormal: the product with 2**-64 is rounded at the very end."""
+    t = -abs(x)
+    t = select(t < f32(-104.0), f32(-104.0), t)
+    marked = multiply_add(t, f32(LOG2_E), f32(EXPONENT + 64))
+    n = marked - f32(EXPONENT + 64)
+    r = multiply_add(n, f32(-LN2_LOW_SINGLE), multiply_add(n, f32(-LN2_HIGH_SINGLE), t))
+    power = from_bits(i32(bits(marked) << i32(23)))
+    e = multiply_add(multiply_add(r * r, horner(r, EXP_SINGLE), r), power, power)
+    y = f32(1.0) / multiply_add(e, f32(2.0 ** -64), f32(1.0))
+    return select(x < f32(0.0), e * y * f32(2.0 ** -64), y)
+
+
+@scalar
+def sigmoid_f64(x: Scalar) -> Scalar:
+    t = exp_f64(-abs(x))
+    y = f64(1.0) / (f64(1.0) + t)
+    return select(x < f64(0.0), t * y, y)
+
+
+sigmoid = by_type("sigmoid", sigmoid_f32, sigmoid_f64)
+"""1 / (1 + exp(-x)), accurate down to denormal results."""
