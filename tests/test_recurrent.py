@@ -142,6 +142,25 @@ def test_gradients_add_up_those_of_gates(kind, batch, way):
     assert [n.attrs["template"] for n in nodes if n.op.name == "region"] == ["recurrence"]
 
 
+def test_gates_are_not_kept_for_their_gradient():
+    """What the gradient reads of them is their type: its own gates take their memory."""
+    steps, batch, hidden = 8, 16, 64
+    builder = GraphBuilder("memory")
+    shapes = [steps * batch, 8], [8, 4 * hidden], [4 * hidden, hidden], [batch, hidden], [steps, batch, hidden]
+    x, w, u, h0, dh = [builder.input(parse_type(f"f32{shape}")) for shape in shapes]
+    with builder:
+        gates = ops.reshape(ops.matmul(x, w), shape=(steps, batch, 4 * hidden))
+        kept = ops.lstm(gates, u, h0, h0)
+        d_gates, *_ = ops.lstm_grad(dh, ops.zeros_like(dh), gates, u, h0, h0, *kept)
+        flat = ops.reshape(d_gates, shape=(steps * batch, 4 * hidden))
+        graph = builder.build([ops.matmul(ops.permute(x, axes=(1, 0)), flat)])
+    arrays = [data(*v.shape, seed=k) * (0.1 if v is u else 1) for k, v in enumerate(graph.inputs)]
+    plan = compile_graph(graph)
+    np.testing.assert_allclose(plan.run(arrays)[0], evaluate(graph, arrays)[0], rtol=1e-4, atol=1e-3)
+    gates_size = steps * batch * 4 * hidden * 4
+    assert plan.spec.arena < 3 * gates_size + steps * batch * hidden * 4
+
+
 @pytest.mark.parametrize("kind", FUNCTIONS)
 def test_gradients_to_second_order(kind):
     gates = {"rnn": 1, "lstm": 4, "gru": 3}[kind]
