@@ -44,6 +44,7 @@ def _texts(element: str) -> Iterator[str]:
             yield family.source(name, element)
     for name in recurrence.KERNELS:
         yield from [recurrence.source(name, element, rows) for rows in (1, 8)]
+    yield recurrence.sum_source(element)
     for way, names in winograd.KERNELS_OF.items():
         for name in names:
             yield winograd.source(name, element, way)
