@@ -1,5 +1,5 @@
-"""Long GPU kernels -> LLVM, statement by statement: what `kernels.cpu.frontend` does by way of Numba's type inference, of
-which the time grows with the number of variables; unrolled text (`cuda_unroll`) has a thousand of them.
+"""Long GPU kernels -> LLVM, statement by statement: what `kernels.cpu.frontend` does after it has found out all types;
+unrolled text (`cuda_unroll`) has a thousand variables.
 
 In goes the syntax tree of a function, with a docstring, in which every type is plain: arithmetic is between equal types or
 with a literal, and has the type of its left operand that is none. A variable has the type of what it is first given.
@@ -15,17 +15,12 @@ from typing import Any, NamedTuple
 from llvmlite import binding as llvm, ir
 from numba.core import cgutils, types as numba_types
 
-from jitgrad.kernels.cpu import frontend
+from jitgrad.kernels.cpu.contexts import MACHINE, Kind, convert, kind_of_global, operation, refresh
+from jitgrad.kernels.cpu.frontend import parse
 from jitgrad.kernels.cuda import math, vocabulary
 
 types: Any = numba_types
 alloca_once: Any = cgutils.alloca_once
-MACHINE: Any = frontend.MACHINE
-TYPING: Any = frontend.TYPING
-LIBRARY: Any = frontend.Library
-Kind = Any
-"""A type of Numba's."""
-
 NAMES: dict[str, Any] = {**math.NAMES, **vocabulary.NAMES}
 
 WHOLE = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.LShift: "shl", ast.BitAnd: "and_", ast.BitOr: "or_",
@@ -43,17 +38,12 @@ class Typed(NamedTuple):
 
 def lower_directly(function: ast.FunctionDef, name: str, parameters: tuple[Kind, ...]) -> llvm.ModuleRef:
     """The module of `function` under `name`."""
-    TYPING.refresh()
-    MACHINE.refresh()
-    library = LIBRARY(MACHINE.codegen(), name)
-    module = library.create_ir_module(name)
+    refresh()
+    module = ir.Module(name)
     kinds = [MACHINE.get_value_type(kind) for kind in parameters]
     made = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), name)
-    with MACHINE.push_code_library(library):
-        _Lowering(made, [a.arg for a in function.args.args], parameters).body(function.body)
-    library.add_ir_module(module)
-    library.finalize()
-    return library._final_module
+    _Lowering(made, [a.arg for a in function.args.args], parameters).body(function.body)
+    return parse(module)
 
 
 class _Lowering:
@@ -63,7 +53,6 @@ class _Lowering:
         self.builder = ir.IRBuilder(function.append_basic_block("entry"))
         self.parameters = {name: Typed(value, kind) for name, value, kind in zip(names, function.args, kinds, strict=True)}
         self.variables: dict[str, Typed] = {}
-        self.known: dict[tuple[str, tuple[Kind, ...]], tuple[Any, Any]] = {}
 
     # ---- statements
 
@@ -144,7 +133,7 @@ class _Lowering:
             return Typed(self.builder.load(slot), kind)
         if node.id in self.parameters:
             return self.parameters[node.id]
-        return Typed(MACHINE.get_dummy_value(), TYPING.resolve_value_type(NAMES[node.id]))
+        return Typed(MACHINE.get_dummy_value(), kind_of_global(NAMES[node.id]))
 
     def value_of_constant(self, node: ast.Constant) -> Typed:
         if isinstance(node.value, float):
@@ -196,17 +185,9 @@ class _Lowering:
     def value_of_call(self, node: ast.Call) -> Typed:
         assert isinstance(node.func, ast.Name)
         given = [self.value(argument) for argument in node.args]
-        key = node.func.id, tuple([argument.kind for argument in given])
-        if key not in self.known:
-            function = TYPING.resolve_value_type(NAMES[node.func.id])
-            signature = TYPING.resolve_function_type(function, key[1], {})
-            assert signature is not None, f"{node.func.id} does not take {key[1]}"
-            self.known[key] = signature, MACHINE.get_function(function, signature)
-        signature, write = self.known[key]
-        values = [self.as_kind(argument, kind) for argument, kind in zip(given, signature.args, strict=True)]
-        return Typed(write(self.builder, values), signature.return_type)
+        made = operation(NAMES[node.func.id], tuple([argument.kind for argument in given]))
+        values = [self.as_kind(argument, kind) for argument, kind in zip(given, made.takes, strict=True)]
+        return Typed(made.write(self.builder, values), made.result)
 
     def as_kind(self, given: Typed, kind: Kind) -> Any:
-        if isinstance(kind, types.Literal | types.Function):
-            return given.value
-        return MACHINE.cast(self.builder, given.value, given.kind, kind)
+        return convert(self.builder, given.value, given.kind, kind)

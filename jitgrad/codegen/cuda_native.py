@@ -13,7 +13,6 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass
 from functools import cache
-from types import FunctionType
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -88,34 +87,29 @@ def _type_of(annotation: Any) -> types.Type:
     if not isinstance(annotation, ast.Subscript) and annotation.id == "box_map":
         return MAP
     is_pointer = isinstance(annotation, ast.Subscript)
-    element: types.Type = STORAGE[vocabulary.NAMES[(annotation.slice if is_pointer else annotation).id]]
-    return types.CPointer(element) if is_pointer else element  # type: ignore[no-untyped-call]
+    element: Any = STORAGE[vocabulary.NAMES[(annotation.slice if is_pointer else annotation).id]]
+    return types.CPointer(element) if is_pointer else element  # type: ignore[no-untyped-call, no-any-return]
 
 
-def _define(tree: ast.Module, name: str) -> FunctionType:
-    function: Any = tree.body[0]
-    function.returns = None
-    for argument in function.args.args:
-        argument.annotation = None
-    namespace: dict[str, Any] = {**math.NAMES, **vocabulary.NAMES, **helpers.NAMES}
-    exec(compile(tree, f"<kernel {name}>", "exec"), namespace)
-    return namespace[name]  # type: ignore[no-any-return]
+@cache
+def vocabulary_of_kernels() -> dict[str, Any]:
+    """Every name that text may use."""
+    return {**math.NAMES, **vocabulary.NAMES, **helpers.NAMES}
 
 
 def _lower(tree: ast.Module, header: Header, arch: str) -> llvm.ModuleRef:
     """The LLVM module, unoptimized, with the kernel's name as its only visible symbol."""
     (function,) = tree.body
     assert isinstance(function, ast.FunctionDef)
+    body = f"{header.name}_body"
+    module: llvm.ModuleRef
     if ast.get_docstring(function) == UNROLLED:
-        body = f"{header.name}_body"
-        module, entry = lower_directly(function, body, header.parameters), _entry(header, body, "void", [])
+        module = lower_directly(function, body, header.parameters)
     else:
-        result = lower_function(_define(tree, header.name), header.parameters, types.none)
-        module = result.library._final_module
-        entry = _entry(header, result.fndesc.llvm_func_name, "i32", ["ptr %result", "ptr %exception"])
+        module = lower_function(function, header.parameters, vocabulary_of_kernels(), body)
     module.triple, module.data_layout = TRIPLE, str(_machine(arch).target_data)
     pieces = native.scale_text(instruction=False) + picking.declarations([], instruction=False)
-    module.link_in(llvm.parse_assembly(entry + pieces))
+    module.link_in(llvm.parse_assembly(_entry(header, body) + pieces))
     for item in [*module.functions, *module.global_variables]:
         if not item.is_declaration and item.name != header.name:
             item.linkage = "internal"
@@ -125,21 +119,18 @@ def _lower(tree: ast.Module, header: Header, arch: str) -> llvm.ModuleRef:
     return module
 
 
-def _entry(header: Header, function: str, result: str, more: list[str]) -> str:
-    """The kernel: a call of `function`. Numba's calling convention gives a status and takes two more pointers, which `more`
-    names; kernels do not raise."""
+def _entry(header: Header, function: str) -> str:
+    """The kernel: a call of `function`."""
     sizes: dict[types.Type, str] = {types.int32: "i32", types.int64: "i64"}
     kinds = [sizes.get(t, "ptr") for t in header.parameters]
     said = {MAP: ' byval([128 x i8]) align 64 "nvvm.grid_constant"'}
     parameters = ", ".join(f"{k}{said.get(t, ' noalias') if k == 'ptr' else ''} %a{n}"
                            for n, (k, t) in enumerate(zip(kinds, header.parameters, strict=True)))
-    arguments = ", ".join([*more, *[f"{k} %a{n}" for n, k in enumerate(kinds)]])
+    arguments = ", ".join([f"{k} %a{n}" for n, k in enumerate(kinds)])
     return f"""
-declare {result} @"{function}"({", ".join([*["ptr"] * len(more), *kinds])})
+declare void @"{function}"({", ".join(kinds)})
 define ptx_kernel void @{header.name}({parameters}) "nvvm.maxntid"="{header.threads}" {{
-  %result = alloca ptr
-  %exception = alloca ptr
-  call {result} @"{function}"({arguments}) alwaysinline
+  call void @"{function}"({arguments}) alwaysinline
   ret void
 }}
 """

@@ -15,7 +15,6 @@ import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from types import FunctionType
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -42,8 +41,7 @@ from jitgrad.kernels.cpu.frontend import lower_function
 from jitgrad.processors import Processor
 
 TEACHERS = (native, tile_native, tile_window_native)    # importing them is what teaches Numba the names of math and tile
-ARGUMENTS = types.CPointer(types.int64)  # type: ignore[no-untyped-call]
-SIGNATURE = types.void(ARGUMENTS, types.int64, types.int64, types.int64)
+ARGUMENTS = (types.CPointer(types.int64), types.int64, types.int64, types.int64)  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,19 +101,17 @@ def assembly(source: str, name: str, target: Target | None = None) -> str:
         return str(_machine(target).emit_assembly(module))
 
 
-# Text -> Python function -> LLVM module
+# Text -> LLVM module
 
-def _define(source: str, name: str) -> FunctionType:
-    """The function that `source` defines, with the vocabulary of kernel text as its globals."""
+def _define(source: str, name: str) -> ast.FunctionDef:
+    """The function that `source` defines."""
     try:
-        functions = [node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
-        namespace = dict(vocabulary())
-        exec(compile(source, f"<kernel {name}>", "exec"), namespace)
+        functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
     except SyntaxError as error:
         raise complain(CompileError, name, f"kernel text is not Python: {error}") from None
     if len(functions) != 1:
         raise complain(CompileError, name, f"kernel text must define one function, it defines {len(functions)}")
-    return namespace[functions[0]]  # type: ignore[no-any-return]
+    return functions[0]
 
 
 @cache
@@ -124,33 +120,20 @@ def vocabulary() -> dict[str, Any]:
     return {**math.NAMES, **tile.NAMES, **tile_dot.NAMES, **tile_lines.NAMES, **intrinsics.NAMES}
 
 
-def _lower(function: FunctionType, target: Target) -> llvm.ModuleRef:
+def _lower(function: ast.FunctionDef, target: Target) -> llvm.ModuleRef:
     """The LLVM module of `function`, unoptimized, with `kernel` as its only visible symbol."""
-    result = lower_function(function, SIGNATURE.args, SIGNATURE.return_type)
-    module = result.library._final_module
+    module = lower_function(function, ARGUMENTS, vocabulary(), objectfile.SYMBOL)
     module.triple = target.triple
     module.data_layout = str(_machine(target).target_data)
-    entry = _ENTRY.format(symbol=objectfile.SYMBOL, function=result.fndesc.llvm_func_name)
     wide = "+avx512f" in target.features.split(",")
     pieces = _RELAX[target.triple.split("-")[0]] + native.scale_text(wide)
     pieces += picking.declarations([function.name for function in module.functions], wide)
-    module.link_in(llvm.parse_assembly(entry + pieces))
+    module.link_in(llvm.parse_assembly(pieces))
     for item in [*module.functions, *module.global_variables]:
         if not item.is_declaration and item.name not in (objectfile.SYMBOL, picking.KEPT):
             item.linkage = "internal"
     return module
 
-
-# Numba's calling convention returns a status and takes two more pointers; kernels do not raise.
-_ENTRY = """
-declare i32 @"{function}"(ptr, ptr, ptr, i64, i64, i64)
-define void @{symbol}(ptr %args, i64 %begin, i64 %end, i64 %thread) {{
-  %result = alloca ptr
-  %exception = alloca ptr
-  call i32 @"{function}"(ptr %result, ptr %exception, ptr %args, i64 %begin, i64 %end, i64 %thread) alwaysinline
-  ret void
-}}
-"""
 
 # The processor's hint for waiting loops.
 _RELAX = {

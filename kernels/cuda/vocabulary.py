@@ -16,7 +16,17 @@ from numba.core import types
 
 from jitgrad.kernels.cpu import intrinsics as cpu
 from jitgrad.kernels.cpu.frontend import intrinsic, teach
-from jitgrad.kernels.cpu.intrinsics import STORAGE, from_memory, kept, tag_scope, to_memory
+from jitgrad.kernels.cpu.intrinsics import (
+    STORAGE,
+    address,
+    from_memory,
+    i64,
+    kept,
+    poke,
+    swap_if_equal,
+    tag_scope,
+    to_memory,
+)
 from jitgrad.kernels.cuda import boxes, gather, math, matrix, warpgroup
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
@@ -151,7 +161,7 @@ def dynamic_shared(typing: Any, dtype: types.Type) -> Any:
 
 
 @intrinsic
-def pointer_at(typing: Any, address: types.Type, dtype: types.Type) -> Any:
+def pointer_at(typing: Any, place: types.Type, dtype: types.Type) -> Any:
     """``pointer_at(a, dtype)``: the address a, an int64, as a pointer to elements of `dtype` in global memory."""
     result = types.CPointer(STORAGE[dtype.typing_key])
 
@@ -252,9 +262,9 @@ def shuffle(typing: Any, value: types.Type, distance: types.Type) -> Any:
 
 def fail(args: Any, code: Any, item: Any, value: Any) -> None:
     """Record an error. Of several the first in time stays."""
-    if cpu.swap_if_equal(cpu.address(args), 0, code):
-        cpu.poke(cpu.address(args) + 8, cpu.i64(item))
-        cpu.poke(cpu.address(args) + 16, cpu.i64(value))
+    if swap_if_equal(address(args), 0, code):
+        poke(address(args) + 8, i64(item))
+        poke(address(args) + 16, i64(value))
 
 
 teach(fail, lambda kind: fail)

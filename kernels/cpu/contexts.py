@@ -1,0 +1,133 @@
+"""Numba's two contexts, `TYPING` and `MACHINE`: what types there are, what type the result of an operator or a call has, and
+how it becomes LLVM IR.
+
+Kernels are made of numbers, pointers, ranges and tuples, and the contexts in here know nothing else. Arrays, strings,
+containers and their overloads of every operator would take most of the time of a compilation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba.core import types
+from numba.core.callconv import create_error_model
+from numba.core.cpu import CPUContext
+from numba.core.typing import BaseContext
+from numba.core.typing.templates import RegistryLoader, _TemplateTargetHelperMixin
+from numba.cpython import builtins, iterators, numbers, rangeobj, tupleobj
+
+LOWERINGS = (builtins, iterators, numbers, rangeobj, tupleobj)       # importing them is what defines these types
+
+Kind = Any
+"""A type of Numba's."""
+
+Write = Callable[[ir.IRBuilder, Any], Any]
+"""Writes an operation on values; the value of the result."""
+
+
+class Machine(CPUContext):  # type: ignore[misc]
+    """How types and calls become LLVM IR."""
+
+    def load_additional_registries(self) -> None:
+        pass
+
+    def add_linking_libs(self, libraries: Any) -> None:
+        """No operation is a call of another module."""
+
+
+class Typing(BaseContext):  # type: ignore[misc]
+    """What types the results of calls have."""
+
+    def install_registry(self, registry: Any) -> None:
+        """Take over all declarations but overloads written in Python, which are for other types."""
+        loader = self._registries.setdefault(registry, RegistryLoader(registry))
+        for template in filter(_is_plain, loader.new_registrations("functions")):
+            self.insert_function(template(self))
+        for template in filter(_is_plain, loader.new_registrations("attributes")):
+            self.insert_attributes(template(self))
+        for value, kind in loader.new_registrations("globals"):
+            if isinstance(kind, types.Function) and not all(map(_is_plain, kind.templates)):
+                continue
+            known = self._lookup_global(value)
+            if known is not None:
+                self._remove_global(value)
+                kind = known.augment(kind)
+            self.insert_global(value, kind)
+
+
+def _is_plain(template: type) -> bool:
+    return not issubclass(template, _TemplateTargetHelperMixin)
+
+
+def _machine() -> Machine:
+    """A division of integers by zero gives zero, and one of floats what the processor gives."""
+    machine = Machine(TYPING, "cpu")
+    return machine.subtarget(error_model=create_error_model("numpy", machine))
+
+
+TYPING: Any = Typing()
+MACHINE: Any = _machine()
+
+
+class Operation(NamedTuple):
+    """An operator or a call for certain types: those that it takes, that of its result, and what writes it."""
+
+    takes: tuple[Kind, ...]
+    result: Kind
+    write: Write
+
+
+_operations: dict[tuple[Any, tuple[Kind, ...]], Operation] = {}
+
+
+def refresh() -> None:
+    """Take over what was taught since the last time."""
+    TYPING.refresh()
+    MACHINE.refresh()
+
+
+def operation(function: Any, arguments: tuple[Kind, ...]) -> Operation:
+    """What `function`, of Python's ``operator`` or of the vocabulary, is for these types; looked up once in a process.
+    TypeError where it is nothing."""
+    key = function, arguments
+    if key not in _operations:
+        kind = kind_of_global(function)
+        signature = TYPING.resolve_function_type(kind, arguments, {})
+        if signature is None:
+            raise TypeError(f"{function.__name__} does not take {', '.join(map(str, arguments))}")
+        _operations[key] = Operation(signature.args, signature.return_type, MACHINE.get_function(kind, signature))
+    return _operations[key]
+
+
+def kind_of_global(value: Any) -> Kind:
+    """The type of a constant, or of a function."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return types.literal(value)
+    return _kind_of_function(value) if callable(value) else TYPING.resolve_value_type(value)
+
+
+@cache
+def _kind_of_function(value: Any) -> Kind:
+    return TYPING.resolve_value_type(value)
+
+
+def unify(kinds: list[Kind]) -> Kind:
+    """The type that values of all `kinds` can have."""
+    first = kinds[0]
+    for kind in kinds[1:]:
+        found = first if kind is first else TYPING.unify_pairs(first, kind)
+        if found is None:
+            raise TypeError(f"one value is {first} and {kind}")
+        first = found
+    return first
+
+
+def convert(builder: ir.IRBuilder, value: ir.Value, kind: Kind, wanted: Kind) -> ir.Value:
+    """`value`, of type `kind`, as `wanted`. Where a literal or a function is wanted nothing reads the value."""
+    if kind is wanted or isinstance(wanted, types.Literal | types.Function | types.NumberClass):
+        return value
+    plain = types.unliteral(kind)
+    return value if plain == wanted else MACHINE.cast(builder, value, plain, wanted)
