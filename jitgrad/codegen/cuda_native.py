@@ -88,7 +88,7 @@ def _type_of(annotation: Any) -> types.Type:
         return MAP
     is_pointer = isinstance(annotation, ast.Subscript)
     element: Any = STORAGE[vocabulary.NAMES[(annotation.slice if is_pointer else annotation).id]]
-    return types.CPointer(element) if is_pointer else element  # type: ignore[no-untyped-call, no-any-return]
+    return types.CPointer(element) if is_pointer else element  # type: ignore[no-untyped-call]
 
 
 @cache

@@ -7,6 +7,7 @@ containers and their overloads of every operator would take most of the time of 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
@@ -98,8 +99,31 @@ def operation(function: Any, arguments: tuple[Kind, ...]) -> Operation:
         signature = TYPING.resolve_function_type(kind, arguments, {})
         if signature is None:
             raise TypeError(f"{function.__name__} does not take {', '.join(map(str, arguments))}")
-        _operations[key] = Operation(signature.args, signature.return_type, MACHINE.get_function(kind, signature))
+        _operations[key] = _of_constant(function, arguments, signature.return_type) or Operation(
+            signature.args, signature.return_type, MACHINE.get_function(kind, signature))
     return _operations[key]
+
+
+def _of_constant(function: Any, arguments: tuple[Kind, ...], result: Kind) -> Operation | None:
+    """Quotient or rest of a signed integer and a positive constant: nothing can go wrong, and few instructions do it."""
+    if function not in (operator.floordiv, operator.mod) or not isinstance(arguments[1], types.IntegerLiteral):
+        return None
+    divisor = arguments[1].literal_value
+    if divisor <= 0 or not (isinstance(result, types.Integer) and result.signed):
+        return None
+    is_power, is_rest = divisor & (divisor - 1) == 0, function is operator.mod
+
+    def write(builder: ir.IRBuilder, values: Any) -> ir.Value:
+        x, number = values[0], values[0].type
+        if is_power:
+            return builder.and_(x, number(divisor - 1)) if is_rest else builder.ashr(x, number(divisor.bit_length() - 1))
+        rest = builder.srem(x, number(divisor))
+        is_below = builder.icmp_signed("<", rest, number(0))
+        if is_rest:
+            return builder.select(is_below, builder.add(rest, number(divisor)), rest)
+        return builder.sub(builder.sdiv(x, number(divisor)), builder.zext(is_below, number))
+
+    return Operation((result, arguments[1]), result, write)
 
 
 def kind_of_global(value: Any) -> Kind:
