@@ -6,6 +6,7 @@ imported before the clock starts and the function prints its result as JSON.
 
 from __future__ import annotations
 
+import compileall
 import importlib
 import json
 import os
@@ -33,6 +34,12 @@ def run(function: Callable[..., Any], *arguments: object, cache: str) -> Any:
     if done.returncode:
         raise ChildFailed(done.stderr.strip()[-2000:])
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def compile_modules() -> None:
+    """Bytecode of all modules of jitgrad, which an installation has: without it every process translates their sources."""
+    for folder in ("jitgrad", "kernels"):
+        compileall.compile_dir(ROOT / folder, quiet=2)
 
 
 class Stopwatch:
