@@ -1,7 +1,7 @@
 """A function and the types of its arguments -> LLVM IR, unoptimized, statement by statement.
 
 Variables that are given something in one place and read behind it are values; the others are memory, which LLVM turns into
-registers. Conditions become branches, a loop over a range counts upwards or, by its step, downwards.
+registers. Conditions become branches, and a loop over a range counts its rounds.
 """
 
 from __future__ import annotations
@@ -168,10 +168,9 @@ class _Writer:
         builder, call = self.builder, statement.iter
         assert isinstance(call, ast.Call)
         start, stop, step = self.range_of(call)
-        number, first = start.type, start
-        known = isinstance(step, ir.Constant) and step.constant != 0
-        if not known:                                                    # rounds are counted
-            first, stop, stride, step = ir.Constant(number, 0), self.rounds(start, stop, step), step, ir.Constant(number, 1)
+        number = start.type
+        one, is_plain = number(1), isinstance(start, ir.Constant) and isinstance(step, ir.Constant) and step.constant == 1
+        first, last = (start, stop) if is_plain else (number(0), self.rounds(start, stop, step))
         head, inside, following, behind = [builder.append_basic_block(n) for n in ("for", "inside", "next", "behind")]
         before = builder.block
         builder.branch(head)
@@ -179,18 +178,19 @@ class _Writer:
         round = builder.phi(number)
         round.add_incoming(first, before)
         compare = builder.icmp_signed if self.types.kinds[call].signed else builder.icmp_unsigned
-        builder.cbranch(compare("<" if step.constant > 0 else ">", round, stop), inside, behind)
+        builder.cbranch(compare("<", round, last), inside, behind)
         builder.position_at_end(inside)
-        item = round if known else builder.add(start, builder.mul(round, stride))
+        item = round if is_plain else builder.add(start, builder.mul(round, step))
         self.give(statement.target, item, self.types.kinds[call])
         self.loop(statement.body, inside, following, behind)
         self.go_on(following)
-        round.add_incoming(builder.add(round, step, flags=["nsw"]), following)
+        round.add_incoming(builder.add(round, one, flags=["nsw"]), following)
         builder.branch(head)
         builder.position_at_end(behind)
 
     def rounds(self, start: ir.Value, stop: ir.Value, step: ir.Value) -> ir.Value:
-        """The rounds from `start` to `stop` by a `step` that is not known, none where it is 0."""
+        """How many rounds there are from `start` to `stop` by `step`, none where it is 0. LLVM finds this number only where
+        it is as good as written down, and does not unroll a loop without."""
         builder = self.builder
         zero, one, minus = [ir.Constant(step.type, n) for n in (0, 1, -1)]
         upwards = builder.icmp_signed(">", step, zero)
