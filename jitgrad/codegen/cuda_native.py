@@ -1,5 +1,5 @@
-"""GPU kernel text -> PTX. Needs neither a GPU nor NVIDIA's packages: the front end is that of the CPU (Numba's, through
-`kernels.cpu.frontend`), and LLVM writes the PTX.
+"""GPU kernel text -> PTX. Needs neither a GPU nor NVIDIA's packages: the front end is that of the CPU
+(`kernels.cpu.frontend`), and LLVM writes the PTX.
 
 In goes the text of one function whose annotations say what its parameters are and how many threads a block has:
 
@@ -92,8 +92,8 @@ def _type_of(annotation: Any) -> types.Type:
 
 
 @cache
-def vocabulary_of_kernels() -> dict[str, Any]:
-    """Every name that text may use."""
+def names_of_text() -> dict[str, Any]:
+    """Every name that kernel text may use."""
     return {**math.NAMES, **vocabulary.NAMES, **helpers.NAMES}
 
 
@@ -106,7 +106,7 @@ def _lower(tree: ast.Module, header: Header, arch: str) -> llvm.ModuleRef:
     if ast.get_docstring(function) == UNROLLED:
         module = lower_directly(function, body, header.parameters)
     else:
-        module = lower_function(function, header.parameters, vocabulary_of_kernels(), body)
+        module = lower_function(function, header.parameters, names_of_text(), body)
     module.triple, module.data_layout = TRIPLE, str(_machine(arch).target_data)
     pieces = native.scale_text(instruction=False) + picking.declarations([], instruction=False)
     module.link_in(llvm.parse_assembly(_entry(header, body) + pieces))

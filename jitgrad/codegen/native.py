@@ -3,9 +3,8 @@
 In goes the text of one Python function ``(args, begin, end, thread)`` in the dialect of `jitgrad.kernels.cpu`; out
 comes an ELF object whose symbol `kernel` is ``void kernel(int64 *args, int64 begin, int64 end, int64 thread)``.
 
-Numba is used as a front end alone (`kernels.cpu.frontend`): it turns text into LLVM IR, with an explicit signature and
-without wrappers. LLVM then optimizes once, for the exact processor of this machine or for a named level, and with
-full-width vectors.
+The front end (`kernels.cpu.frontend`) turns text into LLVM IR by Numba's types and operators, without Numba's passes. LLVM
+optimizes once, for the exact processor of this machine or for a named level, and with full-width vectors.
 """
 
 from __future__ import annotations
@@ -196,7 +195,7 @@ def _emit(module: llvm.ModuleRef, target: Target) -> bytes:
 
 
 def explain(error: Exception, name: str, source: str) -> CompileError:
-    """A CompileError with the gist of Numba's message; the whole of it and the text go into notes."""
+    """A CompileError with the gist of the message; the whole of it and the text go into notes."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("Failed in", "File ", "def ", "-", "^"))]
     gist = telling[0] if telling else type(error).__name__
