@@ -58,6 +58,10 @@ class Typing(BaseContext):  # type: ignore[misc]
                 kind = known.augment(kind)
             self.insert_global(value, kind)
 
+    def kind_of_function(self, value: Any) -> Kind:
+        """The type of a function. Numba asks first what else it may be, and imports a lot to know."""
+        return self._lookup_global(value) or self.resolve_value_type(value)
+
 
 def _is_plain(template: type) -> bool:
     return not issubclass(template, _TemplateTargetHelperMixin)
@@ -135,7 +139,7 @@ def kind_of_global(value: Any) -> Kind:
 
 @cache
 def _kind_of_function(value: Any) -> Kind:
-    return TYPING.resolve_value_type(value)
+    return TYPING.kind_of_function(value)
 
 
 def unify(kinds: list[Kind]) -> Kind:
