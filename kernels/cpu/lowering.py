@@ -115,8 +115,8 @@ class _Writer:
             before, kind = self.variable(target.id), self.types.variables[target.id]
         else:
             before, kind = self.value(target), self.types.kinds[target]
-        values = self.value(statement.value)
-        operands = zip((before, values), (kind, self.types.kinds[statement.value]), made.takes, strict=True)
+        given = self.value(statement.value)
+        operands = zip((before, given), (kind, self.types.kinds[statement.value]), made.takes, strict=True)
         self.give(target, made.write(self.builder, [convert(self.builder, *o) for o in operands]), made.result)
 
     def give(self, target: ast.expr, value: ir.Value, kind: Kind) -> None:
