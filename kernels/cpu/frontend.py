@@ -53,9 +53,12 @@ def intrinsic(definition: Function, *, literal: bool = False) -> Function:
     return stub
 
 
+_emits: dict[Function, dict[tuple[types.Type, ...], Emit]] = {}
+
+
 def teach_calls(function: Function, definition: Function, *, literal: bool) -> None:
     """Calls of `function` are what `definition` makes of them, as for `intrinsic`."""
-    emits: dict[tuple[types.Type, ...], Emit] = {}
+    emits = _emits.setdefault(function, {})         # of two teachers, one may give the type and the other the code
 
     class Template(AbstractTemplate):  # type: ignore[misc]
         key = function
