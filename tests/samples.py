@@ -493,12 +493,14 @@ def _max_pool_reference(x: np.ndarray, *, kernel: Any, stride: Any, padding: Any
                         ceil_mode: bool) -> tuple[np.ndarray, np.ndarray]:
     types = ops.max_pool.result_types((TensorType(dtypes.float64, x.shape),), {
         "kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation, "ceil_mode": ceil_mode})
-    values, index = np.zeros(types[0].shape), np.zeros(types[0].shape, np.int64)
+    values, taps = np.zeros(types[0].shape), np.zeros(types[0].shape, types[1].dtype.numpy)
     for place, elements, _ in _window_elements(x.shape[2:], values.shape[2:], kernel, stride, padding, dilation):
         window = np.stack([x[(..., *e)] for e in elements], -1)
-        positions = np.array([np.ravel_multi_index(e, x.shape[2:]) for e in elements])
-        values[(..., *place)], index[(..., *place)] = window.max(-1), positions[window.argmax(-1)]
-    return values, index
+        within = [[(at - i * s + low) // d for at, i, s, (low, _), d in zip(e, place, stride, padding, dilation)]
+                  for e in elements]
+        numbers = np.array([np.ravel_multi_index(tap, kernel) for tap in within])
+        values[(..., *place)], taps[(..., *place)] = window.max(-1), numbers[window.argmax(-1)]
+    return values, taps
 
 
 def _avg_pool_reference(x: np.ndarray, *, kernel: Any, stride: Any, padding: Any, count_include_pad: bool, divisor: int,
@@ -533,6 +535,10 @@ def _pooling_samples() -> Iterator[Sample]:
         attrs = {"kernel": (2,) * len(dilation), "stride": (1,) * len(dilation), "padding": ((0, 1),) * len(dilation),
                  "dilation": dilation, "ceil_mode": False}
         yield _max_pool_sample(x, attrs)
+        values, taps = ops.max_pool.eager(x, **attrs)
+        where = {name: attrs[name] for name in attrs if name != "ceil_mode"}
+        yield Sample("max_pool_grad", (values, taps), {"input_shape": x.shape, **where})
+        yield Sample("max_pool_gather", (x, taps), where)
     x = random(1, 1, 4, 4)
     x[0, 0, 1, 2], x[0, 0, 3] = np.nan, -np.inf
     yield Sample("max_pool", (x,), {"kernel": (2, 2), "stride": (2, 2), "padding": none, "dilation": (1, 1),
@@ -546,12 +552,11 @@ def _max_pool_sample(x: np.ndarray, attrs: dict[str, Any]) -> Sample:
 
 def _pooling_rows(x: np.ndarray, common: dict[str, Any]) -> Iterator[Sample]:
     maximum = {**common, "dilation": (1,) * len(common["kernel"])}
-    values, index = ops.max_pool.eager(x, **maximum)
+    values, taps = ops.max_pool.eager(x, **maximum)
     yield _max_pool_sample(x, maximum)
     where = {name: maximum[name] for name in ("kernel", "stride", "padding", "dilation")}
-    for known in (where, dict.fromkeys(where, ())):
-        yield Sample("max_pool_grad", (values, index), {"input_shape": x.shape, **known})
-    yield Sample("max_pool_gather", (x, index))
+    yield Sample("max_pool_grad", (values, taps), {"input_shape": x.shape, **where})
+    yield Sample("max_pool_gather", (x, taps), where)
     for count_include_pad, divisor in ((True, 0), (False, 0), (True, 3)):
         mean = {**common, "count_include_pad": count_include_pad, "divisor": divisor}
         yield Sample("avg_pool", (x,), mean, reference=lambda x, mean=mean: _avg_pool_reference(x, **mean))

@@ -11,7 +11,6 @@ from jitgrad.codegen.call import IN_PLACE, LIBRARY
 from jitgrad.codegen.kernel import Buffer
 from jitgrad.dtypes import from_numpy
 from jitgrad.ir import REGISTRY, TensorType
-from jitgrad.ops.window import ANYWHERE
 
 RANDOM = np.random.default_rng(0)
 
@@ -29,6 +28,26 @@ def window(count_include_pad=True, ceil_mode=False):
             "divisor": 0, "ceil_mode": ceil_mode}
 
 
+def pooling(kernel, stride, padding, dilation):
+    return {"kernel": kernel, "stride": stride, "padding": tuple((p, p) for p in padding), "dilation": dilation}
+
+
+def gradient_of_maxima(shape, *windows):
+    """A gradient, and the taps of maxima."""
+    best, taps = REGISTRY["max_pool"].eager(floats(*shape), **pooling(*windows), ceil_mode=True)
+    return floats(*best.shape), taps
+
+
+POOLED = [
+    ((1, 2, 4, 70), (2, 2), (2, 2), (0, 0), (1, 1)),            # several vectors, the last one begins earlier
+    ((1, 2, 5, 67), (3, 3), (2, 2), (1, 1), (1, 1)),
+    ((2, 1, 6, 41), (3, 3), (1, 1), (1, 1), (1, 1)),
+    ((1, 1, 7, 90), (3, 4), (3, 5), (1, 2), (2, 1)),
+    ((1, 1, 9, 40), (2, 3), (2, 2), (1, 1), (3, 3)),            # taps that miss some columns
+    ((1, 1, 9, 40), (1, 1), (3, 2), (0, 0), (1, 1)),            # rows and columns of no window
+    ((1, 1, 30, 24), (17, 16), (3, 2), (4, 4), (1, 1)),         # more taps than a byte can tell
+    ((1, 1, 9, 5, 9), (3, 2, 2), (2, 1, 2), (1, 1, 1), (1, 2, 1)),
+]
 IMAGE = floats(2, 3, 7, 6)
 MORE = [
     ("take", (floats(5, 4, 3), places(4, 6, 2)), {"axis": 1}),
@@ -69,8 +88,10 @@ MORE = [
     *[("max_pool", (floats(2, 2, 7, 41) * [1, -np.inf][k == 2],), {"kernel": (3, 3), "stride": (1, k), "dilation": (2, 1),
                                                                   "padding": ((1, 0), (1, 1)), "ceil_mode": False})
       for k in (1, 2, 3)],
-    ("max_pool_grad", (floats(2, 3, 2, 2), places(12, 2, 3, 2, 2)), {"input_shape": (2, 3, 3, 4), **ANYWHERE}),
-    ("max_pool_gather", (floats(2, 3, 3, 4), places(12, 2, 3, 2, 2)), {}),
+    *[row for shape, kernel, stride, padding, dilation in POOLED for row in (
+        ("max_pool", (floats(*shape),), {**pooling(kernel, stride, padding, dilation), "ceil_mode": True}),
+        ("max_pool_grad", gradient_of_maxima(shape, kernel, stride, padding, dilation),
+         {"input_shape": shape, **pooling(kernel, stride, padding, dilation)}))],
     ("avg_pool", (IMAGE,), window()),
     ("avg_pool", (IMAGE,), window(False, True)),
     ("avg_pool_grad", (floats(2, 3, 4, 6),), {"input_shape": IMAGE.shape, **window()}),

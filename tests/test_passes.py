@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from jitgrad import dtypes, ops
 from jitgrad.ir import GraphBuilder, TensorType, evaluate, verify
 from jitgrad.ir.graph import attrs_key, graph_key
-from jitgrad.ops.window import ANYWHERE
 from jitgrad.transforms.cse import eliminate_common_subexpressions
 from jitgrad.transforms.dce import eliminate_dead_code
 from jitgrad.transforms.simplify import simplify
@@ -63,8 +62,9 @@ def constant(x, value):
 
 def activation_before_pooling(x, g, z=None):
     """The gradient of ReLU below overlapping windows; `z`: whose sign decides, x if not given."""
-    _, index = ops.max_pool(x, kernel=(3, 2), stride=(2, 2), padding=((1, 0), (1, 1)), dilation=(1, 1), ceil_mode=False)
-    scattered = ops.max_pool_grad(g, index, input_shape=x.shape, **ANYWHERE)
+    windows = {"kernel": (3, 2), "stride": (2, 2), "padding": ((1, 0), (1, 1)), "dilation": (1, 1)}
+    _, taps = ops.max_pool(x, **windows, ceil_mode=False)
+    scattered = ops.max_pool_grad(g, taps, input_shape=x.shape, **windows)
     return ops.where(ops.le(x if z is None else z, constant(x, 0.0)), constant(x, 0.0), scattered)
 
 

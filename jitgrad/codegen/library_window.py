@@ -5,6 +5,7 @@ The kernels pool volumes: an image is a volume of depth 1, a sequence also of he
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ from jitgrad.codegen.kernel import Lowered
 from jitgrad.dtypes import float32, float64
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu import pooling
+from jitgrad.ops.window import tap_dtype
 
 Triple = tuple[int, int, int]
 
@@ -42,28 +44,33 @@ def sides(call: Call) -> tuple[Triple, Triple]:
     return triple([low for low, _ in padding], 0), triple([high for _, high in padding], 0)
 
 
+def lower_maxima(call: Call, kernel: str, items: int, x: TensorType, out: TensorType) -> Lowered:
+    """Kernels of maxima; `x` is what is pooled. Rows of windows are done at once where there is a kernel for it."""
+    element, tap = x.dtype, tap_dtype(call.attrs["kernel"]).short
+    numbers = (*[triple(call.attrs[name], 1) for name in ("kernel", "stride")], sides(call)[0],
+               triple(call.attrs["dilation"], 1))
+    if kernel != "max_pool_gather" and element in (float32, float64) and x.shape[-1] < 1 << 31:
+        kernel += "_rows"
+    small = math.prod(numbers[0]) <= pooling.WRITTEN_OUT and kernel.endswith("_rows")
+    source = (pooling.windows_source(kernel, element.short, *numbers) if small
+              else pooling.source(kernel, element.short, tap))
+    operands = [*[call.input(k) for k in range(len(call.inputs))], *[call.output(k) for k in range(len(call.outputs))]]
+    return Lowered((launch(source, items, *operands, *volume(x), *volume(out), *itertools.chain(*numbers)),))
+
+
 @lowers("max_pool")
 def lower_max_pool(call: Call) -> Lowered:
-    (x,), (out, _) = call.inputs, call.outputs
-    kernel, stride, dilation = (triple(call.attrs[name], 1) for name in ("kernel", "stride", "dilation"))
-    vectors = x.dtype in (float32, float64) and math.prod(x.shape[2:]) < 1 << 31
-    source = pooling.source("max_pool_rows" if vectors else "max_pool", x.dtype.short)
-    return Lowered((launch(source, rows(out), call.input(0), call.output(0), call.output(1), *volume(x), *volume(out),
-                           *kernel, *stride, *sides(call)[0], *dilation),))
+    return lower_maxima(call, "max_pool", rows(call.outputs[0]), call.inputs[0], call.outputs[0])
 
 
 @lowers("max_pool_grad")
 def lower_max_pool_grad(call: Call) -> Lowered:
-    (g, _), (out,) = call.inputs, call.outputs
-    return Lowered((launch(pooling.source("max_pool_grad", g.dtype.short), planes(out), call.input(0), call.input(1),
-                           call.output(), math.prod(out.shape[2:]), math.prod(g.shape[2:])),))
+    return lower_maxima(call, "max_pool_grad", planes(call.outputs[0]), call.outputs[0], call.inputs[0])
 
 
 @lowers("max_pool_gather")
 def lower_max_pool_gather(call: Call) -> Lowered:
-    (x, _), (out,) = call.inputs, call.outputs
-    return Lowered((launch(pooling.source("max_pool_gather", x.dtype.short), planes(out), call.input(0),
-                           call.input(1), call.output(), math.prod(x.shape[2:]), math.prod(out.shape[2:])),))
+    return lower_maxima(call, "max_pool_gather", planes(call.outputs[0]), call.inputs[0], call.outputs[0])
 
 
 def window(call: Call, x: TensorType, out: TensorType) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jitgrad import ops
+from jitgrad.dtypes import int64
 from jitgrad.errors import OutOfRangeError, complain
 from jitgrad.functional.autocast import casts
 from jitgrad.functional.core import (
@@ -24,7 +25,8 @@ from jitgrad.functional.core import (
     widened,
 )
 from jitgrad.functional.window import Ints, Sizes, apply_matrices, batched, both_sides, flattened, per_dimension
-from jitgrad.ops.builders import expand_dims, full
+from jitgrad.ops.builders import broadcast, expand_dims, full
+from jitgrad.ops.window import window_places
 
 __all__ = [
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
@@ -57,9 +59,17 @@ def _max_pool(op: str, dims: int, x: Tensor, kernel: Sizes, stride: Sizes | None
               ceil_mode: bool, return_indices: bool) -> Any:
     images, restore = batched(op, x, dims)
     window, steps, border = _windows(op, dims, kernel, stride, padding)
-    values, indices = ops.max_pool(images, kernel=window, stride=steps, padding=both_sides(border),
-                                   dilation=per_dimension(op, "dilation", dilation, dims), ceil_mode=bool(ceil_mode))
-    return (restore(values), restore(indices)) if return_indices else restore(values)
+    windows = {"kernel": window, "stride": steps, "padding": both_sides(border),
+               "dilation": per_dimension(op, "dilation", dilation, dims)}
+    values, taps = ops.max_pool(images, **windows, ceil_mode=bool(ceil_mode))
+    return (restore(values), restore(_indices(taps, images, windows))) if return_indices else restore(values)
+
+
+def _indices(taps: Tensor, images: Tensor, windows: dict[str, Any]) -> Tensor:
+    """i64: where the `taps` of windows stand in their planes."""
+    of_window, of_tap = window_places(tuple(images.shape[2:]), tuple(taps.shape[2:]), **windows)
+    shift = ops.take(from_array(of_tap), ops.cast(taps, dtype=int64), axis=0)
+    return ops.add(shift, broadcast(from_array(of_window), shift.shape))
 
 
 def _windows(op: str, dims: int, kernel: Sizes, stride: Sizes | None, padding: Sizes) -> tuple[Ints, Ints, Ints]:
@@ -274,10 +284,8 @@ def _adaptive_max_pool(op: str, dims: int, x: Tensor, output_size: Any, return_i
         raise complain(OutOfRangeError, op, f"there is no maximum of nothing: {describe(x)}")
     if all(n % t == 0 for n, t in zip(sizes, target)):
         kernel = tuple([n // t for n, t in zip(sizes, target)])
-        values, indices = ops.max_pool(images, kernel=kernel, stride=kernel, padding=both_sides((0,) * dims),
-                                       dilation=(1,) * dims, ceil_mode=False)
-    else:
-        values, indices = _maxima_at(images, _adaptive_places(sizes, target), target)
+        return _max_pool(op, dims, x, kernel, None, 0, 1, False, return_indices)
+    values, indices = _maxima_at(images, _adaptive_places(sizes, target), target)
     return (restore(values), restore(indices)) if return_indices else restore(values)
 
 
@@ -296,6 +304,6 @@ def _maxima_at(images: Tensor, places: np.ndarray, target: Sequence[int]) -> tup
     flat, where = flattened(images), from_array(places)
     within = expand_dims(ops.argmax(ops.take(flat, where, axis=2), axis=3), (3,))
     table = ops.broadcast_to(expand_dims(where, (0, 1)), shape=(*images.shape[:2], *places.shape))
-    indices = ops.gather(table, within, axis=3)
-    indices = ops.reshape(indices, shape=(*images.shape[:2], *target))
-    return ops.max_pool_gather(images, indices), indices
+    indices = ops.reshape(ops.gather(table, within, axis=3), shape=(*images.shape[:2], len(places)))
+    values, shape = ops.gather(flat, indices, axis=2), (*images.shape[:2], *target)
+    return ops.reshape(values, shape=shape), ops.reshape(indices, shape=shape)

@@ -2,8 +2,9 @@
 
 Attributes have one entry for each of these dimensions: kernel, stride and dilation a number, padding a pair (before,
 after). Padding never wins a maximum. With `ceil_mode` a last window may reach beyond the padding, if it starts inside
-of the image or its low padding. Positions of maxima are i64, counted in row-major order within the sizes of one channel,
-here called a plane.
+of the image or its low padding. Where a maximum was found is the number of its tap: the place in the window, counted in
+row-major order. It fits into a byte, unless windows are very large. With the window's own place it says the position in the
+plane, the sizes of one channel (`window_places`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jitgrad import ops
-from jitgrad.dtypes import int64
+from jitgrad.dtypes import DType, int32, uint8
 from jitgrad.errors import ShapeError, complain
 from jitgrad.ir.op import Op, register
 from jitgrad.ir.types import TensorType
@@ -26,8 +27,6 @@ __all__ = ["avg_pool", "avg_pool_grad", "max_pool", "max_pool_gather", "max_pool
 Ints = tuple[int, ...]
 Padding = tuple[tuple[int, int], ...]
 RANKS = (1, 2, 3)
-ANYWHERE: dict[str, Ints] = {"kernel": (), "stride": (), "padding": (), "dilation": ()}
-"""Windows of `max_pool_grad` of which nothing is known."""
 
 
 def pooled_size(size: int, kernel: int, stride: int, padding: tuple[int, int], dilation: int, ceil_mode: bool) -> int:
@@ -82,11 +81,28 @@ def _taps(kernel: Ints, stride: Ints, dilation: Ints, out: Ints) -> Iterator[tup
 # ---- maximum ---------------------------------------------------------------------------------------------------
 
 
+def tap_dtype(kernel: Ints) -> DType:
+    """What numbers of taps are."""
+    return uint8 if math.prod(kernel) <= 256 else int32
+
+
+def window_places(sizes: Ints, out: Ints, kernel: Ints, stride: Ints, padding: Padding,
+                  dilation: Ints) -> tuple[np.ndarray, np.ndarray]:
+    """i64 arrays of which the sum is a position within a plane: one with what a window, [*out], adds to it, and one with what
+    a tap does."""
+    windows, taps = np.zeros(out, np.int64), np.zeros(kernel, np.int64)
+    for axis, (s, (low, _), d) in enumerate(zip(stride, padding, dilation, strict=True)):
+        step = math.prod(sizes[axis + 1:])
+        windows += (np.indices(out, sparse=True)[axis] * s - low) * step
+        taps += np.indices(kernel, sparse=True)[axis] * (d * step)
+    return windows, taps.reshape(-1)
+
+
 def _infer_max_pool(x: TensorType, *, kernel: Ints, stride: Ints, padding: Padding, dilation: Ints,
                     ceil_mode: bool) -> tuple[TensorType, TensorType]:
     require_category("max_pool", x.dtype, "uif")
     shape = _pooled_shape("max_pool", x, kernel, stride, padding, dilation, ceil_mode)
-    return x.with_shape(shape), TensorType(int64, shape, x.device)
+    return x.with_shape(shape), TensorType(tap_dtype(kernel), shape, x.device)
 
 
 def _max_pool(x: np.ndarray, *, kernel: Ints, stride: Ints, padding: Padding, dilation: Ints,
@@ -94,64 +110,66 @@ def _max_pool(x: np.ndarray, *, kernel: Ints, stride: Ints, padding: Padding, di
     sizes = x.shape[2:]
     out = tuple([pooled_size(*one, ceil_mode) for one in zip(sizes, kernel, stride, padding, dilation, strict=True)])
     padded = _padded(x, 0, out, kernel, stride, padding, dilation)
-    best = np.zeros((*x.shape[:2], *out), x.dtype)
-    index = np.full(best.shape, -1, np.int64)
+    best, taps = np.zeros((*x.shape[:2], *out), x.dtype), np.zeros((*x.shape[:2], *out), tap_dtype(kernel).numpy)
+    found: Any = np.zeros(out, bool)
     starts = [grid * s - low for grid, s, (low, _) in zip(np.indices(out, sparse=True), stride, padding, strict=True)]
-    for offset, place in _taps(kernel, stride, dilation, out):
+    for number, (offset, place) in enumerate(_taps(kernel, stride, dilation, out)):
         inside: Any = True
-        position: Any = 0
         for start, shift, size in zip(starts, offset, sizes, strict=True):
             inside = inside & (start + shift >= 0) & (start + shift < size)
-            position = position * size + start + shift
         value = padded[place]
-        better = inside & ((index < 0) | (value > best) | (value != value))
+        better = inside & (~found | (value > best) | (value != value))
         np.copyto(best, value, where=better)
-        np.copyto(index, position, where=better)
-    return best, index
+        np.copyto(taps, number, where=better)
+        found = found | inside
+    return best, taps
 
 
-def _infer_max_pool_grad(gradient: TensorType, index: TensorType, *, input_shape: Ints, **_: Any) -> TensorType:
-    require_same("max_pool_grad", gradient, index.with_dtype(gradient.dtype))
+def _infer_max_pool_grad(gradient: TensorType, taps: TensorType, *, input_shape: Ints, kernel: Ints,
+                         **_: Any) -> TensorType:
+    require_same("max_pool_grad", gradient, taps.with_dtype(gradient.dtype))
     return gradient.with_shape(tuple(input_shape))
 
 
-def _plane_places(index: np.ndarray, planes: int, size: int) -> np.ndarray:
-    """Positions within planes as positions within the whole array, one row for each plane."""
-    return index.reshape(planes, math.prod(index.shape[2:])) + np.arange(planes)[:, None] * size
+def _max_pool_grad(gradient: np.ndarray, taps: np.ndarray, *, input_shape: Ints, kernel: Ints, stride: Ints,
+                   padding: Padding, dilation: Ints) -> np.ndarray:
+    out, nothing = gradient.shape[2:], gradient.dtype.type(0)
+    total = np.array(_padded(np.zeros(input_shape, gradient.dtype), 0, out, kernel, stride, padding, dilation))
+    for number, (_, place) in enumerate(_taps(kernel, stride, dilation, out)):
+        total[place] += np.where(taps == number, gradient, nothing)
+    return np.ascontiguousarray(total[_image(input_shape, padding)])
 
 
-def _max_pool_grad(gradient: np.ndarray, index: np.ndarray, *, input_shape: Ints, **_: Any) -> np.ndarray:
-    planes, size = math.prod(input_shape[:2]), math.prod(input_shape[2:])
-    places = _plane_places(index, planes, size).reshape(-1)
-    total = np.bincount(places, gradient.reshape(-1), planes * size) if places.size else np.zeros(planes * size)
-    return total.astype(gradient.dtype).reshape(input_shape)
+def _infer_max_pool_gather(x: TensorType, taps: TensorType, **_: Any) -> TensorType:
+    if x.ndim != taps.ndim or x.shape[:2] != taps.shape[:2]:
+        raise complain(ShapeError, "max_pool_gather", f"taps {taps} do not belong to x {x}")
+    return x.with_shape(taps.shape)
 
 
-def _infer_max_pool_gather(x: TensorType, index: TensorType) -> TensorType:
-    if x.ndim != index.ndim or x.shape[:2] != index.shape[:2]:
-        raise complain(ShapeError, "max_pool_gather", f"index {index} does not belong to x {x}")
-    return x.with_shape(index.shape)
-
-
-def _max_pool_gather(x: np.ndarray, index: np.ndarray) -> Any:
-    planes, size = math.prod(x.shape[:2]), math.prod(x.shape[2:])
-    return x.reshape(-1)[_plane_places(index, planes, size)].reshape(index.shape)
+def _max_pool_gather(x: np.ndarray, taps: np.ndarray, *, kernel: Ints, stride: Ints, padding: Padding,
+                     dilation: Ints) -> np.ndarray:
+    out, result = taps.shape[2:], np.zeros(taps.shape, x.dtype)
+    padded = _padded(x, 0, out, kernel, stride, padding, dilation)
+    for number, (_, place) in enumerate(_taps(kernel, stride, dilation, out)):
+        np.copyto(result, padded[place], where=taps == number)
+    return result
 
 
 max_pool: Op = register(Op(
     "max_pool", ("x",), _infer_max_pool, checked_first(_infer_max_pool, _max_pool), "window", outputs=2,
     vjp=(lambda g0, out1, x_type, kernel, stride, padding, dilation: ops.max_pool_grad(
         g0, out1, input_shape=x_type.shape, kernel=kernel, stride=stride, padding=padding, dilation=dilation),),
-    doc="Largest element of every window (nan if there is one), and its position within the plane."))
+    doc="Largest element of every window (nan if there is one), and the number of its tap."))
 max_pool_grad: Op = register(Op(
-    "max_pool_grad", ("gradient", "index"), _infer_max_pool_grad, _max_pool_grad, "window",
-    vjp=(lambda g, index: ops.max_pool_gather(g, index), None),
-    doc="Zeros of `input_shape` with `gradient` added at the positions `index` of each plane. Each lies in its window; with "
-        "an empty `kernel` nothing is known of the windows, and it may lie anywhere."))
+    "max_pool_grad", ("gradient", "taps"), _infer_max_pool_grad, in_float32(_max_pool_grad), "window",
+    vjp=(lambda g, taps, kernel, stride, padding, dilation: ops.max_pool_gather(
+        g, taps, kernel=kernel, stride=stride, padding=padding, dilation=dilation), None),
+    doc="Zeros of `input_shape` with the `gradient` of every window added at that of its `taps`."))
 max_pool_gather: Op = register(Op(
-    "max_pool_gather", ("x", "index"), _infer_max_pool_gather, _max_pool_gather, "window",
-    vjp=(lambda g, index, x_type: ops.max_pool_grad(g, index, input_shape=x_type.shape, **ANYWHERE), None),
-    doc="The elements of x at the positions `index` of each plane."))
+    "max_pool_gather", ("x", "taps"), _infer_max_pool_gather, _max_pool_gather, "window",
+    vjp=(lambda g, taps, x_type, kernel, stride, padding, dilation: ops.max_pool_grad(
+        g, taps, input_shape=x_type.shape, kernel=kernel, stride=stride, padding=padding, dilation=dilation), None),
+    doc="The element of x at that of the `taps` of every window."))
 
 # ---- mean ------------------------------------------------------------------------------------------------------
 

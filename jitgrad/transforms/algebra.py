@@ -261,8 +261,8 @@ def choose_by_negation(condition: Value, x: Value, y: Value) -> Result:
 
 @rule("where")
 def choose_before_pooling(condition: Value, x: Value, y: Value) -> Result:
-    """where(y > c, max_pool_grad(g, index), 0) -> max_pool_grad(where(o > c, g, 0), index), with o, index = max_pool(y), any
-    comparison, and its branches either way around: at the position that a window took its maximum from, y is that maximum.
+    """where(y > c, max_pool_grad(g, taps), 0) -> max_pool_grad(where(o > c, g, 0), taps), with o, taps = max_pool(y), any
+    comparison, and its branches either way around: at the tap that a window took its maximum from, y is that maximum.
 
     This is the gradient of an activation before a pooling layer, done on what was pooled."""
     kept, zero = (x, y) if is_constant(y, 0.0) else (y, x)

@@ -1,7 +1,7 @@
-"""Pooling windows over planes ``[planes, depth, height, width]``: maxima with their places, averages, and the gradients
+"""Pooling windows over planes ``[planes, depth, height, width]``: maxima with their taps, averages, and the gradients
 of both. An image has depth 1, a sequence also height 1.
 
-A place is the number ``(layer * height + row) * width + column`` within the input plane. Padding is never read: maxima
+The tap of a maximum is the number ``(i * tall + j) * wide + k`` of its place within the window. Padding is never read: maxima
 ignore it, averages count it when asked to. A NaN in a window is its maximum.
 """
 
@@ -13,18 +13,28 @@ from typing import Any
 
 from jitgrad.kernels.cpu.math import maximum, minimum, select
 from jitgrad.kernels.cpu.scalar import f32 as T
-from jitgrad.kernels.cpu.standins import fail, i64, load, pointer, store
+from jitgrad.kernels.cpu.standins import i64, load, pointer, store, u8 as K
 from jitgrad.kernels.cpu.template import text
-from jitgrad.kernels.cpu.tile import largest_run
+from jitgrad.kernels.cpu.tile import largest_grad_run, largest_run
 
 WRITTEN_OUT = 27                                # taps of a window up to which it has a kernel of its own
+WINDOW = 10                                     # the argument with which the numbers of the windows of a maximum begin
 
 Triple = tuple[int, int, int]
 
 
-def source(kernel: str, element: str) -> str:
-    """The text of the kernel of this name for a short dtype name such as ``f32``."""
-    return text(KERNELS[kernel], T=element)
+def source(kernel: str, element: str, tap: str = "u8") -> str:
+    """The text of the kernel of this name for a short dtype name such as ``f32``, and that of numbers of taps."""
+    return text(KERNELS[kernel], T=element, K=tap)
+
+
+def windows_source(kernel: str, element: str, *window: Triple) -> str:
+    """The same for maxima of windows of this form and of at most `WRITTEN_OUT` taps: kernel, stride, padding, dilation."""
+    made = source(kernel, element)
+    for place, number in enumerate(itertools.chain(*window), WINDOW):
+        made = made.replace(f"args[{place}]", str(number))
+    spelled = "_".join("x".join(map(str, triple)) for triple in window)
+    return made.replace(f"def {kernel}_", f"def {kernel}_{spelled}_", 1)
 
 
 # Windows that lie inside of the plane are a loop without branches, in which neighbours are one vector; those that stick out
@@ -147,15 +157,14 @@ def _distances(kernel: Triple) -> list[str]:
 
 
 def max_pool_rows(args, begin, end, thread):
-    """`max_pool`, with the same arguments, for float32 and float64 and planes of less than 2**31 elements."""
-    x, o, index = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, i64)
+    """`max_pool`, with the same arguments, for float32 and float64 and rows of less than 2**31 elements."""
+    x, o, taps = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, K)
     depth, height, width, layers, rows, columns = args[4], args[5], args[6], args[7], args[8], args[9]
     deep, tall, wide, onward, down, across = args[10], args[11], args[12], args[13], args[14], args[15]
     front, top, left, behind, apart, beside = args[16], args[17], args[18], args[19], args[20], args[21]
     line = begin // rows
     number, at_layer, at_row = line // layers, line % layers, begin - line * rows
     for item in range(begin, end):
-        plane = number * depth * height * width
         layer, row = at_layer * onward - front, at_row * down - top
         first_layer, last_layer, first_row, last_row = i64(0), i64(deep), i64(0), i64(tall)
         if layer < 0 or layer + (deep - 1) * behind >= depth:                   # divisions take time
@@ -164,10 +173,10 @@ def max_pool_rows(args, begin, end, thread):
         if row < 0 or row + (tall - 1) * apart >= height:
             first_row = maximum(i64(-(row // apart)), i64(0))
             last_row = minimum(i64((height - 1 - row) // apart + 1), tall)
-        corner = (layer + first_layer * behind) * height + row + first_row * apart
+        corner = (number * depth + layer + first_layer * behind) * height + row + first_row * apart
         largest_run(columns, across, last_layer - first_layer, behind * height * width, last_row - first_row, apart * width,
-                    wide, beside, left, left + width, x, plane + corner * width - left, plane, o, item * columns,
-                    index, item * columns)
+                    wide, beside, left, left + width, x, corner * width - left, (first_layer * tall + first_row) * wide,
+                    tall * wide, o, item * columns, taps, item * columns)
         at_row += 1
         if at_row == rows:
             at_row = i64(0)
@@ -177,10 +186,36 @@ def max_pool_rows(args, begin, end, thread):
                 number += 1
 
 
+def max_pool_grad_rows(args, begin, end, thread):
+    """`max_pool_grad`, with the same arguments, for float32 and float64 and rows of less than 2**31 elements. A row of the
+    result gets what the rows of windows give that it belongs to, the first of these first."""
+    g, taps, o = pointer(args, 1, T), pointer(args, 2, K), pointer(args, 3, T)
+    depth, height, width, layers, rows, columns = args[4], args[5], args[6], args[7], args[8], args[9]
+    deep, tall, wide, onward, down, across = args[10], args[11], args[12], args[13], args[14], args[15]
+    front, top, left, behind, apart, beside = args[16], args[17], args[18], args[19], args[20], args[21]
+    for line in range(begin * depth, end * depth):
+        number = line // depth
+        for y in range(height):
+            target, more = (line * height + y) * width, i64(0)
+            for i in range(deep):
+                layer = line - number * depth + front - (deep - 1 - i) * behind
+                if layer >= 0 and layer < layers * onward and layer % onward == 0:
+                    for j in range(tall):
+                        row = y + top - (tall - 1 - j) * apart
+                        if row >= 0 and row < rows * down and row % down == 0:
+                            source = ((number * layers + layer // onward) * rows + row // down) * columns
+                            largest_grad_run(width, across, left, columns, wide, beside, g, source, taps, source,
+                                             ((deep - 1 - i) * tall + tall - 1 - j) * wide, o, target, more)
+                            more = i64(1)
+            if more == 0:
+                for c in range(target, target + width):
+                    store(o, c, T(0), 2, 3)
+
+
 def max_pool(args, begin, end, thread):
-    """An item is a row of the result. Arguments: x, o, index; depth, height, width; the same of the result; then along
+    """An item is a row of the result. Arguments: x, o, taps; depth, height, width; the same of the result; then along
     depth, height and width the kernel, the stride, the padding before, the dilation."""
-    x, o, index = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, i64)
+    x, o, taps = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, K)
     depth, height, width, layers, rows, columns = args[4], args[5], args[6], args[7], args[8], args[9]
     deep, tall, wide, onward, down, across = args[10], args[11], args[12], args[13], args[14], args[15]
     front, top, left, behind, apart, beside = args[16], args[17], args[18], args[19], args[20], args[21]
@@ -188,8 +223,9 @@ def max_pool(args, begin, end, thread):
         line = item // rows
         number = line // layers
         plane, out = number * depth * height * width, item * columns
+        unknown = i64(1)                                            # no line of taps has been there yet
         for c in range(columns):
-            store(index, out + c, -1, 2, 3)
+            store(taps, out + c, K(0), 2, 3)
         for tap in range(deep * tall):
             layer = (line - number * layers) * onward - front + tap // tall * behind
             row = (item - line * rows) * down - top + tap % tall * apart
@@ -199,42 +235,56 @@ def max_pool(args, begin, end, thread):
                     first = maximum(i64(-(shift // across)), i64(0))
                     last = minimum(i64((width - 1 - shift) // across + 1), columns)
                     for c in range(first, last):
-                        place = i64((layer * height + row) * width + shift + c * across)
-                        value, best = load(x, plane + place, 0, 3), load(o, out + c, 1, 3)
-                        old = load(index, out + c, 2, 3)
-                        better = (old < 0) | (value > best) | (value != value)
+                        value = load(x, plane + (layer * height + row) * width + shift + c * across, 0, 3)
+                        best, old = load(o, out + c, 1, 3), load(taps, out + c, 2, 3)
+                        none = (unknown != 0) & ((j == 0) | (c * across + shift < beside))
+                        better = none | (value > best) | (value != value)
                         store(o, out + c, select(better, value, best), 1, 3)
-                        store(index, out + c, select(better, place, old), 2, 3)
+                        store(taps, out + c, select(better, K(tap * wide + j), old), 2, 3)
+                unknown = i64(0)
 
 
 def max_pool_grad(args, begin, end, thread):
-    """An item is a plane of the input's gradient. Arguments: g, index, o; size of an input plane, of an output
-    plane."""
-    g, index, o = pointer(args, 1, T), pointer(args, 2, i64), pointer(args, 3, T)
-    inner, count = args[4], args[5]
+    """An item is a plane of the input's gradient. Arguments: g, taps, o; then those of `max_pool`."""
+    g, taps, o = pointer(args, 1, T), pointer(args, 2, K), pointer(args, 3, T)
+    depth, height, width, layers, rows, columns = args[4], args[5], args[6], args[7], args[8], args[9]
+    deep, tall, wide, onward, down, across = args[10], args[11], args[12], args[13], args[14], args[15]
+    front, top, left, behind, apart, beside = args[16], args[17], args[18], args[19], args[20], args[21]
     for item in range(begin, end):
-        for i in range(item * inner, (item + 1) * inner):
+        for i in range(item * depth * height * width, (item + 1) * depth * height * width):
             store(o, i, T(0), 2, 3)
-        for k in range(item * count, (item + 1) * count):
-            place = load(index, k, 1, 3)
-            if place < 0 or place >= inner:
-                fail(args, 1, item, place)
-            else:
-                total = T(load(o, item * inner + place, 2, 3) + load(g, k, 0, 3))
-                store(o, item * inner + place, total, 2, 3)
+        for line in range(layers * rows):
+            layer, row = line // rows * onward - front, line % rows * down - top
+            for c in range(columns):
+                window = (item * layers * rows + line) * columns + c
+                tap = i64(load(taps, window, 1, 3))
+                z = layer + tap // (tall * wide) * behind
+                y = row + tap // wide % tall * apart
+                x = c * across - left + tap % wide * beside
+                if z >= 0 and z < depth and y >= 0 and y < height and x >= 0 and x < width:
+                    place = ((item * depth + z) * height + y) * width + x
+                    store(o, place, T(load(o, place, 2, 3) + load(g, window, 0, 3)), 2, 3)
 
 
 def max_pool_gather(args, begin, end, thread):
-    """An item is a plane of the result. Arguments: x, index, o; size of an input plane, of an output plane."""
-    x, index, o = pointer(args, 1, T), pointer(args, 2, i64), pointer(args, 3, T)
-    inner, count = args[4], args[5]
+    """An item is a plane of the result. Arguments: x, taps, o; then those of `max_pool`."""
+    x, taps, o = pointer(args, 1, T), pointer(args, 2, K), pointer(args, 3, T)
+    depth, height, width, layers, rows, columns = args[4], args[5], args[6], args[7], args[8], args[9]
+    deep, tall, wide, onward, down, across = args[10], args[11], args[12], args[13], args[14], args[15]
+    front, top, left, behind, apart, beside = args[16], args[17], args[18], args[19], args[20], args[21]
     for item in range(begin, end):
-        for k in range(item * count, (item + 1) * count):
-            place = load(index, k, 1, 3)
-            if place < 0 or place >= inner:
-                fail(args, 1, item, place)
-            else:
-                store(o, k, load(x, item * inner + place, 0, 3), 2, 3)
+        for line in range(layers * rows):
+            layer, row = line // rows * onward - front, line % rows * down - top
+            for c in range(columns):
+                window = (item * layers * rows + line) * columns + c
+                tap = i64(load(taps, window, 1, 3))
+                z = layer + tap // (tall * wide) * behind
+                y = row + tap // wide % tall * apart
+                column = c * across - left + tap % wide * beside
+                value = T(0)
+                if z >= 0 and z < depth and y >= 0 and y < height and column >= 0 and column < width:
+                    value = load(x, ((item * depth + z) * height + y) * width + column, 0, 3)
+                store(o, window, value, 2, 3)
 
 
 def avg_pool(args, begin, end, thread):
@@ -315,4 +365,5 @@ def avg_pool_grad(args, begin, end, thread):
                 at_layer += 1
 
 
-KERNELS = {k.__name__: k for k in (max_pool, max_pool_rows, max_pool_grad, max_pool_gather, avg_pool, avg_pool_grad)}
+KERNELS = {k.__name__: k for k in (max_pool, max_pool_rows, max_pool_grad, max_pool_grad_rows, max_pool_gather, avg_pool,
+                                   avg_pool_grad)}

@@ -164,23 +164,37 @@ def gather_run(count: int, low: int, high: int, x: Pointer, x_offset: int, x_ste
 
 
 def largest_run(count: int, across: int, deep: int, deep_step: int, tall: int, tall_step: int, wide: int, wide_step: int,
-                low: int, high: int, x: Pointer, x_offset: int, origin: int, o: Pointer, o_offset: int, index: Pointer,
-                index_offset: int) -> None:
-    """The maxima of `count` windows side by side to ``o[o_offset + r]``, and their places less `origin` to
-    ``index[index_offset + r]``.
+                low: int, high: int, x: Pointer, x_offset: int, first_tap: int, deep_taps: int, o: Pointer, o_offset: int,
+                taps: Pointer, taps_offset: int) -> None:
+    """The maxima of `count` windows side by side to ``o[o_offset + r]``, and at which of their taps these are to
+    ``taps[taps_offset + r]``, numbered ``first_tap + i * deep_taps + j * wide + k``.
 
     Window r has the elements ``x[x_offset + r * across + i * deep_step + j * tall_step + k * wide_step]`` for i < deep,
     j < tall, k < wide, of those with low <= r * across + k * wide_step < high: of equal ones the first is taken, and of NaNs
-    the last. The place is -1 where a window has none. `high` is below 2**31, and so are places."""
+    the last. The maximum of none is -inf. `high` is below 2**31."""
     for r in range(count):
-        best, at = o.memory.dtype.type(-np.inf), -1
+        best, at = o.memory.dtype.type(-np.inf), first_tap + sum(r * across + k * wide_step < low for k in range(wide))
         for i, j, k in itertools.product(range(deep), range(tall), range(wide)):
             column = r * across + k * wide_step
             place = x_offset + column + i * deep_step + j * tall_step
-            if low <= column < high and (at < 0 or x[place] > best or x[place] != x[place]):
-                best, at = x[place], place - origin
+            if low <= column < high and (x[place] > best or x[place] != x[place]):
+                best, at = x[place], first_tap + i * deep_taps + j * wide + k
         o[o_offset + r] = best
-        index[index_offset + r] = at
+        taps[taps_offset + r] = at
+
+
+def largest_grad_run(width: int, across: int, left: int, count: int, wide: int, wide_step: int, g: Pointer, g_offset: int,
+                     taps: Pointer, taps_offset: int, first_tap: int, o: Pointer, o_offset: int, accumulate: int) -> None:
+    """``o[o_offset + p]``, for p < width, becomes the sum of the ``g[g_offset + r]`` of those of `count` windows side by side
+    whose maximum, ``taps[taps_offset + r]``, is there: first_tap + k for a k < wide with r * across + k * wide_step ==
+    p + left. It is added to what is there if `accumulate` is not 0. `width` is below 2**31."""
+    for p in range(width):
+        total = o[o_offset + p] if accumulate else o.memory.dtype.type(0)
+        for k in reversed(range(wide)):
+            r, rest = divmod(p + left - k * wide_step, across)
+            if rest == 0 and 0 <= r < count and taps[taps_offset + r] == first_tap + k:
+                total += g[g_offset + r]
+        o[o_offset + p] = total
 
 
 def weighted_rows(rows: int, count: int, down: int, across: int, deep: int, deep_step: int, tall: int, tall_step: int,
@@ -262,4 +276,4 @@ def packed_block(rows: Any, depth: Any, x_row: Any, x_step: Any, width: Any) -> 
 
 NAMES: dict[str, Callable[..., Any]] = {**tile_transform.NAMES, **{f.__name__: f for f in (
     multiply_tile, multiply_placed, multiply_ahead, multiply_low, transpose_tile, transpose_block, gather_run, largest_run,
-    weighted_rows, dot_rows, invoke, make_panel, multiply_block, pack_block)}}
+    largest_grad_run, weighted_rows, dot_rows, invoke, make_panel, multiply_block, pack_block)}}

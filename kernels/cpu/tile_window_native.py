@@ -31,9 +31,10 @@ from jitgrad.kernels.cpu.tile_window_text import TAPS, WindowKernel
 
 class _Run:
     """Reads what windows side by side have at one tap: `lanes` elements, `across` from each other, of those whose column is
-    from `low` on and before `high`."""
+    from `low` on and before `high`. Where there are none, it reads `fill`."""
 
-    def __init__(self, builder: ir.IRBuilder, element: ir.Type, across: ir.Value, low: ir.Value, high: ir.Value):
+    def __init__(self, builder: ir.IRBuilder, element: ir.Type, across: ir.Value, low: ir.Value, high: ir.Value,
+                 fill: float = 0.0):
         self.builder, self.across, self.low, self.high = builder, across, low, high
         self.bytes = element_bytes(element)
         self.lanes = tile.tile_for(self.bytes).lanes
@@ -43,10 +44,14 @@ class _Run:
         self.close = builder.icmp_signed("==", across, constant(1))
         self.pairs = builder.icmp_signed("==", across, constant(2))
         self.alignment, self.nothing = ir.Constant(I32, self.bytes), ir.Constant(self.vector, None)
+        self.fill = ir.Constant(self.vector, [fill] * self.lanes)
         self.load, self.store = masked_load(builder.module, self.vector), masked_store(builder.module, self.vector)
-        mask = ir.VectorType(I1, self.lanes)
-        self.gather = declare(builder.module, f"llvm.masked.gather.{suffix(element, self.lanes)}.v{self.lanes}p0",
-                               self.vector, [ir.VectorType(POINTER, self.lanes), I32, mask, self.vector])
+        self.mask, lines = ir.VectorType(I1, self.lanes), ir.VectorType(POINTER, self.lanes)
+        name = f"{suffix(element, self.lanes)}.v{self.lanes}p0"
+        self.gather = declare(builder.module, f"llvm.masked.gather.{name}", self.vector,
+                              [lines, I32, self.mask, self.vector])
+        self.scatter = declare(builder.module, f"llvm.masked.scatter.{name}", ir.VoidType(),
+                               [self.vector, lines, I32, self.mask])
 
     def address(self, base: ir.Value, offset: ir.Value) -> ir.Value:
         return self.builder.bitcast(self.builder.gep(base, [offset]), POINTER)
@@ -56,27 +61,52 @@ class _Run:
         return self.builder.mul(elements, constant(self.bytes))
 
     def some(self, load: ir.Function, place: ir.Value, mask: ir.Value) -> ir.Value:
-        """The elements of `mask` at `place`, by `load`; else zeros."""
+        """The elements of `mask` at `place`, by `load`; else `fill`."""
         return where_all(self.builder, mask,
-                         lambda lanes: self.builder.call(load, [place, self.alignment, lanes, self.nothing]))
+                         lambda lanes: self.builder.call(load, [place, self.alignment, lanes, self.fill]))
 
-    def put(self, value: ir.Value, place: ir.Value, mask: ir.Value) -> None:
-        """Store the elements of `mask`."""
+    def put(self, value: ir.Value, place: ir.Value, mask: ir.Value, store: ir.Function | None = None) -> None:
+        """Store the elements of `mask`, in a line or by `store`."""
         where_all(self.builder, mask,
-                  lambda lanes: self.builder.call(self.store, [value, place, self.alignment, lanes]))
+                  lambda lanes: self.builder.call(store or self.store, [value, place, self.alignment, lanes]))
+
+    def some_taps(self, taps: ir.Value, offset: ir.Value, mask: ir.Value) -> ir.Value:
+        """The numbers of taps of `mask`, as they are in memory."""
+        vector, name = self._taps(taps)
+        load = declare(self.builder.module, f"llvm.masked.load.{name}", vector, [POINTER, I32, self.mask, vector])
+        arguments = [self.address(taps, offset), ir.Constant(I32, vector.element.width // 8)]
+        return where_all(self.builder, mask, lambda lanes: self.builder.call(load, [*arguments, lanes,
+                                                                                   ir.Constant(vector, None)]))
+
+    def put_taps(self, numbers: ir.Value, taps: ir.Value, offset: ir.Value, mask: ir.Value) -> None:
+        """Store the numbers of taps of `mask`, of `lanes` in 32 bits each."""
+        vector, name = self._taps(taps)
+        store = declare(self.builder.module, f"llvm.masked.store.{name}", ir.VoidType(), [vector, POINTER, I32, self.mask])
+        narrow = self.builder.trunc(numbers, vector) if vector.element.width < 32 else numbers
+        arguments = [narrow, self.address(taps, offset), ir.Constant(I32, vector.element.width // 8)]
+        where_all(self.builder, mask, lambda lanes: self.builder.call(store, [*arguments, lanes]))
+
+    def _taps(self, taps: ir.Value) -> tuple[ir.VectorType, str]:
+        """A vector of what `taps` points to, and how the names of its intrinsics end."""
+        kind = taps.type.pointee
+        return ir.VectorType(kind, self.lanes), f"v{self.lanes}i{kind.width}.p0"
 
     def left(self, count: ir.Value, start: ir.Value) -> ir.Value:
         """Which lanes there are for `count` windows, of which the first is number `start`."""
         many = self.builder.trunc(self.builder.sub(count, start), I32)
         return self.builder.icmp_signed("<", self.numbers, splat(self.builder, many, self.lanes))
 
+    def whole(self, count: ir.Value, start: ir.Value) -> ir.Value:
+        """`start`, or where the last whole vector of `count` begins, if that is before it."""
+        last = self.builder.sub(count, constant(self.lanes))
+        late = self.builder.and_(self.builder.icmp_signed(">", start, last), self.builder.icmp_signed(">=", last, constant(0)))
+        return self.builder.select(late, last, start)
+
     def read(self, x: ir.Value, place: ir.Value, column: ir.Value, last: ir.Value) -> tuple[ir.Value, ir.Value]:
         """The elements from `place` on, in `column` and behind it, up to column `last`; and which of them there are."""
         builder, lanes = self.builder, self.lanes
-        end = builder.add(last, constant(1))
-        stop = builder.select(builder.icmp_signed("<", end, self.high), end, self.high)
-        stop = builder.select(builder.icmp_signed("<", stop, self.low), self.low, stop)
-        inside = self._within(column, self.spaced, stop)
+        stop = self._stop(last)
+        inside = self.within(column, self.spaced, stop)
         with builder.if_else(self.close) as (then, otherwise):
             with then:
                 beside = self.some(self.load, self.address(x, place), inside)
@@ -88,7 +118,7 @@ class _Run:
                         every_second = self._every_second(halves, 0)
                         from_two = builder.block
                     with more:
-                        far = self._far(x, place, inside)
+                        far = self.some(self.gather, self.far(x, place), inside)
                         from_more = builder.block
                 apart = builder.phi(self.vector)
                 apart.add_incoming(every_second, from_two)
@@ -99,27 +129,30 @@ class _Run:
         value.add_incoming(apart, from_apart)
         return value, inside
 
-    def in_pairs(self, count: ir.Value, wide: ir.Value, step: ir.Value) -> ir.Value:
-        """Whether `count` windows have two columns each, and all of these once: none is outside."""
-        builder = self.builder
-        narrow = builder.and_(builder.icmp_signed("==", wide, constant(2)), builder.icmp_signed("==", step, constant(1)))
-        whole = builder.and_(builder.icmp_signed("<=", self.low, constant(0)),
-                             builder.icmp_signed("<=", builder.mul(count, constant(2)), self.high))
-        return builder.and_(builder.and_(self.pairs, narrow), whole)
-
-    def read_pairs(self, x: ir.Value, place: ir.Value, left: ir.Value) -> list[ir.Value]:
-        """The first columns of windows `in_pairs` of which the first is at `place`, and the second ones; of `left`
-        windows at the most."""
-        elements = self.builder.mul(left, constant(2))
-        halves = [self.some(self.load, self.address(x, self.builder.add(place, constant(first))),
-                            self.left(elements, constant(first))) for first in (0, self.lanes)]
+    def read_pairs(self, x: ir.Value, place: ir.Value, column: ir.Value, last: ir.Value) -> list[ir.Value]:
+        """For windows two columns from each other what `read` gives, and what it gives for the next column."""
+        stop = self._stop(last)
+        halves = [self._half(x, place, column, stop, first) for first in (0, self.lanes)]
         return [self._every_second(halves, first) for first in (0, 1)]
+
+    def _stop(self, last: ir.Value) -> ir.Value:
+        """Behind the columns that are read, if those behind `last` are not."""
+        builder = self.builder
+        end = builder.add(last, constant(1))
+        stop = builder.select(builder.icmp_signed("<", end, self.high), end, self.high)
+        return builder.select(builder.icmp_signed("<", stop, self.low), self.low, stop)
 
     def _every_second(self, halves: list[ir.Value], first: int) -> ir.Value:
         numbers = list(range(first, 2 * self.lanes, 2))
         return self.builder.shuffle_vector(*halves, ir.Constant(self.places, numbers))
 
-    def _within(self, first: ir.Value, steps: ir.Value, stop: ir.Value) -> ir.Value:
+    def interleaved(self, two: list[ir.Value], half: int) -> ir.Value:
+        """The first elements of two vectors in turns, or of `half` 1 the last ones."""
+        first = half * self.lanes // 2
+        numbers = [n for k in range(first, first + self.lanes // 2) for n in (k, self.lanes + k)]
+        return self.builder.shuffle_vector(*two, ir.Constant(self.places, numbers))
+
+    def within(self, first: ir.Value, steps: ir.Value, stop: ir.Value) -> ir.Value:
         """Which of the columns first + steps are from `low` on and before `stop`."""
         builder, lanes = self.builder, self.lanes
         beyond = builder.add(splat(builder, builder.trunc(builder.sub(first, self.low), I32), lanes), steps)
@@ -127,61 +160,143 @@ class _Run:
 
     def _half(self, x: ir.Value, place: ir.Value, column: ir.Value, stop: ir.Value, first: int) -> ir.Value:
         builder = self.builder
-        inside = self._within(builder.add(column, constant(first)), self.numbers, stop)
+        inside = self.within(builder.add(column, constant(first)), self.numbers, stop)
         return self.some(self.load, self.address(x, builder.add(place, constant(first))), inside)
 
-    def _far(self, x: ir.Value, place: ir.Value, inside: ir.Value) -> ir.Value:
+    def far(self, x: ir.Value, place: ir.Value) -> ir.Value:
+        """The addresses of lanes that are `across` from each other."""
         builder, lanes = self.builder, self.lanes
         spaced = builder.zext(self.spaced, ir.VectorType(I64, lanes))
         steps = builder.mul(spaced, splat(builder, constant(self.bytes), lanes))
         base = splat(builder, builder.ptrtoint(self.address(x, place), I64), lanes)
-        lines = builder.inttoptr(builder.add(base, steps), ir.VectorType(POINTER, lanes))
-        return self.some(self.gather, lines, inside)
+        return builder.inttoptr(builder.add(base, steps), ir.VectorType(POINTER, lanes))
 
 
 def _emit_largest_run(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
     element = context.get_value_type(signature.args[10].dtype)
-    (count, across, deep, deep_step, tall, tall_step, wide, wide_step, low, high, x, x_offset, origin, o, o_offset, index,
-     index_offset) = integers(context, builder, signature, values)
-    run = _Run(builder, element, across, low, high)
-    lanes, places = run.lanes, run.places
-    store_places = declare(builder.module, f"llvm.masked.store.v{lanes}i64.p0", ir.VoidType(),
-                            [ir.VectorType(I64, lanes), POINTER, I32, ir.VectorType(I1, lanes)])
+    (count, across, deep, deep_step, tall, tall_step, wide, wide_step, low, high, x, x_offset, first_tap, deep_taps, o,
+     o_offset, taps, taps_offset) = integers(context, builder, signature, values)
+    run = _Run(builder, element, across, low, high, float("-inf"))
     with builder.goto_entry_block():
-        best, at = builder.alloca(run.vector), builder.alloca(places)
-    def improve(value: ir.Value, place: ir.Value, inside: ir.Value | None = None) -> None:
-        """Take the elements that are at `place` and so on, where they are larger than those up to now, and `inside`."""
-        old, older = builder.load(best), builder.load(at)
-        better = builder.or_(builder.fcmp_ordered(">", value, old), builder.fcmp_unordered("uno", value, value))
-        better = builder.or_(better, builder.icmp_signed("<", older, ir.Constant(places, [0] * lanes)))
-        better = builder.and_(better, inside) if inside else better
-        here = builder.add(splat(builder, builder.trunc(builder.sub(place, origin), I32), lanes), run.spaced)
-        builder.store(builder.select(better, value, old), best)
-        builder.store(builder.select(better, here, older), at)
+        best, at = builder.alloca(run.vector), builder.alloca(run.places)
 
-    with cgutils.for_range_slice(builder, constant(0), count, constant(lanes), intp=I64) as (start, _):
-        builder.store(ir.Constant(run.vector, [float("-inf")] * lanes), best)
-        builder.store(ir.Constant(places, [-1] * lanes), at)
-        with builder.if_else(run.in_pairs(count, wide, wide_step)) as (then, otherwise):
-            with then, cgutils.for_range(builder, deep, intp=I64) as i, cgutils.for_range(builder, tall, intp=I64) as j:
-                line = builder.add(builder.mul(i.index, deep_step), builder.mul(j.index, tall_step))
-                place = builder.add(builder.add(x_offset, line), builder.mul(start, across))
-                for k, value in enumerate(run.read_pairs(x, place, builder.sub(count, start))):
-                    improve(value, builder.add(place, constant(k)))
-            with (otherwise, cgutils.for_range(builder, deep, intp=I64) as i,
-                  cgutils.for_range(builder, tall, intp=I64) as j, cgutils.for_range(builder, wide, intp=I64) as k):
-                shift = builder.mul(k.index, wide_step)
-                column, last = [builder.add(builder.mul(n, across), shift)
-                                for n in (start, builder.sub(count, constant(1)))]
-                line = builder.add(builder.mul(i.index, deep_step), builder.mul(j.index, tall_step))
-                place = builder.add(builder.add(x_offset, line), column)
-                value, inside = run.read(x, place, column, last)
-                improve(value, place, inside)
+    def improve(value: ir.Value, number: ir.Value) -> None:
+        """Take the elements at the tap of this number where they are larger than those up to now."""
+        old = builder.load(best)
+        better = builder.or_(builder.fcmp_ordered(">", value, old), builder.fcmp_unordered("uno", value, value))
+        here = splat(builder, builder.trunc(number, I32), run.lanes)
+        builder.store(builder.select(better, value, old), best)
+        builder.store(builder.select(better, here, builder.load(at)), at)
+
+    def begin(column: ir.Value) -> None:
+        """No element is larger than -inf: where all are this, it is the first that there is."""
+        builder.store(run.fill, best)
+        builder.store(splat(builder, builder.trunc(first_tap, I32), run.lanes), at)
+        with builder.if_then(builder.icmp_signed("<", column, low)), cgutils.for_range(builder, wide, intp=I64) as k:
+            missing = builder.sub(low, builder.add(column, builder.mul(k.index, wide_step)))
+            before = builder.icmp_signed("<", run.spaced, splat(builder, builder.trunc(missing, I32), run.lanes))
+            builder.store(builder.add(builder.load(at), builder.zext(before, run.places)), at)
+
+    def line(start: ir.Value, place: ir.Value, number: ir.Value) -> None:
+        """What windows from `start` on have at one line of taps, of which the first is at `place`."""
+        def columns(k: ir.Value, last: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+            shift, more = builder.mul(k, wide_step), builder.mul(last, wide_step)
+            return (builder.add(place, shift), builder.add(builder.mul(start, across), shift),
+                    builder.add(builder.mul(builder.sub(count, constant(1)), across), more))
+
+        together = builder.and_(run.pairs, builder.icmp_signed("==", wide_step, constant(1)))
+        with builder.if_else(together) as (then, otherwise):
+            with then, cgutils.for_range_slice(builder, constant(0), wide, constant(2), intp=I64) as (k, _):
+                next_k = builder.add(k, constant(1))
+                both = builder.icmp_signed("<", next_k, wide)
+                first, second = run.read_pairs(x, *columns(k, builder.select(both, next_k, k)))
+                improve(first, builder.add(number, k))
+                with builder.if_then(both):
+                    improve(second, builder.add(number, next_k))
+            with otherwise, cgutils.for_range(builder, wide, intp=I64) as k:
+                improve(run.read(x, *columns(k.index, k.index))[0], builder.add(number, k.index))
+
+    with cgutils.for_range_slice(builder, constant(0), count, constant(run.lanes), intp=I64) as (here, _):
+        start = run.whole(count, here)
+        begin(builder.mul(start, across))
+        with cgutils.for_range(builder, deep, intp=I64) as i, cgutils.for_range(builder, tall, intp=I64) as j:
+            place = builder.add(builder.mul(i.index, deep_step), builder.mul(j.index, tall_step))
+            number = builder.add(builder.mul(i.index, deep_taps), builder.mul(j.index, wide))
+            line(start, builder.add(builder.add(x_offset, builder.mul(start, across)), place), builder.add(first_tap, number))
         wanted = run.left(count, start)
         run.put(builder.load(best), run.address(o, builder.add(o_offset, start)), wanted)
-        wide_places = builder.sext(builder.load(at), ir.VectorType(I64, lanes))
-        there = run.address(index, builder.add(index_offset, start))
-        where_all(builder, wanted, lambda mask: builder.call(store_places, [wide_places, there, ir.Constant(I32, 8), mask]))
+        run.put_taps(builder.load(at), taps, builder.add(taps_offset, start), wanted)
+    return context.get_dummy_value()
+
+
+def _emit_largest_grad_run(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    element = context.get_value_type(signature.args[6].dtype)
+    (width, across, left, count, wide, wide_step, g, g_offset, taps, taps_offset, first_tap, o, o_offset,
+     accumulate) = integers(context, builder, signature, values)
+    run = _Run(builder, element, across, constant(0), count)
+    with builder.goto_entry_block():
+        totals = [builder.alloca(run.vector) for _ in range(2)]
+    adds = builder.icmp_signed("!=", accumulate, constant(0))
+
+    def add_up(start: ir.Value, phase: ir.Value, total: ir.Value) -> None:
+        """What windows give to the columns ``(start + lane) * across + phase``: the first window first."""
+        builder.store(run.nothing, total)
+        with cgutils.for_range(builder, wide, intp=I64) as loop:
+            k = builder.sub(builder.sub(wide, constant(1)), loop.index)
+            distance = builder.sub(builder.add(phase, left), builder.mul(k, wide_step))
+            with builder.if_then(builder.icmp_signed("==", builder.srem(distance, across), constant(0))):
+                first = builder.add(start, builder.sdiv(distance, across))
+                inside = run.within(first, run.numbers, count)
+                found = run.some_taps(taps, builder.add(taps_offset, first), inside)
+                number = builder.trunc(builder.add(first_tap, k), found.type.element)
+                chosen = builder.and_(inside, builder.icmp_signed("==", found, splat(builder, number, run.lanes)))
+                value = run.some(run.load, run.address(g, builder.add(g_offset, first)), inside)
+                old = builder.load(total)
+                builder.store(builder.select(chosen, builder.fadd(old, value), old), total)
+
+    def put(value: ir.Value, place: ir.Value, mask: ir.Value, how: tuple[ir.Function, ir.Function]) -> None:
+        """Store the elements of `mask`, or add them to what is there."""
+        load, store = how
+        with builder.if_else(adds) as (then, otherwise):
+            with then:
+                run.put(builder.fadd(run.some(load, place, mask), value), place, mask, store)
+            with otherwise:
+                run.put(value, place, mask, store)
+
+    def each(columns: ir.Value, phases: list[ir.Value], finish: Callable[[ir.Value], None]) -> None:
+        """Sums of so many columns of each of `phases`, `finish`ed a vector at a time."""
+        with cgutils.for_range_slice(builder, constant(0), columns, constant(run.lanes), intp=I64) as (here, _):
+            start = builder.select(adds, here, run.whole(columns, here))
+            for phase, total in zip(phases, totals):
+                add_up(start, phase, total)
+            finish(start)
+
+    def finish_close(start: ir.Value) -> None:
+        put(builder.load(totals[0]), run.address(o, builder.add(o_offset, start)), run.left(width, start),
+            (run.load, run.store))
+
+    def finish_pairs(start: ir.Value) -> None:
+        for half in range(2):
+            column = builder.add(builder.mul(start, constant(2)), constant(half * run.lanes))
+            put(run.interleaved([builder.load(total) for total in totals], half),
+                run.address(o, builder.add(o_offset, column)), run.left(width, column), (run.load, run.store))
+
+    def finish_far(phase: ir.Value, columns: ir.Value) -> Callable[[ir.Value], None]:
+        def finish(start: ir.Value) -> None:
+            place = builder.add(o_offset, builder.add(builder.mul(start, across), phase))
+            put(builder.load(totals[0]), run.far(o, place), run.left(columns, start), (run.gather, run.scatter))
+
+        return finish
+
+    with builder.if_else(run.close) as (then, otherwise):
+        with then:
+            each(width, [constant(0)], finish_close)
+        with otherwise, builder.if_else(run.pairs) as (two, more):
+            with two:
+                each(builder.sdiv(builder.add(width, constant(1)), constant(2)), [constant(0), constant(1)], finish_pairs)
+            with more, cgutils.for_range(builder, across, intp=I64) as phase:
+                columns = builder.sdiv(builder.sub(builder.add(width, builder.sub(across, constant(1))), phase.index), across)
+                each(columns, [phase.index], finish_far(phase.index, columns))
     return context.get_dummy_value()
 
 
@@ -309,5 +424,6 @@ def _emit_dot_rows(context: Any, builder: ir.IRBuilder, signature: Any, values: 
 
 
 teach(tile.largest_run, _emit_largest_run)
+teach(tile.largest_grad_run, _emit_largest_grad_run)
 teach(tile.weighted_rows, _emit_weighted_rows)
 teach(tile.dot_rows, _emit_dot_rows)
