@@ -18,12 +18,15 @@ from jitgrad.codegen.library_window import Triple, sides, triple, volume
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu.pooling import WRITTEN_OUT
 from jitgrad.kernels.cuda import pooling
+from jitgrad.ops.window import tap_dtype
 
 SIZES, POOLED = ("depth", "height", "width"), ("layers", "rows", "columns")
 WINDOW, STRIDE = ("deep", "tall", "wide"), ("onward", "down", "across")
 PADDING, DILATION = ("front", "top", "left"), ("behind", "apart", "beside")
-LAST, SPANS = ("last_layer", "last_row", "last_column"), ("layer_spans", "row_spans", "column_spans")
+SPANS = ("layer_spans", "row_spans", "column_spans")
 BEGIN, END = ("begin_layer", "begin_row", "begin_column"), ("end_layer", "end_row", "end_column")
+
+MAXIMA = (pooling.max_pool, pooling.max_pool_grad, pooling.max_pool_gather)     # the kernels that know numbers of taps
 
 Numbers = dict[str, int]
 
@@ -45,17 +48,18 @@ def lower(call: Call, kernel: Callable[..., Any], numbers: Numbers, loops: tuple
     if 0 in (x.size for x in call.inputs) and out.size:
         return None                                   # windows that see nothing but padding, sums of nothing
     missing = 3 - (out.ndim - 2)
-    known = {name for names in (SIZES, POOLED, WINDOW, STRIDE, PADDING, DILATION, LAST, SPANS) for name in names[:missing]}
-    if math.prod([numbers[name] for name in loops if name in (*WINDOW, *SPANS)]) <= WRITTEN_OUT:
+    known = {name for names in (SIZES, POOLED, WINDOW, STRIDE, PADDING, DILATION, SPANS) for name in names[:missing]}
+    if math.prod([numbers[name] for name in (SPANS if SPANS[0] in loops else WINDOW)]) <= WRITTEN_OUT:
         known.update(loops)
     wide = is_wide(call)
-    source = kernel_text(kernel, wide, T=out.dtype.short)
+    taps = {"K": tap_dtype(call.attrs["kernel"]).short} if kernel in MAXIMA else {}
+    source = kernel_text(kernel, wide, T=out.dtype.short, **taps)
     known_numbers = {name: number for name, number in numbers.items() if name in known}
     if known_numbers:
         source = pooling.pinned(source, known_numbers)
     buffers = [*[call.input(k) for k in range(len(call.inputs))], *[call.output(k) for k in range(len(call.outputs))]]
     return CudaLowered((gpu_launch(source, blocks_for(out.size), *buffers, out.size, *numbers.values(), wide=wide,
-                                   alignment=out.dtype.itemsize if len(buffers) == 2 else 8),))
+                                   alignment=max(t.dtype.itemsize for t in (*call.inputs, *call.outputs))),))
 
 
 def windows(call: Call, x: TensorType, out: TensorType) -> Numbers:
@@ -68,32 +72,26 @@ def windows(call: Call, x: TensorType, out: TensorType) -> Numbers:
 # ---- maximum
 
 
+def dilated_windows(call: Call, x: TensorType, out: TensorType) -> Numbers:
+    return {**windows(call, x, out), **named(DILATION, triple(call.attrs["dilation"], 1))}
+
+
 @lowers_on_gpu("max_pool")
 def lower_max_pool(call: Call, aligned: bool) -> CudaLowered | None:
-    dilation = named(DILATION, triple(call.attrs["dilation"], 1))
-    return lower(call, pooling.max_pool, {**windows(call, call.inputs[0], call.outputs[0]), **dilation}, WINDOW)
+    return lower(call, pooling.max_pool, dilated_windows(call, call.inputs[0], call.outputs[0]), WINDOW)
 
 
 @lowers_on_gpu("max_pool_grad")
 def lower_max_pool_grad(call: Call, aligned: bool) -> CudaLowered | None:
-    """Where nothing is known of the windows, any of the plane may have its maximum anywhere."""
-    (g, _), (out,) = call.inputs, call.outputs
-    sizes, pooled = volume(out), volume(g)
-    stride, padding, last, many = (1, 1, 1), pooled, tuple([a + b for a, b in zip(sizes, pooled, strict=True)]), pooled
-    if call.attrs["kernel"]:
-        kernel, dilation = triple(call.attrs["kernel"], 1), triple(call.attrs["dilation"], 1)
-        stride, padding = triple(call.attrs["stride"], 1), sides(call)[0]
-        last = tuple([(k - 1) * d for k, d in zip(kernel, dilation, strict=True)])
-        many = spans(triple(last, 0), stride)
-    numbers = {**named(SIZES, sizes), **named(POOLED, pooled), **named(STRIDE, stride), **named(PADDING, padding),
-               **named(LAST, last), **named(SPANS, many)}
-    return lower(call, pooling.max_pool_grad, numbers, (*STRIDE, *SPANS))
+    numbers = dilated_windows(call, call.outputs[0], call.inputs[0])
+    last = triple([(k - 1) * d for k, d in zip(call.attrs["kernel"], call.attrs["dilation"], strict=True)], 0)
+    many = named(SPANS, spans(last, triple(call.attrs["stride"], 1)))
+    return lower(call, pooling.max_pool_grad, {**numbers, **many}, (*WINDOW, *STRIDE, *DILATION, *SPANS))
 
 
 @lowers_on_gpu("max_pool_gather")
 def lower_max_pool_gather(call: Call, aligned: bool) -> CudaLowered | None:
-    (x, _), (out,) = call.inputs, call.outputs
-    return lower(call, pooling.max_pool_gather, {"size": math.prod(x.shape[2:]), "count": math.prod(out.shape[2:])}, ())
+    return lower(call, pooling.max_pool_gather, dilated_windows(call, call.inputs[0], call.outputs[0]), WINDOW)
 
 
 # ---- mean

@@ -49,11 +49,11 @@ def lower_maxima(call: Call, kernel: str, items: int, x: TensorType, out: Tensor
     element, tap = x.dtype, tap_dtype(call.attrs["kernel"]).short
     numbers = (*[triple(call.attrs[name], 1) for name in ("kernel", "stride")], sides(call)[0],
                triple(call.attrs["dilation"], 1))
-    if kernel != "max_pool_gather" and element in (float32, float64) and x.shape[-1] < 1 << 31:
+    fits = element in (float32, float64) and x.shape[-1] < 1 << 31
+    if fits and (kernel == "max_pool" or (kernel == "max_pool_grad" and numbers[1][2] <= 2)):
         kernel += "_rows"
-    small = math.prod(numbers[0]) <= pooling.WRITTEN_OUT and kernel.endswith("_rows")
-    source = (pooling.windows_source(kernel, element.short, *numbers) if small
-              else pooling.source(kernel, element.short, tap))
+    written_out = numbers if math.prod(numbers[0]) <= pooling.WRITTEN_OUT else ()
+    source = pooling.source(kernel, element.short, tap, *written_out)
     operands = [*[call.input(k) for k in range(len(call.inputs))], *[call.output(k) for k in range(len(call.outputs))]]
     return Lowered((launch(source, items, *operands, *volume(x), *volume(out), *itertools.chain(*numbers)),))
 

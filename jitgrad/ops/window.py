@@ -88,8 +88,8 @@ def tap_dtype(kernel: Ints) -> DType:
 
 def window_places(sizes: Ints, out: Ints, kernel: Ints, stride: Ints, padding: Padding,
                   dilation: Ints) -> tuple[np.ndarray, np.ndarray]:
-    """i64 arrays of which the sum is a position within a plane: one with what a window, [*out], adds to it, and one with what
-    a tap does."""
+    """Two i64 arrays of which the sum is a position within a plane: what each window adds to it, [*out], and what each tap
+    does."""
     windows, taps = np.zeros(out, np.int64), np.zeros(kernel, np.int64)
     for axis, (s, (low, _), d) in enumerate(zip(stride, padding, dilation, strict=True)):
         step = math.prod(sizes[axis + 1:])

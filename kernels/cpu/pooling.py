@@ -1,8 +1,8 @@
 """Pooling windows over planes ``[planes, depth, height, width]``: maxima with their taps, averages, and the gradients
 of both. An image has depth 1, a sequence also height 1.
 
-The tap of a maximum is the number ``(i * tall + j) * wide + k`` of its place within the window. Padding is never read: maxima
-ignore it, averages count it when asked to. A NaN in a window is its maximum.
+The tap of a maximum is the number ``(i * tall + j) * wide + k`` of its place within the window. Padding is never read:
+maxima ignore it, averages count it when asked to. A NaN in a window is its maximum.
 """
 
 from __future__ import annotations
@@ -23,18 +23,14 @@ WINDOW = 10                                     # the argument with which the nu
 Triple = tuple[int, int, int]
 
 
-def source(kernel: str, element: str, tap: str = "u8") -> str:
-    """The text of the kernel of this name for a short dtype name such as ``f32``, and that of numbers of taps."""
-    return text(KERNELS[kernel], T=element, K=tap)
-
-
-def windows_source(kernel: str, element: str, *window: Triple) -> str:
-    """The same for maxima of windows of this form and of at most `WRITTEN_OUT` taps: kernel, stride, padding, dilation."""
-    made = source(kernel, element)
+def source(kernel: str, element: str, tap: str = "u8", *window: Triple) -> str:
+    """The text of the kernel of this name for a short dtype name such as ``f32``, and that of numbers of taps. `window`: of
+    maxima, the kernel, stride, padding and dilation that are to stand in the text instead of arguments."""
+    made = text(KERNELS[kernel], T=element, K=tap)
     for place, number in enumerate(itertools.chain(*window), WINDOW):
         made = made.replace(f"args[{place}]", str(number))
     spelled = "_".join("x".join(map(str, triple)) for triple in window)
-    return made.replace(f"def {kernel}_", f"def {kernel}_{spelled}_", 1)
+    return made.replace(f"def {kernel}_", f"def {kernel}_{spelled}_", 1) if window else made
 
 
 # Windows that lie inside of the plane are a loop without branches, in which neighbours are one vector; those that stick out
@@ -166,17 +162,19 @@ def max_pool_rows(args, begin, end, thread):
     number, at_layer, at_row = line // layers, line % layers, begin - line * rows
     for item in range(begin, end):
         layer, row = at_layer * onward - front, at_row * down - top
-        first_layer, last_layer, first_row, last_row = i64(0), i64(deep), i64(0), i64(tall)
-        if layer < 0 or layer + (deep - 1) * behind >= depth:                   # divisions take time
+        if layer >= 0 and layer + (deep - 1) * behind < depth and row >= 0 and row + (tall - 1) * apart < height:
+            largest_run(columns, across, deep, behind * height * width, tall, apart * width, wide, beside, left,
+                        left + width, x, ((number * depth + layer) * height + row) * width - left, 0, tall * wide,
+                        o, item * columns, taps, item * columns)
+        else:
             first_layer = maximum(i64(-(layer // behind)), i64(0))
             last_layer = minimum(i64((depth - 1 - layer) // behind + 1), deep)
-        if row < 0 or row + (tall - 1) * apart >= height:
             first_row = maximum(i64(-(row // apart)), i64(0))
             last_row = minimum(i64((height - 1 - row) // apart + 1), tall)
-        corner = (number * depth + layer + first_layer * behind) * height + row + first_row * apart
-        largest_run(columns, across, last_layer - first_layer, behind * height * width, last_row - first_row, apart * width,
-                    wide, beside, left, left + width, x, corner * width - left, (first_layer * tall + first_row) * wide,
-                    tall * wide, o, item * columns, taps, item * columns)
+            corner = (number * depth + layer + first_layer * behind) * height + row + first_row * apart
+            largest_run(columns, across, last_layer - first_layer, behind * height * width, last_row - first_row,
+                        apart * width, wide, beside, left, left + width, x, corner * width - left,
+                        (first_layer * tall + first_row) * wide, tall * wide, o, item * columns, taps, item * columns)
         at_row += 1
         if at_row == rows:
             at_row = i64(0)
@@ -187,8 +185,9 @@ def max_pool_rows(args, begin, end, thread):
 
 
 def max_pool_grad_rows(args, begin, end, thread):
-    """`max_pool_grad`, with the same arguments, for float32 and float64 and rows of less than 2**31 elements. A row of the
-    result gets what the rows of windows give that it belongs to, the first of these first."""
+    """`max_pool_grad`, with the same arguments, for float32 and float64, windows one column or two from each other, and rows
+    of less than 2**31 elements. A row of the result gets what the rows of windows give that it belongs to, the first of
+    these first."""
     g, taps, o = pointer(args, 1, T), pointer(args, 2, K), pointer(args, 3, T)
     depth, height, width, layers, rows, columns = args[4], args[5], args[6], args[7], args[8], args[9]
     deep, tall, wide, onward, down, across = args[10], args[11], args[12], args[13], args[14], args[15]
@@ -248,7 +247,7 @@ def max_pool_grad(args, begin, end, thread):
     """An item is a plane of the input's gradient. Arguments: g, taps, o; then those of `max_pool`."""
     g, taps, o = pointer(args, 1, T), pointer(args, 2, K), pointer(args, 3, T)
     depth, height, width, layers, rows, columns = args[4], args[5], args[6], args[7], args[8], args[9]
-    deep, tall, wide, onward, down, across = args[10], args[11], args[12], args[13], args[14], args[15]
+    tall, wide, onward, down, across = args[11], args[12], args[13], args[14], args[15]
     front, top, left, behind, apart, beside = args[16], args[17], args[18], args[19], args[20], args[21]
     for item in range(begin, end):
         for i in range(item * depth * height * width, (item + 1) * depth * height * width):
@@ -270,7 +269,7 @@ def max_pool_gather(args, begin, end, thread):
     """An item is a plane of the result. Arguments: x, taps, o; then those of `max_pool`."""
     x, taps, o = pointer(args, 1, T), pointer(args, 2, K), pointer(args, 3, T)
     depth, height, width, layers, rows, columns = args[4], args[5], args[6], args[7], args[8], args[9]
-    deep, tall, wide, onward, down, across = args[10], args[11], args[12], args[13], args[14], args[15]
+    tall, wide, onward, down, across = args[11], args[12], args[13], args[14], args[15]
     front, top, left, behind, apart, beside = args[16], args[17], args[18], args[19], args[20], args[21]
     for item in range(begin, end):
         for line in range(layers * rows):

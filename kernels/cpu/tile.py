@@ -185,9 +185,10 @@ def largest_run(count: int, across: int, deep: int, deep_step: int, tall: int, t
 
 def largest_grad_run(width: int, across: int, left: int, count: int, wide: int, wide_step: int, g: Pointer, g_offset: int,
                      taps: Pointer, taps_offset: int, first_tap: int, o: Pointer, o_offset: int, accumulate: int) -> None:
-    """``o[o_offset + p]``, for p < width, becomes the sum of the ``g[g_offset + r]`` of those of `count` windows side by side
-    whose maximum, ``taps[taps_offset + r]``, is there: first_tap + k for a k < wide with r * across + k * wide_step ==
-    p + left. It is added to what is there if `accumulate` is not 0. `width` is below 2**31."""
+    """``o[o_offset + p]``, for p < width, becomes the sum of the ``g[g_offset + r]`` of those of `count` windows side by
+    side whose maximum, ``taps[taps_offset + r]``, is there: first_tap + k for a k < wide with
+    r * across + k * wide_step == p + left. It is added to what is there if `accumulate` is not 0. `across` is 1 or 2,
+    `width` below 2**31."""
     for p in range(width):
         total = o[o_offset + p] if accumulate else o.memory.dtype.type(0)
         for k in reversed(range(wide)):

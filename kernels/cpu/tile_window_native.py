@@ -46,12 +46,9 @@ class _Run:
         self.alignment, self.nothing = ir.Constant(I32, self.bytes), ir.Constant(self.vector, None)
         self.fill = ir.Constant(self.vector, [fill] * self.lanes)
         self.load, self.store = masked_load(builder.module, self.vector), masked_store(builder.module, self.vector)
-        self.mask, lines = ir.VectorType(I1, self.lanes), ir.VectorType(POINTER, self.lanes)
-        name = f"{suffix(element, self.lanes)}.v{self.lanes}p0"
-        self.gather = declare(builder.module, f"llvm.masked.gather.{name}", self.vector,
-                              [lines, I32, self.mask, self.vector])
-        self.scatter = declare(builder.module, f"llvm.masked.scatter.{name}", ir.VoidType(),
-                               [self.vector, lines, I32, self.mask])
+        self.mask = ir.VectorType(I1, self.lanes)
+        self.gather = declare(builder.module, f"llvm.masked.gather.{suffix(element, self.lanes)}.v{self.lanes}p0",
+                               self.vector, [ir.VectorType(POINTER, self.lanes), I32, self.mask, self.vector])
 
     def address(self, base: ir.Value, offset: ir.Value) -> ir.Value:
         return self.builder.bitcast(self.builder.gep(base, [offset]), POINTER)
@@ -65,28 +62,27 @@ class _Run:
         return where_all(self.builder, mask,
                          lambda lanes: self.builder.call(load, [place, self.alignment, lanes, self.fill]))
 
-    def put(self, value: ir.Value, place: ir.Value, mask: ir.Value, store: ir.Function | None = None) -> None:
-        """Store the elements of `mask`, in a line or by `store`."""
+    def put(self, value: ir.Value, place: ir.Value, mask: ir.Value) -> None:
+        """Store the elements of `mask`."""
         where_all(self.builder, mask,
-                  lambda lanes: self.builder.call(store or self.store, [value, place, self.alignment, lanes]))
+                  lambda lanes: self.builder.call(self.store, [value, place, self.alignment, lanes]))
 
     def some_taps(self, taps: ir.Value, offset: ir.Value, mask: ir.Value) -> ir.Value:
         """The numbers of taps of `mask`, as they are in memory."""
-        vector, name = self._taps(taps)
+        vector, name = self.taps(taps)
         load = declare(self.builder.module, f"llvm.masked.load.{name}", vector, [POINTER, I32, self.mask, vector])
         arguments = [self.address(taps, offset), ir.Constant(I32, vector.element.width // 8)]
         return where_all(self.builder, mask, lambda lanes: self.builder.call(load, [*arguments, lanes,
                                                                                    ir.Constant(vector, None)]))
 
     def put_taps(self, numbers: ir.Value, taps: ir.Value, offset: ir.Value, mask: ir.Value) -> None:
-        """Store the numbers of taps of `mask`, of `lanes` in 32 bits each."""
-        vector, name = self._taps(taps)
+        """Store the numbers of taps of `mask`."""
+        vector, name = self.taps(taps)
         store = declare(self.builder.module, f"llvm.masked.store.{name}", ir.VoidType(), [vector, POINTER, I32, self.mask])
-        narrow = self.builder.trunc(numbers, vector) if vector.element.width < 32 else numbers
-        arguments = [narrow, self.address(taps, offset), ir.Constant(I32, vector.element.width // 8)]
+        arguments = [numbers, self.address(taps, offset), ir.Constant(I32, vector.element.width // 8)]
         where_all(self.builder, mask, lambda lanes: self.builder.call(store, [*arguments, lanes]))
 
-    def _taps(self, taps: ir.Value) -> tuple[ir.VectorType, str]:
+    def taps(self, taps: ir.Value) -> tuple[ir.VectorType, str]:
         """A vector of what `taps` points to, and how the names of its intrinsics end."""
         kind = taps.type.pointee
         return ir.VectorType(kind, self.lanes), f"v{self.lanes}i{kind.width}.p0"
@@ -98,9 +94,9 @@ class _Run:
 
     def whole(self, count: ir.Value, start: ir.Value) -> ir.Value:
         """`start`, or where the last whole vector of `count` begins, if that is before it."""
-        last = self.builder.sub(count, constant(self.lanes))
-        late = self.builder.and_(self.builder.icmp_signed(">", start, last), self.builder.icmp_signed(">=", last, constant(0)))
-        return self.builder.select(late, last, start)
+        builder, last = self.builder, self.builder.sub(count, constant(self.lanes))
+        late = builder.and_(builder.icmp_signed(">", start, last), builder.icmp_signed(">=", last, constant(0)))
+        return builder.select(late, last, start)
 
     def read(self, x: ir.Value, place: ir.Value, column: ir.Value, last: ir.Value) -> tuple[ir.Value, ir.Value]:
         """The elements from `place` on, in `column` and behind it, up to column `last`; and which of them there are."""
@@ -118,7 +114,7 @@ class _Run:
                         every_second = self._every_second(halves, 0)
                         from_two = builder.block
                     with more:
-                        far = self.some(self.gather, self.far(x, place), inside)
+                        far = self._far(x, place, inside)
                         from_more = builder.block
                 apart = builder.phi(self.vector)
                 apart.add_incoming(every_second, from_two)
@@ -163,13 +159,13 @@ class _Run:
         inside = self.within(builder.add(column, constant(first)), self.numbers, stop)
         return self.some(self.load, self.address(x, builder.add(place, constant(first))), inside)
 
-    def far(self, x: ir.Value, place: ir.Value) -> ir.Value:
-        """The addresses of lanes that are `across` from each other."""
+    def _far(self, x: ir.Value, place: ir.Value, inside: ir.Value) -> ir.Value:
         builder, lanes = self.builder, self.lanes
         spaced = builder.zext(self.spaced, ir.VectorType(I64, lanes))
         steps = builder.mul(spaced, splat(builder, constant(self.bytes), lanes))
         base = splat(builder, builder.ptrtoint(self.address(x, place), I64), lanes)
-        return builder.inttoptr(builder.add(base, steps), ir.VectorType(POINTER, lanes))
+        lines = builder.inttoptr(builder.add(base, steps), ir.VectorType(POINTER, lanes))
+        return self.some(self.gather, lines, inside)
 
 
 def _emit_largest_run(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
@@ -178,24 +174,27 @@ def _emit_largest_run(context: Any, builder: ir.IRBuilder, signature: Any, value
      o_offset, taps, taps_offset) = integers(context, builder, signature, values)
     run = _Run(builder, element, across, low, high, float("-inf"))
     with builder.goto_entry_block():
-        best, at = builder.alloca(run.vector), builder.alloca(run.places)
+        numbers = run.taps(taps)[0]
+        best, at = builder.alloca(run.vector), builder.alloca(numbers)
+
+    def everywhere(number: ir.Value) -> ir.Value:
+        return splat(builder, builder.trunc(number, numbers.element), run.lanes)
 
     def improve(value: ir.Value, number: ir.Value) -> None:
         """Take the elements at the tap of this number where they are larger than those up to now."""
         old = builder.load(best)
         better = builder.or_(builder.fcmp_ordered(">", value, old), builder.fcmp_unordered("uno", value, value))
-        here = splat(builder, builder.trunc(number, I32), run.lanes)
         builder.store(builder.select(better, value, old), best)
-        builder.store(builder.select(better, here, builder.load(at)), at)
+        builder.store(builder.select(better, everywhere(number), builder.load(at)), at)
 
     def begin(column: ir.Value) -> None:
         """No element is larger than -inf: where all are this, it is the first that there is."""
         builder.store(run.fill, best)
-        builder.store(splat(builder, builder.trunc(first_tap, I32), run.lanes), at)
+        builder.store(everywhere(first_tap), at)
         with builder.if_then(builder.icmp_signed("<", column, low)), cgutils.for_range(builder, wide, intp=I64) as k:
             missing = builder.sub(low, builder.add(column, builder.mul(k.index, wide_step)))
             before = builder.icmp_signed("<", run.spaced, splat(builder, builder.trunc(missing, I32), run.lanes))
-            builder.store(builder.add(builder.load(at), builder.zext(before, run.places)), at)
+            builder.store(builder.add(builder.load(at), builder.zext(before, numbers)), at)
 
     def line(start: ir.Value, place: ir.Value, number: ir.Value) -> None:
         """What windows from `start` on have at one line of taps, of which the first is at `place`."""
@@ -220,9 +219,10 @@ def _emit_largest_run(context: Any, builder: ir.IRBuilder, signature: Any, value
         start = run.whole(count, here)
         begin(builder.mul(start, across))
         with cgutils.for_range(builder, deep, intp=I64) as i, cgutils.for_range(builder, tall, intp=I64) as j:
-            place = builder.add(builder.mul(i.index, deep_step), builder.mul(j.index, tall_step))
+            place = builder.add(x_offset, builder.mul(start, across))
+            place = builder.add(place, builder.add(builder.mul(i.index, deep_step), builder.mul(j.index, tall_step)))
             number = builder.add(builder.mul(i.index, deep_taps), builder.mul(j.index, wide))
-            line(start, builder.add(builder.add(x_offset, builder.mul(start, across)), place), builder.add(first_tap, number))
+            line(start, place, builder.add(first_tap, number))
         wanted = run.left(count, start)
         run.put(builder.load(best), run.address(o, builder.add(o_offset, start)), wanted)
         run.put_taps(builder.load(at), taps, builder.add(taps_offset, start), wanted)
@@ -254,14 +254,14 @@ def _emit_largest_grad_run(context: Any, builder: ir.IRBuilder, signature: Any, 
                 old = builder.load(total)
                 builder.store(builder.select(chosen, builder.fadd(old, value), old), total)
 
-    def put(value: ir.Value, place: ir.Value, mask: ir.Value, how: tuple[ir.Function, ir.Function]) -> None:
-        """Store the elements of `mask`, or add them to what is there."""
-        load, store = how
+    def put(value: ir.Value, column: ir.Value) -> None:
+        """Store a vector from this column on, or add it to what is there."""
+        place, mask = run.address(o, builder.add(o_offset, column)), run.left(width, column)
         with builder.if_else(adds) as (then, otherwise):
             with then:
-                run.put(builder.fadd(run.some(load, place, mask), value), place, mask, store)
+                run.put(builder.fadd(run.some(run.load, place, mask), value), place, mask)
             with otherwise:
-                run.put(value, place, mask, store)
+                run.put(value, place, mask)
 
     def each(columns: ir.Value, phases: list[ir.Value], finish: Callable[[ir.Value], None]) -> None:
         """Sums of so many columns of each of `phases`, `finish`ed a vector at a time."""
@@ -272,31 +272,19 @@ def _emit_largest_grad_run(context: Any, builder: ir.IRBuilder, signature: Any, 
             finish(start)
 
     def finish_close(start: ir.Value) -> None:
-        put(builder.load(totals[0]), run.address(o, builder.add(o_offset, start)), run.left(width, start),
-            (run.load, run.store))
+        put(builder.load(totals[0]), start)
 
     def finish_pairs(start: ir.Value) -> None:
         for half in range(2):
             column = builder.add(builder.mul(start, constant(2)), constant(half * run.lanes))
-            put(run.interleaved([builder.load(total) for total in totals], half),
-                run.address(o, builder.add(o_offset, column)), run.left(width, column), (run.load, run.store))
-
-    def finish_far(phase: ir.Value, columns: ir.Value) -> Callable[[ir.Value], None]:
-        def finish(start: ir.Value) -> None:
-            place = builder.add(o_offset, builder.add(builder.mul(start, across), phase))
-            put(builder.load(totals[0]), run.far(o, place), run.left(columns, start), (run.gather, run.scatter))
-
-        return finish
+            with builder.if_then(builder.icmp_signed("<", column, width)):
+                put(run.interleaved([builder.load(total) for total in totals], half), column)
 
     with builder.if_else(run.close) as (then, otherwise):
         with then:
             each(width, [constant(0)], finish_close)
-        with otherwise, builder.if_else(run.pairs) as (two, more):
-            with two:
-                each(builder.sdiv(builder.add(width, constant(1)), constant(2)), [constant(0), constant(1)], finish_pairs)
-            with more, cgutils.for_range(builder, across, intp=I64) as phase:
-                columns = builder.sdiv(builder.sub(builder.add(width, builder.sub(across, constant(1))), phase.index), across)
-                each(columns, [phase.index], finish_far(phase.index, columns))
+        with otherwise:
+            each(builder.sdiv(builder.add(width, constant(1)), constant(2)), [constant(0), constant(1)], finish_pairs)
     return context.get_dummy_value()
 
 
