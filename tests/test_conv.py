@@ -7,7 +7,7 @@ import pytest
 from launching import run
 
 from jitgrad import config, ops, precision
-from jitgrad.codegen import library, winograd
+from jitgrad.codegen import library, planes, winograd
 from jitgrad.codegen.choice import answering
 from jitgrad.dtypes import from_numpy
 from jitgrad.ir import GraphBuilder, TensorType, evaluate
@@ -193,6 +193,33 @@ def test_channels_last_and_both_gradients(name, how, dtype):
         assert np.array_equal(*results)
 
 
+FIRST = {
+    "one channel": case(images=9, channels=1, height=8, width=28, out=9, padding=SAME),
+    "one channel, no padding": case(images=3, channels=1, height=12, width=28, out=6, kernel=(5, 5)),
+    "three channels, half the size": case(images=2, channels=3, height=15, width=50, out=5, kernel=(7, 7), stride=(2, 2),
+                                          padding=((3, 3), (3, 3))),
+    "wider than the image": case(images=3, channels=2, height=3, width=20, out=3, kernel=(3, 9), padding=((1, 1), (4, 4)),
+                                 dilation=(2, 1)),
+    "far apart": case(channels=2, height=4, width=18, out=3, kernel=(1, 3), padding=((0, 0), (20, 20)), dilation=(1, 20)),
+}
+"""Those of images of few channels."""
+
+
+@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+@pytest.mark.parametrize("part", [1 << 16, 1 << 10])
+def test_few_channels(name, dtype, part, monkeypatch):
+    """All rows at once, and some at a time."""
+    monkeypatch.setattr(planes, "PART", part)
+    shape_x, shape_w, attrs = FIRST[name]
+    x, w, g = operands(shape_x, shape_w, attrs, dtype)
+    weights = {"weight_shape": shape_w}
+    for op, inputs, more in ((ops.convolution, (x, w), {}), (ops.convolution_weight_grad, (x, g), weights)):
+        assert any("planes" in kernel for kernel in kernels(op, inputs, {**more, **attrs}))
+        results = [check(op, inputs, {**more, **attrs}, pieces=n) for n in (1, 3)]
+        assert np.array_equal(*results)
+
+
 PRODUCTS = {
     "one tap": case(images=3, channels=130, height=5, width=6, out=260, kernel=(1, 1)),
     "stride of two": case(images=5, channels=128, height=7, width=8, out=256, kernel=(1, 1), stride=(2, 2)),
@@ -220,8 +247,9 @@ def test_weights_gradients_that_are_products(name, dtype):
 @pytest.mark.parametrize(("shapes", "on_planes"), [
     (case(channels=8, height=20, width=20, out=8, groups=2, padding=SAME), True),
     (case(channels=130, height=5, width=5, out=130, groups=2, padding=SAME), False),        # many channels in a group
-    (case(images=1, channels=4, height=400, width=400, out=4, groups=2, padding=SAME), False),      # beyond the cache
-    (case(images=1, channels=2, height=70, width=70, out=128, groups=2, padding=SAME), False),      # as is the result
+    (case(images=1, channels=4, height=400, width=400, out=4, groups=2, padding=SAME), True),       # some rows at a time
+    (case(images=1, channels=2, height=700, width=4, out=128, groups=2, padding=SAME), False),      # beyond the cache
+    (case(channels=3, height=20, width=28, out=8, padding=SAME), True),
     (case(channels=8, height=20, width=20, out=8, padding=SAME), False)])
 def test_planes_are_for_groups_that_fit_into_the_cache(shapes, on_planes):
     shape_x, shape_w, attrs = shapes

@@ -34,7 +34,7 @@ ITEM_COLUMNS = 256
 ALGORITHM = "algorithm"                         # the question, asked of a node or of each of its phases
 AXES = ("z", "y", "x")
 KERNEL = {"z": "kernel_depth", "y": "kernel_height", "x": "kernel_width"}
-FEW_CHANNELS = 8                                # below it, going tap by tap takes 1.7 times as long and more
+FEW_CHANNELS = planes.FEW_CHANNELS              # below it, going tap by tap takes 1.7 times as long and more
 MANY, MANY_OF_PATCHES = 1 << 15, 1 << 18        # weights from which the gradient of 1x1, or of patches, is one product
 LARGE = 128                                     # positions of an image from which a product of 1x1 takes planes as they are
 
@@ -112,7 +112,7 @@ class _Lowering:
             self.add_taps("tap_weights", weights, source, result, kernel, taps.convolve(self.short, image, out, steps),
                           rows, channels)
             return
-        if planes.suits(image, out, self.groups, steps):
+        if planes.suits(self.short, image, out, self.groups, steps, spread):
             self.add_work(conv_planes.source("convolve_planes", self.short), planes.convolve(
                 self.short, image, out, self.groups, steps, result_blocks, spread), weights, source, result, core=False)
             return
@@ -146,11 +146,11 @@ class _Lowering:
                 conv_taps.source("taps_weight_gradient", self.short), work, self.call.input(0), self.call.input(1), partial))
             return
         rows, channels = gradient[1] // self.groups, image[1] // self.groups
-        columns = channels * taps_of(steps)
-        blocks = -(-columns // self.tile.columns)
+        by_planes = planes.suits_weights(image, gradient, self.groups, steps)
+        blocks = 1 if by_planes else -(-channels * taps_of(steps) // self.tile.columns)
         per_item = -(-image[0] // min(image[0], -(-ITEMS // (blocks * self.groups))))
         runs = -(-image[0] // per_item)
-        if planes.suits(image, gradient, self.groups, steps):
+        if by_planes:
             self.sum_up(runs, lambda partial: self.add_work(
                 conv_planes.source("planes_weight_gradient", self.short), planes.weight_gradient(
                     self.short, image, gradient, self.groups, steps, per_item), self.call.input(0), self.call.input(1),
@@ -233,8 +233,8 @@ class _Lowering:
             if len(all_phases) == 1 and exists:
                 self.phase(y, x, self.call.output(), size)
                 continue
-            if exists and planes.suits(gradient, size, self.groups, phase_steps(y, x)):
-                spread = planes.Spread((shape[3], shape[4]), (y.number, x.number), strides[1:])
+            spread = planes.Spread((shape[3], shape[4]), (y.number, x.number), strides[1:])
+            if exists and planes.suits(self.short, gradient, size, self.groups, phase_steps(y, x), spread):
                 self.phase(y, x, self.call.output(), size, spread)
                 continue
             part = self.memory(math.prod(size)) if exists else self.call.input(0)

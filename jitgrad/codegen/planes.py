@@ -10,8 +10,11 @@ from jitgrad.codegen.taps import Steps, Work
 from jitgrad.kernels.cpu import gemm, planes
 
 MOST = 1 << 18                                  # elements of a group's planes, and of its result: the second cache has room
-SEVERAL = 1 << 14                               # elements of planes up to which they have several images
+ITEMS = 8                                       # of a convolution, at least, where it has as many rows
+LONG = 1 << 9                                   # positions of planes up to which they have several images
+PART = 1 << 16                                  # elements of planes, or of a result, from which they have a part of the rows
 FEW = 64                                        # channels of a group on either side, up to which it is done this way
+FEW_CHANNELS = 8                                # those of images without groups, below which it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +26,32 @@ class Spread:
     step: tuple[int, int] = (1, 1)
 
 
-def suits(image: tuple[int, ...], out: tuple[int, ...], groups: int, steps: Steps) -> bool:
+def suits(short: str, image: tuple[int, ...], out: tuple[int, ...], groups: int, steps: Steps,
+          spread: Spread | None = None) -> bool:
     """Whether this is the fastest way for a convolution of `image`, [N, C, 1, H, W], to `out`."""
-    channels, rows = image[1] // groups, out[1] // groups
-    if groups == 1 or max(channels, rows) > FEW:
+    if not few(image, out, groups):
         return False
     numbers = geometry(image, out, groups, steps)
-    return max(numbers["planes_size"], rows * numbers["plane_height"] * numbers["plane_width"]) <= MOST
+    if by_rows(short, numbers, spread):
+        return in_parts(numbers, 1)["planes_size"] <= MOST
+    result = numbers["rows"] * numbers["plane_height"] * numbers["plane_width"]
+    return groups > 1 and max(numbers["planes_size"], result) <= MOST
+
+
+def suits_weights(image: tuple[int, ...], gradient: tuple[int, ...], groups: int, steps: Steps) -> bool:
+    """Whether this is the fastest way for the gradient in the weights."""
+    return few(image, gradient, groups) and in_parts(lined(image, gradient, groups, steps), 1)["planes_size"] <= MOST
+
+
+def few(image: tuple[int, ...], out: tuple[int, ...], groups: int) -> bool:
+    """Whether there are so few channels that this way is worth a look."""
+    return image[1] < FEW_CHANNELS if groups == 1 else max(image[1], out[1]) <= FEW * groups
+
+
+def by_rows(short: str, numbers: dict[str, int], spread: Spread | None) -> bool:
+    """Whether rows of a result are made where they belong: they fill several vectors nearly as well as all positions do."""
+    lanes, width = gemm.element_tile(short).lanes, numbers["out_width"]
+    return spread is None and width > lanes and 4 * -(-width // lanes) * lanes <= 5 * numbers["plane_width"]
 
 
 def geometry(image: tuple[int, ...], out: tuple[int, ...], groups: int, steps: Steps) -> dict[str, int]:
@@ -45,6 +67,22 @@ def geometry(image: tuple[int, ...], out: tuple[int, ...], groups: int, steps: S
     return found
 
 
+def lined(image: tuple[int, ...], gradient: tuple[int, ...], groups: int, steps: Steps) -> dict[str, int]:
+    """`geometry` for the gradient in the weights: planes for each column of taps, as wide as the gradient."""
+    numbers = geometry(image, gradient, groups, steps)
+    line = numbers["channels"] * steps["kernel_width"] * steps["stride_y"] * gradient[4]
+    return {**numbers, "plane_width": gradient[4], "planes_size": line * numbers["plane_height"]}
+
+
+def in_parts(numbers: dict[str, int], wanted: int) -> dict[str, int]:
+    """For about so many rows of the result at once, all parts the same: how many these are, and the planes for them."""
+    height = numbers["out_height"]
+    rows = -(-height // -(-height // min(max(wanted, 1), height)))
+    tall = numbers["plane_height"] - height + rows
+    line = numbers["planes_size"] // numbers["plane_height"]
+    return {"rows_at_once": rows, "plane_height": tall, "planes_size": line * tall}
+
+
 def convolve(short: str, image: tuple[int, ...], out: tuple[int, ...], groups: int, steps: Steps,
              blocks: Callable[[dict[str, int]], Blocks], spread: Spread | None) -> Work:
     """The convolution of `image` to `out`, which is all of the result or spread over it; `blocks` says what items like those
@@ -56,24 +94,33 @@ def convolve(short: str, image: tuple[int, ...], out: tuple[int, ...], groups: i
     table = numbers["channels"] * steps["kernel_height"] * steps["kernel_width"]
     numbers |= {"table_size": table, "panel_rows": gemm.panel_height(numbers["rows"], gemm.element_tile(short)),
                 "result_size": numbers["rows"] * numbers["plane_height"] * numbers["plane_width"],
-                "blocks": 1, "columns_per_item": out[3] * out[4], "images": out[0], "images_per_item": 1}
+                "blocks": 1, "columns_per_item": out[3] * out[4], "images": out[0], "images_per_item": 1,
+                "rows_at_once": out[3]}
+    if by_rows(short, numbers, spread):
+        wanted = min(max(PART // (numbers["rows"] * out[4]), 1), -(-out[3] * out[0] * groups // ITEMS))
+        numbers |= in_parts(numbers, wanted)
+        numbers |= {"result_size": 0, "blocks": -(-out[3] // numbers["rows_at_once"]),
+                    "columns_per_item": numbers["rows_at_once"] * out[4]}
     private = numbers["planes_size"], table * 8 // gemm.ITEMSIZES[short], numbers["result_size"]
-    return Work(out[0] * groups, tuple([numbers[name] for name in planes.ARGUMENTS]), private,
+    return Work(out[0] * groups * numbers["blocks"], tuple([numbers[name] for name in planes.ARGUMENTS]), private,
                 blocks(numbers) if spread is None else None)
 
 
 def weight_gradient(short: str, image: tuple[int, ...], gradient: tuple[int, ...], groups: int, steps: Steps,
                     images_per_item: int) -> Work:
     """The gradient in the weights; an item has so many images."""
-    numbers = geometry(image, gradient, groups, steps)
-    lanes, at_once = gemm.element_tile(short).lanes, max(min(images_per_item, SEVERAL // numbers["planes_size"]), 1)
-    at_once = -(-images_per_item // -(-images_per_item // at_once))                 # evenly
-    line = at_once * numbers["plane_height"] * numbers["plane_width"]
+    numbers, lanes = lined(image, gradient, groups, steps), gemm.element_tile(short).lanes
+    line = numbers["planes_size"] // numbers["plane_height"]
+    numbers |= in_parts(numbers, PART // line - numbers["plane_height"] + gradient[3])
+    at_once = 1
+    if numbers["rows_at_once"] == gradient[3]:
+        at_once = max(min(images_per_item, LONG // (numbers["plane_height"] * gradient[4])), 1)
+        at_once = -(-images_per_item // -(-images_per_item // at_once))             # evenly
+    line = at_once * numbers["plane_height"] * gradient[4]
     line += -line % lanes
-    taps = steps["kernel_height"] * steps["kernel_width"]
     numbers |= {"images": image[0], "images_per_item": images_per_item, "images_at_once": at_once,
                 "planes_size": at_once * numbers["planes_size"], "line_size": line, "lines_size": numbers["rows"] * line,
-                "sums_size": numbers["rows"] * numbers["channels"] * taps}
+                "sums_size": numbers["rows"] * numbers["channels"] * steps["kernel_height"] * steps["kernel_width"]}
     private = numbers["planes_size"], numbers["lines_size"], numbers["sums_size"]
     items = -(-image[0] // images_per_item) * groups
     return Work(items, tuple([numbers[name] for name in planes.WEIGHT_ARGUMENTS]), private)

@@ -1,11 +1,14 @@
 """Convolutions of images in groups of few channels, and their gradients in the weights, on planes with zeros around them.
 
-A group's product has few rows, too few to pay for gathering the columns that they are multiplied with (`kernels.cpu.conv`).
-So nothing is gathered: an item copies the channels of a group into planes of its own, wide enough for what any tap meets.
-There a tap meets all positions of the result, row behind row, at one distance: the row of the column matrix that belongs to
-a channel and a tap is a piece of memory as it lies, and a table says where it begins. Between rows of the result are
-positions that do not exist; they are computed, too, and left behind. For the weights' gradient, planes have several small
-images one below the other, so that its sums are long.
+A group's product has few rows, or a shallow depth: too few to pay for gathering the columns that they are multiplied with
+(`kernels.cpu.conv`). So an item copies the channels of a group into planes of its own, wide enough for what any tap meets.
+There a tap meets a row of the result at one distance: the row of the column matrix that belongs to a channel and a tap is a
+piece of memory as it lies, and a table says where it begins. Where rows do not fill vectors, all positions are done at once:
+between rows of the result are positions that do not exist; they are computed, too, and left behind.
+
+For the weights' gradient, each column of taps has planes of its own, as wide as the result: then a tap meets all positions,
+row behind row, and the gradient is multiplied as it lies. Planes have several small images one below the other, so that
+sums are long, or a part of the rows of a large one.
 
 A stride is divided into phases: each row and column modulo the stride has a plane of its own. How positions and taps meet is
 said in `kernels.cpu.conv`; as there, the gradient in the image is such a convolution, phase by phase.
@@ -21,7 +24,7 @@ from jitgrad.kernels.cpu.template import text
 from jitgrad.kernels.cpu.tile import gather_run, multiply_placed
 from jitgrad.kernels.cpu.tile_lines import HIGHEST as LINES, multiply_lines
 
-COLUMNS = 32                                    # of the register tile; `source` puts the machine's in its place
+COLUMNS, LANES = 32, 16                         # of the register tile; `source` puts the machine's in their place
 
 GEOMETRY = ("channels", "height", "width", "rows", "out_height", "out_width", "kernel_height", "kernel_width", "stride_y",
             "stride_x", "tap_y", "tap_x", "groups", "low_y", "low_x", "plane_height", "plane_width", "planes_size")
@@ -30,29 +33,33 @@ GEOMETRY = ("channels", "height", "width", "rows", "out_height", "out_width", "k
 plane; elements of all planes of a group."""
 
 ARGUMENTS = (*GEOMETRY, "panel_rows", "table_size", "result_size", "whole_height", "whole_width", "first_y", "first_x",
-             "spread_y", "spread_x")
+             "spread_y", "spread_x", "blocks", "rows_at_once")
 """Those of `convolve_planes`, behind weights, image, result, and three of the thread's own: planes, table, result. What is
-made are every so many-th row and column of a result that is larger, or all of it."""
+made are every so many-th row and column of a result that is larger, or all of it. Without memory for a result, rows are made
+where they belong, `rows_at_once` in each of `blocks`."""
 
-WEIGHT_ARGUMENTS = (*GEOMETRY, "images", "images_per_item", "images_at_once", "line_size", "lines_size", "sums_size")
+WEIGHT_ARGUMENTS = (*GEOMETRY, "images", "images_per_item", "images_at_once", "line_size", "lines_size", "sums_size",
+                    "rows_at_once")
 """Those of `planes_weight_gradient`, behind image, gradient, partial results, and three of the thread's own: planes, the
-gradient in rows as wide as the planes', `line_size` elements for each channel, and sums. Planes have `images_at_once`."""
+gradient in lines, `line_size` elements for each channel, and sums. Planes have `images_at_once`, or `rows_at_once` of one;
+`plane_height` is that of these, and `plane_width` that of the result."""
 
 
 def source(kernel: str, element: str) -> str:
     """The text of one of `KERNELS` for ``f32`` or ``f64``."""
-    return text(KERNELS[kernel], T=element, COLUMNS=str(element_tile(element).columns), LINES=str(LINES))
+    tile = element_tile(element)
+    return text(KERNELS[kernel], T=element, COLUMNS=str(tile.columns), LANES=str(tile.lanes), LINES=str(LINES))
 
 
 def convolve_planes(args, begin, end, thread):
-    """See the module and `ARGUMENTS`. Items: images, groups."""
+    """See the module and `ARGUMENTS`. Items: images, groups, blocks of rows."""
     w, x, o = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T)
     planes, table, result = pointer(args, 4, T), pointer(args, 5, i64), pointer(args, 6, T)
     channels, height, width, rows, out_height, out_width = args[7], args[8], args[9], args[10], args[11], args[12]
     kernel_height, kernel_width, stride_y, stride_x, tap_y = args[13], args[14], args[15], args[16], args[17]
     tap_x, groups, low_y, low_x, plane_height, plane_width = args[18], args[19], args[20], args[21], args[22], args[23]
     panel_rows, whole_height, whole_width, phase_y, phase_x = args[25], args[28], args[29], args[30], args[31]
-    spread_y, spread_x = args[32], args[33]
+    spread_y, spread_x, blocks, at_once = args[32], args[33], args[34], args[35]
     plane_base, table_base, result_base = thread * args[24], thread * args[26], thread * args[27]
     plane, taps, phases = plane_height * plane_width, kernel_height * kernel_width, stride_y * stride_x
     depth, positions = channels * taps, (out_height - 1) * plane_width + out_width
@@ -61,20 +68,32 @@ def convolve_planes(args, begin, end, thread):
         down, across = d % taps // kernel_width * tap_y - first_y, d % kernel_width * tap_x - first_x
         phase = d // taps * phases + down % stride_y * stride_x + across % stride_x
         store(table, table_base + d, i64(phase * plane + down // stride_y * plane_width + across // stride_x), 4, 6)
-    for item in range(begin, end):
+    for block in range(begin, end):
+        item, start = block // blocks, block % blocks * at_once
+        stop_row = minimum(i64(start + at_once), out_height)
         for number in range(channels * phases):
-            line, column = low_y + number % phases // stride_x, low_x + number % stride_x
+            line, column = low_y + start * stride_y + number % phases // stride_x, low_x + number % stride_x
             first = maximum(i64(-(column // stride_x)), i64(0))
             last = maximum(minimum(i64((width - 1 - column) // stride_x + 1), plane_width), first)
             place = plane_base + number * plane
             source = ((item * channels + number // phases) * height + line) * width + column + first * stride_x
-            for y in range(plane_height):
+            for y in range(plane_height - at_once + stop_row - start):
                 row = line + y * stride_y
                 stop = first
                 if row >= 0 and row < height:
                     stop = last
                 gather_run(plane_width, first, stop, x, source + y * stride_y * width, stride_x,
                            planes, place + y * plane_width)
+        if args[27] == 0:
+            for y in range(start, stop_row):
+                for column in range(0, out_width, COLUMNS):
+                    place = plane_base + (y - start) * plane_width + column
+                    for r in range(0, rows, panel_rows):
+                        multiply_placed(min(panel_rows, rows - r), min(COLUMNS, out_width - column), depth,
+                                        w, (item % groups * rows + r) * depth, depth, 1, planes, place, table, table_base,
+                                        o, ((item * rows + r) * out_height + y) * out_width + column,
+                                        out_height * out_width, 0)
+            continue
         for column in range(0, positions, COLUMNS):
             for r in range(0, rows, panel_rows):
                 multiply_placed(min(panel_rows, rows - r), min(COLUMNS, positions - column), depth,
@@ -97,56 +116,74 @@ def planes_weight_gradient(args, begin, end, thread):
     planes, lines, sums = pointer(args, 4, T), pointer(args, 5, T), pointer(args, 6, T)
     channels, height, width, rows, out_height, out_width = args[7], args[8], args[9], args[10], args[11], args[12]
     kernel_height, kernel_width, stride_y, stride_x, tap_y = args[13], args[14], args[15], args[16], args[17]
-    tap_x, groups, low_y, low_x, plane_height, plane_width = args[18], args[19], args[20], args[21], args[22], args[23]
-    images, images_per_item, at_once, line_size = args[25], args[26], args[27], args[28]
+    tap_x, groups, low_y, low_x, plane_height = args[18], args[19], args[20], args[21], args[22]
+    images, images_per_item, at_once, line_size, rows_at_once = args[25], args[26], args[27], args[28], args[31]
     plane_base, line_base, sum_base = thread * args[24], thread * args[29], thread * args[30]
-    plane, taps, phases = plane_height * plane_width, kernel_height * kernel_width, stride_y * stride_x
+    plane, columns = plane_height * out_width, channels * kernel_width
     first_y, first_x = minimum(i64(0), (kernel_height - 1) * tap_y), minimum(i64(0), (kernel_width - 1) * tap_x)
     for item in range(begin, end):
-        start = item // groups * images_per_item
-        stop_image = min(start + images_per_item, images)
-        for first_image in range(start, stop_image, at_once):
+        start_image = item // groups * images_per_item
+        stop_image = min(start_image + images_per_item, images)
+        more = i64(0)
+        for first_image in range(start_image, stop_image, at_once):
             count = min(at_once, stop_image - first_image)
-            positions = (count - 1) * plane + (out_height - 1) * plane_width + out_width
-            for number in range(channels * phases * count):
-                part = (first_image + number % count) * groups + item % groups
-                channel, phase = number // count // phases, number // count % phases
-                line, column = low_y + phase // stride_x, low_x + phase % stride_x
-                first = maximum(i64(-(column // stride_x)), i64(0))
-                last = maximum(minimum(i64((width - 1 - column) // stride_x + 1), plane_width), first)
-                place = plane_base + (number // count * at_once + number % count) * plane
-                source = ((part * channels + channel) * height + line) * width + column + first * stride_x
-                for y in range(plane_height):
-                    row = line + y * stride_y
-                    stop = first
-                    if row >= 0 and row < height:
-                        stop = last
-                    gather_run(plane_width, first, stop, x, source + y * stride_y * width, stride_x,
-                               planes, place + y * plane_width)
-            for number in range(count * rows):
-                part = (first_image + number // rows) * groups + item % groups
-                place = line_base + number % rows * line_size + number // rows * plane
-                for y in range(out_height):
-                    ends = plane_width
-                    if y == out_height - 1:                 # with what is between images, and behind the last one
-                        ends = plane - y * plane_width
-                    gather_run(ends, 0, out_width, g, ((part * rows + number % rows) * out_height + y) * out_width, 1,
-                               lines, place + y * plane_width)
-            for r in range(rows):
-                gather_run(line_size - count * plane, 0, 0, g, 0, 1, lines, line_base + r * line_size + count * plane)
-            for tap in range(taps):
-                down, across = tap // kernel_width * tap_y - first_y, tap % kernel_width * tap_x - first_x
-                phase = down % stride_y * stride_x + across % stride_x
-                place = plane_base + phase * at_once * plane + down // stride_y * plane_width + across // stride_x
+            for start in range(0, out_height, rows_at_once):
+                high = min(rows_at_once, out_height - start)
+                for number in range(columns * stride_y * count):
+                    image, one = number % count, number // count
+                    channel, tap, phase = one // stride_y // kernel_width, one // stride_y % kernel_width, one % stride_y
+                    line, column = low_y + start * stride_y + phase, low_x + tap * tap_x - first_x
+                    first = maximum(i64(-(column // stride_x)), i64(0))
+                    last = maximum(minimum(i64((width - 1 - column) // stride_x + 1), out_width), first)
+                    place = plane_base + ((phase * columns + channel * kernel_width + tap) * at_once + image) * plane
+                    source = ((first_image + image) * groups + item % groups) * channels + channel
+                    source = (source * height + line) * width
+                    tall = plane_height - rows_at_once + high
+                    if stride_y == 1 and stride_x == 1 and width == out_width:      # all rows are one run of the image
+                        before, behind = maximum(i64(-column), i64(0)), maximum(i64(column), i64(0))
+                        first = maximum(i64(-line), i64(0)) * width + before
+                        last = maximum(minimum(i64(height - line), tall) * width - behind, first)
+                        gather_run(tall * width, first, last, x, source + column + first, 1, planes, place)
+                        for k in range(min(before + behind, width)):                # but for what is beside it
+                            edge = place + k
+                            if behind > 0:
+                                edge = place + width - 1 - k
+                            for y in range(tall):
+                                store(planes, edge + y * width, T(0), 3, 6)
+                        continue
+                    for y in range(tall):
+                        row = line + y * stride_y
+                        stop = first
+                        if row >= 0 and row < height:
+                            stop = last
+                        gather_run(out_width, first, stop, x, source + y * stride_y * width + column + first * stride_x,
+                                   stride_x, planes, place + y * out_width)
+                left, left_base, left_row = g, i64(0), i64(out_height * out_width)
+                left_base = ((first_image * groups + item % groups) * rows * out_height + start) * out_width
+                if count > 1 or high * out_width % LANES != 0:
+                    left, left_base, left_row = lines, i64(line_base), i64(line_size)
+                    for number in range(count * rows):
+                        image, r = number // rows, number % rows
+                        source = ((((first_image + image) * groups + item % groups) * rows + r) * out_height + start)
+                        room = plane
+                        if image == count - 1:              # up to a whole number of vectors
+                            room = line_size - image * plane
+                        gather_run(room, 0, high * out_width, g, source * out_width, 1,
+                                   lines, line_base + r * line_size + image * plane)
                 for r in range(0, rows, LINES):
-                    multiply_lines(min(LINES, rows - r), channels, positions, lines, line_base + r * line_size, line_size,
-                                   planes, place, phases * at_once * plane,
-                                   sums, sum_base + (tap * rows + r) * channels, channels, first_image - start)
+                    for tap in range(kernel_height):
+                        down = tap * tap_y - first_y
+                        place = plane_base + down % stride_y * columns * at_once * plane + down // stride_y * out_width
+                        multiply_lines(min(LINES, rows - r), columns, (count - 1) * plane + high * out_width,
+                                       left, left_base + r * left_row, left_row, planes, place, at_once * plane,
+                                       sums, sum_base + (tap * rows + r) * columns, columns, more)
+                more = i64(1)
         for r in range(rows):
             for c in range(channels):
-                for tap in range(taps):
-                    value = load(sums, sum_base + (tap * rows + r) * channels + c, 5, 6)
-                    store(o, ((item * rows + r) * channels + c) * taps + tap, value, 2, 6)
+                for tap in range(kernel_height * kernel_width):
+                    place = (tap // kernel_width * rows + r) * columns + c * kernel_width + tap % kernel_width
+                    store(o, ((item * rows + r) * channels + c) * kernel_height * kernel_width + tap,
+                          load(sums, sum_base + place, 5, 6), 2, 6)
 
 
 KERNELS = {kernel.__name__: kernel for kernel in (convolve_planes, planes_weight_gradient)}
