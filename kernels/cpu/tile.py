@@ -157,7 +157,7 @@ def transpose_block(rows: int, columns: int, x: Pointer, x_offset: int, x_row: i
 def gather_run(count: int, low: int, high: int, x: Pointer, x_offset: int, x_step: int, o: Pointer,
                o_offset: int) -> None:
     """o[o_offset + r] = x[x_offset + (r - low) * x_step] if low <= r < high else 0, for r < count. `count`, `low` and
-    `high` are below 2**31."""
+    `high` are below 2**30."""
     for r in range(count):
         inside = low <= r < high
         o[o_offset + r] = x[x_offset + (r - low) * x_step] if inside else o.memory.dtype.type(0)
