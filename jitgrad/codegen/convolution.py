@@ -36,6 +36,8 @@ AXES = ("z", "y", "x")
 KERNEL = {"z": "kernel_depth", "y": "kernel_height", "x": "kernel_width"}
 FEW_CHANNELS = planes.FEW_CHANNELS              # below it, going tap by tap takes 1.7 times as long and more
 MANY, MANY_OF_PATCHES = 1 << 15, 1 << 18        # weights from which the gradient of 1x1, or of patches, is one product
+PANELS = 1 << 16                                # elements of the panels of an item, which stay in the second cache
+GATHERED = 64                                   # positions from which a product of one image is long enough for its panels
 LARGE = 128                                     # positions of an image from which a product of 1x1 takes planes as they are
 
 
@@ -107,7 +109,7 @@ class _Lowering:
         spread it."""
         rows, channels = out[1] // self.groups, image[1] // self.groups
         kernel, positions = taps_of(steps), out[3] * out[4]
-        if self.by_taps(taps.suits(self.short, channels, rows, self.groups)
+        if self.by_taps(taps.suits(self.short, channels, rows, self.groups) and not scattered(out, steps)
                         and (max(kernel, steps["stride_y"], steps["stride_x"]) > 1 or positions < LARGE)):
             self.add_taps("tap_weights", weights, source, result, kernel, taps.convolve(self.short, image, out, steps),
                           rows, channels)
@@ -140,30 +142,49 @@ class _Lowering:
         if self.is_product(image, gradient, steps):
             self.product(steps)
             return
-        if self.by_taps(taps.suits(self.short, image[1], gradient[1], self.groups)):
+        if self.by_taps(taps.suits(self.short, image[1], gradient[1], self.groups) and not scattered(gradient, steps)):
             work, runs = taps.weight_gradient(self.short, image, gradient, steps)
             self.sum_up(runs, lambda partial: self.add_work(
                 conv_taps.source("taps_weight_gradient", self.short), work, self.call.input(0), self.call.input(1), partial))
             return
         rows, channels = gradient[1] // self.groups, image[1] // self.groups
-        by_planes = planes.suits_weights(image, gradient, self.groups, steps)
-        blocks = 1 if by_planes else -(-channels * taps_of(steps) // self.tile.columns)
-        per_item = -(-image[0] // min(image[0], -(-ITEMS // (blocks * self.groups))))
-        runs = -(-image[0] // per_item)
-        if by_planes:
+        columns = channels * taps_of(steps)
+        if planes.suits_weights(image, gradient, self.groups, steps):
+            per_item = images_of_run(image[0], self.groups)
+            runs = -(-image[0] // per_item)
             self.sum_up(runs, lambda partial: self.add_work(
                 conv_planes.source("planes_weight_gradient", self.short), planes.weight_gradient(
                     self.short, image, gradient, self.groups, steps, per_item), self.call.input(0), self.call.input(1),
                 partial, core=False))
             return
+        wide = self.panels_of_item(image[0], rows, columns, gradient[3] * gradient[4])
+        blocks = -(-columns // (wide * self.tile.columns))
+        per_item = images_of_run(image[0], self.groups * blocks)
         numbers = {**steps, "channels": channels, "height": image[3], "width": image[4], "out_height": gradient[3],
                    "out_width": gradient[4], "groups": self.groups, "rows": rows,
-                   "panel_rows": gemm.panel_height(rows, self.tile), "blocks": blocks, "images": image[0],
-                   "images_per_item": per_item}
-        self.sum_up(runs, lambda partial: self.add(
-            conv.weight_source(self.short), runs * self.groups * blocks, self.call.input(1), self.call.input(0), partial,
-            self.core,
-            *[numbers[name] for name in conv.WEIGHT_ARGUMENTS]))
+                   "panel_rows": gemm.panel_height(rows, self.tile), "blocks": blocks,
+                   "columns_per_item": wide * self.tile.columns, "images": image[0], "images_per_item": per_item}
+        high, line = gradient[3], min(gradient[4], DEPTH_BLOCK)
+        numbers["rows_at_once"] = -(-high // -(-high // (DEPTH_BLOCK // line)))
+        numbers["panels_size"] = (wide * numbers["rows_at_once"] * line + self.tile.lanes) * self.tile.columns
+        runs = -(-image[0] // per_item)
+        work = taps.Work(runs * self.groups * blocks, tuple([numbers[name] for name in conv.WEIGHT_ARGUMENTS]),
+                         (numbers["panels_size"],))
+        self.sum_up(runs, lambda partial: self.add_work(
+            conv.weight_source(self.short), work, self.call.input(1), self.call.input(0), partial))
+
+    def panels_of_item(self, images: int, rows: int, columns: int, positions: int) -> int:
+        """How many panels of columns an item of the weights' gradient has: what is read least, of the gradient for each
+        block of columns, and of partial results."""
+        panels = -(-columns // self.tile.columns)
+        most = max(PANELS // (self.tile.columns * min(positions, DEPTH_BLOCK)), 1)
+
+        def moved(wide: int) -> int:
+            blocks = -(-panels // wide)
+            runs = -(-images // images_of_run(images, self.groups * blocks))
+            return rows * (blocks * positions * images + 2 * runs * columns * (runs > 1))
+
+        return min((-(-panels // blocks) for blocks in range(-(-panels // most), panels + 1)), key=moved)
 
     def is_product(self, image: tuple[int, ...], gradient: tuple[int, ...], steps: dict[str, int]) -> bool:
         """Whether the weights' gradient is one product: of patches or of one tap that meets no padding, where so many sums
@@ -178,7 +199,8 @@ class _Lowering:
         if self.few_channels():
             del ways["tap by tap"]
         few = (math.prod(image) + math.prod(gradient)) * self.type.dtype.itemsize <= 2 * winograd.CACHE
-        usual = few or self.type.size >= MANY_OF_PATCHES if patches else self.type.size >= MANY
+        usual = (few or self.type.size >= MANY_OF_PATCHES if patches
+                 else self.type.size >= MANY and not scattered(gradient, steps))
         return Choice(ALGORITHM, usual_first(ways, usual)).take()
 
     def product(self, steps: dict[str, int]) -> None:
@@ -332,6 +354,11 @@ def meets_once(shape: tuple[int, ...], gradient: tuple[int, ...], steps: dict[st
         for axis, size, count in zip(AXES, shape[2:], gradient[2:], strict=True))
 
 
+def scattered(out: tuple[int, ...], steps: dict[str, int]) -> bool:
+    """Whether most of an image meets no tap, and the positions `out` enough of it to be gathered image by image."""
+    return taps_of(steps) == 1 < steps["stride_y"] * steps["stride_x"] and out[3] * out[4] >= GATHERED
+
+
 def phase_steps(y: Phase, x: Phase) -> dict[str, int]:
     """The steps of the convolution that makes a phase."""
     places = {"y": y, "x": x}
@@ -366,6 +393,11 @@ def images_per_item(images: int, others: int, columns: int) -> int:
     """Images of one item, where one alone has few columns: a block of weights is used for all of them while it is in
     cache."""
     return max(1, min(ITEM_COLUMNS // columns, images * others // ITEMS))
+
+
+def images_of_run(images: int, others: int) -> int:
+    """Images of one partial result, where there are so many other items for each of them."""
+    return -(-images // min(images, -(-ITEMS // others)))
 
 
 def volume(shape: tuple[int, ...]) -> tuple[int, ...]:

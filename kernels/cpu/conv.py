@@ -27,20 +27,17 @@ ARGUMENTS = (*GEOMETRY, "groups", "rows", "panel_rows", "panels", "blocks", "col
              "images", "images_per_item")
 """The integers of `convolve`; before them: packed weights, image, result, the core."""
 
-WEIGHT_ARGUMENTS = (*GEOMETRY, "groups", "rows", "panel_rows", "blocks", "images", "images_per_item")
-"""The integers of `convolve_weight`; before them: gradient, image, partial results, the core."""
+WEIGHT_ARGUMENTS = (*GEOMETRY, "groups", "rows", "panel_rows", "blocks", "columns_per_item", "images", "images_per_item",
+                    "rows_at_once", "panels_size")
+"""The integers of `convolve_weight`; before them: gradient, image, partial results, panels of the thread's own, of
+`panels_size` elements, the core. A block of the depth has `rows_at_once` rows of the result, or a part of one."""
 
-# Which of a run of positions, in one row of the result, meet the image at the tap's column: those from `low` to `high`,
-# the first of them in column `source` of the image. Then the tap's row: nothing there ends the run at `low`.
+# Which columns of the result meet the image at the tap's column, which is `edge` columns from theirs: from `from_x` to
+# `to_x`.
 _FIND_COLUMNS = """\
-left = first_x * stride_x + shift_x + j * tap_x
-low = max(0, -(left // stride_x))
-high = min(run, -((left - width) // stride_x))
-source = left + low * stride_x
-"""
-_FIND_ROW = """\
-row = y * stride_y + shift_y + i * tap_y
-stop = high if row >= 0 and row < height else low
+edge = shift_x + j * tap_x
+from_x = max(-(edge // stride_x), 0)
+to_x = max(-((edge - width) // stride_x), 0)
 """
 
 _CONVOLVE = """\
@@ -51,7 +48,7 @@ def convolve_{short}(args, begin, end, thread):
 {unpack}
     positions = out_height * out_width
     taps = kernel_height * kernel_width
-    depth = channels * taps
+    depth, plane = channels * taps, height * width
     panel = make_panel(o)
     for item in range(begin, end):
         first_column = item % blocks * columns_per_item
@@ -60,9 +57,10 @@ def convolve_{short}(args, begin, end, thread):
         first_image = item // (blocks * groups) * images_per_item
         last_image = min(first_image + images_per_item, images)
         for first_channel in range(0, channels, channels_per_step):
-            last_channel = min(first_channel + channels_per_step, channels)
+            some = min(channels_per_step, channels - first_channel)
             for image in range(first_image, last_image):
                 part = image * groups + group
+                first = (part * channels + first_channel) * plane
                 for column in range(first_column, last_column, {columns}):
                     end_column = min(column + {columns}, last_column)
                     for y in range(column // out_width, (end_column - 1) // out_width + 1):
@@ -71,14 +69,23 @@ def convolve_{short}(args, begin, end, thread):
                         first_x = start - y * out_width
                         for j in range(kernel_width):
 {find_columns}
+                            low = max(from_x - first_x, 0)
+                            high = max(to_x - first_x, 0)
+                            source = (first_x + low) * stride_x + edge
+                            place = start - column + j * {columns}
+                            line = y * stride_y + shift_y
+                            if taps == 1:
+                                bottom = some if line >= 0 and line < height else 0
+                                gather_rows(some, 0, bottom, run, low, high, x, first + line * width + source, plane,
+                                            stride_x, panel, place, {columns})
+                                continue
                             for i in range(kernel_height):
-{find_row}
-                                place = start - column + (i * kernel_width + j) * {columns}
-                                for channel in range(first_channel, last_channel):
-                                    plane = (part * channels + channel) * height * width
-                                    gather_run(run, low, stop, x, plane + row * width + source, stride_x, panel, place)
-                                    place += taps * {columns}
-                    steps = (last_channel - first_channel) * taps
+                                row = line + i * tap_y
+                                stop = high if row >= 0 and row < height else low
+                                for channel in range(some):
+                                    gather_run(run, low, stop, x, first + channel * plane + row * width + source, stride_x,
+                                               panel, place + (i * kernel_width + channel * taps) * {columns})
+                    steps = some * taps
                     multiply_block(args, 4, rows, end_column - column, steps, steps, panel_rows,
                                    a, (group * panels * depth + first_channel * taps) * {packed}, {packed} * depth, 1,
                                    {packed}, panel, 0, 0, {columns},
@@ -90,41 +97,46 @@ def convolve_weight_{short}(args, begin, end, thread):
     a = pointer(args, 1, {short})
     x = pointer(args, 2, {short})
     o = pointer(args, 3, {short})
+    panels = pointer(args, 4, {short})
 {unpack}
     positions = out_height * out_width
     taps = kernel_height * kernel_width
     columns = channels * taps
-    panel = make_panel(o)
+    panels_base = thread * panels_size
     lines = make_panel(o)
     for item in range(begin, end):
-        column = item % blocks * {columns}
-        end_column = min(column + {columns}, columns)
+        column = item % blocks * columns_per_item
+        end_column = min(column + columns_per_item, columns)
+        several = 1 if end_column - column > {columns} else 0
         part = item // blocks
         group = part % groups
         first_image = part // groups * images_per_item
         for image in range(first_image, min(first_image + images_per_item, images)):
-            for first in range(0, positions, {depth}):
-                last = min(first + {depth}, positions)
-                for k in range(column, end_column):
-                    plane = ((image * groups + group) * channels + k // taps) * height * width
-                    i = k % taps // kernel_width
-                    j = k % kernel_width
-                    for y in range(first // out_width, (last - 1) // out_width + 1):
-                        start = max(first, y * out_width)
-                        run = min(last, (y + 1) * out_width) - start
-                        first_x = start - y * out_width
-                        place = (k - column) * {depth} + start - first
+            for first_y in range(0, out_height, rows_at_once):
+                down = min(rows_at_once, out_height - first_y)
+                for first_x in range(0, out_width, {depth}):
+                    across = min({depth}, out_width - first_x)
+                    first, steps = first_y * out_width + first_x, down * across
+                    for some in range(column, end_column, {lanes}):
+                        for k in range(some, min(some + {lanes}, end_column)):
+                            plane = ((image * groups + group) * channels + k // taps) * height * width
+                            line = shift_y + k % taps // kernel_width * tap_y
+                            top = max(-(line // stride_y) - first_y, 0)
+                            bottom = max(-((line - height) // stride_y) - first_y, 0)
+                            j = k % kernel_width
 {find_columns}
-{find_row}
-                        gather_run(run, low, stop, x, plane + row * width + source, stride_x, lines, place)
-                for d in range(0, last - first, {lanes}):
-                    for k in range(0, end_column - column, {lanes}):
-                        transpose_tile({lanes}, lines, k * {depth} + d, {depth}, panel, d * {columns} + k, {columns},
-                                       {lanes})
-                multiply_block(args, 4, rows, end_column - column, last - first, last - first, panel_rows,
-                               a, (image * groups + group) * rows * positions + first, panel_rows * positions,
-                               positions, 1, panel, 0, 0, {columns},
-                               o, part * rows * columns + column, columns, image - first_image + first)
+                            low = max(from_x - first_x, 0)
+                            high = max(to_x - first_x, 0)
+                            source = ((first_y + top) * stride_y + line) * width + (first_x + low) * stride_x + edge
+                            gather_rows(down, top, bottom, across, low, high, x, plane + source, stride_y * width, stride_x,
+                                        lines, (k - some) * {depth}, across)
+                        place = panels_base + (some - column) // {columns} * {columns} * steps + (some - column) % {columns}
+                        for d in range(0, steps, {lanes}):
+                            transpose_tile({lanes}, lines, d, {depth}, panels, place + d * {columns}, {columns}, {lanes})
+                    multiply_block(args, 5, rows, end_column - column, steps, steps, panel_rows,
+                                   a, (image * groups + group) * rows * positions + first, panel_rows * positions,
+                                   positions, 1, panels, panels_base, several * {columns} * steps, {columns},
+                                   o, part * rows * columns + column, columns, image - first_image + first)
 """
 
 _ADD_PARTS = """\
@@ -170,13 +182,13 @@ def interleave_{short}(args, begin, end, thread):
 
 def convolve_source(short: str) -> str:
     """The text of `convolve` for ``f32`` or ``f64``. Items: blocks of images, groups, blocks of positions."""
-    return _fill(_CONVOLVE, short, ARGUMENTS, (28, 32))
+    return _fill(_CONVOLVE, short, ARGUMENTS)
 
 
 def weight_source(short: str) -> str:
     """The text of `convolve_weight`. Items: runs of `images_per_item` images, groups, panels of taps; each run makes a
     partial result."""
-    return _fill(_WEIGHT, short, WEIGHT_ARGUMENTS, (24, 24))
+    return _fill(_WEIGHT, short, WEIGHT_ARGUMENTS, 6)
 
 
 def add_parts_source(short: str) -> str:
@@ -190,10 +202,9 @@ def interleave_source(short: str) -> str:
     return _INTERLEAVE.format(short=short)
 
 
-def _fill(text: str, short: str, names: tuple[str, ...], depths: tuple[int, int]) -> str:
-    """A template with the pieces of its gather, the geometry of the register tile and the names of its integers."""
+def _fill(text: str, short: str, names: tuple[str, ...], first: int = 5) -> str:
+    """A template with the piece that both have, the geometry of the register tile and the names of its integers, from
+    argument `first` on."""
     tile = element_tile(short)
-    columns, row = [indent(piece, " " * depth).rstrip()
-                    for piece, depth in zip((_FIND_COLUMNS, _FIND_ROW), depths, strict=True)]
-    return text.format(short=short, unpack=unpack(names, 5), find_columns=columns, find_row=row, columns=tile.columns,
-                       packed=tile.packed_rows, lanes=tile.lanes, depth=DEPTH_BLOCK)
+    return text.format(short=short, unpack=unpack(names, first), find_columns=indent(_FIND_COLUMNS, " " * 28).rstrip(),
+                       columns=tile.columns, packed=tile.packed_rows, lanes=tile.lanes, depth=DEPTH_BLOCK)

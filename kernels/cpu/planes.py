@@ -21,7 +21,7 @@ from jitgrad.kernels.cpu.math import maximum, minimum
 from jitgrad.kernels.cpu.scalar import f32 as T
 from jitgrad.kernels.cpu.standins import i64, load, pointer, store
 from jitgrad.kernels.cpu.template import text
-from jitgrad.kernels.cpu.tile import gather_run, multiply_placed
+from jitgrad.kernels.cpu.tile import gather_rows, gather_run, multiply_placed
 from jitgrad.kernels.cpu.tile_lines import HIGHEST as LINES, multiply_lines
 
 COLUMNS, LANES = 32, 16                         # of the register tile; `source` puts the machine's in their place
@@ -75,15 +75,13 @@ def convolve_planes(args, begin, end, thread):
             line, column = low_y + start * stride_y + number % phases // stride_x, low_x + number % stride_x
             first = maximum(i64(-(column // stride_x)), i64(0))
             last = maximum(minimum(i64((width - 1 - column) // stride_x + 1), plane_width), first)
+            top = maximum(i64(-(line // stride_y)), i64(0))
+            bottom = maximum(i64((height - 1 - line) // stride_y + 1), i64(0))
             place = plane_base + number * plane
-            source = ((item * channels + number // phases) * height + line) * width + column + first * stride_x
-            for y in range(plane_height - at_once + stop_row - start):
-                row = line + y * stride_y
-                stop = first
-                if row >= 0 and row < height:
-                    stop = last
-                gather_run(plane_width, first, stop, x, source + y * stride_y * width, stride_x,
-                           planes, place + y * plane_width)
+            source = ((item * channels + number // phases) * height + line + top * stride_y) * width + column
+            source += first * stride_x
+            gather_rows(plane_height - at_once + stop_row - start, top, bottom, plane_width, first, last,
+                        x, source, stride_y * width, stride_x, planes, place, plane_width)
         if args[27] == 0:
             for y in range(start, stop_row):
                 for column in range(0, out_width, COLUMNS):
@@ -100,14 +98,16 @@ def convolve_planes(args, begin, end, thread):
                                 w, (item % groups * rows + r) * depth, depth, 1, planes, plane_base + column,
                                 table, table_base, result, result_base + r * positions + column, positions, 0)
         for r in range(rows):
-            for y in range(out_height):
-                place = result_base + r * positions + y * plane_width
-                target = ((item * rows + r) * whole_height + phase_y + y * spread_y) * whole_width + phase_x
-                if spread_x == 1:
-                    gather_run(out_width, 0, out_width, result, place, 1, o, target)
-                else:
+            place = result_base + r * positions
+            target = ((item * rows + r) * whole_height + phase_y) * whole_width + phase_x
+            if spread_x == 1:
+                gather_rows(out_height, 0, out_height, out_width, 0, out_width, result, place, plane_width, 1,
+                            o, target, spread_y * whole_width)
+            else:
+                for y in range(out_height):
                     for k in range(out_width):
-                        store(o, target + k * spread_x, load(result, place + k, 5, 6), 2, 6)
+                        store(o, target + y * spread_y * whole_width + k * spread_x,
+                              load(result, place + y * plane_width + k, 5, 6), 2, 6)
 
 
 def planes_weight_gradient(args, begin, end, thread):
@@ -151,13 +151,11 @@ def planes_weight_gradient(args, begin, end, thread):
                             for y in range(tall):
                                 store(planes, edge + y * width, T(0), 3, 6)
                         continue
-                    for y in range(tall):
-                        row = line + y * stride_y
-                        stop = first
-                        if row >= 0 and row < height:
-                            stop = last
-                        gather_run(out_width, first, stop, x, source + y * stride_y * width + column + first * stride_x,
-                                   stride_x, planes, place + y * out_width)
+                    top = maximum(i64(-(line // stride_y)), i64(0))
+                    bottom = maximum(i64((height - 1 - line) // stride_y + 1), i64(0))
+                    gather_rows(tall, top, bottom, out_width, first, last,
+                                x, source + top * stride_y * width + column + first * stride_x, stride_y * width, stride_x,
+                                planes, place, out_width)
                 left, left_base, left_row = g, i64(0), i64(out_height * out_width)
                 left_base = ((first_image * groups + item % groups) * rows * out_height + start) * out_width
                 if count > 1 or high * out_width % LANES != 0:

@@ -20,7 +20,7 @@ from jitgrad.kernels.cpu.gemm import element_tile
 from jitgrad.kernels.cpu.scalar import f32 as T
 from jitgrad.kernels.cpu.standins import i64, load, pointer, store
 from jitgrad.kernels.cpu.template import text
-from jitgrad.kernels.cpu.tile import DEPTH_BLOCK, gather_run, make_panel, multiply_block, transpose_block
+from jitgrad.kernels.cpu.tile import DEPTH_BLOCK, gather_rows, make_panel, multiply_block, transpose_block
 
 COLUMNS, TILE = 32, 14                          # of the register tile; `source` puts the machine's in their places
 DEPTH = DEPTH_BLOCK                             # steps that a panel on the stack has room for
@@ -63,9 +63,8 @@ def tap_weights(args, begin, end, thread):
             transpose_block(count, some * taps, w, (panel * COLUMNS * channels + first) * taps, channels * taps,
                             lines, 0, COLUMNS)
             for c in range(some):
-                for tap in range(taps):
-                    gather_run(COLUMNS, 0, count, lines, (c * taps + tap) * COLUMNS, 1,
-                               u, ((tap * panels + panel) * channels + first + c) * COLUMNS)
+                gather_rows(taps, 0, taps, COLUMNS, 0, count, lines, c * taps * COLUMNS, COLUMNS, 1,
+                            u, (panel * channels + first + c) * COLUMNS, panels * channels * COLUMNS)
 
 
 def tap_turned_weights(args, begin, end, thread):
@@ -75,9 +74,8 @@ def tap_turned_weights(args, begin, end, thread):
     for panel in range(begin, end):
         count = min(COLUMNS, rows - panel * COLUMNS)
         for channel in range(channels):
-            for tap in range(taps):
-                gather_run(COLUMNS, 0, count, w, (channel * rows + panel * COLUMNS) * taps + tap, taps,
-                           u, ((tap * panels + panel) * channels + channel) * COLUMNS)
+            gather_rows(taps, 0, taps, COLUMNS, 0, count, w, (channel * rows + panel * COLUMNS) * taps, 1, taps,
+                        u, (panel * channels + channel) * COLUMNS, panels * channels * COLUMNS)
 
 
 def add_taps(args, begin, end, thread):
@@ -115,6 +113,8 @@ def add_taps(args, begin, end, thread):
                 ahead = tap // taps * tap_z + shift_z
                 line_0 = phase_y * stride_y + tap % taps // kernel_width * tap_y + shift_y
                 column_0 = phase_x * stride_x + tap % kernel_width * tap_x + shift_x
+                left = max(-(column_0 // spread_x // stride_x), 0)
+                right = max(-((column_0 // spread_x - width) // stride_x), left)
                 meets = 0
                 for image in range(first_image, last_image):
                     z = image % out_depth * stride_z + ahead
@@ -137,13 +137,13 @@ def add_taps(args, begin, end, thread):
                     there = z >= 0 and z < depth * spread_z and z % spread_z == 0
                     for y in range(high):
                         line = line_0 // spread_y + y * stride_y
-                        for column in range(wide):
-                            across = column_0 // spread_x + column * stride_x
-                            met = 0
-                            if there and line >= 0 and line < height and across >= 0 and across < width:
-                                met = channels
-                            gather_run(channels, 0, met, lasts, corner + (line * width + across) * channels, 1, lined, place)
-                            place += channels
+                        stop = left
+                        if there and line >= 0 and line < height:
+                            stop = right
+                        gather_rows(wide, left, stop, channels, 0, channels,
+                                    lasts, corner + (line * width + column_0 // spread_x + left * stride_x) * channels,
+                                    stride_x * channels, 1, lined, place, channels)
+                        place += wide * channels
                 multiply_block(args, 7, positions, block, channels, depth_block, panel_rows,
                                lined, lined_base, panel_rows * channels, channels, 1,
                                u, (tap * panels + first_row // COLUMNS) * channels * COLUMNS, channels * COLUMNS, COLUMNS,
@@ -218,19 +218,21 @@ def taps_weight_gradient(args, begin, end, thread):
                                                 lasts, image_base + (image - first_image) * inside * across, across)
                     below = tap % taps // kernel_width * tap_y + shift_y
                     beside = tap % kernel_width * tap_x + shift_x
+                    left = max(-(beside // stride_x), 0)
+                    right = max(-((beside - width) // stride_x), left)
                     for image in range(first_image, last_image):
                         place = lined_base + (image - first_image) * per_image * across
                         corner = image_base + ((image - first_image) * inside - low * width) * across
                         z = image % out_depth * stride_z + ahead
                         for y in range(first_y, last_y):
                             line = y * stride_y + below
-                            for column in range(out_width):
-                                at = column * stride_x + beside
-                                met = 0
-                                if z >= 0 and z < depth and line >= 0 and line < height and at >= 0 and at < width:
-                                    met = across
-                                gather_run(across, 0, met, lasts, corner + (line * width + at) * across, 1, lined, place)
-                                place += across
+                            stop = left
+                            if z >= 0 and z < depth and line >= 0 and line < height:
+                                stop = right
+                            gather_rows(out_width, left, stop, across, 0, across,
+                                        lasts, corner + (line * width + left * stride_x + beside) * across,
+                                        stride_x * across, 1, lined, place, across)
+                            place += out_width * across
                     multiply_block(args, 8, down, across, positions, positions, TILE, grads, grad_base, TILE, 1, down,
                                    lined, lined_base, COLUMNS, across,
                                    sums, sum_base + tap * down * across, across, more)

@@ -163,6 +163,15 @@ def gather_run(count: int, low: int, high: int, x: Pointer, x_offset: int, x_ste
         o[o_offset + r] = x[x_offset + (r - low) * x_step] if inside else o.memory.dtype.type(0)
 
 
+def gather_rows(rows: int, top: int, bottom: int, count: int, low: int, high: int, x: Pointer, x_offset: int, x_row: int,
+                x_step: int, o: Pointer, o_offset: int, o_row: int) -> None:
+    """`gather_run` of several rows: to ``o[o_offset + y * o_row + r]`` for y < rows, from ``x[x_offset + (y - top) * x_row +
+    (r - low) * x_step]`` where top <= y < bottom, else zeros. Neither `top` nor `bottom` is negative."""
+    for y in range(rows):
+        inside = top <= y < bottom
+        gather_run(count, low, high if inside else low, x, x_offset + (y - top) * x_row, x_step, o, o_offset + y * o_row)
+
+
 def largest_run(count: int, across: int, deep: int, deep_step: int, tall: int, tall_step: int, wide: int, wide_step: int,
                 low: int, high: int, x: Pointer, x_offset: int, first_tap: int, deep_taps: int, o: Pointer, o_offset: int,
                 taps: Pointer, taps_offset: int) -> None:
@@ -276,5 +285,5 @@ def packed_block(rows: Any, depth: Any, x_row: Any, x_step: Any, width: Any) -> 
 
 
 NAMES: dict[str, Callable[..., Any]] = {**tile_transform.NAMES, **{f.__name__: f for f in (
-    multiply_tile, multiply_placed, multiply_ahead, multiply_low, transpose_tile, transpose_block, gather_run, largest_run,
-    largest_grad_run, weighted_rows, dot_rows, invoke, make_panel, multiply_block, pack_block)}}
+    multiply_tile, multiply_placed, multiply_ahead, multiply_low, transpose_tile, transpose_block, gather_run, gather_rows,
+    largest_run, largest_grad_run, weighted_rows, dot_rows, invoke, make_panel, multiply_block, pack_block)}}

@@ -220,17 +220,21 @@ def _transform(name: str) -> Callable[..., ir.Value]:
     return emit
 
 
-# --- gathering a run of elements, with zeros around it --------------------------------------------------------------
+# --- gathering rows of elements, with zeros around them -------------------------------------------------------------
 
 
-def _emit_gather_run(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
-    """Vectors of a run: one load where elements are side by side, two where every second is wanted, which take a fraction
-    of the time of a gather."""
-    element = context.get_value_type(signature.args[3].dtype)
+def _emit_gather(several: bool, context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    """`tile.gather_run`, or with `several` `tile.gather_rows`: two vectors of every row, then the next of every row, for
+    they have the same masks. One load where elements are side by side, two where every second is wanted, which take a
+    fraction of the time of a gather."""
+    element = context.get_value_type(signature.args[6 if several else 3].dtype)
     lanes = tile.tile_for(element_bytes(element)).lanes
     vector, alignment = ir.VectorType(element, lanes), ir.Constant(I32, element_bytes(element))
-    count, low, high, x, x_offset, x_step, o, o_offset = integers(context, builder, signature, values)
-    first = builder.gep(x, [builder.sub(x_offset, builder.mul(low, x_step))])
+    values, none = integers(context, builder, signature, values), constant(0)
+    if not several:
+        count, low, high, x, x_offset, x_step, o, o_offset = values
+        values = [none, none, none, count, low, high, x, x_offset, none, x_step, o, o_offset, none]
+    rows, top, bottom, count, low, high, x, x_offset, x_row, x_step, o, o_offset, o_row = values
     gather = declare(builder.module, f"llvm.masked.gather.{suffix(element, lanes)}.v{lanes}p0", vector,
                      [ir.VectorType(POINTER, lanes), I32, ir.VectorType(I1, lanes), vector])
     load, store = masked_load(builder.module, vector), masked_store(builder.module, vector)
@@ -240,49 +244,74 @@ def _emit_gather_run(context: Any, builder: ir.IRBuilder, signature: Any, values
     def narrow(value: ir.Value) -> ir.Value:
         return splat(builder, builder.trunc(value, I32), lanes)
 
-    def read(function: ir.Function, place: ir.Value, begin: ir.Value, stop: ir.Value) -> ir.Value:
-        inside = builder.icmp_unsigned("<", builder.add(numbers, narrow(begin)), narrow(stop))
+    def from_to(begin: ir.Value, stop: ir.Value) -> ir.Value:
+        """Which of the numbers from `begin` on are from 0 on and below `stop`."""
+        return builder.icmp_unsigned("<", builder.add(numbers, narrow(begin)), narrow(stop))
+
+    def read(function: ir.Function, place: ir.Value, inside: ir.Value) -> ir.Value:
         return where_all(builder, inside, lambda mask: builder.call(
             function, [place, alignment, mask, ir.Constant(vector, None)]))
 
-    def beside(start: ir.Value, begin: ir.Value, stop: ir.Value) -> ir.Value:
-        return read(load, builder.bitcast(builder.gep(first, [start]), POINTER), begin, stop)
+    def beside(start: ir.Value) -> Callable[[ir.Value], ir.Value]:
+        inside = from_to(builder.sub(start, low), span)
+        return lambda line: read(load, builder.bitcast(builder.gep(line, [start]), POINTER), inside)
 
-    def every_second(start: ir.Value) -> ir.Value:
-        begin = builder.mul(builder.sub(start, low), constant(2))
+    def every_second(start: ir.Value) -> Callable[[ir.Value], ir.Value]:
+        begin, place = [builder.mul(value, constant(2)) for value in (builder.sub(start, low), start)]
         stop = builder.sub(builder.mul(span, constant(2)), builder.zext(builder.icmp_signed(">", span, constant(0)), I64))
-        halves = [beside(builder.add(builder.mul(start, constant(2)), constant(half)),
-                         builder.add(begin, constant(half)), stop) for half in (0, lanes)]
-        return builder.shuffle_vector(*halves, ir.Constant(numbers.type, list(range(0, 2 * lanes, 2))))
+        halves = [(builder.add(place, constant(half)), from_to(builder.add(begin, constant(half)), stop))
+                  for half in (0, lanes)]
+        wanted = ir.Constant(numbers.type, list(range(0, 2 * lanes, 2)))
+        return lambda line: builder.shuffle_vector(*[
+            read(load, builder.bitcast(builder.gep(line, [half]), POINTER), inside) for half, inside in halves], wanted)
 
-    def far(start: ir.Value) -> ir.Value:
+    def far(start: ir.Value) -> Callable[[ir.Value], ir.Value]:
         along = ir.Constant(ir.VectorType(I64, lanes), list(range(lanes)))
         places = builder.add(splat(builder, start, lanes), along)
         steps = builder.mul(places, splat(builder, builder.mul(x_step, constant(alignment.constant)), lanes))
-        base = splat(builder, builder.ptrtoint(first, I64), lanes)
-        return read(gather, builder.inttoptr(builder.add(base, steps), ir.VectorType(POINTER, lanes)),
-                    builder.sub(start, low), span)
+        inside = from_to(builder.sub(start, low), span)
+        return lambda line: read(gather, builder.inttoptr(builder.add(
+            splat(builder, builder.ptrtoint(line, I64), lanes), steps), ir.VectorType(POINTER, lanes)), inside)
 
-    with cgutils.for_range_slice(builder, constant(0), count, constant(lanes), intp=I64) as (start, _):
-        end = builder.append_basic_block("run.end")
-        choose, found = builder.switch(x_step, end), []
-        for step, way in ((1, lambda: beside(start, builder.sub(start, low), span)), (2, lambda: every_second(start)),
-                          (None, lambda: far(start))):
-            block = builder.append_basic_block("run")
-            if step is None:
-                choose.default = block
-            else:
-                choose.add_case(constant(step), block)
-            builder.position_at_end(block)
-            found.append((way(), builder.block))
+    def lesser(a: ir.Value, b: ir.Value) -> ir.Value:
+        return builder.select(builder.icmp_signed("<", a, b), a, b)
+
+    begin, stop = lesser(top, rows), lesser(bottom, rows)
+    stop = builder.select(builder.icmp_signed("<", stop, begin), begin, stop)
+    first = builder.gep(x, [builder.sub(builder.sub(x_offset, builder.mul(low, x_step)), builder.mul(top, x_row))])
+    vectors = 2 if several else 1
+    with _each(builder, constant(0), count, constant(vectors * lanes)) as start:
+        starts = [builder.add(start, constant(k * lanes)) for k in range(vectors)]
+        wanted = [builder.icmp_signed("<", numbers, narrow(builder.sub(count, begin))) for begin in starts]
+
+        def put(y: ir.Value, k: int, value: ir.Value) -> None:
+            place = builder.add(builder.add(o_offset, starts[k]), builder.mul(y, o_row))
+            target = builder.bitcast(builder.gep(o, [place]), POINTER)
+            where_all(builder, wanted[k], lambda mask: builder.call(store, [value, target, alignment, mask]))
+
+        def each_row(begin: ir.Value, stop: ir.Value, found: list[Callable[[ir.Value], ir.Value]]) -> None:
+            if not several:
+                put(none, 0, found[0](first))
+                return
+            with _each(builder, begin, stop, constant(1)) as y:
+                line = builder.gep(first, [builder.mul(y, x_row)])
+                put(y, 0, found[0](line))
+                with builder.if_then(builder.icmp_signed("<", starts[1], count)):
+                    put(y, 1, found[1](line))
+
+        for outside in ((none, begin), (stop, rows)) if several else ():
+            each_row(*outside, [lambda line: ir.Constant(vector, None)] * vectors)
+        end = builder.append_basic_block("rows.end")
+        ways = {1: beside, 2: every_second, None: far}
+        blocks = {step: builder.append_basic_block("rows") for step in ways}
+        choose = builder.switch(x_step, blocks[None])
+        for step, way in ways.items():
+            if step is not None:
+                choose.add_case(constant(step), blocks[step])
+            builder.position_at_end(blocks[step])
+            each_row(begin, stop, [way(place) for place in starts])
             builder.branch(end)
         builder.position_at_end(end)
-        value = builder.phi(vector)
-        for vectors, block in found:
-            value.add_incoming(vectors, block)
-        target = builder.bitcast(builder.gep(o, [builder.add(o_offset, start)]), POINTER)
-        wanted = builder.icmp_signed("<", numbers, narrow(builder.sub(count, start)))
-        where_all(builder, wanted, lambda mask: builder.call(store, [value, target, alignment, mask]))
     return context.get_dummy_value()
 
 
@@ -403,7 +432,8 @@ teach(tile.multiply_ahead, partial(_emit_multiply, "ahead"))
 teach(tile.multiply_low, partial(_emit_multiply, "low"))
 teach(tile.transpose_tile, _emit_transpose)
 teach(tile.transpose_block, _emit_transpose_block)
-teach(tile.gather_run, _emit_gather_run)
+teach(tile.gather_run, partial(_emit_gather, False))
+teach(tile.gather_rows, partial(_emit_gather, True))
 for _name, _function in tile_transform.NAMES.items():
     teach(_function, _transform(_name), (lambda *_: types.int64) if _name in tile_transform.WATCHED else None)
 teach(tile.invoke, _emit_invoke)
