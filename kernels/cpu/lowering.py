@@ -50,7 +50,8 @@ def form_of(function: Callable[..., Any], arguments: tuple[Kind, ...]) -> Form:
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
     assert isinstance(tree, ast.FunctionDef)
     names = {**vars(builtins), **function.__globals__}
-    return Form(tree, arguments, names, f"{function.__name__}({', '.join(map(str, arguments))})")
+    name = f"{function.__module__}.{function.__qualname__}({', '.join(map(str, arguments))})"
+    return Form(tree, arguments, names, name)
 
 
 class _Writer:
