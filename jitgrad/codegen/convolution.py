@@ -176,7 +176,7 @@ class _Lowering:
     def panels_of_item(self, images: int, rows: int, columns: int, positions: int) -> int:
         """How many panels of columns an item of the weights' gradient has: what is read least, of the gradient for each
         block of columns, and of partial results."""
-        panels = -(-columns // self.tile.columns)
+        panels: int = -(-columns // self.tile.columns)
         most = max(PANELS // (self.tile.columns * min(positions, DEPTH_BLOCK)), 1)
 
         def moved(wide: int) -> int:
