@@ -14,7 +14,7 @@ from jitgrad.codegen.kernel import Buffer, Launch
 from jitgrad.codegen.matmul import lower_matmul
 from jitgrad.errors import DTypeError, ShapeError
 from jitgrad.ir import evaluate
-from jitgrad.kernels.cpu import gemm, tile, tile_dot
+from jitgrad.kernels.cpu import gemm, gemm_pack, tile, tile_dot
 from jitgrad.kernels.cpu.gemm import Matrices
 
 HALVES = (ml_dtypes.bfloat16, np.float16)
@@ -104,7 +104,7 @@ def test_pairs_are_added_in_the_order_of_the_plain_form():
     form = gemm.Form("bf16", "bf16", "f32", "multiply_pairs", 2)
     x, y = random(15, 31).astype(ml_dtypes.bfloat16), random(31, 33).astype(ml_dtypes.bfloat16)
     made = gemm.arrange(form, (), 15, 33, 31, Matrices((), 31, 1), Matrices((), 33, 1))
-    text, sums = gemm.pack_text(form, made.pack_a.kind), []
+    text, sums = gemm_pack.pack_text(form, made.pack_a.kind), []
     phases = [Launch(text[4:text.index("(")], text, made.pack_a.items, (Buffer(0), Buffer(2), *made.pack_a.integers)),
               Launch(form.name, gemm.core_source(form), made.items, (Buffer(2), Buffer(1), Buffer(3), *made.integers))]
     for carry_out in (run_native, run_as_python):

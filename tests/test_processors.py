@@ -15,7 +15,7 @@ import pytest
 from jitgrad import config, processors
 from jitgrad.codegen import native
 from jitgrad.errors import CompileError
-from jitgrad.kernels.cpu import attention, gemm, tile, tile_lines, tile_text
+from jitgrad.kernels.cpu import attention, gemm, gemm_pack, tile, tile_lines, tile_text
 from jitgrad.kernels.cpu.tile_text import MicroKernel
 
 EVERY = tuple(processors.NAMED)
@@ -141,7 +141,7 @@ def test_fused_multiply_adds_are_used_where_there_are_some(processor):
 
 @each
 def test_cores_and_packing_compile(processor):
-    for text in (gemm.source("f32"), gemm.pack_source("f32", "depth")):
+    for text in (gemm.source("f32"), gemm_pack.pack_source("f32", "depth")):
         data = native.compile_source(text, text[4:text.index("(")], native.host_target())
         assert data[:4] == b"\x7fELF"
 

@@ -25,7 +25,7 @@ from jitgrad.codegen.templates import lower_map
 from jitgrad.ir.graph import Graph, GraphBuilder, Value
 from jitgrad.ir.op import REGISTRY
 from jitgrad.ir.types import TensorType
-from jitgrad.kernels.cpu import conv, gemm, planes as conv_planes, taps as conv_taps
+from jitgrad.kernels.cpu import conv, gemm, gemm_pack, planes as conv_planes, taps as conv_taps
 from jitgrad.kernels.cpu.gemm import Matrices, Packing
 from jitgrad.kernels.cpu.tile import DEPTH_BLOCK
 
@@ -100,7 +100,7 @@ class _Lowering:
         if packing is None:
             return operand
         panels = self.memory(packing.elements)
-        self.add(gemm.pack_source(self.short, packing.kind), packing.items, operand, panels, *packing.integers)
+        self.add(gemm_pack.pack_source(self.short, packing.kind), packing.items, operand, panels, *packing.integers)
         return panels
 
     def convolve(self, weights: Buffer, source: Buffer, image: tuple[int, ...], result: Buffer, out: tuple[int, ...],

@@ -12,7 +12,7 @@ from jitgrad.codegen.kernel import Buffer, Launch, Lowered
 from jitgrad.ir.graph import Graph
 from jitgrad.ir.strides import Heads, follow, heads_in, read_heads
 from jitgrad.ir.types import TensorType
-from jitgrad.kernels.cpu import attention, conv, gemm
+from jitgrad.kernels.cpu import attention, conv, gemm, gemm_pack
 from jitgrad.kernels.cpu.gemm import Matrices
 from jitgrad.ops.attention import heads_of_moved, mask_runs, operands, pieces
 
@@ -67,7 +67,7 @@ class Attention:
         batch = groups // heads.inner, heads.inner
         packing, _, _ = gemm.pack(matrices, batch, rows, depth, columns, columns, heads.row, 1, once=False)
         panels = self.new_scratch(packing.elements * x.type.dtype.itemsize)
-        self.launches.append(launch(gemm.pack_source(self.short, packing.kind), packing.items, x.buffer, panels,
+        self.launches.append(launch(gemm_pack.pack_source(self.short, packing.kind), packing.items, x.buffer, panels,
                                     *packing.integers))
         return panels
 

@@ -16,7 +16,7 @@ from jitgrad.ir.graph import Graph
 from jitgrad.ir.op import REGISTRY
 from jitgrad.ir.strides import follow
 from jitgrad.ir.types import TensorType
-from jitgrad.kernels.cpu import gemm, recurrence
+from jitgrad.kernels.cpu import gemm, gemm_pack, recurrence
 from jitgrad.kernels.cpu.gemm import Matrices
 
 WEIGHTS = {"rnn": 1, "lstm": 1, "gru": 1, "rnn_grad": 2, "lstm_grad": 3, "gru_grad": 2}
@@ -67,7 +67,7 @@ def lower(layer: Layer) -> Lowered | None:
     sums = [items * wide if layer.sums else 0] * GATED.get(layer.op, 0)
     scratch = [packing.elements, *products, *sums]
     packed, *more = [Buffer(layer.scratch + k) for k in range(len(scratch))]
-    pack = launch(gemm.pack_source(short, packing.kind), packing.items, layer.inputs[WEIGHTS[layer.op]], packed,
+    pack = launch(gemm_pack.pack_source(short, packing.kind), packing.items, layer.inputs[WEIGHTS[layer.op]], packed,
                   *packing.integers)
     operands = [packed if k == WEIGHTS[layer.op] else x for k, x in enumerate(layer.inputs)
                 if k not in REGISTRY[layer.op].unread]

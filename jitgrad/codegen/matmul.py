@@ -26,7 +26,7 @@ from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value
 from jitgrad.ir.op import Op
 from jitgrad.ir.strides import follow, steps_through
 from jitgrad.ir.types import TensorType
-from jitgrad.kernels.cpu import gemm, gemm_rows
+from jitgrad.kernels.cpu import gemm, gemm_pack, gemm_rows
 from jitgrad.kernels.cpu.gemm import Arrangement, Form, Matrices, Packing
 from jitgrad.kernels.cpu.gemm_rows import Lines
 from jitgrad.ops.contraction import int_matmul, matmul
@@ -213,7 +213,7 @@ class _Lowering(WithEpilogue):
         if factor.made is not None:
             self.launches.append(pack_made(self.body, factor.made, form, packing, panels))
         else:
-            source = gemm.pack_text(form, packing.kind, of_b)
+            source = gemm_pack.pack_text(form, packing.kind, of_b)
             self.launches.append(launch(source, packing.items, factor.buffer, panels, *packing.integers))
         return panels
 

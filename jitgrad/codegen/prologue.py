@@ -18,7 +18,7 @@ from jitgrad.codegen.region import Place, Region, accesses, analyse, collapse
 from jitgrad.codegen.templates import kernel_name
 from jitgrad.dtypes import DType
 from jitgrad.ir.graph import Graph, Value
-from jitgrad.kernels.cpu import gemm
+from jitgrad.kernels.cpu import gemm, gemm_pack
 from jitgrad.kernels.cpu.gemm import Form, Packing
 
 STEPS = 64
@@ -178,7 +178,7 @@ class _Kernel:
         strides = "1, width" if self.along_rows else f"{pitch}, 1"
         writer.let("_", f"pack_block(args, {self.number_of_function}, bottom - top, last - first, piece, 0, {strides}, "
                         f"{target}, {place} + done * width, width)")
-        source = gemm.pack_text(self.form, "rows" if self.along_rows else "depth", self.made.of_b)
+        source = gemm_pack.pack_text(self.form, "rows" if self.along_rows else "depth", self.made.of_b)
         writer.close()
         return (Function(source[4:source.index("(")], source),)
 

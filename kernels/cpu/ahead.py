@@ -10,6 +10,7 @@ from jitgrad.kernels.cpu import (
     conv,
     depthwise,
     gemm,
+    gemm_pack,
     gemm_rows,
     index,
     movement,
@@ -35,8 +36,8 @@ def _texts(element: str) -> Iterator[str]:
     yield from map(tape.source, ("run", "side_by_side", "worker", "wake"))
     yield gemm.source(element)
     yield gemm_rows.source(gemm_rows.Lines(element, element, element))
-    for kind in gemm.PACK_KINDS:
-        yield gemm.pack_source(element, kind)
+    for kind in gemm_pack.PACK_KINDS:
+        yield gemm_pack.pack_source(element, kind)
     for source in (conv.convolve_source, conv.weight_source, conv.add_parts_source, conv.interleave_source):
         yield source(element)
     for family in (pooling, index, sort, scan, movement, attention, taps, depthwise, planes):

@@ -4,7 +4,7 @@ Forward, an item is a block of queries of one head: it goes through the blocks o
 (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018). Backward, an item is a head of k and v, or a
 part of its keys, with all heads of q that it serves: for each block of keys it makes the weights of each block of queries
 again. Each part has a gradient of q of its own; where there are several they are added up afterwards. Products that read
-k or v transposed have them packed in panels, by `gemm.pack_source`. See `jitgrad.ops.attention` for the operands.
+k or v transposed have them packed in panels, by `gemm_pack.pack_source`. See `jitgrad.ops.attention` for the operands.
 
 Dropout makes the random bits of a line of scores beside it, wherever that line is made: they are those of the scores'
 positions in [N, L, S] and of nothing else, so both passes drop the same ones, however the work is cut.

@@ -4,7 +4,7 @@ The column matrix (im2col) is never in memory: a kernel gathers one panel of it,
 core, into a buffer on its stack, calls the GEMM core for it, and goes on. `convolve` makes [channels, positions] of
 each image and group; with its steps turned around it is the gradient in the image too. `convolve_weight` makes the
 gradient in the weights: the panel's columns are taps, its depth are positions. The left operands come packed, by
-`gemm.pack_source`.
+`gemm_pack.pack_source`.
 
 A position (y, x) and a tap (i, j) meet in the image at row ``y * stride + shift + i * tap``, if that is inside of it,
 and likewise for columns; elsewhere is zero. A convolution has shift -padding and tap = dilation. Its gradient in the

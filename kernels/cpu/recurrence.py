@@ -1,7 +1,7 @@
 """Recurrent layers: all steps of a few sequences in one item, so that no thread waits for another between steps.
 
 An item is `rows_per_item` sequences of the batch. Per step it multiplies their states with the recurrent weights,
-which come packed in panels (`gemm.pack_source`) and stay in its core's cache from step to step, straight into the
+which come packed in panels (`gemm_pack.pack_source`) and stay in its core's cache from step to step, straight into the
 memory of the results, and then goes over them once. Every other step takes the panels in reverse: where they are more
 than the cache holds, those that came last are still there. A product of several rows meanwhile fetches what the step
 will go over, as that comes from memory. Forward, w is read transposed, [H, G * H]; backward as it lies, [G * H, H]. See

@@ -280,7 +280,7 @@ def pack_block(args: Any, place: int, rows: int, depth: int, x: Pointer, x_offse
 
 
 def packed_block(rows: Any, depth: Any, x_row: Any, x_step: Any, width: Any) -> list[Any]:
-    """The packing phase's integers (`gemm.PACK_ARGUMENTS`) for one panel that is all there is."""
+    """The packing phase's integers (`gemm_pack.PACK_ARGUMENTS`) for one panel that is all there is."""
     return [rows, depth, x_row, x_step, rows, width, 1, 1, 1, 1, 1, *[0] * 5]
 
 
