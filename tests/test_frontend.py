@@ -64,6 +64,11 @@ def test_break_continue_and_conditions():
     assert_same(["inside = 0 <= v < 5", "r = 1 if inside or v == -3 else 2"])
 
 
+
+def test_parts_of_a_tuple_by_a_number():
+    assert_same(["parts = (v // 2, v % 3, 7)", "r = 0", "for k in range(3):", "    r = r * 2 % 1000 + parts[k] % 9"])
+    assert_same(["parts = (v // 2, v % 3, 7)", "r = parts[v % 3] - parts[1]"])
+
 def test_variables_that_are_given_in_several_places():
     assert_same(["r = 1", "if v > 0:", "    r = v // 2", "else:", "    last = v % 5", "    r = last + 1"])
     assert_same(["r, q = v % 9, v % 7", "for k in range(3):", "    r, q = q, r + k"])

@@ -210,7 +210,9 @@ class Types:
         base, _ = self.kind(node.value), self.kind(node.slice)
         if base is UNKNOWN:
             return UNKNOWN
-        return base.dtype if isinstance(base, types.CPointer) else base[self.constants[node.slice]]
+        if node.slice in self.constants and not isinstance(base, types.CPointer):
+            return base[self.constants[node.slice]]
+        return base.dtype                                                # of a tuple, that of all of its elements
 
     def kind_of_call(self, node: ast.Call) -> Kind:
         if not isinstance(node.func, ast.Name):

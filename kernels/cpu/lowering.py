@@ -327,4 +327,11 @@ class _Writer:
     def value_of_subscript(self, node: ast.Subscript) -> ir.Value:
         if isinstance(self.types.kinds[node.value], types.CPointer):
             return self.builder.load(self.place(node))
-        return self.builder.extract_value(self.value(node.value), self.types.constants[node.slice])
+        parts = self.value(node.value)
+        if node.slice in self.types.constants:
+            return self.builder.extract_value(parts, self.types.constants[node.slice])
+        number, found = self.value_as(node.slice, types.int64), self.builder.extract_value(parts, 0)
+        for k in range(1, len(self.types.kinds[node.value])):            # a loop is unrolled, and one of them is left
+            is_it = self.builder.icmp_signed("==", number, number.type(k))
+            found = self.builder.select(is_it, self.builder.extract_value(parts, k), found)
+        return found
