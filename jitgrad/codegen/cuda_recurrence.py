@@ -30,6 +30,7 @@ from jitgrad.ir.graph import GraphBuilder
 from jitgrad.ir.op import REGISTRY
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cuda import recurrence
+from jitgrad.ops.recurrence import OPERANDS, RESULTS
 
 CACHED = 160 << 10
 """Bytes of packed weights that stay in the first cache of a multiprocessor, of 192 KiB and more, beside shared memory."""
@@ -40,13 +41,6 @@ MULTIPROCESSORS = 128
 APART = 1 << 27
 """Multiplications of a step from which on 16-bit floats are multiplied on tensor cores."""
 
-OPERANDS = {
-    "rnn": ("gates", "w", "h0"), "lstm": ("gates", "w", "h0", "c0"), "gru": ("gates", "w", "b", "h0"),
-    "rnn_grad": ("dh", "gates", "w", "h0", "h"), "lstm_grad": ("dh", "dc", "gates", "w", "h0", "c0", "h", "c", "kept"),
-    "gru_grad": ("dh", "gates", "w", "b", "h0", "h", "kept")}
-RESULTS = {
-    "rnn": ("h",), "lstm": ("h", "c", "kept"), "gru": ("h", "kept"), "rnn_grad": ("d_gates", "dh0"),
-    "lstm_grad": ("d_gates", "dh0", "dc0"), "gru_grad": ("d_gates", "d_hidden", "dh0")}
 CARRYING = ("lstm", "gru", "lstm_grad", "gru_grad")
 
 

@@ -18,12 +18,13 @@ from jitgrad.ir.strides import follow
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu import gemm, gemm_pack, recurrence
 from jitgrad.kernels.cpu.gemm import Matrices
+from jitgrad.ops.recurrence import GRADIENTS, OPERANDS, RESULTS
 
-WEIGHTS = {"rnn": 1, "lstm": 1, "gru": 1, "rnn_grad": 2, "lstm_grad": 3, "gru_grad": 2}
+WEIGHTS = {op: names.index("w") for op, names in OPERANDS.items()}
 """Which operand of each op is the recurrent weights."""
 
-GATED = {"rnn_grad": 1, "lstm_grad": 1, "gru_grad": 2}
-"""How many results of each gradient are gradients of gates: the first ones."""
+GATED = {op: sum(name.startswith("d_") for name in names) for op, names in RESULTS.items()}
+"""How many results of each op are gradients of gates: the first ones."""
 
 
 def rows_per_item(batch: int) -> int:
@@ -64,7 +65,7 @@ def lower(layer: Layer) -> Lowered | None:
     width = recurrence.tile_of(short, rows).columns
     packing, _, _ = gemm.pack(Matrices((), row, step), (), columns, depth, width, width, row, step)
     products = [batch * wide] if layer.op in ("lstm", "gru") else []
-    sums = [items * wide if layer.sums else 0] * GATED.get(layer.op, 0)
+    sums = [items * wide if layer.sums else 0] * GATED[layer.op]
     scratch = [packing.elements, *products, *sums]
     packed, *more = [Buffer(layer.scratch + k) for k in range(len(scratch))]
     pack = launch(gemm_pack.pack_source(short, packing.kind), packing.items, layer.inputs[WEIGHTS[layer.op]], packed,
@@ -89,7 +90,7 @@ def lower_alone(call: Call, op: str) -> Lowered | None:
 
 def lower_with_sums(body: Graph, shared: tuple[tuple[int, int], ...]) -> Lowered | None:
     """The template "recurrence"."""
-    (node,) = [n for n in body.nodes if n.op.name in GATED]
+    (node,) = [n for n in body.nodes if n.op in GRADIENTS]
     producers, first = body.producers(), len(body.inputs)
     sources = [follow(producers, v)[1] for v in node.inputs]
     inputs = tuple([Buffer(body.inputs.index(v)) for v in sources])

@@ -327,3 +327,14 @@ gru_grad: Op = _gradient_entry("gru", _gru_grad, 5, 3, {1, 3},
                                "dh, operands and results of gru -> gradients of gates, of hidden products, and of h0.")
 
 GRADIENTS = (rnn_grad, lstm_grad, gru_grad)
+
+OPERANDS = {
+    "rnn": ("gates", "w", "h0"), "lstm": ("gates", "w", "h0", "c0"), "gru": ("gates", "w", "b", "h0"),
+    "rnn_grad": ("dh", "gates", "w", "h0", "h"), "lstm_grad": ("dh", "dc", "gates", "w", "h0", "c0", "h", "c", "kept"),
+    "gru_grad": ("dh", "gates", "w", "b", "h0", "h", "kept")}
+"""What the operands of each op are called in its kernels."""
+
+RESULTS = {
+    "rnn": ("h",), "lstm": ("h", "c", "kept"), "gru": ("h", "kept"), "rnn_grad": ("d_gates", "dh0"),
+    "lstm_grad": ("d_gates", "dh0", "dc0"), "gru_grad": ("d_gates", "d_hidden", "dh0")}
+"""And its results. Those that begin with d_ are gradients of gates, [steps, batch, wide]."""
