@@ -3,8 +3,9 @@
 `carry_out` is given an op on arrays and gives its result, or None where NumPy is to do it: for small operands, for other
 types than float32 and float64, and where no compiling is wanted. `rewrite` is the same for an op whose results replace the
 contents of operands. Operands that are transposed or expanded are taken as they lie. The plan of an op on given types is
-made once, as every plan is, and kept; of an op that NumPy does as exactly, when it is asked for again. Kernels hold no
-sizes, so they are compiled once for a machine; those that are written by hand are compiled ahead by ``jitgrad cache build``.
+made once, as every plan is, and kept; of an op that NumPy does as exactly, and of an optimizer's update of few elements
+(the many calls of NumPy take long, however few there are), when it is asked for again. Kernels hold no sizes, so they are
+compiled once for a machine; those that are written by hand are compiled ahead by ``jitgrad cache build``.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ def _pays(op: Op, arrays: Sequence[np.ndarray]) -> bool:
     settings = config.current()
     if settings.disable or settings.plain:
         return False
-    return arrays[0].size >= SHARED if op.kind == "elementwise" else sum([a.size for a in arrays]) >= USUALLY
+    if op.kind == "elementwise":
+        return arrays[0].size >= SHARED
+    return op.kind == "foreach" or sum([a.size for a in arrays]) >= USUALLY
 
 
 def _operand(array: np.ndarray) -> tuple[np.ndarray, Chain]:
@@ -94,7 +97,8 @@ def _plan_for(op: Op, taken: Sequence[tuple[np.ndarray, Chain]], attrs: dict[str
                      *[(base.dtype, base.shape, chain) for base, chain in taken])
     if answer.plan is None and answer.open:
         answer.asked += 1
-        if answer.asked > 1 or not op.exact:
+        few = op.kind == "foreach" and sum([base.size for base, _ in taken]) < USUALLY
+        if answer.asked > 1 or not (op.exact or few):
             answer.plan, answer.open = _make_plan(op, attrs, taken, written), False
     return answer.plan
 

@@ -91,9 +91,10 @@ def test_small_operands_and_narrow_floats_go_to_numpy():
     assert native_ops.carry_out(ops.matmul, [x, x], {}) is None
 
 
+@pytest.mark.parametrize("shape", ((300, 400), (3, 4)), ids=("large", "small"))
 @pytest.mark.parametrize("optimizer", (jg.optim.AdamW, jg.optim.SGD, jg.optim.RMSprop))
-def test_an_optimizer_step_writes_in_place(optimizer):
-    weights = [random(300, 400), random(400)]
+def test_an_optimizer_step_writes_in_place(optimizer, shape):
+    weights = [random(*shape), random(shape[-1])]
     found = []
     for disable in (False, True):
         with config.scope(disable=disable):
