@@ -3,9 +3,10 @@
 `carry_out` is given an op on arrays and gives its result, or None where NumPy is to do it: for small operands, for other
 types than float32 and float64, and where no compiling is wanted. `rewrite` is the same for an op whose results replace the
 contents of operands. Operands that are transposed or expanded are taken as they lie. The plan of an op on given types is
-made once, as every plan is, and kept; of an op that NumPy does as exactly, and of an optimizer's update of few elements
-(the many calls of NumPy take long, however few there are), when it is asked for again. Kernels hold no sizes, so they are
-compiled once for a machine; those that are written by hand are compiled ahead by ``jitgrad cache build``.
+made once, as every plan is, and kept; of an op that NumPy does as exactly, when it is asked for again. An optimizer's update
+of few elements has so many calls of NumPy that kernels take half of the time, too, but only a long run pays their compiling.
+Kernels hold no sizes, so they are compiled once for a machine; those that are written by hand are compiled ahead by
+``jitgrad cache build``.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from jitgrad.single import Question, overlap
 KINDS = ("contraction", "window", "scan", "sort", "foreach", "region")
 BY_NUMPY = ("int_matmul", "cumsum", "cumprod")                          # one pass, or no floats
 USUALLY = 1 << 16                                               # elements of all operands from which a plan pays
+OFTEN = 500                                                     # updates of few elements after which it does
 FLOATS = (float32, float64)
 
 
@@ -98,7 +100,7 @@ def _plan_for(op: Op, taken: Sequence[tuple[np.ndarray, Chain]], attrs: dict[str
     if answer.plan is None and answer.open:
         answer.asked += 1
         few = op.kind == "foreach" and sum([base.size for base, _ in taken]) < USUALLY
-        if answer.asked > 1 or not (op.exact or few):
+        if answer.asked > (OFTEN if few else int(op.exact)):
             answer.plan, answer.open = _make_plan(op, attrs, taken, written), False
     return answer.plan
 

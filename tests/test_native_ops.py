@@ -93,7 +93,9 @@ def test_small_operands_and_narrow_floats_go_to_numpy():
 
 @pytest.mark.parametrize("shape", ((300, 400), (3, 4)), ids=("large", "small"))
 @pytest.mark.parametrize("optimizer", (jg.optim.AdamW, jg.optim.SGD, jg.optim.RMSprop))
-def test_an_optimizer_step_writes_in_place(optimizer, shape):
+def test_an_optimizer_step_writes_in_place(optimizer, shape, monkeypatch):
+    """To the last bit what NumPy gives, so that it does not matter when kernels take over."""
+    monkeypatch.setattr(native_ops, "OFTEN", 1)
     weights = [random(*shape), random(shape[-1])]
     found = []
     for disable in (False, True):
@@ -109,7 +111,7 @@ def test_an_optimizer_step_writes_in_place(optimizer, shape):
             assert [p.data_ptr() for p in parameters] == memory
             found.append([p.detach().numpy().copy() for p in parameters])
     for got, wanted in zip(*found, strict=True):
-        np.testing.assert_allclose(got, wanted, rtol=2e-5, atol=2e-6)
+        np.testing.assert_array_equal(got, wanted)
 
 
 def test_operands_that_share_memory_are_not_rewritten_by_kernels():
