@@ -8,6 +8,7 @@ import pytest
 
 import jitgrad as jg
 from jitgrad import nn, optim
+from jitgrad.errors import AutogradError
 from jitgrad.functional.random import default_generator
 from jitgrad.tree import flatten
 
@@ -588,6 +589,39 @@ def test_a_detached_result_beside_one_with_a_history():
         y, detached = call(tensor(4, 3, seed=seed))
         assert y.requires_grad and not detached.requires_grad
         np.testing.assert_array_equal(y.detach().numpy(), detached.numpy())
+
+
+@pytest.mark.parametrize(("returned", "seals"), [
+    (lambda one, two, w: one + two, True),
+    (lambda one, two, w: {"square": one * one, "one": one, "parts": jg.stack([one, two])[:1]}, True),
+    (lambda one, two, w: one + w.sum(), False)], ids=("sum", "product and parts", "with a leaf"))
+def test_results_made_of_losses_that_have_gone_back(returned, seals):
+    """Nothing is left of the history of a sum of losses, as GANs return it; but a leaf may still be reached."""
+    def trained(decorate):
+        net = nn.Linear(4, 3)
+        net.load_state_dict({"weight": tensor(3, 4, seed=1), "bias": tensor(3, seed=2)})
+        optimizer = optim.SGD(net.parameters(), lr=0.1)
+
+        @decorate
+        def step(x):
+            optimizer.zero_grad()
+            one, two = net(x).square().mean(), net(x).abs().mean()
+            (one + two).backward()
+            optimizer.step()
+            return returned(one, two, net.weight)
+
+        leaves = []
+        for k in range(5):
+            flatten(step(tensor(5, 4, seed=k)), leaves)
+        return step, leaves
+
+    step, found = trained(jg.compile)
+    for ours, theirs in zip(found, trained(lambda function: function)[1], strict=True):
+        np.testing.assert_allclose(ours.detach().numpy(), theirs.detach().numpy(), rtol=1e-5)
+        assert ours.requires_grad and ours.grad_fn.name == theirs.grad_fn.name
+        with pytest.raises(AutogradError, match="second time"):
+            ours.sum().backward()
+    assert bool(step.statistics.sealed_calls) is seals, step.statistics.replayed_because
 
 
 def test_a_view_whose_history_is_made_again():

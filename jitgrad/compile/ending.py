@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jitgrad import changes
-from jitgrad.autograd import SpentNode
+from jitgrad.autograd import OpNode, SpentNode, TapeNode
 from jitgrad.compile.edge import EdgeNode
 from jitgrad.compile.evaluator import Findings
 from jitgrad.compile.guards import read_number
@@ -74,9 +74,11 @@ class Ending:
                 self.views.append(t)
 
     def _holders(self, returned: list[Any], recorder: Recorder) -> list[int]:
-        """The ids of Tensors that views of them, this object and the recorder hold."""
+        """The ids of Tensors that views of them, this object and the recorder hold, and histories that will be spent."""
         views = {id(t): t for t in [*self.views, *(t for t in returned if isinstance(t, Tensor))]}
-        return [*(id(t._root) for t in views.values()), *map(id, self.views),
+        nodes = [_unwalked(t._node) or () for t in views.values() if t._node is not None]
+        saved = [node.saved for node in set().union(*nodes) if isinstance(node, OpNode) and type(node.saved) is tuple]
+        return [*(id(t._root) for t in views.values()), *map(id, self.views), *(id(t) for kept in saved for t in kept),
                 *(id(t) for s in recorder.segments for t in s.inputs), *(id(t) for pair in recorder.merged for t in pair)]
 
     # --- where the outputs went ----------------------------------------------------------------------------------------
@@ -227,9 +229,26 @@ def _history(t: Tensor) -> Any:
         return None
     if type(node) is EdgeNode:
         return t._index
-    if not node.freed:
+    if _unwalked(node) is None:
         raise Impure("returns or keeps tensors whose gradients are still to be computed", None)
     return SpentNode(node.name, t.tensor_type)
+
+
+def _unwalked(node: TapeNode) -> set[TapeNode] | None:
+    """The nodes between this one and those that a walk back has freed, such as that of a sum of losses after it; None if
+    there is another way back, to a leaf or over a hook."""
+    waiting, found = [node], {node}
+    while waiting:
+        node = waiting.pop()
+        if node.freed:
+            found.discard(node)
+            continue
+        targets = [edge[0] for edge in node.edges if edge is not None]
+        if node.hooks or not targets or not all([isinstance(target, TapeNode) for target in targets]):
+            return None
+        waiting += [target for target in targets if target not in found]
+        found.update(targets)
+    return found
 
 
 def _with_history(tensor: Tensor, history: Any, node: Any) -> Tensor:
