@@ -222,6 +222,55 @@ def test_simplify_leaves(case):
     assert_same_bits(graph, simplify(graph))
 
 
+def sum_of_spread(axes, shape, g_dtype, **windows):
+    """The sum over `axes` of gradients spread by the maxima of images of `shape`, as a graph of the two."""
+    ceil_mode = windows.pop("ceil_mode", False)
+    images = TensorType(F32, shape)
+    pooled = ops.max_pool.result_types((images,), {**windows, "ceil_mode": ceil_mode})[0].with_dtype(g_dtype)
+
+    def function(y, g):
+        taps = ops.max_pool(y, **windows, ceil_mode=ceil_mode)[1]
+        return ops.sum(ops.max_pool_grad(g, taps, input_shape=shape, **windows), axes=axes)
+
+    return traced(function, images, pooled)
+
+
+@pytest.mark.parametrize(("axes", "shape", "kernel", "stride", "padding", "dilation", "ceil_mode", "simpler"), [
+    ((0, 2, 3), (2, 3, 6, 8), (2, 2), (2, 2), 0, 1, False, True),
+    ((2, 3), (2, 3, 7, 9), (3, 2), (2, 1), 1, 1, False, True),
+    ((0, 1, 2), (2, 3, 9), (3,), (2,), 1, 1, True, True),
+    ((2, 3, 4), (1, 2, 5, 6, 7), (2, 2, 3), (3, 2, 2), 1, 2, True, True),
+    ((0, 2), (2, 3, 9), (4,), (5,), 2, 3, False, True),
+    ((0, 2), (2, 3, 4), (2,), (1,), 1, 5, False, False),             # one window is in the padding alone
+    ((0, 2), (2, 3, 6, 8), (2, 2), (2, 2), 0, 1, False, False),      # columns of planes
+])
+@pytest.mark.parametrize("kind", ["numbers", "equal", "infinite", "special"])
+def test_sum_of_what_pooling_spreads(kind, axes, shape, kernel, stride, padding, dilation, ceil_mode, simpler):
+    around, apart = ((padding, padding),) * len(kernel), (dilation,) * len(kernel)
+    graph = sum_of_spread(axes, shape, dtypes.float64, kernel=kernel, stride=stride, padding=around, dilation=apart,
+                          ceil_mode=ceil_mode)
+    after = eliminate_dead_code(simplify(graph))
+    assert computing_ops(after) == (["sum"] if simpler else ["max_pool", "max_pool_grad", "sum"])
+    y, g = array_of(graph.inputs[0].type), np.random.default_rng(1).normal(size=graph.inputs[1].type.shape)
+    if kind == "special":
+        g.flat[:3] = np.inf, -1.0, [np.nan, -np.inf][len(kernel) % 2]
+    else:
+        drawn = np.random.default_rng(2).normal(size=shape)
+        y = {"numbers": drawn, "equal": np.ones(shape), "infinite": np.full(shape, -np.inf)}[kind]
+    arrays = [y.astype("f"), g]
+    np.testing.assert_allclose(evaluate(after, arrays)[0], evaluate(graph, arrays)[0], rtol=1e-13, atol=1e-13)
+
+
+def test_sum_of_what_other_windows_spread_stays():
+    def function(y, g):
+        none = {"padding": ((0, 0),), "dilation": (1,)}
+        taps = ops.max_pool(y, kernel=(2,), stride=(2,), **none, ceil_mode=False)[1]
+        return ops.sum(ops.max_pool_grad(g, taps, input_shape=y.shape, kernel=(2,), stride=(3,), **none), axes=(2,))
+
+    graph = traced(function, TensorType(F32, (1, 1, 4)), TensorType(F32, (1, 1, 2)))
+    assert computing_ops(simplify(graph)) == ["max_pool", "max_pool_grad", "sum"]
+
+
 def test_simplify_keeps_what_may_fail():
     graph = traced(lambda x: ops.floor_divide(constant(x, 3), constant(x, 0)), N)
     assert computing_ops(eliminate_dead_code(simplify(graph))) == ["floor_divide"]

@@ -1,7 +1,7 @@
 """Rewrite rules for arithmetic: identities that hold for every bit of every operand, infinities and -0.0 included.
 
 What is missing is missing on purpose: ``x + 0.0`` turns -0.0 into 0.0, ``x * 0`` and ``x - x`` are NaN for infinities,
-sums in another order round differently.
+additions in another order round differently; only the order within one `sum` is free.
 """
 
 from __future__ import annotations
@@ -278,6 +278,28 @@ def choose_before_pooling(condition: Value, x: Value, y: Value) -> Result:
     nothing = full_like(incoming, 0.0)
     few = ops.where(chosen, incoming, nothing) if kept is x else ops.where(chosen, nothing, incoming)
     return ops.max_pool_grad(few, gradient.inputs[1], **gradient.attrs)
+
+
+@rule("sum")
+def sum_before_pooling(x: Value, axes: tuple[int, ...]) -> Result:
+    """The sum of max_pool_grad(g, taps) over whole planes -> that of g, with taps = max_pool(y) by the same windows: each
+    gives its gradient to one element of y. Only zeros are left out, and sums are taken in any order.
+
+    This is the gradient of a bias before a pooling layer, of which most elements are such zeros."""
+    gradient = made_by(x, "max_pool_grad")
+    pooled = made_by(gradient.inputs[1], "max_pool") if gradient else None
+    if gradient is None or pooled is None or not set(range(2, len(x.shape))) <= set(axes):
+        return None
+    windows, y, incoming = gradient.attrs, pooled.inputs[0], gradient.inputs[0]
+    same = all(windows[name] == value for name, value in pooled.attrs.items() if name != "ceil_mode")
+    numbers = [windows[name] for name in ("kernel", "stride", "padding", "dilation")]
+    full = y.shape == x.shape and all(map(_has_elements, y.shape[2:], incoming.shape[2:], *numbers))
+    return ops.sum(incoming, axes=axes) if same and full else None
+
+
+def _has_elements(size: int, count: int, kernel: int, stride: int, padding: tuple[int, int], dilation: int) -> bool:
+    """Each of `count` windows along one dimension has an element; one that is dilated may step across all of them."""
+    return all(any(0 <= i * stride - padding[0] + k * dilation < size for k in range(kernel)) for i in range(count))
 
 
 # ---- casts ------------------------------------------------------------------------------------------------------
