@@ -160,12 +160,13 @@ def max_pool_rows(args, begin, end, thread):
     front, top, left, behind, apart, beside = args[16], args[17], args[18], args[19], args[20], args[21]
     line = begin // rows
     number, at_layer, at_row = line // layers, line % layers, begin - line * rows
+    x_end, o_end = ((end - 1) // rows // layers + 1) * depth * height * width, end * columns
     for item in range(begin, end):
         layer, row = at_layer * onward - front, at_row * down - top
         if layer >= 0 and layer + (deep - 1) * behind < depth and row >= 0 and row + (tall - 1) * apart < height:
             largest_run(columns, across, deep, behind * height * width, tall, apart * width, wide, beside, left,
-                        left + width, x, ((number * depth + layer) * height + row) * width - left, 0, tall * wide,
-                        o, item * columns, taps, item * columns)
+                        left + width, x, ((number * depth + layer) * height + row) * width - left, x_end, 0, tall * wide,
+                        o, item * columns, o_end, taps, item * columns)
         else:
             first_layer = maximum(i64(-(layer // behind)), i64(0))
             last_layer = minimum(i64((depth - 1 - layer) // behind + 1), deep)
@@ -173,8 +174,9 @@ def max_pool_rows(args, begin, end, thread):
             last_row = minimum(i64((height - 1 - row) // apart + 1), tall)
             corner = (number * depth + layer + first_layer * behind) * height + row + first_row * apart
             largest_run(columns, across, last_layer - first_layer, behind * height * width, last_row - first_row,
-                        apart * width, wide, beside, left, left + width, x, corner * width - left,
-                        (first_layer * tall + first_row) * wide, tall * wide, o, item * columns, taps, item * columns)
+                        apart * width, wide, beside, left, left + width, x, corner * width - left, x_end,
+                        (first_layer * tall + first_row) * wide, tall * wide, o, item * columns, o_end, taps,
+                        item * columns)
         at_row += 1
         if at_row == rows:
             at_row = i64(0)

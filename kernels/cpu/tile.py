@@ -173,14 +173,15 @@ def gather_rows(rows: int, top: int, bottom: int, count: int, low: int, high: in
 
 
 def largest_run(count: int, across: int, deep: int, deep_step: int, tall: int, tall_step: int, wide: int, wide_step: int,
-                low: int, high: int, x: Pointer, x_offset: int, first_tap: int, deep_taps: int, o: Pointer, o_offset: int,
-                taps: Pointer, taps_offset: int) -> None:
+                low: int, high: int, x: Pointer, x_offset: int, x_end: int, first_tap: int, deep_taps: int, o: Pointer,
+                o_offset: int, o_end: int, taps: Pointer, taps_offset: int) -> None:
     """The maxima of `count` windows side by side to ``o[o_offset + r]``, and at which of their taps these are to
     ``taps[taps_offset + r]``, numbered ``first_tap + i * deep_taps + j * wide + k``.
 
     Window r has the elements ``x[x_offset + r * across + i * deep_step + j * tall_step + k * wide_step]`` for i < deep,
     j < tall, k < wide, of those with low <= r * across + k * wide_step < high: of equal ones the first is taken, and of NaNs
-    the last. The maximum of none is -inf. `high` is below 2**31."""
+    the last. The maximum of none is -inf. `high` is below 2**31. Whole vectors cost less than masked ones: all elements of x
+    before `x_end` may be read, and anything be written behind the maxima up to ``o[o_end - 1]``, and behind their taps."""
     for r in range(count):
         best, at = o.memory.dtype.type(-np.inf), first_tap + sum(r * across + k * wide_step < low for k in range(wide))
         for i, j, k in itertools.product(range(deep), range(tall), range(wide)):

@@ -31,10 +31,11 @@ from jitgrad.kernels.cpu.tile_window_text import TAPS, WindowKernel
 
 class _Run:
     """Reads what windows side by side have at one tap: `lanes` elements, `across` from each other, of those whose column is
-    from `low` on and before `high`. Where there are none, it reads `fill`."""
+    from `low` on and before `high`. Where there are none, it reads `fill`. `free`: all that it is asked for may be read and
+    written, and no mask is needed."""
 
     def __init__(self, builder: ir.IRBuilder, element: ir.Type, across: ir.Value, low: ir.Value, high: ir.Value,
-                 fill: float = 0.0):
+                 fill: float = 0.0, free: bool = False):
         self.builder, self.across, self.low, self.high = builder, across, low, high
         self.bytes = element_bytes(element)
         self.lanes = tile.tile_for(self.bytes).lanes
@@ -47,6 +48,7 @@ class _Run:
         self.fill = ir.Constant(self.vector, [fill] * self.lanes)
         self.load, self.store = masked_load(builder.module, self.vector), masked_store(builder.module, self.vector)
         self.mask = ir.VectorType(I1, self.lanes)
+        self.all = ir.Constant(self.mask, [1] * self.lanes) if free else None
         self.gather = declare(builder.module, f"llvm.masked.gather.{suffix(element, self.lanes)}.v{self.lanes}p0",
                                self.vector, [ir.VectorType(POINTER, self.lanes), I32, self.mask, self.vector])
 
@@ -89,6 +91,8 @@ class _Run:
 
     def left(self, count: ir.Value, start: ir.Value) -> ir.Value:
         """Which lanes there are for `count` windows, of which the first is number `start`."""
+        if self.all:
+            return self.all
         many = self.builder.trunc(self.builder.sub(count, start), I32)
         return self.builder.icmp_signed("<", self.numbers, splat(self.builder, many, self.lanes))
 
@@ -150,6 +154,8 @@ class _Run:
 
     def within(self, first: ir.Value, steps: ir.Value, stop: ir.Value) -> ir.Value:
         """Which of the columns first + steps are from `low` on and before `stop`."""
+        if self.all:
+            return self.all
         builder, lanes = self.builder, self.lanes
         beyond = builder.add(splat(builder, builder.trunc(builder.sub(first, self.low), I32), lanes), steps)
         return builder.icmp_unsigned("<", beyond, splat(builder, builder.trunc(builder.sub(stop, self.low), I32), lanes))
@@ -170,15 +176,15 @@ class _Run:
 
 def _emit_largest_run(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
     element = context.get_value_type(signature.args[10].dtype)
-    (count, across, deep, deep_step, tall, tall_step, wide, wide_step, low, high, x, x_offset, first_tap, deep_taps, o,
-     o_offset, taps, taps_offset) = integers(context, builder, signature, values)
-    run = _Run(builder, element, across, low, high, float("-inf"))
+    (count, across, deep, deep_step, tall, tall_step, wide, wide_step, low, high, x, x_offset, x_end, first_tap, deep_taps,
+     o, o_offset, o_end, taps, taps_offset) = integers(context, builder, signature, values)
+    masked, free = [_Run(builder, element, across, low, high, float("-inf"), free) for free in (False, True)]
     with builder.goto_entry_block():
-        numbers = run.taps(taps)[0]
-        best, at = builder.alloca(run.vector), builder.alloca(numbers)
+        numbers = masked.taps(taps)[0]
+        best, at = builder.alloca(masked.vector), builder.alloca(numbers)
 
     def everywhere(number: ir.Value) -> ir.Value:
-        return splat(builder, builder.trunc(number, numbers.element), run.lanes)
+        return splat(builder, builder.trunc(number, numbers.element), numbers.count)
 
     def improve(value: ir.Value, number: ir.Value) -> None:
         """Take the elements at the tap of this number where they are larger than those up to now."""
@@ -187,16 +193,18 @@ def _emit_largest_run(context: Any, builder: ir.IRBuilder, signature: Any, value
         builder.store(builder.select(better, value, old), best)
         builder.store(builder.select(better, everywhere(number), builder.load(at)), at)
 
-    def begin(column: ir.Value) -> None:
+    def begin(run: _Run, column: ir.Value) -> None:
         """No element is larger than -inf: where all are this, it is the first that there is."""
         builder.store(run.fill, best)
         builder.store(everywhere(first_tap), at)
+        if run.all:
+            return
         with builder.if_then(builder.icmp_signed("<", column, low)), cgutils.for_range(builder, wide, intp=I64) as k:
             missing = builder.sub(low, builder.add(column, builder.mul(k.index, wide_step)))
             before = builder.icmp_signed("<", run.spaced, splat(builder, builder.trunc(missing, I32), run.lanes))
             builder.store(builder.add(builder.load(at), builder.zext(before, numbers)), at)
 
-    def line(start: ir.Value, place: ir.Value, number: ir.Value) -> None:
+    def line(run: _Run, start: ir.Value, place: ir.Value, number: ir.Value) -> None:
         """What windows from `start` on have at one line of taps, of which the first is at `place`."""
         def columns(k: ir.Value, last: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
             shift, more = builder.mul(k, wide_step), builder.mul(last, wide_step)
@@ -215,17 +223,39 @@ def _emit_largest_run(context: Any, builder: ir.IRBuilder, signature: Any, value
             with otherwise, cgutils.for_range(builder, wide, intp=I64) as k:
                 improve(run.read(x, *columns(k.index, k.index))[0], builder.add(number, k.index))
 
-    with cgutils.for_range_slice(builder, constant(0), count, constant(run.lanes), intp=I64) as (here, _):
-        start = run.whole(count, here)
-        begin(builder.mul(start, across))
+    def windows(run: _Run, start: ir.Value) -> None:
+        """Those from `start` on, a vector of them."""
+        begin(run, builder.mul(start, across))
         with cgutils.for_range(builder, deep, intp=I64) as i, cgutils.for_range(builder, tall, intp=I64) as j:
             place = builder.add(x_offset, builder.mul(start, across))
             place = builder.add(place, builder.add(builder.mul(i.index, deep_step), builder.mul(j.index, tall_step)))
             number = builder.add(builder.mul(i.index, deep_taps), builder.mul(j.index, wide))
-            line(start, place, builder.add(first_tap, number))
+            line(run, start, place, builder.add(first_tap, number))
         wanted = run.left(count, start)
         run.put(builder.load(best), run.address(o, builder.add(o_offset, start)), wanted)
         run.put_taps(builder.load(at), taps, builder.add(taps_offset, start), wanted)
+
+    reach = builder.mul(builder.sub(wide, constant(1)), wide_step)
+    furthest = builder.add(x_offset, builder.add(reach, builder.mul(across, constant(masked.lanes))))
+    for size, step in ((deep, deep_step), (tall, tall_step)):
+        furthest = builder.add(furthest, builder.mul(builder.sub(size, constant(1)), step))
+
+    def is_free(start: ir.Value) -> ir.Value:
+        """The windows from `start` on have all of their elements, and whole vectors may be read and written."""
+        column, behind = builder.mul(start, across), builder.add(start, constant(masked.lanes))
+        end = builder.select(builder.icmp_signed("<", behind, count), behind, count)
+        last = builder.add(builder.mul(builder.sub(end, constant(1)), across), reach)
+        inside = builder.and_(builder.icmp_signed(">=", column, low), builder.icmp_signed("<", last, high))
+        room = builder.and_(builder.icmp_signed("<=", builder.add(furthest, column), x_end),
+                            builder.icmp_signed("<=", builder.add(o_offset, behind), o_end))
+        return builder.and_(builder.or_(free.close, free.pairs), builder.and_(inside, room))
+
+    with cgutils.for_range_slice(builder, constant(0), count, constant(masked.lanes), intp=I64) as (here, _):
+        start = masked.whole(count, here)
+        with builder.if_else(is_free(start)) as branches:
+            for branch, run in zip(branches, (free, masked), strict=True):
+                with branch:
+                    windows(run, start)
     return context.get_dummy_value()
 
 
