@@ -50,7 +50,9 @@ def lower_maxima(call: Call, kernel: str, items: int, x: TensorType, out: Tensor
     numbers = (*[triple(call.attrs[name], 1) for name in ("kernel", "stride")], sides(call)[0],
                triple(call.attrs["dilation"], 1))
     fits = element in (float32, float64) and x.shape[-1] < 1 << 31
-    if fits and (kernel == "max_pool" or (kernel == "max_pool_grad" and numbers[1][2] <= 2)):
+    if fits and kernel == "max_pool_grad" and pooling.tiles(*numbers):
+        kernel += "_tiles"
+    elif fits and (kernel == "max_pool" or (kernel == "max_pool_grad" and numbers[1][2] <= 2)):
         kernel += "_rows"
     written_out = numbers if math.prod(numbers[0]) <= pooling.WRITTEN_OUT else ()
     source = pooling.source(kernel, element.short, tap, *written_out)

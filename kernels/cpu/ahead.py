@@ -50,7 +50,7 @@ def _texts(element: str) -> Iterator[str]:
         for name in names:
             yield winograd.source(name, element, way)
     halved = (1, 2, 2)
-    for name in ("max_pool_rows", "max_pool_grad_rows"):
+    for name in ("max_pool_rows", "max_pool_grad_tiles"):
         yield pooling.source(name, element, "u8", halved, halved, (0, 0, 0), (1, 1, 1))
     yield pooling.mean_windows_source(element, halved, halved)
     yield pooling.mean_gradient_source(element, halved, halved)

@@ -15,7 +15,7 @@ from jitgrad.kernels.cpu.math import maximum, minimum, select
 from jitgrad.kernels.cpu.scalar import f32 as T
 from jitgrad.kernels.cpu.standins import i64, load, pointer, store, u8 as K
 from jitgrad.kernels.cpu.template import text
-from jitgrad.kernels.cpu.tile import largest_grad_run, largest_run
+from jitgrad.kernels.cpu.tile import WIDEST, largest_grad_run, largest_run, spread_run
 
 WRITTEN_OUT = 27                                # taps of a window up to which it has a kernel of its own
 WINDOW = 10                                     # the argument with which the numbers of the windows of a maximum begin
@@ -110,6 +110,11 @@ _ZEROS = """\
     for i in range(begin * depth * height * width, end * depth * height * width):
         store(o, i, {T}(0), 1, 2)
 """
+
+
+def tiles(kernel: Triple, stride: Triple, padding: Triple, dilation: Triple) -> bool:
+    """Whether windows lie beside each other and nowhere else, and are narrow enough for `max_pool_grad_tiles`."""
+    return stride == kernel and padding == (0, 0, 0) and dilation == (1, 1, 1) and kernel[2] <= WIDEST
 
 
 def mean_windows_source(element: str, kernel: Triple, stride: Triple) -> str:
@@ -211,6 +216,25 @@ def max_pool_grad_rows(args, begin, end, thread):
             if more == 0:
                 for c in range(target, target + width):
                     store(o, c, T(0), 2, 3)
+
+
+def max_pool_grad_tiles(args, begin, end, thread):
+    """`max_pool_grad`, with the same arguments, for float32 and float64, windows that tile the plane (`tiles`), and rows of
+    less than 2**31 elements."""
+    g, taps, o = pointer(args, 1, T), pointer(args, 2, K), pointer(args, 3, T)
+    depth, height, width, layers, rows, columns = args[4], args[5], args[6], args[7], args[8], args[9]
+    deep, tall, wide = args[10], args[11], args[12]
+    g_end, o_end = end * layers * rows * columns, end * depth * height * width
+    for line in range(begin * depth, end * depth):
+        number, z = line // depth, line % depth
+        layer = z // deep
+        many = rows if layer < layers else i64(0)
+        for row in range(many):
+            source = ((number * layers + layer) * rows + row) * columns
+            spread_run(minimum(tall, i64(height - row * tall)), wide, width, columns, g, source, g_end, taps, source,
+                       (z - layer * deep) * tall * wide, o, (line * height + row * tall) * width, o_end)
+        for c in range((line * height + minimum(i64(many * tall), height)) * width, (line + 1) * height * width):
+            store(o, c, T(0), 2, 3)
 
 
 def max_pool(args, begin, end, thread):
@@ -366,5 +390,5 @@ def avg_pool_grad(args, begin, end, thread):
                 at_layer += 1
 
 
-KERNELS = {k.__name__: k for k in (max_pool, max_pool_rows, max_pool_grad, max_pool_grad_rows, max_pool_gather, avg_pool,
-                                   avg_pool_grad)}
+KERNELS = {k.__name__: k for k in (max_pool, max_pool_rows, max_pool_grad, max_pool_grad_rows, max_pool_grad_tiles,
+                                   max_pool_gather, avg_pool, avg_pool_grad)}

@@ -24,6 +24,7 @@ Pointer = Any                                   # a typed pointer of kernel text
 HIGH = 8                                        # rows of a tile from which it pays to look at how A lies in memory
 DEPTH_BLOCK = 384
 """Steps of the depth that are multiplied at once: what is reused out of the nearest caches."""
+WIDEST = 4                                      # columns of a window that `spread_run` knows
 PANEL_BYTES = 64 * 1024
 """Room for a panel of B of that depth, two vectors wide, at the widest; or for 128 rows of 128 elements."""
 
@@ -208,6 +209,19 @@ def largest_grad_run(width: int, across: int, left: int, count: int, wide: int, 
         o[o_offset + p] = total
 
 
+def spread_run(tall: int, wide: int, width: int, count: int, g: Pointer, g_offset: int, g_end: int, taps: Pointer,
+               taps_offset: int, first_tap: int, o: Pointer, o_offset: int, o_end: int) -> None:
+    """What `count` windows side by side, that share nothing, give to the `tall` rows of `width` columns that they lie in:
+    ``o[o_offset + i * width + p]`` becomes ``g[g_offset + p // wide]`` where there is this window and its maximum,
+    ``taps[taps_offset + p // wide]``, is there: ``first_tap + i * wide + p % wide``; else 0. `wide` is at most `WIDEST`,
+    `width` below 2**31. All of g before `g_end` may be read, of taps as much, and anything be written behind the rows up to
+    ``o[o_end - 1]``."""
+    for i, p in itertools.product(range(tall), range(width)):
+        r, k = divmod(p, wide)
+        chosen = r < count and taps[taps_offset + r] == first_tap + i * wide + k
+        o[o_offset + i * width + p] = g[g_offset + r] if chosen else o.memory.dtype.type(0)
+
+
 def weighted_rows(rows: int, count: int, down: int, across: int, deep: int, deep_step: int, tall: int, tall_step: int,
                   wide: int, wide_step: int, low: int, high: int, x: Pointer, x_offset: int, w: Pointer, w_offset: int,
                   w_deep: int, w_tall: int, w_wide: int, o: Pointer, o_offset: int, o_row: int) -> None:
@@ -287,4 +301,4 @@ def packed_block(rows: Any, depth: Any, x_row: Any, x_step: Any, width: Any) -> 
 
 NAMES: dict[str, Callable[..., Any]] = {**tile_transform.NAMES, **{f.__name__: f for f in (
     multiply_tile, multiply_placed, multiply_ahead, multiply_low, transpose_tile, transpose_block, gather_run, gather_rows,
-    largest_run, largest_grad_run, weighted_rows, dot_rows, invoke, make_panel, multiply_block, pack_block)}}
+    largest_run, largest_grad_run, spread_run, weighted_rows, dot_rows, invoke, make_panel, multiply_block, pack_block)}}

@@ -318,6 +318,57 @@ def _emit_largest_grad_run(context: Any, builder: ir.IRBuilder, signature: Any, 
     return context.get_dummy_value()
 
 
+def _emit_spread_run(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    element = context.get_value_type(signature.args[4].dtype)
+    (tall, wide, width, count, g, g_offset, g_end, taps, taps_offset, first_tap, o, o_offset, o_end) = integers(
+        context, builder, signature, values)
+    masked, free = [_Run(builder, element, constant(1), constant(0), count, free=free) for free in (False, True)]
+    lanes, numbers = masked.lanes, masked.taps(taps)[0]
+
+    def windows(run: _Run, start: ir.Value, across: int) -> None:
+        """Those from `start` on, a vector of them, for each row of theirs as many vectors as they are wide."""
+        there = masked.left(count, start)
+        loaded = run.some(run.load, run.address(g, builder.add(g_offset, start)), there)
+        given = builder.select(there, loaded, run.nothing) if run.all else loaded
+        found = run.some_taps(taps, builder.add(taps_offset, start), there)
+        column = builder.mul(start, wide)
+        with cgutils.for_range(builder, tall, intp=I64) as i:
+            target = builder.add(o_offset, builder.add(builder.mul(i.index, width), column))
+            number = builder.add(first_tap, builder.mul(i.index, wide))
+            for k in range(across):
+                owners, phases = zip(*[divmod(k * lanes + lane, across) for lane in range(lanes)])
+                owner = ir.Constant(run.places, owners)
+                own = builder.add(splat(builder, builder.trunc(number, numbers.element), lanes), ir.Constant(numbers, phases))
+                chosen = builder.icmp_signed("==", builder.shuffle_vector(found, found, owner), own)
+                value = builder.select(chosen, builder.shuffle_vector(given, given, owner), run.nothing)
+                place = run.address(o, builder.add(target, constant(k * lanes)))
+                run.put(value, place, run.left(width, builder.add(column, constant(k * lanes))))
+
+    def is_free(start: ir.Value) -> ir.Value:
+        """Whole vectors may be read and written for the windows from `start` on."""
+        behind = builder.add(start, constant(lanes))
+        last = builder.add(builder.mul(builder.sub(tall, constant(1)), width), builder.mul(behind, wide))
+        return builder.and_(builder.icmp_signed("<=", builder.add(g_offset, behind), g_end),
+                            builder.icmp_signed("<=", builder.add(o_offset, last), o_end))
+
+    end = builder.append_basic_block("spread.end")
+    choose = builder.switch(wide, end)
+    for across in range(1, tile.WIDEST + 1):
+        block = builder.append_basic_block(f"spread.{across}")
+        choose.add_case(constant(across), block)
+        builder.position_at_end(block)
+        vectors = builder.sdiv(builder.add(width, constant(across * lanes - 1)), constant(across * lanes))
+        with cgutils.for_range(builder, vectors, intp=I64) as loop:
+            start = builder.mul(builder.sub(builder.sub(vectors, constant(1)), loop.index), constant(lanes))
+            with builder.if_else(is_free(start)) as branches:
+                for branch, run in zip(branches, (free, masked), strict=True):
+                    with branch:
+                        windows(run, start, across)
+        builder.branch(end)
+    builder.position_at_end(end)
+    return context.get_dummy_value()
+
+
 def _fused(builder: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
     """x * y + z, in one rounding where the processor has an instruction for it."""
     name = f"llvm.fmuladd.{suffix(x.type.element, x.type.count)}"
@@ -443,5 +494,6 @@ def _emit_dot_rows(context: Any, builder: ir.IRBuilder, signature: Any, values: 
 
 teach(tile.largest_run, _emit_largest_run)
 teach(tile.largest_grad_run, _emit_largest_grad_run)
+teach(tile.spread_run, _emit_spread_run)
 teach(tile.weighted_rows, _emit_weighted_rows)
 teach(tile.dot_rows, _emit_dot_rows)
