@@ -15,7 +15,7 @@ from jitgrad.kernels.cpu.math import maximum, minimum, select
 from jitgrad.kernels.cpu.scalar import f32 as T
 from jitgrad.kernels.cpu.standins import i64, load, pointer, store, u8 as K
 from jitgrad.kernels.cpu.template import text
-from jitgrad.kernels.cpu.tile import WIDEST, largest_grad_run, largest_run, spread_run
+from jitgrad.kernels.cpu.tile import WIDEST, largest_grad_run, largest_rows, spread_rows
 
 WRITTEN_OUT = 27                                # taps of a window up to which it has a kernel of its own
 WINDOW = 10                                     # the argument with which the numbers of the windows of a maximum begin
@@ -163,32 +163,33 @@ def max_pool_rows(args, begin, end, thread):
     depth, height, width, layers, rows, columns = args[4], args[5], args[6], args[7], args[8], args[9]
     deep, tall, wide, onward, down, across = args[10], args[11], args[12], args[13], args[14], args[15]
     front, top, left, behind, apart, beside = args[16], args[17], args[18], args[19], args[20], args[21]
-    line = begin // rows
-    number, at_layer, at_row = line // layers, line % layers, begin - line * rows
     x_end, o_end = ((end - 1) // rows // layers + 1) * depth * height * width, end * columns
-    for item in range(begin, end):
-        layer, row = at_layer * onward - front, at_row * down - top
-        if layer >= 0 and layer + (deep - 1) * behind < depth and row >= 0 and row + (tall - 1) * apart < height:
-            largest_run(columns, across, deep, behind * height * width, tall, apart * width, wide, beside, left,
-                        left + width, x, ((number * depth + layer) * height + row) * width - left, x_end, 0, tall * wide,
-                        o, item * columns, o_end, taps, item * columns)
-        else:
-            first_layer = maximum(i64(-(layer // behind)), i64(0))
-            last_layer = minimum(i64((depth - 1 - layer) // behind + 1), deep)
-            first_row = maximum(i64(-(row // apart)), i64(0))
-            last_row = minimum(i64((height - 1 - row) // apart + 1), tall)
-            corner = (number * depth + layer + first_layer * behind) * height + row + first_row * apart
-            largest_run(columns, across, last_layer - first_layer, behind * height * width, last_row - first_row,
-                        apart * width, wide, beside, left, left + width, x, corner * width - left, x_end,
-                        (first_layer * tall + first_row) * wide, tall * wide, o, item * columns, o_end, taps,
-                        item * columns)
-        at_row += 1
-        if at_row == rows:
-            at_row = i64(0)
-            at_layer += 1
-            if at_layer == layers:
-                at_layer = i64(0)
-                number += 1
+    for line in range(begin // rows, (end - 1) // rows + 1):
+        number, layer = line // layers, line % layers * onward - front
+        start, stop = maximum(i64(begin - line * rows), i64(0)), minimum(i64(end - line * rows), rows)
+        inner, outer = i64(stop), i64(stop)                         # rows of windows that do not stick out
+        if layer >= 0 and layer + (deep - 1) * behind < depth:
+            inner = minimum(maximum(i64((top + down - 1) // down), start), stop)
+            outer = maximum(minimum(i64((height - 1 - (tall - 1) * apart + top) // down + 1), stop), inner)
+        before = inner - start
+        for part in range(before + 1 + stop - outer):               # one by one, these together, one by one
+            r = start + part if part <= before else outer + part - before - 1
+            row, out = r * down - top, (line * rows + r) * columns
+            if part == before:
+                largest_rows(outer - inner, columns, down * width, across, deep, behind * height * width, tall,
+                             apart * width, wide, beside, left, left + width, x,
+                             ((number * depth + layer) * height + row) * width - left, x_end, 0, tall * wide, o, out, o_end,
+                             taps, out)
+            else:
+                first_layer = maximum(i64(-(layer // behind)), i64(0))
+                last_layer = minimum(i64((depth - 1 - layer) // behind + 1), deep)
+                first_row = maximum(i64(-(row // apart)), i64(0))
+                last_row = minimum(i64((height - 1 - row) // apart + 1), tall)
+                corner = (number * depth + layer + first_layer * behind) * height + row + first_row * apart
+                largest_rows(1, columns, 0, across, last_layer - first_layer, behind * height * width,
+                             last_row - first_row, apart * width, wide, beside, left, left + width, x,
+                             corner * width - left, x_end, (first_layer * tall + first_row) * wide, tall * wide, o, out,
+                             o_end, taps, out)
 
 
 def max_pool_grad_rows(args, begin, end, thread):
@@ -229,11 +230,10 @@ def max_pool_grad_tiles(args, begin, end, thread):
         number, z = line // depth, line % depth
         layer = z // deep
         many = rows if layer < layers else i64(0)
-        for row in range(many):
-            source = ((number * layers + layer) * rows + row) * columns
-            spread_run(minimum(tall, i64(height - row * tall)), wide, width, columns, g, source, g_end, taps, source,
-                       (z - layer * deep) * tall * wide, o, (line * height + row * tall) * width, o_end)
-        for c in range((line * height + minimum(i64(many * tall), height)) * width, (line + 1) * height * width):
+        source, target = (number * layers + layer) * rows * columns, line * height * width
+        spread_rows(many, height, width, columns, tall, wide, g, source, g_end, taps, source, (z - layer * deep) * tall * wide,
+                    o, target, o_end)
+        for c in range(target + minimum(i64(many * tall), height) * width, target + height * width):
             store(o, c, T(0), 2, 3)
 
 

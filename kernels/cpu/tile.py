@@ -24,7 +24,7 @@ Pointer = Any                                   # a typed pointer of kernel text
 HIGH = 8                                        # rows of a tile from which it pays to look at how A lies in memory
 DEPTH_BLOCK = 384
 """Steps of the depth that are multiplied at once: what is reused out of the nearest caches."""
-WIDEST = 4                                      # columns of a window that `spread_run` knows
+WIDEST = 4                                      # columns of a window that `spread_rows` knows
 PANEL_BYTES = 64 * 1024
 """Room for a panel of B of that depth, two vectors wide, at the widest; or for 128 rows of 128 elements."""
 
@@ -173,25 +173,26 @@ def gather_rows(rows: int, top: int, bottom: int, count: int, low: int, high: in
         gather_run(count, low, high if inside else low, x, x_offset + (y - top) * x_row, x_step, o, o_offset + y * o_row)
 
 
-def largest_run(count: int, across: int, deep: int, deep_step: int, tall: int, tall_step: int, wide: int, wide_step: int,
-                low: int, high: int, x: Pointer, x_offset: int, x_end: int, first_tap: int, deep_taps: int, o: Pointer,
-                o_offset: int, o_end: int, taps: Pointer, taps_offset: int) -> None:
-    """The maxima of `count` windows side by side to ``o[o_offset + r]``, and at which of their taps these are to
-    ``taps[taps_offset + r]``, numbered ``first_tap + i * deep_taps + j * wide + k``.
+def largest_rows(rows: int, count: int, down: int, across: int, deep: int, deep_step: int, tall: int, tall_step: int,
+                 wide: int, wide_step: int, low: int, high: int, x: Pointer, x_offset: int, x_end: int, first_tap: int,
+                 deep_taps: int, o: Pointer, o_offset: int, o_end: int, taps: Pointer, taps_offset: int) -> None:
+    """The maxima of `rows` times `count` windows to ``o[o_offset + y * count + r]``, and at which of their taps these are to
+    ``taps[taps_offset + y * count + r]``, numbered ``first_tap + i * deep_taps + j * wide + k``.
 
-    Window r has the elements ``x[x_offset + r * across + i * deep_step + j * tall_step + k * wide_step]`` for i < deep,
-    j < tall, k < wide, of those with low <= r * across + k * wide_step < high: of equal ones the first is taken, and of NaNs
-    the last. The maximum of none is -inf. `high` is below 2**31. Whole vectors cost less than masked ones: all elements of x
-    before `x_end` may be read, and anything be written behind the maxima up to ``o[o_end - 1]``, and behind their taps."""
-    for r in range(count):
+    Window r of row y has the elements ``x[x_offset + y * down + r * across + i * deep_step + j * tall_step + k * wide_step]``
+    for i < deep, j < tall, k < wide, of those with low <= r * across + k * wide_step < high: of equal ones the first is
+    taken, and of NaNs the last. The maximum of none is -inf. `high` is below 2**31. Whole vectors cost less than masked
+    ones: all elements of x before `x_end` may be read, and anything be written behind the maxima up to ``o[o_end - 1]``,
+    and behind their taps."""
+    for y, r in itertools.product(range(rows), range(count)):
         best, at = o.memory.dtype.type(-np.inf), first_tap + sum(r * across + k * wide_step < low for k in range(wide))
         for i, j, k in itertools.product(range(deep), range(tall), range(wide)):
             column = r * across + k * wide_step
-            place = x_offset + column + i * deep_step + j * tall_step
+            place = x_offset + y * down + column + i * deep_step + j * tall_step
             if low <= column < high and (x[place] > best or x[place] != x[place]):
                 best, at = x[place], first_tap + i * deep_taps + j * wide + k
-        o[o_offset + r] = best
-        taps[taps_offset + r] = at
+        o[o_offset + y * count + r] = best
+        taps[taps_offset + y * count + r] = at
 
 
 def largest_grad_run(width: int, across: int, left: int, count: int, wide: int, wide_step: int, g: Pointer, g_offset: int,
@@ -209,23 +210,23 @@ def largest_grad_run(width: int, across: int, left: int, count: int, wide: int, 
         o[o_offset + p] = total
 
 
-def spread_run(tall: int, wide: int, width: int, count: int, g: Pointer, g_offset: int, g_end: int, taps: Pointer,
-               taps_offset: int, first_tap: int, o: Pointer, o_offset: int, o_end: int) -> None:
-    """What `count` windows side by side, that share nothing, give to the `tall` rows of `width` columns that they lie in:
-    ``o[o_offset + i * width + p]`` becomes ``g[g_offset + p // wide]`` where there is this window and its maximum,
-    ``taps[taps_offset + p // wide]``, is there: ``first_tap + i * wide + p % wide``; else 0. `wide` is at most `WIDEST`,
-    `width` below 2**31. All of g before `g_end` may be read, of taps as much, and anything be written behind the rows up to
-    ``o[o_end - 1]``."""
-    for i, p in itertools.product(range(tall), range(width)):
-        r, k = divmod(p, wide)
-        chosen = r < count and taps[taps_offset + r] == first_tap + i * wide + k
-        o[o_offset + i * width + p] = g[g_offset + r] if chosen else o.memory.dtype.type(0)
+def spread_rows(rows: int, height: int, width: int, count: int, tall: int, wide: int, g: Pointer, g_offset: int, g_end: int,
+                taps: Pointer, taps_offset: int, first_tap: int, o: Pointer, o_offset: int, o_end: int) -> None:
+    """What `rows` times `count` windows, `tall` times `wide`, that share nothing give to the rows that they lie in, of
+    `width` columns, as far as there are these, `height`: ``o[o_offset + q * width + p]`` becomes ``g[g_offset + n]``, n being
+    ``q // tall * count + p // wide``, where there is this window and its maximum, ``taps[taps_offset + n]``, is there:
+    ``first_tap + q % tall * wide + p % wide``; else 0. `wide` is at most `WIDEST`, `width` below 2**31. All of g before
+    `g_end` may be read, of taps as much, and anything be written behind the rows up to ``o[o_end - 1]``."""
+    for q, p in itertools.product(range(min(rows * tall, height)), range(width)):
+        n, number = q // tall * count + p // wide, first_tap + q % tall * wide + p % wide
+        chosen = p // wide < count and taps[taps_offset + n] == number
+        o[o_offset + q * width + p] = g[g_offset + n] if chosen else o.memory.dtype.type(0)
 
 
 def weighted_rows(rows: int, count: int, down: int, across: int, deep: int, deep_step: int, tall: int, tall_step: int,
                   wide: int, wide_step: int, low: int, high: int, x: Pointer, x_offset: int, w: Pointer, w_offset: int,
                   w_deep: int, w_tall: int, w_wide: int, o: Pointer, o_offset: int, o_row: int) -> None:
-    """The sums over `rows` times `count` windows, those of a row as `largest_run` has them, of their elements times
+    """The sums over `rows` times `count` windows, those of a row as `largest_rows` has them, of their elements times
     ``w[w_offset + i * w_deep + j * w_tall + k * w_wide]``, to ``o[o_offset + y * o_row + r]``. The windows of row y begin
     ``y * down`` elements behind those of row 0. There is at least one window; sums are taken in any order."""
     for y, r in itertools.product(range(rows), range(count)):
@@ -301,4 +302,4 @@ def packed_block(rows: Any, depth: Any, x_row: Any, x_step: Any, width: Any) -> 
 
 NAMES: dict[str, Callable[..., Any]] = {**tile_transform.NAMES, **{f.__name__: f for f in (
     multiply_tile, multiply_placed, multiply_ahead, multiply_low, transpose_tile, transpose_block, gather_run, gather_rows,
-    largest_run, largest_grad_run, spread_run, weighted_rows, dot_rows, invoke, make_panel, multiply_block, pack_block)}}
+    largest_rows, largest_grad_run, spread_rows, weighted_rows, dot_rows, invoke, make_panel, multiply_block, pack_block)}}

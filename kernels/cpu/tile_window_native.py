@@ -174,10 +174,10 @@ class _Run:
         return self.some(self.gather, lines, inside)
 
 
-def _emit_largest_run(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
-    element = context.get_value_type(signature.args[10].dtype)
-    (count, across, deep, deep_step, tall, tall_step, wide, wide_step, low, high, x, x_offset, x_end, first_tap, deep_taps,
-     o, o_offset, o_end, taps, taps_offset) = integers(context, builder, signature, values)
+def _emit_largest_rows(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    element = context.get_value_type(signature.args[12].dtype)
+    (rows, count, down, across, deep, deep_step, tall, tall_step, wide, wide_step, low, high, x, x_offset, x_end, first_tap,
+     deep_taps, o, o_offset, o_end, taps, taps_offset) = integers(context, builder, signature, values)
     masked, free = [_Run(builder, element, across, low, high, float("-inf"), free) for free in (False, True)]
     with builder.goto_entry_block():
         numbers = masked.taps(taps)[0]
@@ -223,39 +223,40 @@ def _emit_largest_run(context: Any, builder: ir.IRBuilder, signature: Any, value
             with otherwise, cgutils.for_range(builder, wide, intp=I64) as k:
                 improve(run.read(x, *columns(k.index, k.index))[0], builder.add(number, k.index))
 
-    def windows(run: _Run, start: ir.Value) -> None:
-        """Those from `start` on, a vector of them."""
+    def windows(run: _Run, y: ir.Value, start: ir.Value) -> None:
+        """Those of row y from `start` on, a vector of them."""
         begin(run, builder.mul(start, across))
         with cgutils.for_range(builder, deep, intp=I64) as i, cgutils.for_range(builder, tall, intp=I64) as j:
-            place = builder.add(x_offset, builder.mul(start, across))
+            place = builder.add(builder.add(x_offset, builder.mul(y, down)), builder.mul(start, across))
             place = builder.add(place, builder.add(builder.mul(i.index, deep_step), builder.mul(j.index, tall_step)))
             number = builder.add(builder.mul(i.index, deep_taps), builder.mul(j.index, wide))
             line(run, start, place, builder.add(first_tap, number))
-        wanted = run.left(count, start)
-        run.put(builder.load(best), run.address(o, builder.add(o_offset, start)), wanted)
-        run.put_taps(builder.load(at), taps, builder.add(taps_offset, start), wanted)
+        wanted, window = run.left(count, start), builder.add(builder.mul(y, count), start)
+        run.put(builder.load(best), run.address(o, builder.add(o_offset, window)), wanted)
+        run.put_taps(builder.load(at), taps, builder.add(taps_offset, window), wanted)
 
     reach = builder.mul(builder.sub(wide, constant(1)), wide_step)
     furthest = builder.add(x_offset, builder.add(reach, builder.mul(across, constant(masked.lanes))))
     for size, step in ((deep, deep_step), (tall, tall_step)):
         furthest = builder.add(furthest, builder.mul(builder.sub(size, constant(1)), step))
 
-    def is_free(start: ir.Value) -> ir.Value:
-        """The windows from `start` on have all of their elements, and whole vectors may be read and written."""
+    def is_free(y: ir.Value, start: ir.Value) -> ir.Value:
+        """The windows of row y from `start` on have all of their elements, and whole vectors may be read and written."""
         column, behind = builder.mul(start, across), builder.add(start, constant(masked.lanes))
         end = builder.select(builder.icmp_signed("<", behind, count), behind, count)
         last = builder.add(builder.mul(builder.sub(end, constant(1)), across), reach)
         inside = builder.and_(builder.icmp_signed(">=", column, low), builder.icmp_signed("<", last, high))
-        room = builder.and_(builder.icmp_signed("<=", builder.add(furthest, column), x_end),
-                            builder.icmp_signed("<=", builder.add(o_offset, behind), o_end))
-        return builder.and_(builder.or_(free.close, free.pairs), builder.and_(inside, room))
+        room = [builder.icmp_signed("<=", builder.add(builder.add(offset, more), builder.mul(y, row)), end)
+                for offset, more, row, end in ((furthest, column, down, x_end), (o_offset, behind, count, o_end))]
+        return builder.and_(builder.or_(free.close, free.pairs), builder.and_(inside, builder.and_(*room)))
 
-    with cgutils.for_range_slice(builder, constant(0), count, constant(masked.lanes), intp=I64) as (here, _):
+    with (cgutils.for_range(builder, rows, intp=I64) as y,
+          cgutils.for_range_slice(builder, constant(0), count, constant(masked.lanes), intp=I64) as (here, _)):
         start = masked.whole(count, here)
-        with builder.if_else(is_free(start)) as branches:
+        with builder.if_else(is_free(y.index, start)) as branches:
             for branch, run in zip(branches, (free, masked), strict=True):
                 with branch:
-                    windows(run, start)
+                    windows(run, y.index, start)
     return context.get_dummy_value()
 
 
@@ -318,38 +319,55 @@ def _emit_largest_grad_run(context: Any, builder: ir.IRBuilder, signature: Any, 
     return context.get_dummy_value()
 
 
-def _emit_spread_run(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
-    element = context.get_value_type(signature.args[4].dtype)
-    (tall, wide, width, count, g, g_offset, g_end, taps, taps_offset, first_tap, o, o_offset, o_end) = integers(
-        context, builder, signature, values)
+def _emit_spread_rows(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    element = context.get_value_type(signature.args[6].dtype)
+    (rows, height, width, count, tall, wide, g, g_offset, g_end, taps, taps_offset, first_tap, o, o_offset,
+     o_end) = integers(context, builder, signature, values)
     masked, free = [_Run(builder, element, constant(1), constant(0), count, free=free) for free in (False, True)]
     lanes, numbers = masked.lanes, masked.taps(taps)[0]
 
-    def windows(run: _Run, start: ir.Value, across: int) -> None:
-        """Those from `start` on, a vector of them, for each row of theirs as many vectors as they are wide."""
-        there = masked.left(count, start)
-        loaded = run.some(run.load, run.address(g, builder.add(g_offset, start)), there)
-        given = builder.select(there, loaded, run.nothing) if run.all else loaded
-        found = run.some_taps(taps, builder.add(taps_offset, start), there)
-        column = builder.mul(start, wide)
-        with cgutils.for_range(builder, tall, intp=I64) as i:
-            target = builder.add(o_offset, builder.add(builder.mul(i.index, width), column))
-            number = builder.add(first_tap, builder.mul(i.index, wide))
-            for k in range(across):
-                owners, phases = zip(*[divmod(k * lanes + lane, across) for lane in range(lanes)])
-                owner = ir.Constant(run.places, owners)
-                own = builder.add(splat(builder, builder.trunc(number, numbers.element), lanes), ir.Constant(numbers, phases))
-                chosen = builder.icmp_signed("==", builder.shuffle_vector(found, found, owner), own)
-                value = builder.select(chosen, builder.shuffle_vector(given, given, owner), run.nothing)
-                place = run.address(o, builder.add(target, constant(k * lanes)))
-                run.put(value, place, run.left(width, builder.add(column, constant(k * lanes))))
+    def spread(x: ir.Value, k: int, across: int) -> ir.Value:
+        """The elements of x, each as many times as a window is wide, of these vector k."""
+        owners = [(k * lanes + lane) // across for lane in range(lanes)]
+        return builder.shuffle_vector(x, x, ir.Constant(masked.places, owners))
 
-    def is_free(start: ir.Value) -> ir.Value:
-        """Whole vectors may be read and written for the windows from `start` on."""
-        behind = builder.add(start, constant(lanes))
-        last = builder.add(builder.mul(builder.sub(tall, constant(1)), width), builder.mul(behind, wide))
-        return builder.and_(builder.icmp_signed("<=", builder.add(g_offset, behind), g_end),
-                            builder.icmp_signed("<=", builder.add(o_offset, last), o_end))
+    def windows(run: _Run, y: ir.Value, start: ir.Value, across: int) -> None:
+        """Those of row y from `start` on, a vector of them, in each of their rows as many vectors as they are wide."""
+        there, window = masked.left(count, start), builder.add(builder.mul(y, count), start)
+        loaded = run.some(run.load, run.address(g, builder.add(g_offset, window)), there)
+        given = builder.select(there, loaded, run.nothing) if run.all else loaded
+        found = run.some_taps(taps, builder.add(taps_offset, window), there)
+        column, first = builder.mul(start, wide), builder.mul(y, tall)
+        with cgutils.for_range(builder, tall, intp=I64) as i:
+            row, number = builder.add(first, i.index), builder.add(first_tap, builder.mul(i.index, wide))
+            target = builder.add(o_offset, builder.add(builder.mul(row, width), column))
+            with builder.if_then(builder.icmp_signed("<", row, height)):
+                for k in range(across):
+                    phases = ir.Constant(numbers, [(k * lanes + lane) % across for lane in range(lanes)])
+                    own = builder.add(splat(builder, builder.trunc(number, numbers.element), lanes), phases)
+                    chosen = builder.icmp_signed("==", spread(found, k, across), own)
+                    value = builder.select(chosen, spread(given, k, across), run.nothing)
+                    place = run.address(o, builder.add(target, constant(k * lanes)))
+                    run.put(value, place, run.left(width, builder.add(column, constant(k * lanes))))
+
+    def is_free(y: ir.Value, start: ir.Value) -> ir.Value:
+        """Whole vectors may be read and written for the windows of row y from `start` on."""
+        behind, lines = builder.add(start, constant(lanes)), builder.add(builder.mul(y, tall), builder.sub(tall, constant(1)))
+        room = [builder.icmp_signed("<=", builder.add(builder.add(offset, more), builder.mul(line, row)), end)
+                for offset, more, line, row, end in ((g_offset, behind, y, count, g_end),
+                                                     (o_offset, builder.mul(behind, wide), lines, width, o_end))]
+        return builder.and_(*room)
+
+    def vectors(across: int) -> None:
+        """All windows, in each row the last vector first: it may write where the next row begins."""
+        reach = across * lanes
+        many = builder.sdiv(builder.add(width, constant(reach - 1)), constant(reach))
+        with cgutils.for_range(builder, rows, intp=I64) as y, cgutils.for_range(builder, many, intp=I64) as loop:
+            start = builder.mul(builder.sub(builder.sub(many, constant(1)), loop.index), constant(lanes))
+            with builder.if_else(is_free(y.index, start)) as branches:
+                for branch, run in zip(branches, (free, masked), strict=True):
+                    with branch:
+                        windows(run, y.index, start, across)
 
     end = builder.append_basic_block("spread.end")
     choose = builder.switch(wide, end)
@@ -357,13 +375,7 @@ def _emit_spread_run(context: Any, builder: ir.IRBuilder, signature: Any, values
         block = builder.append_basic_block(f"spread.{across}")
         choose.add_case(constant(across), block)
         builder.position_at_end(block)
-        vectors = builder.sdiv(builder.add(width, constant(across * lanes - 1)), constant(across * lanes))
-        with cgutils.for_range(builder, vectors, intp=I64) as loop:
-            start = builder.mul(builder.sub(builder.sub(vectors, constant(1)), loop.index), constant(lanes))
-            with builder.if_else(is_free(start)) as branches:
-                for branch, run in zip(branches, (free, masked), strict=True):
-                    with branch:
-                        windows(run, start, across)
+        vectors(across)
         builder.branch(end)
     builder.position_at_end(end)
     return context.get_dummy_value()
@@ -492,8 +504,8 @@ def _emit_dot_rows(context: Any, builder: ir.IRBuilder, signature: Any, values: 
     return context.get_dummy_value()
 
 
-teach(tile.largest_run, _emit_largest_run)
+teach(tile.largest_rows, _emit_largest_rows)
 teach(tile.largest_grad_run, _emit_largest_grad_run)
-teach(tile.spread_run, _emit_spread_run)
+teach(tile.spread_rows, _emit_spread_rows)
 teach(tile.weighted_rows, _emit_weighted_rows)
 teach(tile.dot_rows, _emit_dot_rows)
