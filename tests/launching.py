@@ -1,5 +1,6 @@
 """Carries out what lowering made, without a plan: natively, or as plain Python. For tests of kernels."""
 
+import math
 from functools import cache
 from itertools import pairwise
 
@@ -17,8 +18,9 @@ def address(source):
 
 
 def run(lowered, inputs, types, *, shared=(), plain=False, pieces=1):
-    """The outputs of `lowered` for arrays `inputs`. Outputs and scratch start as garbage; the items of each launch are
-    done in `pieces` calls, the last ones first. Outputs that share an input's memory are that array."""
+    """The outputs of `lowered` for arrays `inputs`. Outputs and scratch start as garbage, and nothing may be written behind
+    them; the items of each launch are done in `pieces` calls, the last ones first. Outputs that share an input's memory are
+    that array."""
     outputs = [inputs[dict(shared)[k]] if k in dict(shared) else garbage(t.dtype.numpy, t.shape)
                for k, t in enumerate(types)]
     memory = [*inputs, *outputs, *[garbage(np.dtype("u1"), (n,)) for n in lowered.scratch]]
@@ -27,13 +29,15 @@ def run(lowered, inputs, types, *, shared=(), plain=False, pieces=1):
         bounds = np.linspace(0, launch.items, pieces + 1).astype(int)
         for begin, end in reversed(list(pairwise(bounds))):
             (run_as_python if plain else run_native)(launch, memory, int(begin), int(end), private)
+    for array in memory[len(inputs):]:
+        assert array.base is None or (array.base[array.nbytes:] == 0xA5).all()
     return outputs
 
 
-def garbage(dtype, shape):
-    array = np.empty(shape, dtype)
-    array.reshape(-1).view("u1")[:] = 0xA5
-    return array
+def garbage(dtype, shape, behind=256):
+    """An array of garbage, with so many more bytes of it behind."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    return np.full(size + behind, 0xA5, "u1")[:size].view(dtype).reshape(shape)
 
 
 def run_as_python(launch, memory, begin, end, private=()):

@@ -32,9 +32,9 @@ def pooling(kernel, stride, padding, dilation):
     return {"kernel": kernel, "stride": stride, "padding": tuple((p, p) for p in padding), "dilation": dilation}
 
 
-def gradient_of_maxima(shape, *windows):
+def gradient_of_maxima(shape, *windows, ceil_mode=True):
     """A gradient, and the taps of maxima."""
-    best, taps = REGISTRY["max_pool"].eager(floats(*shape), **pooling(*windows), ceil_mode=True)
+    best, taps = REGISTRY["max_pool"].eager(floats(*shape), **pooling(*windows), ceil_mode=ceil_mode)
     return floats(*best.shape), taps
 
 
@@ -47,6 +47,11 @@ POOLED = [
     ((1, 1, 9, 40), (1, 1), (3, 2), (0, 0), (1, 1)),            # rows and columns of no window
     ((1, 1, 30, 24), (17, 16), (3, 2), (4, 4), (1, 1)),         # more taps than a byte can tell
     ((1, 1, 9, 5, 9), (3, 2, 2), (2, 1, 2), (1, 1, 1), (1, 2, 1)),
+    ((3, 2, 13, 27), (3, 3), (2, 2), (1, 1), (1, 1)),           # rows narrower than a vector
+    *[((2, 3, 3 * n + 1, size), (n, n), (n, n), (0, 0), (1, 1))    # windows that tile the plane, one after another
+      for n in (1, 2, 3, 4, 5) for size in (7, 28, 69)],
+    ((2, 2, 5, 4, 7), (2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1)),
+    ((3, 2, 45), (4,), (4,), (0,), (1,)),
 ]
 IMAGE = floats(2, 3, 7, 6)
 MORE = [
@@ -92,6 +97,9 @@ MORE = [
         ("max_pool", (floats(*shape),), {**pooling(kernel, stride, padding, dilation), "ceil_mode": True}),
         ("max_pool_grad", gradient_of_maxima(shape, kernel, stride, padding, dilation),
          {"input_shape": shape, **pooling(kernel, stride, padding, dilation)}))],
+    *[("max_pool_grad", gradient_of_maxima(shape, *windows, ceil_mode=False), {"input_shape": shape, **pooling(*windows)})
+      for shape in ((2, 3, 7, 29), (2, 1, 9, 68))               # rows and columns behind the last window
+      for windows in (((2, 3), (2, 3), (0, 0), (1, 1)), ((4, 2), (4, 2), (0, 0), (1, 1)))],
     ("avg_pool", (IMAGE,), window()),
     ("avg_pool", (IMAGE,), window(False, True)),
     ("avg_pool_grad", (floats(2, 3, 4, 6),), {"input_shape": IMAGE.shape, **window()}),

@@ -31,6 +31,7 @@ from jitgrad.kernels.cpu import (
     tile_dot,
     tile_dot_text,
     tile_lines,
+    tile_maxima_native,
     tile_native,
     tile_text,
     tile_window_native,
@@ -39,7 +40,8 @@ from jitgrad.kernels.cpu import (
 from jitgrad.kernels.cpu.frontend import lower_function
 from jitgrad.processors import Processor
 
-TEACHERS = (native, tile_native, tile_window_native)    # importing them is what teaches Numba the names of math and tile
+# Importing these is what teaches Numba the names of math and tile.
+TEACHERS = (native, tile_native, tile_window_native, tile_maxima_native)
 ARGUMENTS = (types.CPointer(types.int64), types.int64, types.int64, types.int64)  # type: ignore[no-untyped-call]
 
 

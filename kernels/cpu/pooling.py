@@ -15,7 +15,7 @@ from jitgrad.kernels.cpu.math import maximum, minimum, select
 from jitgrad.kernels.cpu.scalar import f32 as T
 from jitgrad.kernels.cpu.standins import i64, load, pointer, store, u8 as K
 from jitgrad.kernels.cpu.template import text
-from jitgrad.kernels.cpu.tile import WIDEST, largest_grad_run, largest_rows, spread_rows
+from jitgrad.kernels.cpu.tile import WIDEST, largest_grad_row, largest_rows, spread_rows
 
 WRITTEN_OUT = 27                                # taps of a window up to which it has a kernel of its own
 WINDOW = 10                                     # the argument with which the numbers of the windows of a maximum begin
@@ -194,29 +194,19 @@ def max_pool_rows(args, begin, end, thread):
 
 def max_pool_grad_rows(args, begin, end, thread):
     """`max_pool_grad`, with the same arguments, for float32 and float64, windows one column or two from each other, and rows
-    of less than 2**31 elements. A row of the result gets what the rows of windows give that it belongs to, the first of
-    these first."""
+    of less than 2**31 elements."""
     g, taps, o = pointer(args, 1, T), pointer(args, 2, K), pointer(args, 3, T)
     depth, height, width, layers, rows, columns = args[4], args[5], args[6], args[7], args[8], args[9]
     deep, tall, wide, onward, down, across = args[10], args[11], args[12], args[13], args[14], args[15]
     front, top, left, behind, apart, beside = args[16], args[17], args[18], args[19], args[20], args[21]
+    o_end = end * depth * height * width
     for line in range(begin * depth, end * depth):
         number = line // depth
+        source = number * layers * rows * columns
         for y in range(height):
-            target, more = (line * height + y) * width, i64(0)
-            for i in range(deep):
-                layer = line - number * depth + front - (deep - 1 - i) * behind
-                if layer >= 0 and layer < layers * onward and layer % onward == 0:
-                    for j in range(tall):
-                        row = y + top - (tall - 1 - j) * apart
-                        if row >= 0 and row < rows * down and row % down == 0:
-                            source = ((number * layers + layer // onward) * rows + row // down) * columns
-                            largest_grad_run(width, across, left, columns, wide, beside, g, source, taps, source,
-                                             ((deep - 1 - i) * tall + tall - 1 - j) * wide, o, target, more)
-                            more = i64(1)
-            if more == 0:
-                for c in range(target, target + width):
-                    store(o, c, T(0), 2, 3)
+            largest_grad_row(line - number * depth + front, y + top, layers, rows, columns, deep, tall, wide, onward, down,
+                             across, behind, apart, beside, left, width, g, source, taps, source, o,
+                             (line * height + y) * width, o_end)
 
 
 def max_pool_grad_tiles(args, begin, end, thread):
@@ -231,8 +221,8 @@ def max_pool_grad_tiles(args, begin, end, thread):
         layer = z // deep
         many = rows if layer < layers else i64(0)
         source, target = (number * layers + layer) * rows * columns, line * height * width
-        spread_rows(many, height, width, columns, tall, wide, g, source, g_end, taps, source, (z - layer * deep) * tall * wide,
-                    o, target, o_end)
+        spread_rows(many, height, width, columns, tall, wide, g, source, g_end, taps, source,
+                    (z - layer * deep) * tall * wide, o, target, o_end)
         for c in range(target + minimum(i64(many * tall), height) * width, target + height * width):
             store(o, c, T(0), 2, 3)
 

@@ -179,11 +179,11 @@ def largest_rows(rows: int, count: int, down: int, across: int, deep: int, deep_
     """The maxima of `rows` times `count` windows to ``o[o_offset + y * count + r]``, and at which of their taps these are to
     ``taps[taps_offset + y * count + r]``, numbered ``first_tap + i * deep_taps + j * wide + k``.
 
-    Window r of row y has the elements ``x[x_offset + y * down + r * across + i * deep_step + j * tall_step + k * wide_step]``
-    for i < deep, j < tall, k < wide, of those with low <= r * across + k * wide_step < high: of equal ones the first is
-    taken, and of NaNs the last. The maximum of none is -inf. `high` is below 2**31. Whole vectors cost less than masked
-    ones: all elements of x before `x_end` may be read, and anything be written behind the maxima up to ``o[o_end - 1]``,
-    and behind their taps."""
+    Window r of row y has the elements ``x[x_offset + y * down + r * across + i * deep_step + j * tall_step +
+    k * wide_step]`` for i < deep, j < tall, k < wide, of those with low <= r * across + k * wide_step < high: of equal ones
+    the first is taken, and of NaNs the last. The maximum of none is -inf. `high` is below 2**31. Whole vectors cost less
+    than masked ones: all elements of x before `x_end` may be read, and anything be written behind the maxima up to
+    ``o[o_end - 1]``, and behind their taps."""
     for y, r in itertools.product(range(rows), range(count)):
         best, at = o.memory.dtype.type(-np.inf), first_tap + sum(r * across + k * wide_step < low for k in range(wide))
         for i, j, k in itertools.product(range(deep), range(tall), range(wide)):
@@ -195,28 +195,33 @@ def largest_rows(rows: int, count: int, down: int, across: int, deep: int, deep_
         taps[taps_offset + y * count + r] = at
 
 
-def largest_grad_run(width: int, across: int, left: int, count: int, wide: int, wide_step: int, g: Pointer, g_offset: int,
-                     taps: Pointer, taps_offset: int, first_tap: int, o: Pointer, o_offset: int, accumulate: int) -> None:
-    """``o[o_offset + p]``, for p < width, becomes the sum of the ``g[g_offset + r]`` of those of `count` windows side by
-    side whose maximum, ``taps[taps_offset + r]``, is there: first_tap + k for a k < wide with
-    r * across + k * wide_step == p + left. It is added to what is there if `accumulate` is not 0. `across` is 1 or 2,
-    `width` below 2**31."""
+def largest_grad_row(z: int, y: int, layers: int, rows: int, count: int, deep: int, tall: int, wide: int, onward: int,
+                     down: int, across: int, behind: int, apart: int, beside: int, left: int, width: int, g: Pointer,
+                     g_offset: int, taps: Pointer, taps_offset: int, o: Pointer, o_offset: int, o_end: int) -> None:
+    """``o[o_offset + p]``, for p < width, becomes the sum of ``g[g_offset + n]``, n being ``(layer * rows + row) * count +
+    r``, of those of `layers` times `rows` times `count` windows whose maximum is there: it is tap (i, j, k), their number is
+    ``taps[taps_offset + n]``, and layer * onward + i * behind == z, row * down + j * apart == y, and
+    r * across + k * beside == p + left. `across` is 1 or 2, `width` below 2**31. Anything may be written behind the row up
+    to ``o[o_end - 1]``."""
     for p in range(width):
-        total = o[o_offset + p] if accumulate else o.memory.dtype.type(0)
-        for k in reversed(range(wide)):
-            r, rest = divmod(p + left - k * wide_step, across)
-            if rest == 0 and 0 <= r < count and taps[taps_offset + r] == first_tap + k:
-                total += g[g_offset + r]
+        total = o.memory.dtype.type(0)
+        for i, j, k in itertools.product(*[reversed(range(n)) for n in (deep, tall, wide)]):
+            (layer, a), (row, b), (r, c) = (divmod(z - i * behind, onward), divmod(y - j * apart, down),
+                                            divmod(p + left - k * beside, across))
+            n = (layer * rows + row) * count + r
+            if (a == b == c == 0 and 0 <= layer < layers and 0 <= row < rows and 0 <= r < count
+                    and taps[taps_offset + n] == (i * tall + j) * wide + k):
+                total += g[g_offset + n]
         o[o_offset + p] = total
 
 
 def spread_rows(rows: int, height: int, width: int, count: int, tall: int, wide: int, g: Pointer, g_offset: int, g_end: int,
                 taps: Pointer, taps_offset: int, first_tap: int, o: Pointer, o_offset: int, o_end: int) -> None:
     """What `rows` times `count` windows, `tall` times `wide`, that share nothing give to the rows that they lie in, of
-    `width` columns, as far as there are these, `height`: ``o[o_offset + q * width + p]`` becomes ``g[g_offset + n]``, n being
-    ``q // tall * count + p // wide``, where there is this window and its maximum, ``taps[taps_offset + n]``, is there:
-    ``first_tap + q % tall * wide + p % wide``; else 0. `wide` is at most `WIDEST`, `width` below 2**31. All of g before
-    `g_end` may be read, of taps as much, and anything be written behind the rows up to ``o[o_end - 1]``."""
+    `width` columns, as far as there are these, `height`: ``o[o_offset + q * width + p]`` becomes ``g[g_offset + n]``, n
+    being ``q // tall * count + p // wide``, where there is this window and its maximum, ``taps[taps_offset + n]``, is
+    there: ``first_tap + q % tall * wide + p % wide``; else 0. `wide` is at most `WIDEST`, `width` below 2**31. All of g
+    before `g_end` may be read, of taps as much, and anything be written behind the rows up to ``o[o_end - 1]``."""
     for q, p in itertools.product(range(min(rows * tall, height)), range(width)):
         n, number = q // tall * count + p // wide, first_tap + q % tall * wide + p % wide
         chosen = p // wide < count and taps[taps_offset + n] == number
@@ -302,4 +307,4 @@ def packed_block(rows: Any, depth: Any, x_row: Any, x_step: Any, width: Any) -> 
 
 NAMES: dict[str, Callable[..., Any]] = {**tile_transform.NAMES, **{f.__name__: f for f in (
     multiply_tile, multiply_placed, multiply_ahead, multiply_low, transpose_tile, transpose_block, gather_run, gather_rows,
-    largest_rows, largest_grad_run, spread_rows, weighted_rows, dot_rows, invoke, make_panel, multiply_block, pack_block)}}
+    largest_rows, largest_grad_row, spread_rows, weighted_rows, dot_rows, invoke, make_panel, multiply_block, pack_block)}}

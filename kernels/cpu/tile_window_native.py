@@ -1,4 +1,5 @@
-"""Teaches Numba the rows of windows of `kernels.cpu.tile`: the largest element, a weighted sum, a sum of products."""
+"""Teaches Numba the rows of windows of `kernels.cpu.tile`: a weighted sum, a sum of products; and how windows side by side
+are read, for `tile_maxima_native`, too."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ from jitgrad.kernels.cpu.tile_vectors import (
 from jitgrad.kernels.cpu.tile_window_text import TAPS, WindowKernel
 
 
-class _Run:
+class Run:
     """Reads what windows side by side have at one tap: `lanes` elements, `across` from each other, of those whose column is
     from `low` on and before `high`. Where there are none, it reads `fill`. `free`: all that it is asked for may be read and
     written, and no mask is needed."""
@@ -174,211 +175,12 @@ class _Run:
         return self.some(self.gather, lines, inside)
 
 
-def _emit_largest_rows(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
-    element = context.get_value_type(signature.args[12].dtype)
-    (rows, count, down, across, deep, deep_step, tall, tall_step, wide, wide_step, low, high, x, x_offset, x_end, first_tap,
-     deep_taps, o, o_offset, o_end, taps, taps_offset) = integers(context, builder, signature, values)
-    masked, free = [_Run(builder, element, across, low, high, float("-inf"), free) for free in (False, True)]
-    with builder.goto_entry_block():
-        numbers = masked.taps(taps)[0]
-        best, at = builder.alloca(masked.vector), builder.alloca(numbers)
-
-    def everywhere(number: ir.Value) -> ir.Value:
-        return splat(builder, builder.trunc(number, numbers.element), numbers.count)
-
-    def improve(value: ir.Value, number: ir.Value) -> None:
-        """Take the elements at the tap of this number where they are larger than those up to now."""
-        old = builder.load(best)
-        better = builder.or_(builder.fcmp_ordered(">", value, old), builder.fcmp_unordered("uno", value, value))
-        builder.store(builder.select(better, value, old), best)
-        builder.store(builder.select(better, everywhere(number), builder.load(at)), at)
-
-    def begin(run: _Run, column: ir.Value) -> None:
-        """No element is larger than -inf: where all are this, it is the first that there is."""
-        builder.store(run.fill, best)
-        builder.store(everywhere(first_tap), at)
-        if run.all:
-            return
-        with builder.if_then(builder.icmp_signed("<", column, low)), cgutils.for_range(builder, wide, intp=I64) as k:
-            missing = builder.sub(low, builder.add(column, builder.mul(k.index, wide_step)))
-            before = builder.icmp_signed("<", run.spaced, splat(builder, builder.trunc(missing, I32), run.lanes))
-            builder.store(builder.add(builder.load(at), builder.zext(before, numbers)), at)
-
-    def line(run: _Run, start: ir.Value, place: ir.Value, number: ir.Value) -> None:
-        """What windows from `start` on have at one line of taps, of which the first is at `place`."""
-        def columns(k: ir.Value, last: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-            shift, more = builder.mul(k, wide_step), builder.mul(last, wide_step)
-            return (builder.add(place, shift), builder.add(builder.mul(start, across), shift),
-                    builder.add(builder.mul(builder.sub(count, constant(1)), across), more))
-
-        together = builder.and_(run.pairs, builder.icmp_signed("==", wide_step, constant(1)))
-        with builder.if_else(together) as (then, otherwise):
-            with then, cgutils.for_range_slice(builder, constant(0), wide, constant(2), intp=I64) as (k, _):
-                next_k = builder.add(k, constant(1))
-                both = builder.icmp_signed("<", next_k, wide)
-                first, second = run.read_pairs(x, *columns(k, builder.select(both, next_k, k)))
-                improve(first, builder.add(number, k))
-                with builder.if_then(both):
-                    improve(second, builder.add(number, next_k))
-            with otherwise, cgutils.for_range(builder, wide, intp=I64) as k:
-                improve(run.read(x, *columns(k.index, k.index))[0], builder.add(number, k.index))
-
-    def windows(run: _Run, y: ir.Value, start: ir.Value) -> None:
-        """Those of row y from `start` on, a vector of them."""
-        begin(run, builder.mul(start, across))
-        with cgutils.for_range(builder, deep, intp=I64) as i, cgutils.for_range(builder, tall, intp=I64) as j:
-            place = builder.add(builder.add(x_offset, builder.mul(y, down)), builder.mul(start, across))
-            place = builder.add(place, builder.add(builder.mul(i.index, deep_step), builder.mul(j.index, tall_step)))
-            number = builder.add(builder.mul(i.index, deep_taps), builder.mul(j.index, wide))
-            line(run, start, place, builder.add(first_tap, number))
-        wanted, window = run.left(count, start), builder.add(builder.mul(y, count), start)
-        run.put(builder.load(best), run.address(o, builder.add(o_offset, window)), wanted)
-        run.put_taps(builder.load(at), taps, builder.add(taps_offset, window), wanted)
-
-    reach = builder.mul(builder.sub(wide, constant(1)), wide_step)
-    furthest = builder.add(x_offset, builder.add(reach, builder.mul(across, constant(masked.lanes))))
-    for size, step in ((deep, deep_step), (tall, tall_step)):
-        furthest = builder.add(furthest, builder.mul(builder.sub(size, constant(1)), step))
-
-    def is_free(y: ir.Value, start: ir.Value) -> ir.Value:
-        """The windows of row y from `start` on have all of their elements, and whole vectors may be read and written."""
-        column, behind = builder.mul(start, across), builder.add(start, constant(masked.lanes))
-        end = builder.select(builder.icmp_signed("<", behind, count), behind, count)
-        last = builder.add(builder.mul(builder.sub(end, constant(1)), across), reach)
-        inside = builder.and_(builder.icmp_signed(">=", column, low), builder.icmp_signed("<", last, high))
-        room = [builder.icmp_signed("<=", builder.add(builder.add(offset, more), builder.mul(y, row)), end)
-                for offset, more, row, end in ((furthest, column, down, x_end), (o_offset, behind, count, o_end))]
-        return builder.and_(builder.or_(free.close, free.pairs), builder.and_(inside, builder.and_(*room)))
-
-    with (cgutils.for_range(builder, rows, intp=I64) as y,
-          cgutils.for_range_slice(builder, constant(0), count, constant(masked.lanes), intp=I64) as (here, _)):
-        start = masked.whole(count, here)
-        with builder.if_else(is_free(y.index, start)) as branches:
-            for branch, run in zip(branches, (free, masked), strict=True):
-                with branch:
-                    windows(run, y.index, start)
-    return context.get_dummy_value()
-
-
-def _emit_largest_grad_run(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
-    element = context.get_value_type(signature.args[6].dtype)
-    (width, across, left, count, wide, wide_step, g, g_offset, taps, taps_offset, first_tap, o, o_offset,
-     accumulate) = integers(context, builder, signature, values)
-    run = _Run(builder, element, across, constant(0), count)
-    with builder.goto_entry_block():
-        totals = [builder.alloca(run.vector) for _ in range(2)]
-    adds = builder.icmp_signed("!=", accumulate, constant(0))
-
-    def add_up(start: ir.Value, phase: ir.Value, total: ir.Value) -> None:
-        """What windows give to the columns ``(start + lane) * across + phase``: the first window first."""
-        builder.store(run.nothing, total)
-        with cgutils.for_range(builder, wide, intp=I64) as loop:
-            k = builder.sub(builder.sub(wide, constant(1)), loop.index)
-            distance = builder.sub(builder.add(phase, left), builder.mul(k, wide_step))
-            with builder.if_then(builder.icmp_signed("==", builder.srem(distance, across), constant(0))):
-                first = builder.add(start, builder.sdiv(distance, across))
-                inside = run.within(first, run.numbers, count)
-                found = run.some_taps(taps, builder.add(taps_offset, first), inside)
-                number = builder.trunc(builder.add(first_tap, k), found.type.element)
-                chosen = builder.and_(inside, builder.icmp_signed("==", found, splat(builder, number, run.lanes)))
-                value = run.some(run.load, run.address(g, builder.add(g_offset, first)), inside)
-                old = builder.load(total)
-                builder.store(builder.select(chosen, builder.fadd(old, value), old), total)
-
-    def put(value: ir.Value, column: ir.Value) -> None:
-        """Store a vector from this column on, or add it to what is there."""
-        place, mask = run.address(o, builder.add(o_offset, column)), run.left(width, column)
-        with builder.if_else(adds) as (then, otherwise):
-            with then:
-                run.put(builder.fadd(run.some(run.load, place, mask), value), place, mask)
-            with otherwise:
-                run.put(value, place, mask)
-
-    def each(columns: ir.Value, phases: list[ir.Value], finish: Callable[[ir.Value], None]) -> None:
-        """Sums of so many columns of each of `phases`, `finish`ed a vector at a time."""
-        with cgutils.for_range_slice(builder, constant(0), columns, constant(run.lanes), intp=I64) as (here, _):
-            start = builder.select(adds, here, run.whole(columns, here))
-            for phase, total in zip(phases, totals):
-                add_up(start, phase, total)
-            finish(start)
-
-    def finish_close(start: ir.Value) -> None:
-        put(builder.load(totals[0]), start)
-
-    def finish_pairs(start: ir.Value) -> None:
-        for half in range(2):
-            column = builder.add(builder.mul(start, constant(2)), constant(half * run.lanes))
-            with builder.if_then(builder.icmp_signed("<", column, width)):
-                put(run.interleaved([builder.load(total) for total in totals], half), column)
-
-    with builder.if_else(run.close) as (then, otherwise):
-        with then:
-            each(width, [constant(0)], finish_close)
-        with otherwise:
-            each(builder.sdiv(builder.add(width, constant(1)), constant(2)), [constant(0), constant(1)], finish_pairs)
-    return context.get_dummy_value()
-
-
-def _emit_spread_rows(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
-    element = context.get_value_type(signature.args[6].dtype)
-    (rows, height, width, count, tall, wide, g, g_offset, g_end, taps, taps_offset, first_tap, o, o_offset,
-     o_end) = integers(context, builder, signature, values)
-    masked, free = [_Run(builder, element, constant(1), constant(0), count, free=free) for free in (False, True)]
-    lanes, numbers = masked.lanes, masked.taps(taps)[0]
-
-    def spread(x: ir.Value, k: int, across: int) -> ir.Value:
-        """The elements of x, each as many times as a window is wide, of these vector k."""
-        owners = [(k * lanes + lane) // across for lane in range(lanes)]
-        return builder.shuffle_vector(x, x, ir.Constant(masked.places, owners))
-
-    def windows(run: _Run, y: ir.Value, start: ir.Value, across: int) -> None:
-        """Those of row y from `start` on, a vector of them, in each of their rows as many vectors as they are wide."""
-        there, window = masked.left(count, start), builder.add(builder.mul(y, count), start)
-        loaded = run.some(run.load, run.address(g, builder.add(g_offset, window)), there)
-        given = builder.select(there, loaded, run.nothing) if run.all else loaded
-        found = run.some_taps(taps, builder.add(taps_offset, window), there)
-        column, first = builder.mul(start, wide), builder.mul(y, tall)
-        with cgutils.for_range(builder, tall, intp=I64) as i:
-            row, number = builder.add(first, i.index), builder.add(first_tap, builder.mul(i.index, wide))
-            target = builder.add(o_offset, builder.add(builder.mul(row, width), column))
-            with builder.if_then(builder.icmp_signed("<", row, height)):
-                for k in range(across):
-                    phases = ir.Constant(numbers, [(k * lanes + lane) % across for lane in range(lanes)])
-                    own = builder.add(splat(builder, builder.trunc(number, numbers.element), lanes), phases)
-                    chosen = builder.icmp_signed("==", spread(found, k, across), own)
-                    value = builder.select(chosen, spread(given, k, across), run.nothing)
-                    place = run.address(o, builder.add(target, constant(k * lanes)))
-                    run.put(value, place, run.left(width, builder.add(column, constant(k * lanes))))
-
-    def is_free(y: ir.Value, start: ir.Value) -> ir.Value:
-        """Whole vectors may be read and written for the windows of row y from `start` on."""
-        behind, lines = builder.add(start, constant(lanes)), builder.add(builder.mul(y, tall), builder.sub(tall, constant(1)))
-        room = [builder.icmp_signed("<=", builder.add(builder.add(offset, more), builder.mul(line, row)), end)
-                for offset, more, line, row, end in ((g_offset, behind, y, count, g_end),
-                                                     (o_offset, builder.mul(behind, wide), lines, width, o_end))]
-        return builder.and_(*room)
-
-    def vectors(across: int) -> None:
-        """All windows, in each row the last vector first: it may write where the next row begins."""
-        reach = across * lanes
-        many = builder.sdiv(builder.add(width, constant(reach - 1)), constant(reach))
-        with cgutils.for_range(builder, rows, intp=I64) as y, cgutils.for_range(builder, many, intp=I64) as loop:
-            start = builder.mul(builder.sub(builder.sub(many, constant(1)), loop.index), constant(lanes))
-            with builder.if_else(is_free(y.index, start)) as branches:
-                for branch, run in zip(branches, (free, masked), strict=True):
-                    with branch:
-                        windows(run, y.index, start, across)
-
-    end = builder.append_basic_block("spread.end")
-    choose = builder.switch(wide, end)
-    for across in range(1, tile.WIDEST + 1):
-        block = builder.append_basic_block(f"spread.{across}")
-        choose.add_case(constant(across), block)
-        builder.position_at_end(block)
-        vectors(across)
-        builder.branch(end)
-    builder.position_at_end(end)
-    return context.get_dummy_value()
+def choose_run(builder: ir.IRBuilder, is_free: ir.Value, free: Run, masked: Run, write: Callable[[Run], None]) -> None:
+    """What `write` writes, once without masks and once with them."""
+    with builder.if_else(is_free) as branches:
+        for branch, run in zip(branches, (free, masked), strict=True):
+            with branch:
+                write(run)
 
 
 def _fused(builder: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
@@ -387,7 +189,7 @@ def _fused(builder: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.V
     return builder.call(declare(builder.module, name, x.type, [x.type] * 3), [x, y, z])
 
 
-def _by_text(builder: ir.IRBuilder, run: _Run, kind: str, wide: ir.Value,
+def _by_text(builder: ir.IRBuilder, run: Run, kind: str, wide: ir.Value,
              call: Callable[[Callable[[list[ir.Value]], None], ir.Value, ir.Value], None],
              otherwise: Callable[[], None]) -> None:
     """What `call` writes, for windows that a function of `tile_window_text` knows, else `otherwise`. It gets what calls the
@@ -407,7 +209,7 @@ def _by_text(builder: ir.IRBuilder, run: _Run, kind: str, wide: ir.Value,
             otherwise()
 
 
-def _choose(builder: ir.IRBuilder, run: _Run, kind: str, wide: ir.Value, arguments: list[ir.Value]) -> None:
+def _choose(builder: ir.IRBuilder, run: Run, kind: str, wide: ir.Value, arguments: list[ir.Value]) -> None:
     """Call the function `kind` for so many taps; for none, that for one."""
     end = builder.append_basic_block("window.end")
     places = builder.add(wide, builder.select(run.pairs, constant(TAPS + 1), constant(0)))
@@ -427,7 +229,7 @@ def _emit_weighted_rows(context: Any, builder: ir.IRBuilder, signature: Any, val
     element = context.get_value_type(signature.args[12].dtype)
     (rows, count, down, across, deep, deep_step, tall, tall_step, wide, wide_step, low, high, x, x_offset, w, w_offset,
      w_deep, w_tall, w_wide, o, o_offset, o_row) = integers(context, builder, signature, values)
-    run = _Run(builder, element, across, low, high)
+    run = Run(builder, element, across, low, high)
     with builder.goto_entry_block():
         total = builder.alloca(run.vector)
 
@@ -470,7 +272,7 @@ def _emit_dot_rows(context: Any, builder: ir.IRBuilder, signature: Any, values: 
     element = context.get_value_type(signature.args[8].dtype)
     (rows, count, down, across, wide, wide_step, low, high, x, x_offset, g, g_offset, g_row, o, o_offset) = integers(
         context, builder, signature, values)
-    run = _Run(builder, element, across, low, high)
+    run = Run(builder, element, across, low, high)
     with builder.goto_entry_block():
         total = builder.alloca(run.vector)
 
@@ -504,8 +306,5 @@ def _emit_dot_rows(context: Any, builder: ir.IRBuilder, signature: Any, values: 
     return context.get_dummy_value()
 
 
-teach(tile.largest_rows, _emit_largest_rows)
-teach(tile.largest_grad_run, _emit_largest_grad_run)
-teach(tile.spread_rows, _emit_spread_rows)
 teach(tile.weighted_rows, _emit_weighted_rows)
 teach(tile.dot_rows, _emit_dot_rows)
