@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from jitgrad import config, gpu_linking
+from jitgrad.codegen.convolution import pools_in_cache
 from jitgrad.codegen.cuda_attended import is_the_librarys
 from jitgrad.codegen.cuda_product import EXACT, Products
 from jitgrad.ir.graph import Graph
@@ -29,6 +30,7 @@ from jitgrad.transforms.dce import eliminate_dead_code
 from jitgrad.transforms.fuse import fuse
 from jitgrad.transforms.memory import Assignment, assign_memory, output_identities
 from jitgrad.transforms.operands import read_by_a_library, read_where_they_lie
+from jitgrad.transforms.pools import fuse_pools
 from jitgrad.transforms.rematerialize import rematerialize
 from jitgrad.transforms.simplify import simplify
 from jitgrad.transforms.update import fuse_updates
@@ -45,6 +47,7 @@ PASSES: tuple[Pass, ...] = (
     ("fuse", fuse),
     ("operands", read_where_they_lie),
     ("columns", fuse_column_sums),
+    ("pools", functools.partial(fuse_pools, fits=pools_in_cache)),
     ("update", fuse_updates),
 )
 
@@ -52,7 +55,7 @@ PASSES: tuple[Pass, ...] = (
 _FUSE_FOR_GPU: Pass = "fuse", functools.partial(fuse, narrow=True, again=True, packs=False)
 
 GPU_PASSES: tuple[Pass, ...] = tuple([_FUSE_FOR_GPU if step[0] == "fuse" else step for step in PASSES
-                                      if step[0] not in ("volumes", "operands", "columns", "update")])
+                                      if step[0] not in ("volumes", "operands", "columns", "pools", "update")])
 """Those whose results have GPU kernels: on the CPU kernels of products do more than that; on GPUs convolutions of 16-bit
 floats have kernels, and what is elementwise costs less than memory."""
 

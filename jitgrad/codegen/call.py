@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jitgrad.codegen.kernel import Argument, Blocks, Buffer, Function, Launch, Lowered
+from jitgrad.ir.graph import Node
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu import gemm
 
@@ -60,6 +61,12 @@ def lowers(name: str, *, in_place: bool = False) -> Callable[[Lowering], Lowerin
         return function
 
     return enter
+
+
+def lower_call(node: Node) -> Lowered | None:
+    """A node by what is in `LIBRARY`, its results in memory of their own."""
+    inputs, outputs = [tuple([v.type for v in values]) for values in (node.inputs, node.outputs)]
+    return LIBRARY[node.op.name](Call(inputs, outputs, node.attrs, {}))
 
 
 def launch(source: str, items: int, *arguments: Argument, blocks: Blocks | None = None) -> Launch:

@@ -12,17 +12,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from jitgrad import dtypes
 from jitgrad.codegen import depthwise, planes, taps, winograd
-from jitgrad.codegen.call import BLOCK, LIBRARY, Call, launch, lowers, product_core
+from jitgrad.codegen.call import BLOCK, Call, launch, lower_call, lowers, product_core
 from jitgrad.codegen.choice import Choice, usual_first
-from jitgrad.codegen.epilogue import Shared, WithEpilogue
+from jitgrad.codegen.epilogue import Shared, WithEpilogue, with_memory
 from jitgrad.codegen.kernel import Argument, Blocks, Buffer, Launch, Lowered, Private
 from jitgrad.codegen.region import analyse
 from jitgrad.codegen.templates import lower_map
-from jitgrad.ir.graph import Graph, GraphBuilder, Value
+from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value
 from jitgrad.ir.op import REGISTRY
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu import conv, gemm, gemm_pack, planes as conv_planes, taps as conv_taps
@@ -326,7 +326,8 @@ def result_blocks(numbers: dict[str, int]) -> Blocks:
         ("first_row", "item // blocks % groups * rows"),
         ("last_row", "first_row + rows"),
         ("first_column", "item % blocks * columns_per_item"),
-        ("last_column", "min(first_column + columns_per_item, out_height * out_width)")), (1, 2))
+        ("last_column", "min(first_column + columns_per_item, out_height * out_width)")), (1, 2),
+        planes=(numbers["images_per_item"], numbers["rows"]) if numbers["blocks"] == 1 else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -446,9 +447,21 @@ def lower_convolution(body: Graph, shared: Shared = ()) -> Lowered | None:
     may share the memory of an operand of it."""
     if any(v.type.size == 0 for v in body.outputs):
         return Lowered(())
+    alone = lower_alone(body)
+    return _Region(body, dict(shared), alone=alone).lower() if alone else None
+
+
+def pools_in_cache(node: Node) -> bool:
+    """Whether the kernel of a region of template "pool" would pool planes that are in the cache."""
+    body = node.attrs["body"]
+    alone = lower_alone(body)
+    return alone is not None and _Region(body, {}, alone=alone).place_planes() is not None
+
+
+def lower_alone(body: Graph) -> Lowered | None:
+    """The launches of the convolution in there."""
     (node,) = [n for n in body.nodes if n.op.epilogue]
-    lowered = LIBRARY[node.op.name](Call(tuple([v.type for v in node.inputs]), (node.output.type,), node.attrs, {}))
-    return _Region(body, dict(shared), alone=lowered).lower() if lowered else None
+    return lower_call(node)
 
 
 @dataclass
@@ -457,12 +470,18 @@ class _Region(WithEpilogue):
 
     alone: Lowered = field(default_factory=lambda: Lowered(()))
 
-    def make(self, target: Buffer) -> Launch:
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.private = self.alone.private
-        memory = [Buffer(self.body.inputs.index(v)) for v in self.node.inputs]
-        memory += [target, *[self.new_scratch(nbytes) for nbytes in self.alone.scratch]]
-        moved = [replace(made, arguments=tuple([memory[a.index] if isinstance(a, Buffer) else a for a in made.arguments]))
-                 for made in self.alone.launches]
+
+    def planes(self) -> tuple[int, int] | None:
+        blocks = self.alone.launches[-1].blocks
+        return blocks.planes if blocks else None
+
+    def make(self, target: Buffer) -> Launch:
+        memory = [*[self.memory[v] for v in self.node.inputs], target]
+        memory += [self.new_scratch(nbytes) for nbytes in self.alone.scratch]
+        moved = [with_memory(made, memory) for made in self.alone.launches]
         self.launches += moved[:-1]
         return moved[-1]
 

@@ -47,4 +47,4 @@ def plane_blocks(result: TensorType) -> Blocks:
     """An item is a plane of the result."""
     return Blocks({"rows": result.shape[1], "positions": math.prod(result.shape[2:])}, (
         ("batch", "item // rows"), ("first_row", "item % rows"), ("last_row", "first_row + 1"),
-        ("first_column", "0"), ("last_column", "positions")), (1, 2))
+        ("first_column", "0"), ("last_column", "positions")), (1, 2), planes=(1, 1))

@@ -4,17 +4,22 @@ A region with such a contraction in it is lowered around a launch that makes the
 items make of it (`kernel.Blocks`). With something behind the contraction that launch becomes a generated kernel: it calls
 the compiled one for an item, then runs the elementwise part over the block that it made. Or what follows is a kernel of its
 own behind it: where blocks are not known, or where that was measured to be faster.
+
+What pools a convolution's result is called in the same way, for the planes that an item has made. If nothing else needs
+these, they are made in memory that each thread has of its own, and not kept.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from jitgrad.codegen.call import lower_call
 from jitgrad.codegen.choice import Choice
 from jitgrad.codegen.emit_cpu import emit
-from jitgrad.codegen.kernel import Blocks, Buffer, Function, Launch, Let, Loop, Lowered
+from jitgrad.codegen.kernel import Blocks, Buffer, Function, Launch, Lowered, Operand, Private
 from jitgrad.codegen.reduce import accumulate, combine_columns, split_loops
 from jitgrad.codegen.region import Place, Region, accesses, analyse, collapse
 from jitgrad.codegen.templates import kernel_name, lower_map
@@ -22,11 +27,14 @@ from jitgrad.codegen.writer import Axis, Writer, compute_dtype
 from jitgrad.dtypes import DType
 from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value
 from jitgrad.ir.types import TensorType
+from jitgrad.kernels.cpu.tile import MOST_ARGUMENTS
 
 Shared = Sequence[tuple[int, int]]
 PART_PLACE = "part * n + column"
 """Where the partial sum of a column lies."""
 WORTH_ASKING = 1 << 13                          # elements of a result from which a kernel of its own can be measured
+OWN = Buffer(-1)                                # stands for memory that each thread has of its own
+OWN_PLANES = 1 << 19                            # bytes of planes that are pooled while they are in the second cache
 
 
 @dataclass
@@ -42,6 +50,9 @@ class WithEpilogue(ABC):
 
     def __post_init__(self) -> None:
         self.producers = self.body.producers()
+        self.pools = [n for n in self.body.nodes if n.op.kind == "window"]
+        self.memory: dict[Value, Buffer] = {v: Buffer(k) for k, v in enumerate(self.body.inputs)}
+        self.memory |= {v: self.output_buffer(k) for k, v in enumerate(self.body.outputs)}
         (self.node,) = [n for n in self.body.nodes if n.op.epilogue]
         self.product = self.node.output
         self.dtype = compute_dtype(self.product.dtype)
@@ -50,23 +61,54 @@ class WithEpilogue(ABC):
     def make(self, target: Buffer) -> Launch:
         """What makes the contraction's result in `target`; whatever has to come before it goes into `launches`."""
 
+    def planes(self) -> tuple[int, int] | None:
+        """`Blocks.planes` of what `make` will make."""
+        return None
+
     def lower(self) -> Lowered:
+        planes = self.place_planes()
         epilogue = split_epilogue(self.body, self.node)
         product = epilogue.inputs[0]
         region = analyse(epilogue, [])
-        region.buffers = {v: Buffer(k) for k, v in enumerate(epilogue.inputs[1:])}
-        region.outputs = [(v, index, self.output_buffer(k)) for k, (v, index, _) in enumerate(region.outputs)]
+        region.buffers = {v: self.memory[v] for v in epilogue.inputs[1:]}
+        region.outputs = [(v, index, self.memory[v]) for v, index, _ in region.outputs]
         region.buffers[product] = target = self.target(region, product)
-        made = self.make(target)
-        if is_bare(region, product, target):
+        made, pools = self.make(target), [self.pool(node) for node in self.pools]
+        if planes is None and is_bare(region, product, target):
             self.launches.append(made)
-        elif made.blocks is None or self.stands_apart(region, made.blocks):
+        elif planes is None and (made.blocks is None or self.stands_apart(region, made.blocks)):
             self.launches += [made, *lower_map(region)]
         else:
-            sums = self.column_sums(region, made)
-            self.launches.append(Epilogue(self.node.op.epilogue, region, product, target, self.dtype, made, sums).launch())
+            sums, joined = self.column_sums(region, made), pools if planes else []
+            name = f"{self.node.op.epilogue}_{kernel_name(without(self.body, self.node)).removeprefix('fused_')}"
+            self.launches.append(Epilogue(name, region, product, target, self.dtype, made, sums, planes, joined).launch())
             self.launches += [combine_sums(one, buffer) for one, buffer in self.sums]
+        self.launches += [] if planes else pools
         return Lowered(tuple(self.launches), tuple(self.scratch), self.private)
+
+    def place_planes(self) -> Planes | None:
+        """The planes that are pooled in the same kernel: if items have whole planes, and the second cache has room for them.
+        What is pooled gets memory, unless it is a result: then of each thread's own, and only for an item's planes."""
+        if not self.pools:
+            return None
+        (value,) = {v for node in self.pools for v in node.inputs}
+        images, channels = self.planes() or (0, 0)
+        span = ((images - 1) * value.shape[1] + channels) * math.prod(value.shape[2:])
+        nbytes = span * value.dtype.itemsize
+        fits = images > 0 and nbytes <= OWN_PLANES
+        if value not in self.memory and fits:
+            self.private = (*self.private, nbytes)
+            self.memory[value] = OWN
+        elif value not in self.memory:
+            self.memory[value] = self.new_scratch(value.type.nbytes)
+        return Planes(value, self.memory[value], span, Private(len(self.private) - 1)) if fits else None
+
+    def pool(self, node: Node) -> Launch:
+        """The launch of a window op, whose items are rows of its result."""
+        lowered = lower_call(node)
+        assert lowered is not None
+        (made,) = lowered.launches
+        return with_memory(made, [self.memory[v] for v in (*node.inputs, *node.outputs)])
 
     def stands_apart(self, region: Region, blocks: Blocks) -> bool:
         """Whether what follows is a kernel of its own, for a machine whose caches hold the result between the two. Sums of
@@ -107,6 +149,17 @@ class WithEpilogue(ABC):
 
 
 @dataclass(frozen=True, slots=True)
+class Planes:
+    """What is pooled, and its memory, of which an item has `span` elements, from the first to the last. If that is `OWN`,
+    `private` is meant."""
+
+    value: Value
+    memory: Buffer
+    span: int
+    private: Private
+
+
+@dataclass(frozen=True, slots=True)
 class ColumnSums:
     """A sum over rows: its node, and memory for a row of partial sums per block of rows."""
 
@@ -122,6 +175,11 @@ def combine_sums(sums: ColumnSums, result: Buffer) -> Launch:
     region = analyse(builder.build([builder.run(sums.node.op, (rows,), {"axes": (0,)})]), [])
     region.outputs = [(v, index, result) for v, index, _ in region.outputs]
     return combine_columns(region, split_loops(region), [(sums.partials, sums.type)], sums.type.shape[0])
+
+
+def with_memory(made: Launch, memory: Sequence[Buffer]) -> Launch:
+    """`made` with ``memory[k]`` in the place of buffer number k."""
+    return replace(made, arguments=tuple([memory[a.index] if isinstance(a, Buffer) else a for a in made.arguments]))
 
 
 def is_bare(region: Region, product: Value, target: Buffer) -> bool:
@@ -144,9 +202,16 @@ def restrict(body: Graph, outputs: Sequence[Value]) -> Graph:
 
 
 def split_epilogue(body: Graph, node: Node) -> Graph:
-    """What follows the contraction: a graph whose first input is its result, then the inputs of the body."""
-    rest = body.replace(nodes=tuple([n for n in body.nodes if n is not node]))
-    return restrict(rest, body.outputs).replace(inputs=(node.output, *body.inputs))
+    """What follows the contraction up to what is pooled: a graph whose first input is its result, then the inputs of the
+    body."""
+    pools = [n for n in body.nodes if n.op.kind == "window"]
+    pooled = {v for n in pools for v in n.outputs}
+    outputs = dict.fromkeys([*[v for v in body.outputs if v not in pooled], *[v for n in pools for v in n.inputs]])
+    return restrict(without(body, node), tuple(outputs)).replace(inputs=(node.output, *body.inputs))
+
+
+def without(body: Graph, node: Node) -> Graph:
+    return body.replace(nodes=tuple([n for n in body.nodes if n is not node]))
 
 
 # --- the kernel around the compiled one ---------------------------------------------------------------------------------
@@ -156,16 +221,18 @@ def split_epilogue(body: Graph, node: Node) -> Graph:
 class Epilogue:
     """The generated kernel: per item one call of the compiled one, then the loops over the block that it made."""
 
-    template: str
+    name: str
     region: Region
     product: Value
     target: Buffer
     dtype: DType
     made: Launch
     sums: list[ColumnSums]
+    planes: Planes | None = None
+    pools: list[Launch] = field(default_factory=list)
 
     def launch(self) -> Launch:
-        """The compiled kernel's address and its arguments stand behind the generated kernel's own."""
+        """The compiled kernels' addresses and their arguments stand behind the generated kernel's own."""
         writer, blocks = self.region.writer(), self.made.blocks
         assert blocks is not None
         writer.operand(self.target, self.dtype, str(self.product.type.with_dtype(self.dtype)))
@@ -173,25 +240,76 @@ class Epilogue:
             writer.size(name, size)
         writer.open("item", "begin", "end")
         writer.filled_at[self.target] = len(writer.levels) - 1
-        call = len(writer.levels[-1].body)
-        writer.let("_", "")
         for name, expression in blocks.locate:
             writer.let(name, expression)
+        self.find_planes(writer)
+        writer.let("_", self.call(writer, "made_at", self.made, "item", "item + 1"))
         self.start_sums(writer)
-        self.open_loops(writer, blocks)
-        self.add_to_sums(writer)
         totals = {sums.node.output for sums in self.sums}
-        for value, index, buffer in self.region.outputs:
-            if value not in totals and (buffer != self.target or value is not self.product):
-                writer.store(buffer, value.type, index, writer.evaluate(value, index))
+        stored = [(value, index, buffer) for value, index, buffer in self.region.outputs
+                  if value not in totals and (buffer != self.target or value is not self.product)]
+        if stored or totals:
+            self.open_loops(writer, blocks)
+        self.add_to_sums(writer)
+        for value, index, buffer in stored:
+            writer.store(buffer, value.type, index, writer.evaluate(value, index))
         writer.flush()
-        name = f"{self.template}_{kernel_name(self.region.body).removeprefix('fused_')}"
-        kernel, arguments = writer.kernel(name)
-        (items,) = [s for s in kernel.body if isinstance(s, Loop)]
-        place = len(arguments) + 1
-        items.body[call] = Let("_", None, f"invoke(args, {place}, item, item + 1, thread)")
-        block = (Function(self.made.name, self.made.source), *self.made.arguments)
-        return Launch(name, emit(kernel), self.made.items, (*arguments, *block))
+        self.run_pools(writer)
+        called = [self.made, *self.pools]
+        place = 1 + len(writer.operands) + len(writer.sizes)
+        for name, launch in zip(self.places(), called, strict=True):
+            writer.sizes[name] = place
+            place += 1 + len(launch.arguments)
+        kernel, arguments = writer.kernel(self.name)
+        blocks_of_called = [a for one in called for a in (Function(one.name, one.source), *one.arguments)]
+        given = [self.planes.private if a == OWN and self.planes else a for a in (*arguments, *blocks_of_called)]
+        return Launch(self.name, emit(kernel), self.made.items, tuple(given))
+
+    def places(self) -> list[str]:
+        """What the places of the compiled kernels among the arguments are called."""
+        return ["made_at", *[f"pool_{k}_at" for k in range(len(self.pools))]]
+
+    def call(self, writer: Writer, place: str, launch: Launch, begin: str, end: str) -> str:
+        """Items of a compiled kernel, on the planes that the thread has of its own if there are such."""
+        writer.size(place, 0)
+        if OWN not in launch.arguments:
+            return f"invoke(args, {place}, {begin}, {end}, thread)"
+        count, number = len(launch.arguments), launch.arguments.index(OWN) + 1
+        assert count <= MOST_ARGUMENTS and launch.arguments.count(OWN) == 1
+        return f"invoke_on(args, {place}, {count}, {number}, planes, {begin}, {end}, thread)"
+
+    def find_planes(self, writer: Writer) -> None:
+        """`channels` and, of planes that are the thread's own, the pointer to all planes if the item's lie where they do."""
+        if self.planes is None:
+            return
+        value = self.planes.value
+        writer.size("channels", value.shape[1])
+        if self.planes.memory != OWN:
+            return
+        own = writer.operand(OWN, value.dtype, f"of {value.type} what an item makes")
+        writer.size("own_size", self.planes.span)
+        writer.size("plane_size", math.prod(value.shape[2:]))
+        first = "batch" if self.is_located("batch") else "first_batch"
+        writer.let("planes", f"advance({own}, thread * own_size - ({first} * channels + first_row) * plane_size)")
+        writer.tables[OWN] = Operand("planes", value.dtype)
+        writer.table_level = len(writer.levels) - 1
+
+    def run_pools(self, writer: Writer) -> None:
+        """What pools the item's planes."""
+        if self.planes is None:
+            return
+        writer.close(len(writer.levels) - 2)
+        if not self.is_located("batch"):
+            writer.open("image", "first_batch", "last_batch")
+        image = "batch" if self.is_located("batch") else "image"
+        for k, (launch, name) in enumerate(zip(self.pools, self.places()[1:], strict=True)):
+            lines = writer.size(f"lines_{k}", launch.items // math.prod(self.planes.value.shape[:2]))
+            begin, end = [f"({image} * channels + {row}) * {lines}" for row in ("first_row", "last_row")]
+            writer.let("_", self.call(writer, name, launch, begin, end))
+
+    def is_located(self, name: str) -> bool:
+        assert self.made.blocks is not None
+        return name in dict(self.made.blocks.locate)
 
     def start_sums(self, writer: Writer) -> None:
         """The item's part of its row of partial sums begins with zeros."""
@@ -219,9 +337,8 @@ class Epilogue:
             writer.open("element", "first_row * n", "last_row * n")
             writer.know(writer.axis(elements[0], "element"))
             return
-        located = {name for name, _ in blocks.locate}
         for name, part in (("batch", index[:rows]), ("row", index[rows:columns]), ("column", index[columns:])):
-            if name not in located:
+            if not self.is_located(name):
                 writer.open(name, f"first_{name}", f"last_{name}")
             locate(writer, self.region, name, axes.flat(part))
 

@@ -141,12 +141,14 @@ class Blocks:
     """Which block of its result an item of a launch makes. The dimensions of the result fall into those of batch, rows and
     columns: they end at `cuts`. `locate` are assignments over `item` and the names of `sizes`; the last ones give
     ``first_row, last_row, first_column, last_column`` and either ``batch`` or ``first_batch, last_batch``. With `whole_rows`
-    an item has all columns, `n` of them."""
+    an item has all columns, `n` of them. `planes`, of a convolution whose items have all columns, which are positions: of
+    how many images an item has how many rows, channels, at most."""
 
     sizes: Mapping[str, int]
     locate: tuple[tuple[str, str], ...]
     cuts: tuple[int, int]
     whole_rows: bool = False
+    planes: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

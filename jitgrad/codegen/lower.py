@@ -8,6 +8,7 @@
     foreach  one body over the elements of many tensors (the op of that name)
     full     one result, or few: partial results per block, then their combination
     matmul, convolution   a contraction with what follows it, in modules of their own
+    pool     a convolution with what pools its result
     attention   attention, or its gradient, with the movement ops that feed it
     concat   pieces that are read where they lie
     recurrence  the gradient of a recurrent layer, with sums of its results
@@ -54,7 +55,7 @@ def lower_body(body: Graph, template: str, shared: tuple[tuple[int, int], ...] =
 
 
 CONTRACTIONS: dict[str, Callable[[Graph, tuple[tuple[int, int], ...]], Lowered | None]] = {
-    "matmul": lower_matmul, "update": lower_update, "convolution": lower_convolution,
+    "matmul": lower_matmul, "update": lower_update, "convolution": lower_convolution, "pool": lower_convolution,
     "attention": lower_in_place, "recurrence": lower_with_sums, "concat": lower_concat_in_place}
 TEMPLATES: dict[str, Callable[[Region], list[Launch]]] = {
     "map": lower_map, "row": lower_row, "column": lower_column, "full": lower_full}

@@ -15,7 +15,7 @@ from jitgrad.ir.graph import Node, Value
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
 
-WHOLE = ("attention", "concat", "recurrence")
+WHOLE = ("attention", "concat", "pool", "recurrence")
 """Templates whose kernels read all of their operands at any time."""
 
 

@@ -204,7 +204,8 @@ def result_blocks(numbers: Geometry, out_rows_per_part: int) -> Blocks:
         ("first_row", "item % row_blocks * rows_per_item"),
         ("last_row", "min(first_row + rows_per_item, rows)"),
         ("first_column", "first_y * out_width"),
-        ("last_column", "last_y * out_width")), (1, 2))
+        ("last_column", "last_y * out_width")), (1, 2),
+        planes=(numbers["images_per_part"], numbers["rows_per_item"]) if numbers["parts"] == 1 else None)
 
 
 def geometry(sizes: Sizes, images: int, piece_rows: int, parts: int) -> Geometry:

@@ -98,6 +98,8 @@ def pointer(args: Arguments, position: int, dtype: Any) -> Pointer:
     """Argument `position`, a C-contiguous array, as a pointer to elements of `dtype`."""
     array, wanted = args[position], np.dtype(_STORAGE[dtype])
     name = f"{args.kernel}, operand {position}"
+    if isinstance(array, Pointer):                             # a caller's own memory
+        return Pointer(array.memory, name, array.base)
     if not isinstance(array, np.ndarray) or not array.flags.c_contiguous:
         raise TypeError(f"{name}: needs a C-contiguous array, got {type(array).__name__}")
     if array.dtype != wanted and array.dtype != np.uint8:      # scratch memory comes as bytes

@@ -27,6 +27,8 @@ DEPTH_BLOCK = 384
 WIDEST = 4                                      # columns of a window that `spread_rows` knows
 PANEL_BYTES = 64 * 1024
 """Room for a panel of B of that depth, two vectors wide, at the widest; or for 128 rows of 128 elements."""
+MOST_ARGUMENTS = 96
+"""Of a kernel that another one calls on memory of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +266,14 @@ def invoke(args: Any, place: int, begin: int, end: int, thread: int) -> None:
     args[place](args.behind(place), begin, end, thread)
 
 
+def invoke_on(args: Any, place: int, count: int, number: int, memory: Pointer, begin: int, end: int, thread: int) -> None:
+    """`invoke`, with `memory` in the place of argument `number` of the `count` that the kernel has, `MOST_ARGUMENTS` at
+    most."""
+    values = list(args.behind(place).values[1:count + 1])
+    values[number - 1] = memory
+    args[place](type(args)(args.kernel, values), begin, end, thread)
+
+
 def make_panel(like: Pointer) -> Pointer:
     """A buffer on the stack, of the element type of `like`, for one panel of B as deep as a block of the core."""
     elements = PANEL_BYTES // like.memory.dtype.itemsize
@@ -307,4 +317,5 @@ def packed_block(rows: Any, depth: Any, x_row: Any, x_step: Any, width: Any) -> 
 
 NAMES: dict[str, Callable[..., Any]] = {**tile_transform.NAMES, **{f.__name__: f for f in (
     multiply_tile, multiply_placed, multiply_ahead, multiply_low, transpose_tile, transpose_block, gather_run, gather_rows,
-    largest_rows, largest_grad_row, spread_rows, weighted_rows, dot_rows, invoke, make_panel, multiply_block, pack_block)}}
+    largest_rows, largest_grad_row, spread_rows, weighted_rows, dot_rows, invoke, invoke_on, make_panel, multiply_block,
+    pack_block)}}

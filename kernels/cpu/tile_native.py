@@ -388,6 +388,20 @@ def _emit_invoke(context: Any, builder: ir.IRBuilder, signature: Any, values: An
     return context.get_dummy_value()
 
 
+def _emit_invoke_on(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    args, place, count, number, memory, *items = integers(context, builder, signature, values)
+    with builder.goto_entry_block():
+        block = builder.alloca(I64, tile.MOST_ARGUMENTS + 1)
+    copy = declare(builder.module, "llvm.memcpy.p0.p0.i64", ir.VoidType(), [POINTER, POINTER, I64, I1])
+    size = builder.mul(builder.add(count, constant(1)), constant(8))
+    source = builder.gep(args, [place])
+    builder.call(copy, [*[builder.bitcast(p, POINTER) for p in (block, source)], size, ir.Constant(I1, 0)])
+    builder.store(builder.ptrtoint(memory, I64), builder.gep(block, [number]))
+    kind = ir.FunctionType(ir.VoidType(), [args.type, I64, I64, I64])
+    builder.call(builder.inttoptr(builder.load(source), kind.as_pointer()), [block, *items])
+    return context.get_dummy_value()
+
+
 def _emit_make_panel(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
     with builder.goto_entry_block():
         buffer = builder.alloca(ir.ArrayType(I8, tile.PANEL_BYTES))
@@ -437,6 +451,7 @@ teach(tile.gather_rows, partial(_emit_gather, True))
 for _name, _function in tile_transform.NAMES.items():
     teach(_function, _transform(_name), (lambda *_: types.int64) if _name in tile_transform.WATCHED else None)
 teach(tile.invoke, _emit_invoke)
+teach(tile.invoke_on, _emit_invoke_on)
 teach(tile.make_panel, _emit_make_panel, lambda like: like)
 teach(tile.multiply_block, _emit_multiply_block)
 teach(tile.pack_block, _emit_pack_block)
