@@ -18,6 +18,7 @@ from jitgrad import config, gpu_linking
 from jitgrad.codegen.convolution import pools_in_cache
 from jitgrad.codegen.cuda_attended import is_the_librarys
 from jitgrad.codegen.cuda_product import EXACT, Products
+from jitgrad.codegen.pooled import spreads_in_cache
 from jitgrad.ir.graph import Graph
 from jitgrad.ir.printer import print_graph
 from jitgrad.ir.verify import verify
@@ -47,7 +48,7 @@ PASSES: tuple[Pass, ...] = (
     ("fuse", fuse),
     ("operands", read_where_they_lie),
     ("columns", fuse_column_sums),
-    ("pools", functools.partial(fuse_pools, fits=pools_in_cache)),
+    ("pools", functools.partial(fuse_pools, pools=pools_in_cache, spreads=spreads_in_cache)),
     ("update", fuse_updates),
 )
 

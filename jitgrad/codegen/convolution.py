@@ -18,11 +18,12 @@ from jitgrad import dtypes
 from jitgrad.codegen import depthwise, planes, taps, winograd
 from jitgrad.codegen.call import BLOCK, Call, launch, lower_call, lowers, product_core
 from jitgrad.codegen.choice import Choice, usual_first
-from jitgrad.codegen.epilogue import Shared, WithEpilogue, with_memory
+from jitgrad.codegen.epilogue import Shared, WithEpilogue
 from jitgrad.codegen.kernel import Argument, Blocks, Buffer, Launch, Lowered, Private
+from jitgrad.codegen.pooled import with_memory
 from jitgrad.codegen.region import analyse
 from jitgrad.codegen.templates import lower_map
-from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value
+from jitgrad.ir.graph import Graph, GraphBuilder, Value
 from jitgrad.ir.op import REGISTRY
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu import conv, gemm, gemm_pack, planes as conv_planes, taps as conv_taps
@@ -150,7 +151,7 @@ class _Lowering:
         rows, channels = gradient[1] // self.groups, image[1] // self.groups
         columns = channels * taps_of(steps)
         if planes.suits_weights(image, gradient, self.groups, steps):
-            per_item = images_of_run(image[0], self.groups)
+            per_item = planes.images_of_run(images_of_run(image[0], self.groups), gradient, self.type)
             runs = -(-image[0] // per_item)
             self.sum_up(runs, lambda partial: self.add_work(
                 conv_planes.source("planes_weight_gradient", self.short), planes.weight_gradient(
@@ -451,9 +452,8 @@ def lower_convolution(body: Graph, shared: Shared = ()) -> Lowered | None:
     return _Region(body, dict(shared), alone=alone).lower() if alone else None
 
 
-def pools_in_cache(node: Node) -> bool:
-    """Whether the kernel of a region of template "pool" would pool planes that are in the cache."""
-    body = node.attrs["body"]
+def pools_in_cache(body: Graph) -> bool:
+    """Whether the kernel of a region of template "pool" pools planes that are in the cache."""
     alone = lower_alone(body)
     return alone is not None and _Region(body, {}, alone=alone).place_planes() is not None
 
@@ -474,9 +474,8 @@ class _Region(WithEpilogue):
         super().__post_init__()
         self.private = self.alone.private
 
-    def planes(self) -> tuple[int, int] | None:
-        blocks = self.alone.launches[-1].blocks
-        return blocks.planes if blocks else None
+    def made_blocks(self) -> Blocks | None:
+        return self.alone.launches[-1].blocks
 
     def make(self, target: Buffer) -> Launch:
         memory = [*[self.memory[v] for v in self.node.inputs], target]

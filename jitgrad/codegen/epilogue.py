@@ -11,15 +11,13 @@ these, they are made in memory that each thread has of its own, and not kept.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from jitgrad.codegen.call import lower_call
 from jitgrad.codegen.choice import Choice
-from jitgrad.codegen.emit_cpu import emit
-from jitgrad.codegen.kernel import Blocks, Buffer, Function, Launch, Lowered, Operand, Private
+from jitgrad.codegen.kernel import Blocks, Buffer, Launch, Lowered, Private
+from jitgrad.codegen.pooled import OWN, Calls, Planes, lower_pool, span_of_item
 from jitgrad.codegen.reduce import accumulate, combine_columns, split_loops
 from jitgrad.codegen.region import Place, Region, accesses, analyse, collapse
 from jitgrad.codegen.templates import kernel_name, lower_map
@@ -27,14 +25,11 @@ from jitgrad.codegen.writer import Axis, Writer, compute_dtype
 from jitgrad.dtypes import DType
 from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value
 from jitgrad.ir.types import TensorType
-from jitgrad.kernels.cpu.tile import MOST_ARGUMENTS
 
 Shared = Sequence[tuple[int, int]]
 PART_PLACE = "part * n + column"
 """Where the partial sum of a column lies."""
 WORTH_ASKING = 1 << 13                          # elements of a result from which a kernel of its own can be measured
-OWN = Buffer(-1)                                # stands for memory that each thread has of its own
-OWN_PLANES = 1 << 19                            # bytes of planes that are pooled while they are in the second cache
 
 
 @dataclass
@@ -61,8 +56,8 @@ class WithEpilogue(ABC):
     def make(self, target: Buffer) -> Launch:
         """What makes the contraction's result in `target`; whatever has to come before it goes into `launches`."""
 
-    def planes(self) -> tuple[int, int] | None:
-        """`Blocks.planes` of what `make` will make."""
+    def made_blocks(self) -> Blocks | None:
+        """The blocks of what `make` will make, if they are known before."""
         return None
 
     def lower(self) -> Lowered:
@@ -73,7 +68,7 @@ class WithEpilogue(ABC):
         region.buffers = {v: self.memory[v] for v in epilogue.inputs[1:]}
         region.outputs = [(v, index, self.memory[v]) for v, index, _ in region.outputs]
         region.buffers[product] = target = self.target(region, product)
-        made, pools = self.make(target), [self.pool(node) for node in self.pools]
+        made, pools = self.make(target), [lower_pool(node, self.memory) for node in self.pools]
         if planes is None and is_bare(region, product, target):
             self.launches.append(made)
         elif planes is None and (made.blocks is None or self.stands_apart(region, made.blocks)):
@@ -92,23 +87,13 @@ class WithEpilogue(ABC):
         if not self.pools:
             return None
         (value,) = {v for node in self.pools for v in node.inputs}
-        images, channels = self.planes() or (0, 0)
-        span = ((images - 1) * value.shape[1] + channels) * math.prod(value.shape[2:])
-        nbytes = span * value.dtype.itemsize
-        fits = images > 0 and nbytes <= OWN_PLANES
-        if value not in self.memory and fits:
-            self.private = (*self.private, nbytes)
+        span = span_of_item(value, self.made_blocks())
+        if value not in self.memory and span:
+            self.private = (*self.private, span * value.dtype.itemsize)
             self.memory[value] = OWN
         elif value not in self.memory:
             self.memory[value] = self.new_scratch(value.type.nbytes)
-        return Planes(value, self.memory[value], span, Private(len(self.private) - 1)) if fits else None
-
-    def pool(self, node: Node) -> Launch:
-        """The launch of a window op, whose items are rows of its result."""
-        lowered = lower_call(node)
-        assert lowered is not None
-        (made,) = lowered.launches
-        return with_memory(made, [self.memory[v] for v in (*node.inputs, *node.outputs)])
+        return Planes(value, self.memory[value], span, Private(len(self.private) - 1)) if span else None
 
     def stands_apart(self, region: Region, blocks: Blocks) -> bool:
         """Whether what follows is a kernel of its own, for a machine whose caches hold the result between the two. Sums of
@@ -149,17 +134,6 @@ class WithEpilogue(ABC):
 
 
 @dataclass(frozen=True, slots=True)
-class Planes:
-    """What is pooled, and its memory, of which an item has `span` elements, from the first to the last. If that is `OWN`,
-    `private` is meant."""
-
-    value: Value
-    memory: Buffer
-    span: int
-    private: Private
-
-
-@dataclass(frozen=True, slots=True)
 class ColumnSums:
     """A sum over rows: its node, and memory for a row of partial sums per block of rows."""
 
@@ -175,11 +149,6 @@ def combine_sums(sums: ColumnSums, result: Buffer) -> Launch:
     region = analyse(builder.build([builder.run(sums.node.op, (rows,), {"axes": (0,)})]), [])
     region.outputs = [(v, index, result) for v, index, _ in region.outputs]
     return combine_columns(region, split_loops(region), [(sums.partials, sums.type)], sums.type.shape[0])
-
-
-def with_memory(made: Launch, memory: Sequence[Buffer]) -> Launch:
-    """`made` with ``memory[k]`` in the place of buffer number k."""
-    return replace(made, arguments=tuple([memory[a.index] if isinstance(a, Buffer) else a for a in made.arguments]))
 
 
 def is_bare(region: Region, product: Value, target: Buffer) -> bool:
@@ -232,7 +201,6 @@ class Epilogue:
     pools: list[Launch] = field(default_factory=list)
 
     def launch(self) -> Launch:
-        """The compiled kernels' addresses and their arguments stand behind the generated kernel's own."""
         writer, blocks = self.region.writer(), self.made.blocks
         assert blocks is not None
         writer.operand(self.target, self.dtype, str(self.product.type.with_dtype(self.dtype)))
@@ -242,8 +210,8 @@ class Epilogue:
         writer.filled_at[self.target] = len(writer.levels) - 1
         for name, expression in blocks.locate:
             writer.let(name, expression)
-        self.find_planes(writer)
-        writer.let("_", self.call(writer, "made_at", self.made, "item", "item + 1"))
+        calls = Calls(writer, blocks, self.planes)
+        calls.call(self.made, "item", "item + 1")
         self.start_sums(writer)
         totals = {sums.node.output for sums in self.sums}
         stored = [(value, index, buffer) for value, index, buffer in self.region.outputs
@@ -254,62 +222,9 @@ class Epilogue:
         for value, index, buffer in stored:
             writer.store(buffer, value.type, index, writer.evaluate(value, index))
         writer.flush()
-        self.run_pools(writer)
-        called = [self.made, *self.pools]
-        place = 1 + len(writer.operands) + len(writer.sizes)
-        for name, launch in zip(self.places(), called, strict=True):
-            writer.sizes[name] = place
-            place += 1 + len(launch.arguments)
-        kernel, arguments = writer.kernel(self.name)
-        blocks_of_called = [a for one in called for a in (Function(one.name, one.source), *one.arguments)]
-        given = [self.planes.private if a == OWN and self.planes else a for a in (*arguments, *blocks_of_called)]
-        return Launch(self.name, emit(kernel), self.made.items, tuple(given))
-
-    def places(self) -> list[str]:
-        """What the places of the compiled kernels among the arguments are called."""
-        return ["made_at", *[f"pool_{k}_at" for k in range(len(self.pools))]]
-
-    def call(self, writer: Writer, place: str, launch: Launch, begin: str, end: str) -> str:
-        """Items of a compiled kernel, on the planes that the thread has of its own if there are such."""
-        writer.size(place, 0)
-        if OWN not in launch.arguments:
-            return f"invoke(args, {place}, {begin}, {end}, thread)"
-        count, number = len(launch.arguments), launch.arguments.index(OWN) + 1
-        assert count <= MOST_ARGUMENTS and launch.arguments.count(OWN) == 1
-        return f"invoke_on(args, {place}, {count}, {number}, planes, {begin}, {end}, thread)"
-
-    def find_planes(self, writer: Writer) -> None:
-        """`channels` and, of planes that are the thread's own, the pointer to all planes if the item's lie where they do."""
-        if self.planes is None:
-            return
-        value = self.planes.value
-        writer.size("channels", value.shape[1])
-        if self.planes.memory != OWN:
-            return
-        own = writer.operand(OWN, value.dtype, f"of {value.type} what an item makes")
-        writer.size("own_size", self.planes.span)
-        writer.size("plane_size", math.prod(value.shape[2:]))
-        first = "batch" if self.is_located("batch") else "first_batch"
-        writer.let("planes", f"advance({own}, thread * own_size - ({first} * channels + first_row) * plane_size)")
-        writer.tables[OWN] = Operand("planes", value.dtype)
-        writer.table_level = len(writer.levels) - 1
-
-    def run_pools(self, writer: Writer) -> None:
-        """What pools the item's planes."""
-        if self.planes is None:
-            return
         writer.close(len(writer.levels) - 2)
-        if not self.is_located("batch"):
-            writer.open("image", "first_batch", "last_batch")
-        image = "batch" if self.is_located("batch") else "image"
-        for k, (launch, name) in enumerate(zip(self.pools, self.places()[1:], strict=True)):
-            lines = writer.size(f"lines_{k}", launch.items // math.prod(self.planes.value.shape[:2]))
-            begin, end = [f"({image} * channels + {row}) * {lines}" for row in ("first_row", "last_row")]
-            writer.let("_", self.call(writer, name, launch, begin, end))
-
-    def is_located(self, name: str) -> bool:
-        assert self.made.blocks is not None
-        return name in dict(self.made.blocks.locate)
+        calls.pool(self.pools)
+        return calls.launch(self.name, self.made.items)
 
     def start_sums(self, writer: Writer) -> None:
         """The item's part of its row of partial sums begins with zeros."""
@@ -338,7 +253,7 @@ class Epilogue:
             writer.know(writer.axis(elements[0], "element"))
             return
         for name, part in (("batch", index[:rows]), ("row", index[rows:columns]), ("column", index[columns:])):
-            if not self.is_located(name):
+            if not blocks.locates(name):
                 writer.open(name, f"first_{name}", f"last_{name}")
             locate(writer, self.region, name, axes.flat(part))
 

@@ -142,13 +142,17 @@ class Blocks:
     columns: they end at `cuts`. `locate` are assignments over `item` and the names of `sizes`; the last ones give
     ``first_row, last_row, first_column, last_column`` and either ``batch`` or ``first_batch, last_batch``. With `whole_rows`
     an item has all columns, `n` of them. `planes`, of a convolution whose items have all columns, which are positions: of
-    how many images an item has how many rows, channels, at most."""
+    how many images an item has how many rows, channels, at most. (A launch of the gradient in a convolution's weights says
+    the same of the gradient that it reads.)"""
 
     sizes: Mapping[str, int]
     locate: tuple[tuple[str, str], ...]
     cuts: tuple[int, int]
     whole_rows: bool = False
     planes: tuple[int, int] | None = None
+
+    def locates(self, name: str) -> bool:
+        return name in dict(self.locate)
 
 
 @dataclass(frozen=True, slots=True)

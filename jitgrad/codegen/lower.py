@@ -9,6 +9,7 @@
     full     one result, or few: partial results per block, then their combination
     matmul, convolution   a contraction with what follows it, in modules of their own
     pool     a convolution with what pools its result
+    pool_grad   the gradient in a convolution's weights, of the gradient of a pool
     attention   attention, or its gradient, with the movement ops that feed it
     concat   pieces that are read where they lie
     recurrence  the gradient of a recurrent layer, with sums of its results
@@ -27,6 +28,7 @@ from jitgrad.codegen.library_attention import lower_in_place
 from jitgrad.codegen.library_movement import lower_concat_in_place, lower_turned
 from jitgrad.codegen.library_recurrence import lower_with_sums
 from jitgrad.codegen.matmul import lower_matmul, lower_update
+from jitgrad.codegen.pooled import lower_pool_gradient
 from jitgrad.codegen.reduce import lower_column, lower_full, lower_row
 from jitgrad.codegen.region import Region, analyse
 from jitgrad.codegen.templates import lower_map
@@ -56,6 +58,7 @@ def lower_body(body: Graph, template: str, shared: tuple[tuple[int, int], ...] =
 
 CONTRACTIONS: dict[str, Callable[[Graph, tuple[tuple[int, int], ...]], Lowered | None]] = {
     "matmul": lower_matmul, "update": lower_update, "convolution": lower_convolution, "pool": lower_convolution,
+    "pool_grad": lower_pool_gradient,
     "attention": lower_in_place, "recurrence": lower_with_sums, "concat": lower_concat_in_place}
 TEMPLATES: dict[str, Callable[[Region], list[Launch]]] = {
     "map": lower_map, "row": lower_row, "column": lower_column, "full": lower_full}

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from jitgrad.codegen.kernel import Blocks
 from jitgrad.codegen.taps import Steps, Work
+from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu import gemm, planes
 
 MOST = 1 << 18                                  # elements of a group's planes, and of its result: the second cache has room
 ITEMS = 8                                       # of a convolution, at least, where it has as many rows
 LONG = 1 << 9                                   # positions of planes up to which they have several images
+RUN, LITTLE = 1 << 16, 32                       # elements of a gradient that an item reads, if whole images have so few; and
+                                                # so many, at least, for each that it makes
 PART = 1 << 16                                  # elements of planes, or of a result, from which they have a part of the rows
 FEW = 64                                        # channels of a group on either side, up to which it is done this way
 FEW_CHANNELS = 8                                # those of images without groups, below which it is
@@ -106,6 +110,15 @@ def convolve(short: str, image: tuple[int, ...], out: tuple[int, ...], groups: i
                 blocks(numbers) if spread is None else None)
 
 
+def images_of_run(most: int, gradient: tuple[int, ...], weights: TensorType) -> int:
+    """Images of one partial result, `most` at most: so few that what an item reads stays in the second cache, where it reads
+    much more than it adds up."""
+    size = math.prod(gradient[1:])
+    while most > 1 and most * size > RUN and LITTLE * weights.size <= most // 2 * size:
+        most //= 2
+    return most
+
+
 def weight_gradient(short: str, image: tuple[int, ...], gradient: tuple[int, ...], groups: int, steps: Steps,
                     images_per_item: int) -> Work:
     """The gradient in the weights; an item has so many images."""
@@ -123,4 +136,13 @@ def weight_gradient(short: str, image: tuple[int, ...], gradient: tuple[int, ...
                 "sums_size": numbers["rows"] * numbers["channels"] * steps["kernel_height"] * steps["kernel_width"]}
     private = numbers["planes_size"], numbers["lines_size"], numbers["sums_size"]
     items = -(-image[0] // images_per_item) * groups
-    return Work(items, tuple([numbers[name] for name in planes.WEIGHT_ARGUMENTS]), private)
+    return Work(items, tuple([numbers[name] for name in planes.WEIGHT_ARGUMENTS]), private, read_blocks(numbers))
+
+
+def read_blocks(numbers: dict[str, int]) -> Blocks:
+    """Which planes of the gradient, [images, groups * rows, out_height, out_width], an item of the weights' reads."""
+    return Blocks({name: numbers[name] for name in ("images", "images_per_item", "groups", "rows")}, (
+        ("first_batch", "item // groups * images_per_item"),
+        ("last_batch", "min(first_batch + images_per_item, images)"),
+        ("first_row", "item % groups * rows"),
+        ("last_row", "first_row + rows")), (1, 2), planes=(numbers["images_per_item"], numbers["rows"]))

@@ -15,7 +15,7 @@ from jitgrad.ir.graph import Node, Value
 from jitgrad.ir.op import Op
 from jitgrad.ir.types import TensorType
 
-WHOLE = ("attention", "concat", "pool", "recurrence")
+WHOLE = ("attention", "concat", "pool", "pool_grad", "recurrence")
 """Templates whose kernels read all of their operands at any time."""
 
 
