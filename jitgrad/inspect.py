@@ -61,7 +61,7 @@ class KernelView:
 
 @dataclass(frozen=True)
 class StepView:
-    """One node as it runs. `name` is that of its last kernel, or the op's; `kind` the region's template or the op's
+    """One node as it runs. `name` is that of its last kernel but for one that adds up partial results, or the op's; `kind` the region's template or the op's
     name; `note` says why no more is fused with it. `seconds` is measured by `PlanView.time`, of all its kernels
     together."""
 
@@ -297,7 +297,8 @@ def _step_view(linked: LinkedStep | GpuStep, seconds: Sequence[float], bandwidth
     kernels = [KernelView(k.name, str(k.asked), 1, None) if isinstance(k, CudaLibraryCall) else
                KernelView(k.name, k.source, k.grid, None) if isinstance(k, CudaLaunch) else
                KernelView(k.name, k.source, k.items, plans.compile_seconds.get(kernel_key(k.source))) for k in launches]
-    return StepView(name=kernels[-1].name if kernels else node.op.name,
+    named = [k for k in kernels if not k.name.startswith("add_parts")]
+    return StepView(name=named[-1].name if named else node.op.name,
                     kind=node.attrs.get("template", node.op.name), note=_note(linked),
                     where=describe_location(node.where), kernels=tuple(kernels),
                     bytes_read=sum({v: v.type.nbytes for v in node.inputs}.values()),

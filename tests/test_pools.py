@@ -6,6 +6,7 @@ import pytest
 import jitgrad as jg
 from jitgrad import config, nn, ops, pipeline
 from jitgrad.ir import GraphBuilder, evaluate, parse_type
+from jitgrad.ir.op import REGISTRY
 from jitgrad.plans import compile_graph
 
 HALVES = {"kernel": (2, 2), "stride": (2, 2), "padding": ((0, 0), (0, 0)), "ceil_mode": False}
@@ -174,3 +175,78 @@ def test_gradients_are_those_of_float64():
 
     for a, b in zip(gradients(jg.float32), gradients(jg.float64), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(b).max())
+
+
+SPREAD = {
+    "planes": ((20, 1, 28, 28), (32, 1, 3, 3), {}),
+    "several_at_once": ((40, 3, 8, 8), (16, 3, 3, 3), {}),
+    "groups": ((9, 8, 12, 12), (24, 4, 3, 3), {"groups": 2}),
+    "strided": ((11, 3, 33, 31), (20, 3, 5, 5), {"stride": (2, 2), "padding": ((2, 2), (2, 2))}),
+}
+"""Convolutions whose gradients in the weights read whole planes of few images."""
+
+
+def gradient_graph(image, weights, attrs, pool=("max_pool", HALVES), dtype="f32", keep=False):
+    """The gradient in the weights from that of the pooled result; `keep`: and what it is of the unpooled one."""
+    forward = graph_of(image, weights, attrs, (pool,), dtype)
+    (convolution,) = [node for node in forward.nodes if node.op.name == "convolution"]
+    (pooling,) = [node for node in forward.nodes if node.op.kind == "window"]
+    builder = GraphBuilder("gradient")
+    x, g, *taps = [builder.input(v.type) for v in (convolution.inputs[0], *pooling.outputs)]
+    with builder:
+        spread = {name: value for name, value in pooling.attrs.items() if taps == [] or name != "ceil_mode"}
+        spread = REGISTRY[f"{pool[0]}_grad"](g, *taps, input_shape=convolution.output.shape, **spread)
+        made = ops.convolution_weight_grad(x, spread, weight_shape=weights, **convolution.attrs)
+    return builder.build([made, spread] if keep else [made])
+
+
+def gradient_arrays(graph, taps=4):
+    rng = np.random.default_rng(2)
+    return [rng.integers(0, taps, v.shape).astype(np.uint8) if v.dtype.short == "u8"
+            else rng.standard_normal(v.shape).astype(v.dtype.numpy) for v in graph.inputs]
+
+
+@pytest.mark.parametrize("dtype", ("f32", "f64"))
+@pytest.mark.parametrize("pool", (("max_pool", HALVES), ("max_pool", OVERLAPPING), ("avg_pool", OVERLAPPING)),
+                         ids=("halves", "overlapping", "mean"))
+@pytest.mark.parametrize("name", SPREAD)
+def test_gradients_are_spread_where_they_are_read(name, pool, dtype):
+    graph = gradient_graph(*SPREAD[name], pool, dtype)
+    arrays = gradient_arrays(graph, 4 if pool[1] is HALVES else 9)
+    assert templates(graph) == ["pool_grad"]
+    (made,) = compile_graph(graph).run(arrays)
+    (wanted,) = evaluate(graph, [a.astype(np.float64) if a.dtype.kind == "f" else a for a in arrays])
+    np.testing.assert_allclose(made, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_what_is_spread_is_not_stored():
+    graph = gradient_graph(*SPREAD["planes"])
+    assert compile_graph(graph).spec.arena < graph.nodes[0].output.type.nbytes // 4
+
+
+def test_a_spread_gradient_that_is_needed_is_stored():
+    graph = gradient_graph(*SPREAD["planes"], keep=True)
+    arrays = gradient_arrays(graph)
+    assert templates(graph) == ["max_pool_grad", "convolution_weight_grad"]
+    for a, b in zip(compile_graph(graph).run(arrays), evaluate(graph, arrays), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ("several_at_once", "groups"))
+def test_spreading_means_the_same_as_plain_python(name):
+    image, weights, attrs = SPREAD[name]
+    graph = gradient_graph((3, *image[1:]), weights, attrs)
+    arrays = gradient_arrays(graph)
+    with config.scope(plain=True):
+        (plain,) = compile_graph(graph).run(arrays)
+    (made,) = compile_graph(graph).run(arrays)
+    np.testing.assert_allclose(made, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_spread_gradients_do_not_depend_on_the_number_of_threads():
+    graph = gradient_graph(*SPREAD["planes"])
+    arrays, results = gradient_arrays(graph), []
+    for count in (1, 2, 5):
+        with config.scope(num_threads=count):
+            results.append(compile_graph(graph).run(arrays)[0])
+    assert all(np.array_equal(results[0], other) for other in results[1:])
