@@ -61,9 +61,9 @@ class KernelView:
 
 @dataclass(frozen=True)
 class StepView:
-    """One node as it runs. `name` is that of its last kernel but for one that adds up partial results, or the op's; `kind` the region's template or the op's
-    name; `note` says why no more is fused with it. `seconds` is measured by `PlanView.time`, of all its kernels
-    together."""
+    """One node as it runs. `name` is that of its last kernel, but for one that adds up partial results, or the op's;
+    `kind` the region's template or the op's name; `note` says why no more is fused with it. `seconds` is measured by
+    `PlanView.time`, of all its kernels together."""
 
     name: str
     kind: str
