@@ -96,8 +96,7 @@ def convolve(short: str, image: tuple[int, ...], out: tuple[int, ...], groups: i
     for axis, name, size, first, step in zip("yx", ("height", "width"), whole.size, whole.first, whole.step, strict=True):
         numbers |= {f"whole_{name}": size, f"first_{axis}": first, f"spread_{axis}": step}
     table = numbers["channels"] * steps["kernel_height"] * steps["kernel_width"]
-    numbers |= {"table_size": table, "panel_rows": gemm.panel_height(numbers["rows"], gemm.element_tile(short)),
-                "result_size": numbers["rows"] * numbers["plane_height"] * numbers["plane_width"],
+    numbers |= {"table_size": table, "result_size": numbers["rows"] * numbers["plane_height"] * numbers["plane_width"],
                 "blocks": 1, "columns_per_item": out[3] * out[4], "images": out[0], "images_per_item": 1,
                 "rows_at_once": out[3]}
     if by_rows(short, numbers, spread):

@@ -32,8 +32,8 @@ GEOMETRY = ("channels", "height", "width", "rows", "out_height", "out_width", "k
 `kernels.cpu.conv`, where the first row and column of the image that any tap meets are `low_y` and `low_x`; the size of a
 plane; elements of all planes of a group."""
 
-ARGUMENTS = (*GEOMETRY, "panel_rows", "table_size", "result_size", "whole_height", "whole_width", "first_y", "first_x",
-             "spread_y", "spread_x", "blocks", "rows_at_once")
+ARGUMENTS = (*GEOMETRY, "table_size", "result_size", "whole_height", "whole_width", "first_y", "first_x", "spread_y",
+             "spread_x", "blocks", "rows_at_once")
 """Those of `convolve_planes`, behind weights, image, result, and three of the thread's own: planes, table, result. What is
 made are every so many-th row and column of a result that is larger, or all of it. Without memory for a result, rows are made
 where they belong, `rows_at_once` in each of `blocks`."""
@@ -58,9 +58,9 @@ def convolve_planes(args, begin, end, thread):
     channels, height, width, rows, out_height, out_width = args[7], args[8], args[9], args[10], args[11], args[12]
     kernel_height, kernel_width, stride_y, stride_x, tap_y = args[13], args[14], args[15], args[16], args[17]
     tap_x, groups, low_y, low_x, plane_height, plane_width = args[18], args[19], args[20], args[21], args[22], args[23]
-    panel_rows, whole_height, whole_width, phase_y, phase_x = args[25], args[28], args[29], args[30], args[31]
-    spread_y, spread_x, blocks, at_once = args[32], args[33], args[34], args[35]
-    plane_base, table_base, result_base = thread * args[24], thread * args[26], thread * args[27]
+    whole_height, whole_width, phase_y, phase_x = args[27], args[28], args[29], args[30]
+    spread_y, spread_x, blocks, at_once = args[31], args[32], args[33], args[34]
+    plane_base, table_base, result_base = thread * args[24], thread * args[25], thread * args[26]
     plane, taps, phases = plane_height * plane_width, kernel_height * kernel_width, stride_y * stride_x
     depth, positions = channels * taps, (out_height - 1) * plane_width + out_width
     first_y, first_x = minimum(i64(0), (kernel_height - 1) * tap_y), minimum(i64(0), (kernel_width - 1) * tap_x)
@@ -82,21 +82,17 @@ def convolve_planes(args, begin, end, thread):
             source += first * stride_x
             gather_rows(plane_height - at_once + stop_row - start, top, bottom, plane_width, first, last,
                         x, source, stride_y * width, stride_x, planes, place, plane_width)
-        if args[27] == 0:
+        if args[26] == 0:
             for y in range(start, stop_row):
                 for column in range(0, out_width, COLUMNS):
                     place = plane_base + (y - start) * plane_width + column
-                    for r in range(0, rows, panel_rows):
-                        multiply_placed(min(panel_rows, rows - r), min(COLUMNS, out_width - column), depth,
-                                        w, (item % groups * rows + r) * depth, depth, 1, planes, place, table, table_base,
-                                        o, ((item * rows + r) * out_height + y) * out_width + column,
-                                        out_height * out_width, 0)
+                    multiply_placed(rows, min(COLUMNS, out_width - column), depth,
+                                    w, item % groups * rows * depth, depth, 1, planes, place, table, table_base,
+                                    o, (item * rows * out_height + y) * out_width + column, out_height * out_width, 0)
             continue
         for column in range(0, positions, COLUMNS):
-            for r in range(0, rows, panel_rows):
-                multiply_placed(min(panel_rows, rows - r), min(COLUMNS, positions - column), depth,
-                                w, (item % groups * rows + r) * depth, depth, 1, planes, plane_base + column,
-                                table, table_base, result, result_base + r * positions + column, positions, 0)
+            multiply_placed(rows, min(COLUMNS, positions - column), depth, w, item % groups * rows * depth, depth, 1,
+                            planes, plane_base + column, table, table_base, result, result_base + column, positions, 0)
         for r in range(rows):
             place = result_base + r * positions
             target = ((item * rows + r) * whole_height + phase_y) * whole_width + phase_x
