@@ -19,6 +19,7 @@ from jitgrad.codegen import blocking, epilogue, library
 from jitgrad.codegen.choice import Choice, answering, usual_first
 from jitgrad.codegen.convolution import lower_convolution
 from jitgrad.codegen.matmul import lower_matmul, lower_update
+from jitgrad.codegen.pooled import lower_pool_gradient
 from jitgrad.errors import CompileError
 from jitgrad.ir import GraphBuilder, TensorType, evaluate
 from jitgrad.runtime import cache, native
@@ -257,6 +258,32 @@ def test_every_way_of_what_follows_a_convolution(monkeypatch, name, dtype):
                 limit = 1e-11 if got.dtype == np.float64 else 5e-4
                 np.testing.assert_allclose(got.astype("d"), expected, rtol=limit, atol=limit)
         assert "what follows" in questions
+
+
+@pytest.mark.parametrize("name", ("sixteen channels", "strided", "few channels"))
+def test_every_way_of_pooling_beside_a_convolution(name):
+    shape_x, shape_w, attrs = CONVOLUTIONS[name]
+    x, w, g = operands(shape_x, shape_w, attrs, np.float32)
+    window = {"kernel": (2, 2), "stride": (2, 2), "padding": ((0, 0), (0, 0)), "count_include_pad": False, "divisor": 0,
+              "ceil_mode": True}
+
+    def forward(x, w):
+        return ops.avg_pool(ops.tanh(ops.convolution(x, w, **attrs)), **window)
+
+    def backward(x, g):
+        spread = ops.avg_pool_grad(g, input_shape=shape_g, **window)
+        return ops.convolution_weight_grad(x, spread, weight_shape=shape_w, **attrs)
+
+    shape_g = g.shape
+    pooled = ops.avg_pool.eager(g, **window)
+    for function, arrays, lower in ((forward, (x, w), lower_convolution), (backward, (x, pooled), lower_pool_gradient)):
+        body = region(function, *arrays)
+        wide = [a.astype("d") for a in arrays]
+        (wanted,) = evaluate(region(function, *wide), wide)
+        ways, _ = every_way(lambda body=body, lower=lower: lower(body))
+        for lowered in ways:
+            (got,) = run(lowered, list(arrays), [v.type for v in body.outputs])
+            np.testing.assert_allclose(got, wanted, rtol=5e-4, atol=5e-4)
 
 
 # ---- deciding, by a clock of the tests --------------------------------------------------------------------------
