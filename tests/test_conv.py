@@ -279,7 +279,7 @@ def test_channels_last_means_the_same_as_plain_python(shapes):
 def test_large_pieces_and_own_weights_mean_the_same_as_plain_python(shapes, monkeypatch):
     monkeypatch.setattr(winograd, "MAPPED", 0)                      # large pieces, where there is no rest of one
     monkeypatch.setattr(winograd, "ITEMS", 1)                       # weights that are mapped where they are needed
-    monkeypatch.setattr(winograd, "OWN_CHANNELS", 16)
+    monkeypatch.setattr(winograd, "OWN_CHANNELS", 64)               # bytes: 16 of them at a time
     shape_x, shape_w, attrs = shapes
     x, w, g = operands(shape_x, shape_w, attrs, np.float32)
     assert len(kernels(ops.convolution, (x, w), attrs)) == 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jitgrad import precision
 from jitgrad.codegen.call import BLOCK, Call, launch, product_core
@@ -25,8 +25,9 @@ BALANCED = 4                                    # items of equal size are best a
 FROM_AFAR, OVERFLOW = 6, 13 / 12                # costs, in cycles and as a factor: see `images_at_once`
 DEPTH = 48                                      # steps of one sum; then it is added to the others: what mapping back takes
                                                 # differences of must be as exact as sums can be
-STRIDED_DEPTH = 128                             # of one with stride 2, which takes few differences
-OWN_ROWS, OWN_CHANNELS = 64, 48                 # of an item that maps weights itself
+STRIDED_DEPTH = 64                              # of one with stride 2, which takes few differences
+OWN_ROWS, OWN_CHANNELS = 32, 1024               # of an item that maps weights itself; the latter in bytes
+OWN_PIECES = 2                                  # items that map the same images rather than share what one phase maps
 MAPPED = 32                                     # rows of a product that cost as much as its weights: mapped and read
 LEAST = {"f32": 16, "f64": 32}                  # channels on either side from which mapping costs less than it saves
 
@@ -94,51 +95,73 @@ def suits(short: str, channels: int, rows: int) -> bool:
 
 def forward(call: Call, image: int, sizes: Sizes, *, turned: bool) -> Lowered:
     """The convolution of input number `image` with weights, which are input 1. `turned`: with weights [channels, rows],
-    and their taps turned around."""
+    and their taps turned around. What several items need of mapped weights or of mapped images is made before."""
     tile, (n, channels, _, width), rows = gemm.element_tile(sizes.short), sizes.image, sizes.result[1]
     itemsize, way = sizes.itemsize, sizes.way
-    kernel = "winograd_turned_weights" if turned else "winograd_weights"
     at_once, per_item, (images, piece_rows, parts) = cut_item(n, channels, rows, sizes, tile)
-    own_weights = at_once < channels
-    blocks = -(-rows // per_item)
-    panels = -(-(per_item if own_weights else rows) // tile.columns)
+    blocks, runs = -(-rows // per_item), -(-n // images) * parts
+    own_weights, own_pieces = runs == 1 and blocks >= ITEMS, blocks <= OWN_PIECES
+    chunks, panels = -(-channels // at_once), -(-(per_item if own_weights else rows) // tile.columns)
     pieces = images * piece_rows * sizes.pieces[1]
     stride = at_once + (tile.lanes if at_once * itemsize % 1024 == 0 else 0)        # else its rows share lines of the cache
     mapped = way.weights ** 2 * (panels * tile.columns * at_once + tile.lanes)
-    private = {"image_size": (rows_met(way, piece_rows) * width + 1) * at_once,
-               "pieces_size": way.inputs ** 2 * (pieces * stride + tile.lanes),
-               "products_size": way.sums ** 2 * (pieces * per_item + tile.lanes),
-               "result_size": (way.results * piece_rows * sizes.result[3] + 1) * per_item,
-               "weights_size": mapped * own_weights}
-    numbers = {**geometry(sizes, images, piece_rows, parts), "channels_per_item": at_once, "channel_blocks": 1,
+    of_part = way.inputs ** 2 * (pieces * stride + tile.lanes)
+    memory = _Memory(call, itemsize)
+    numbers = {**geometry(sizes, images, piece_rows, parts), "channels_per_item": at_once, "channel_blocks": chunks,
                "rows_per_item": per_item, "row_blocks": blocks, "piece_stride": stride, "turned": int(turned),
                "panel_rows": gemm.panel_height(pieces, tile), "panels_at_hand": panels, "channels_at_hand": at_once,
-               "depth_block": even_depth(at_once, most_steps(at_once, way)), **private}
-    *own, result, own_mapped = [Private(k) for k in range(len(private))]
-    weights = own_mapped if own_weights else call.scratch(0)
-    text = winograd.source(kernel, sizes.short, way.name)
-    mapping = (call.input(1), weights, *[numbers[name] for name in winograd.MAPPING])
-    run = launch(winograd.source("winograd", sizes.short, way.name), -(-n // images) * parts * blocks, weights, *own,
+               "depth_block": even_depth(at_once, most_steps(at_once, way)),
+               "image_size": (rows_met(way, piece_rows) * width + 1) * at_once,
+               "products_size": way.sums ** 2 * (pieces * per_item + tile.lanes),
+               "result_size": (way.results * piece_rows * sizes.result[3] + 1) * per_item,
+               "weights_size": mapped * own_weights, "own_pieces": of_part * own_pieces,
+               "shared_pieces": of_part * (not own_pieces)}
+    own_image, products, result = [memory.own(numbers[f"{name}_size"]) for name in ("image", "products", "result")]
+    weights = memory.own(mapped) if own_weights else memory.shared(mapped)
+    made = memory.own(of_part) if own_pieces else memory.shared(runs * chunks * of_part)
+    map_weights = (companion("winograd_turned_weights" if turned else "winograd_weights", sizes), call.input(1), weights,
+                   *[numbers[name] for name in winograd.MAPPING])
+    map_images = (companion("winograd_pieces", sizes), call.input(image), own_image, made,
+                  *[numbers[name] for name in winograd.PIECES_ARGUMENTS])
+    before = [launch(what.source, items, *arguments) for (what, *arguments), items, wanted in (
+        (map_weights, panels * (channels // tile.lanes), not own_weights),
+        (map_images, runs * chunks * images, not own_pieces)) if wanted]
+    run = launch(winograd.source("winograd", sizes.short, way.name), runs * blocks, weights, made, products,
                  product_core(sizes.short), companion("winograd_again", sizes), call.input(image), call.input(1),
-                 call.output(), result, *[numbers[name] for name in winograd.ARGUMENTS], companion(kernel, sizes), *mapping,
+                 call.output(), result, *[numbers[name] for name in winograd.ARGUMENTS], *map_weights, *map_images,
                  blocks=result_blocks(numbers, way.results * piece_rows))
-    own_sizes = tuple([size * itemsize for size in private.values()])
-    if own_weights:
-        return Lowered((run,), (), own_sizes)
-    make_weights = launch(text, panels * (channels // tile.lanes), *mapping)
-    return Lowered((make_weights, run), (mapped * itemsize,), own_sizes[:-1])
+    return Lowered((*before, run), tuple(memory.scratch), tuple(memory.private))
+
+
+@dataclass
+class _Memory:
+    """What a lowering has beside operands, so far, in bytes."""
+
+    call: Call
+    itemsize: int
+    scratch: list[int] = field(default_factory=list)
+    private: list[int] = field(default_factory=list)
+
+    def own(self, elements: int) -> Private:
+        """Memory of which each thread has a piece."""
+        self.private.append(elements * self.itemsize)
+        return Private(len(self.private) - 1)
+
+    def shared(self, elements: int) -> Buffer:
+        """Memory for all threads."""
+        self.scratch.append(elements * self.itemsize)
+        return self.call.scratch(len(self.scratch) - 1)
 
 
 def cut_item(n: int, channels: int, rows: int, sizes: Sizes, tile: Tile) -> tuple[int, int, Cut]:
     """How many channels of the image an item takes at a time, how many of the result it makes, and its part of the images.
-    Where all pieces fit into the cache beside what a few channels need, an item has all images: then it maps the weights
-    that it needs itself, and they never leave the cache. Else it takes all channels, of weights that are mapped before."""
+    Where mapped images are less than mapped weights, an item has a few channels of all images: then it maps the weights that
+    it needs itself, and they never leave the cache, nor do its products. Else it takes all channels of a part."""
     way, fitting = sizes.way, CACHE // sizes.itemsize
     pieces, per_item = n * math.prod(sizes.pieces), even_block(rows, OWN_ROWS, tile.columns)
-    at_once = even_block(channels, OWN_CHANNELS, tile.lanes)
-    needed = (way.inputs ** 2 * pieces * at_once + way.sums ** 2 * pieces * per_item
-              + way.weights ** 2 * at_once * per_item)
-    if at_once < channels and needed <= fitting and -(-rows // per_item) >= ITEMS:
+    at_once = even_block(channels, OWN_CHANNELS // sizes.itemsize, tile.lanes)
+    needed = way.weights ** 2 * at_once * per_item + way.sums ** 2 * pieces * per_item
+    if (way.inputs ** 2 * pieces <= way.weights ** 2 * rows and needed <= fitting and -(-rows // per_item) >= ITEMS):
         return at_once, per_item, (n, sizes.pieces[0], 1)
     return channels, *cut_result(n, rows, sizes.pieces, tile, lambda block: fitting // (
         way.inputs ** 2 * channels + way.sums ** 2 * block))
@@ -177,8 +200,10 @@ def weight_gradient(call: Call, sizes: Sizes) -> Lowered:
 
 
 def most_steps(channels: int, way: winograd.Way) -> int:
-    """Steps of one sum. With stride 2, two sums at least: then its errors are hardly larger than those of a direct one."""
-    return DEPTH if way.ahead == way.spread else max(min(STRIDED_DEPTH, channels // 2), DEPTH)
+    """Steps of one sum. With stride 2 the gradient in an image sums up a quarter as many terms as the result."""
+    if way.spread > 1:
+        return max(min(2 * STRIDED_DEPTH, channels // 2), DEPTH)
+    return STRIDED_DEPTH if way.ahead > 1 else DEPTH
 
 
 def companion(kernel: str, sizes: Sizes) -> Function:

@@ -106,12 +106,16 @@ GEOMETRY = ("channels", "height", "width", "rows", "out_height", "out_width", "t
 """Integers of both kernels: the image; channels and size of the result (`rows` of them); padding; what a part of the
 images is (some images, or some rows of pieces of one), and into how many one image is cut; blocks of channels."""
 
-ARGUMENTS = (*GEOMETRY, "result_size", "turned", "image_size", "pieces_size", "products_size", "piece_stride", "panel_rows",
-             "depth_block")
-"""Those of `winograd`, behind mapped weights, three of the thread's own: image, pieces, products; the core; and
-`winograd_again` with what it takes: image, weights, result, the thread's own result, then these integers. The sizes are
-those of what the threads have in elements; `piece_stride` is the distance of two pieces. Behind these follows the kernel
-that maps the weights, with what it takes."""
+ARGUMENTS = (*GEOMETRY, "result_size", "turned", "own_pieces", "shared_pieces", "products_size", "piece_stride",
+             "panel_rows", "depth_block")
+"""Those of `winograd`, behind mapped weights, pieces, the thread's own products; the core; and `winograd_again` with what it
+takes: image, weights, result, the thread's own result, then these integers. The sizes are those of what the threads have
+in elements. Of a part and a block of channels, pieces are so many elements, which either each thread makes for itself or all
+share, made before: the other number is 0. `piece_stride` is the distance of two. Behind these follow the kernel that maps
+the weights and `winograd_pieces`, with what they take."""
+
+PIECES_ARGUMENTS = (*GEOMETRY, "image_size", "own_pieces", "shared_pieces", "piece_stride")
+"""Integers of `winograd_pieces`."""
 
 MAPPING = ("rows", "channels", "panels_at_hand", "channels_at_hand", "weights_size")
 """Integers of `winograd_weights` and `winograd_turned_weights`, behind weights and mapped weights: of these so many panels
@@ -173,59 +177,83 @@ def winograd_turned_weights(args, begin, end, thread):
                             WEIGHTS * apart, apart, 0, 3, 0, 3, 0)
 
 
+def winograd_pieces(args, begin, end, thread):
+    """The images to pieces of [inputs, pieces, channels]. Arguments: image, one of the thread's own, pieces;
+    `PIECES_ARGUMENTS`. Items: parts of the images, blocks of channels, images of a part."""
+    x, lasts, v = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T)
+    channels, height, width, out_height, out_width = args[4], args[5], args[6], args[8], args[9]
+    top, left, images, images_per_part, piece_rows_per_part = args[10], args[11], args[12], args[13], args[14]
+    parts, channels_per_item, channel_blocks, image_base = args[15], args[16], args[17], thread * args[20]
+    piece_stride = args[23]
+    zeros = image_base + args[20] - channels_per_item
+    wide, high = (out_width + RESULTS - 1) // RESULTS, (out_height + RESULTS - 1) // RESULTS
+    for item in range(begin, end):
+        block = item // images_per_part
+        first = block % channel_blocks * channels_per_item
+        across = min(channels_per_item, channels - first)
+        part = block // channel_blocks
+        first_y = part % parts * piece_rows_per_part
+        last_y = min(first_y + piece_rows_per_part, high)
+        number, first_image = item % images_per_part, part // parts * images_per_part
+        image, of_part = first_image + number, min(images_per_part, images - first_image)
+        v_base = thread * args[21] + block * args[22] + number * (last_y - first_y) * wide * piece_stride
+        v_apart = of_part * (last_y - first_y) * wide * piece_stride + LANES
+        low = max(STEP * first_y - top, 0)
+        positions = max(min(STEP * (last_y - 1) - top + REACH, height) - low, 0) * width
+        if number < of_part:
+            for c in range(channels_per_item):
+                store(lasts, zeros + c, T(0), 1, 3)
+            transpose_block(across, positions, x, ((image * channels + first) * height + low) * width, height * width,
+                            lasts, image_base, across)
+            for y in range(first_y, last_y):
+                above = STEP * y - top
+                for column in range(wide):
+                    before = STEP * column - left
+                    winograd_input(across, lasts, image_base + ((above - low) * width + before) * across, width * across,
+                                   across, v, v_base + ((y - first_y) * wide + column) * piece_stride, INPUTS * v_apart,
+                                   v_apart, -above, height - above, -before, width - before, zeros)
+
+
 def winograd(args, begin, end, thread):
     """See the module and `ARGUMENTS`. Items: parts of the images, blocks of the result's channels."""
-    u, lasts, v, products = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T), pointer(args, 4, T)
-    x, o, result = pointer(args, 7, T), pointer(args, 9, T), pointer(args, 10, T)
-    channels, height, width, rows, out_height, out_width = args[11], args[12], args[13], args[14], args[15], args[16]
-    top, left, images, images_per_part = args[17], args[18], args[19], args[20]
-    piece_rows_per_part, parts, channels_per_item, rows_per_item, row_blocks = (args[21], args[22], args[23], args[25],
-                                                                                args[26])
-    panels_at_hand, weights_size = args[40], args[42]
-    result_base, image_base, v_base, product_base = (thread * args[27], thread * args[29], thread * args[30],
-                                                     thread * args[31])
-    piece_stride, panel_rows, depth_block = args[32], args[33], args[34]
-    zeros, spare = image_base + args[29] - channels_per_item, result_base + args[27] - rows_per_item
-    plane, out_plane = height * width, out_height * out_width
+    u, v, products = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T)
+    o, result = pointer(args, 8, T), pointer(args, 9, T)
+    channels, rows, out_height, out_width, images = args[10], args[13], args[14], args[15], args[18]
+    images_per_part, piece_rows_per_part, parts = args[19], args[20], args[21]
+    channels_per_item, channel_blocks, rows_per_item, row_blocks = args[22], args[23], args[24], args[25]
+    result_base, own_pieces, shared_pieces, product_base = thread * args[26], args[28], args[29], thread * args[30]
+    piece_stride, panel_rows, depth_block = args[31], args[32], args[33]
+    panels_at_hand, weights_size = args[39], args[41]
+    spare = result_base + args[26] - rows_per_item
+    out_plane = out_height * out_width
     wide, high = (out_width + RESULTS - 1) // RESULTS, (out_height + RESULTS - 1) // RESULTS
     weights_apart = panels_at_hand * channels_per_item * COLUMNS + LANES
     for item in range(begin, end):
-        first_row = item % row_blocks * rows_per_item
+        first_row, part = item % row_blocks * rows_per_item, item // row_blocks
         block = min(rows_per_item, rows - first_row)
-        first_y = item // row_blocks % parts * piece_rows_per_part
+        first_y = part % parts * piece_rows_per_part
         last_y = min(first_y + piece_rows_per_part, high)
-        first_image = item // (row_blocks * parts) * images_per_part
+        first_image = part // parts * images_per_part
         last_image = min(first_image + images_per_part, images)
         pieces = (last_image - first_image) * (last_y - first_y) * wide
         v_apart, product_apart = pieces * piece_stride + LANES, pieces * rows_per_item + LANES
-        low = max(STEP * first_y - top, 0)
-        positions = max(min(STEP * (last_y - 1) - top + REACH, height) - low, 0) * width
-        for c in range(channels_per_item):
-            store(lasts, zeros + c, T(0), 1, 7)
         for first in range(0, channels, channels_per_item):
             across = min(channels_per_item, channels - first)
-            for image in range(first_image, last_image):
-                transpose_block(across, positions, x, (image * channels + first) * plane + low * width, plane,
-                                lasts, image_base, across)
-                for y in range(first_y, last_y):
-                    above = STEP * y - top
-                    piece = ((image - first_image) * (last_y - first_y) + y - first_y) * wide
-                    for column in range(wide):
-                        before = STEP * column - left
-                        winograd_input(across, lasts, image_base + ((above - low) * width + before) * across,
-                                       width * across, across, v, v_base + (piece + column) * piece_stride,
-                                       INPUTS * v_apart, v_apart, -above, height - above, -before, width - before, zeros)
+            of_part = part * channel_blocks + first // channels_per_item
+            v_base = thread * own_pieces + of_part * shared_pieces
+            if own_pieces != 0:
+                invoke(args, 42, of_part * images_per_part, of_part * images_per_part + last_image - first_image, thread)
             if weights_size != 0:
                 for panel in range(first_row // COLUMNS, (first_row + block + COLUMNS - 1) // COLUMNS):
                     mapped = (panel * channels + first) // LANES
-                    invoke(args, 35, mapped, mapped + across // LANES, thread)
+                    invoke(args, 34, mapped, mapped + across // LANES, thread)
             for p in range(PRODUCTS * PRODUCTS):
                 down, right = 4 * (p // PRODUCTS), 4 * (p % PRODUCTS)
                 read = (READS >> down) % 16 * INPUTS + (READS >> right) % 16
                 weight = (WEIGHT_READS >> down) % 16 * WEIGHTS + (WEIGHT_READS >> right) % 16
                 total = (ADDS >> down) % 16 * SUMS + (ADDS >> right) % 16
                 more = i64(first > 0) | ((MORE >> p // PRODUCTS) | (MORE >> p % PRODUCTS)) % 2
-                multiply_block(args, 5, pieces, block, across, depth_block, panel_rows,
+                multiply_block(args, 4, pieces, block, across, depth_block, panel_rows,
                                v, v_base + read * v_apart, panel_rows * piece_stride, piece_stride, 1,
                                u, thread * weights_size + weight * weights_apart + first_row // COLUMNS % panels_at_hand
                                * channels_per_item * COLUMNS, channels_per_item * COLUMNS, COLUMNS,
@@ -244,7 +272,7 @@ def winograd(args, begin, end, thread):
             transpose_block(positions, block, result, result_base, rows_per_item,
                             o, (image * rows + first_row) * out_plane + RESULTS * first_y * out_width, out_plane)
         if odd != 0:
-            invoke(args, 6, item, item + 1, thread)
+            invoke(args, 5, item, item + 1, thread)
 
 
 def winograd_again(args, begin, end, thread):
@@ -432,11 +460,12 @@ def winograd_weights_again(args, begin, end, thread):
                             break
 
 
-KERNELS = {kernel.__name__: kernel for kernel in (winograd_weights, winograd_turned_weights, winograd, winograd_again,
-                                                  winograd_weight_gradient, winograd_weights_again)}
+KERNELS = {kernel.__name__: kernel for kernel in (
+    winograd_weights, winograd_turned_weights, winograd_pieces, winograd, winograd_again, winograd_weight_gradient,
+    winograd_weights_again)}
 """Each by its name."""
 
 KERNELS_OF = {"winograd": tuple(KERNELS), LARGE.name: tuple(KERNELS),
-              SPREAD_OUT.name: ("winograd_turned_weights", "winograd", "winograd_again"),
+              SPREAD_OUT.name: ("winograd_turned_weights", "winograd_pieces", "winograd", "winograd_again"),
               STRIDED.name: tuple([name for name in KERNELS if name != "winograd_turned_weights"])}
 """Those that each of `WAYS` has."""
