@@ -19,8 +19,9 @@ from jitgrad.kernels.cpu.tile import Tile
 
 ITEMS = 8                                       # at least, for balance
 CACHE = 1280 * 1024                             # bytes that an item may make
-CHANNELS = 96                                   # of an image and of a gradient, in an item that sums up products: the
-                                                # sums of all matrices nearly fit into the second cache
+CHANNELS = 96, 96                               # of an image and of a gradient, in an item that sums up products: the
+STRIDED_CHANNELS = 32, 128                      # sums of all matrices nearly fit into the second cache. With stride 2 the
+                                                # image takes longer to be mapped: to 25 matrices against 9
 BALANCED = 4                                    # items of equal size are best a multiple of it
 FROM_AFAR, OVERFLOW = 6, 13 / 12                # costs, in cycles and as a factor: see `images_at_once`
 DEPTH = 48                                      # steps of one sum; then it is added to the others: what mapping back takes
@@ -171,7 +172,8 @@ def weight_gradient(call: Call, sizes: Sizes) -> Lowered:
     """The gradient in the weights, of the image, input 0, and the result's gradient, input 1."""
     tile, itemsize, rows, way = gemm.element_tile(sizes.short), sizes.itemsize, sizes.result[1], sizes.way
     n, channels, _, width = sizes.image
-    across, down = [even_block(count, CHANNELS, tile.lanes) for count in (channels, rows)]
+    most = STRIDED_CHANNELS if way.ahead > 1 else CHANNELS
+    across, down = even_block(channels, most[0], tile.lanes), even_block(rows, most[1], tile.lanes)
     blocks = -(-channels // across) * -(-rows // down)
     per_run = -(-n // min(-(-ITEMS // blocks), n))
     images, piece_rows, parts = cut_images(per_run, sizes.pieces, CACHE // itemsize // (
