@@ -71,6 +71,8 @@ MAPPED = {
     "large pieces of several images": case(images=30, channels=48, height=5, width=4, out=80, padding=SAME),
     "large pieces, deep": case(images=30, channels=512, height=4, width=4, out=112, padding=SAME),
     "weights mapped where they are needed": case(images=3, channels=512, height=4, width=4, out=528, padding=SAME),
+    "images mapped for several blocks": case(images=3, channels=32, height=8, width=7, out=192, padding=SAME),
+    "parts mapped for several blocks": case(images=1, channels=128, height=24, width=24, out=192, padding=SAME),
     "one piece": case(images=1, channels=32, height=1, width=2, out=32, padding=SAME),
     "stride of two": case(images=3, channels=32, height=9, width=8, out=48, padding=SAME, stride=(2, 2)),
     "stride of two, uneven padding": case(channels=32, height=11, width=12, out=32, padding=((1, 2), (3, 0)), stride=(2, 2)),
@@ -276,13 +278,15 @@ def test_channels_last_means_the_same_as_plain_python(shapes):
 @pytest.mark.parametrize("shapes", (
     case(images=1, channels=32, height=2, width=1, out=16, padding=SAME),
     case(images=1, channels=32, height=4, width=6, out=16, padding=SAME)))
-def test_large_pieces_and_own_weights_mean_the_same_as_plain_python(shapes, monkeypatch):
+@pytest.mark.parametrize("blocks", (1, 0))
+def test_large_pieces_and_own_weights_mean_the_same_as_plain_python(shapes, blocks, monkeypatch):
+    monkeypatch.setattr(winograd, "OWN_PIECES", blocks)             # that map images themselves, or all share what is mapped
     monkeypatch.setattr(winograd, "MAPPED", 0)                      # large pieces, where there is no rest of one
     monkeypatch.setattr(winograd, "ITEMS", 1)                       # weights that are mapped where they are needed
     monkeypatch.setattr(winograd, "OWN_CHANNELS", 64)               # bytes: 16 of them at a time
     shape_x, shape_w, attrs = shapes
     x, w, g = operands(shape_x, shape_w, attrs, np.float32)
-    assert len(kernels(ops.convolution, (x, w), attrs)) == 1
+    assert len(kernels(ops.convolution, (x, w), attrs)) == 2 - blocks
     check(ops.convolution, (x, w), attrs, plain=True)
     check(ops.convolution_input_grad, (g, w), {"input_shape": shape_x, **attrs}, plain=True)
     check(ops.convolution_weight_grad, (x, g), {"weight_shape": shape_w, **attrs}, plain=True)

@@ -39,6 +39,8 @@ FEW_CHANNELS = planes.FEW_CHANNELS              # below it, going tap by tap tak
 MANY, MANY_OF_PATCHES = 1 << 15, 1 << 18        # weights from which the gradient of 1x1, or of patches, is one product
 PANELS = 1 << 16                                # elements of the panels of an item, which stay in the second cache
 GATHERED = 64                                   # positions from which a product of one image is long enough for its panels
+SHORT = 4                                       # positions side by side are not worth a loop if so many times as many fill a
+                                                # vector
 LARGE = 128                                     # positions of an image from which a product of 1x1 takes planes as they are
 
 
@@ -206,11 +208,13 @@ class _Lowering:
 
     def product(self, steps: dict[str, int]) -> None:
         """The weights' gradient of one tap, or of patches: the gradient, [rows, positions of all images], times what it
-        meets of the image, [channels and taps, positions], turned over."""
+        meets of the image, [channels and taps, positions], turned over; where only short lines of it are met, that is
+        [positions, channels]."""
         image, gradient = self.call.inputs
         rows, columns, positions = gradient.shape[1], image.shape[1] * taps_of(steps), gradient.size // gradient.shape[1]
         axes = AXES[5 - len(image.shape):]
         stride = [steps[f"stride_{axis}"] for axis in axes]
+        lines = taps_of(steps) > 1 or max(stride) == 1 or SHORT * gradient.shape[-1] > self.tile.lanes
 
         def meet(x: Value) -> Value:
             if taps_of(steps) > 1:
@@ -218,13 +222,13 @@ class _Lowering:
                 places = range(2, 2 + len(around), 2)
                 return permuted(x, (*x.shape[:2], *around), (1, *[k + 1 for k in places], 0, *places))
             stop = [(size - 1) * step + 1 for size, step in zip(gradient.shape[2:], stride, strict=True)]
-            return channels_first(REGISTRY["slice"](x, start=(0,) * len(x.shape), stop=(*x.shape[:2], *stop),
-                                                    step=(1, 1, *stride)))
+            inside: Value = REGISTRY["slice"](x, start=(0,) * len(x.shape), stop=(*x.shape[:2], *stop), step=(1, 1, *stride))
+            return channels_first(inside) if lines else channels_last(inside)
 
         met = self.moved(self.call.input(0), image, meet)
         wanted = self.moved(self.call.input(1), gradient, channels_first)
         made = gemm.arrange(gemm.form_for(self.short, self.short), (), rows, columns, positions,
-                            Matrices((), positions, 1), Matrices((), 1, positions))
+                            Matrices((), positions, 1), Matrices((), 1, positions) if lines else Matrices((), columns, 1))
         left, right = self.packed(made.pack_a, wanted), self.packed(made.pack_b, met)
         self.add(gemm.source(self.short), made.items, left, right, self.call.output(), *made.integers)
 
@@ -310,6 +314,11 @@ class _Lowering:
 def channels_first(x: Value) -> Value:
     """[N, C, …] as [C, N, …]."""
     return permuted(x, x.shape, (1, 0, *range(2, len(x.shape))))
+
+
+def channels_last(x: Value) -> Value:
+    """[N, C, …] as [N, …, C]."""
+    return permuted(x, x.shape, (0, *range(2, len(x.shape)), 1))
 
 
 def permuted(x: Value, shape: tuple[int, ...], axes: tuple[int, ...]) -> Value:
