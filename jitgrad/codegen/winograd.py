@@ -28,6 +28,7 @@ DEPTH = 48                                      # steps of one sum; then it is a
                                                 # differences of must be as exact as sums can be
 STRIDED_DEPTH = 64                              # of one with stride 2, which takes few differences
 OWN_ROWS, OWN_CHANNELS = 32, 1024               # of an item that maps weights itself; the latter in bytes
+NEAR_ROWS, NEAR_CHANNELS = 64, 192              # the same, of one that maps its images, too
 OWN_PIECES = 2                                  # items that map the same images rather than share what one phase maps
 MAPPED = 32                                     # rows of a product that cost as much as its weights: mapped and read
 LEAST = {"f32": 16, "f64": 32}                  # channels on either side from which mapping costs less than it saves
@@ -101,7 +102,7 @@ def forward(call: Call, image: int, sizes: Sizes, *, turned: bool) -> Lowered:
     itemsize, way = sizes.itemsize, sizes.way
     at_once, per_item, (images, piece_rows, parts) = cut_item(n, channels, rows, sizes, tile)
     blocks, runs = -(-rows // per_item), -(-n // images) * parts
-    own_weights, own_pieces = runs == 1 and blocks >= ITEMS, blocks <= OWN_PIECES
+    own_weights, own_pieces = runs == 1 and blocks >= ITEMS, blocks <= OWN_PIECES or not shares(tile)
     chunks, panels = -(-channels // at_once), -(-(per_item if own_weights else rows) // tile.columns)
     pieces = images * piece_rows * sizes.pieces[1]
     stride = at_once + (tile.lanes if at_once * itemsize % 1024 == 0 else 0)        # else its rows share lines of the cache
@@ -158,14 +159,23 @@ def cut_item(n: int, channels: int, rows: int, sizes: Sizes, tile: Tile) -> tupl
     """How many channels of the image an item takes at a time, how many of the result it makes, and its part of the images.
     Where mapped images are less than mapped weights, an item has a few channels of all images: then it maps the weights that
     it needs itself, and they never leave the cache, nor do its products. Else it takes all channels of a part."""
-    way, fitting = sizes.way, CACHE // sizes.itemsize
-    pieces, per_item = n * math.prod(sizes.pieces), even_block(rows, OWN_ROWS, tile.columns)
-    at_once = even_block(channels, OWN_CHANNELS // sizes.itemsize, tile.lanes)
+    way, fitting, pieces = sizes.way, CACHE // sizes.itemsize, n * math.prod(sizes.pieces)
+    most_rows, most_bytes = (OWN_ROWS, OWN_CHANNELS) if shares(tile) else (NEAR_ROWS, NEAR_CHANNELS)
+    per_item = even_block(rows, most_rows, tile.columns)
+    at_once = even_block(channels, most_bytes // sizes.itemsize, tile.lanes)
     needed = way.weights ** 2 * at_once * per_item + way.sums ** 2 * pieces * per_item
+    if not shares(tile):
+        needed += way.inputs ** 2 * pieces * at_once
     if (way.inputs ** 2 * pieces <= way.weights ** 2 * rows and needed <= fitting and -(-rows // per_item) >= ITEMS):
         return at_once, per_item, (n, sizes.pieces[0], 1)
     return channels, *cut_result(n, rows, sizes.pieces, tile, lambda block: fitting // (
         way.inputs ** 2 * channels + way.sums ** 2 * block))
+
+
+def shares(tile: Tile) -> bool:
+    """Whether items may share mapped images, which are then read from afar: tiles that embed A's elements fetch ahead; for
+    others it takes longer than mapping images once more."""
+    return tile.embeds
 
 
 def weight_gradient(call: Call, sizes: Sizes) -> Lowered:

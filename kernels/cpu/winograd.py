@@ -5,7 +5,8 @@ All work is on vectors of channels, so an item first turns its part of the image
 matrices [channels, outputs] that the weights have become; and the 16 products become 2x2 results, which are turned back.
 What an item makes on its way lies in memory that its thread has of its own, small enough for the second cache. Matrices lie
 a little apart, for else the same element of all of them would share a few places of the first cache. Many weights that meet
-few pieces are mapped by the item that needs them, for a few channels at a time, and never leave the cache.
+few pieces are mapped by the item that needs them, for some channels at a time, and never leave the cache; the images, which
+all of these items need, are then mapped before.
 
 Where there are many pieces and less exact results are allowed, they are larger: F(4x4, 3x3). The kernels are written for
 small ones, and `WAYS` has what is different for large ones and with stride 2: the numbers of matrices, and which of them
