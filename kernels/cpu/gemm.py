@@ -7,11 +7,11 @@ speed, or has another type for it. Whether A is packed, and all blocking, is dec
 and reaches both kernels as integers.
 
 To the core, A is a row of panels of `panel_rows` rows, and B of panels as wide as the tile; a panel, a row and a step in
-the depth each have a stride. A panel of B that serves more than a few rows, or whose rows are not contiguous, is copied
-to the stack first: then its elements lie in the order in which they are read. Those that are narrower than their sums
-become wide, or stand in groups, on that way (`gemm_narrow`). A B that serves many rows is packed by a phase of its own.
-Then the core goes through `span` columns for one panel of A before it takes the next one: rows of C may be a page apart,
-and this way it stays on a few pages for long.
+the depth each have a stride. Panels of B that serve more than a few rows, or whose rows are not contiguous, are copied
+to the stack first: then their elements lie in the order in which they are read, and in the second cache. Those that are
+narrower than their sums become wide, or stand in groups, on that way (`gemm_narrow`). A B that serves very many rows is
+packed by a phase of its own. The core goes through `span` columns for one panel of A before it takes the next one: rows
+of C may be a page apart, and this way it stays on a few pages for long.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from textwrap import indent
 
 from jitgrad.kernels.cpu import gemm_narrow as narrow
-from jitgrad.kernels.cpu.tile import DEPTH_BLOCK, HIGH, Tile, tile_for
+from jitgrad.kernels.cpu.tile import BLOCK_OF_B, DEPTH_BLOCK, HIGH, Tile, tile_for
 from jitgrad.kernels.cpu.tile_dot import has_dot
 from jitgrad.kernels.cpu.tile_text import UNROLLED
 
@@ -32,11 +32,11 @@ ITEMS = 16                                      # as many items as there are, at
 TALL, LARGE = 512, 1 << 25                      # rows, and multiply-adds, from which items have few rows, not few columns
 DEEPEST = 512                                   # steps that are summed up at once: a panel has room for them
 ITEM_ROWS, ITEM_COLUMNS = 252, 256              # a block of C, in the second cache …
-BLOCK_OF_B = 1 << 16                            # … beside elements of B as wide
+COPIED_ROWS = 1024                              # … but for an item that copies B itself, which is to serve many rows
 ITEM_OF_WHOLE_ROWS = 1 << 16                    # elements of C
 DEEP = 256                                      # steps from which a transposed A is packed
 WIDE = 1024                                     # columns from which a transposed A is packed
-PACKED_FROM = 3                                 # blocks of rows from which B is packed once, instead of copied for each
+PACKED_FROM = 3                                 # items one below the other from which B is packed once, not copied by each
 PAGE = 4096
 """Bytes: lines that are a multiple of them apart have the same few places in the nearest cache. There are at least `HIGH`,
 and so many rows of A are read where they lie; of more, each would push another one out before all of it was used."""
@@ -81,7 +81,7 @@ def {name}(args, begin, end, thread):
     b = pointer(args, 2, {right})
     c = pointer(args, 3, {total})
 {unpack}
-    panel = make_panel({panel})
+    panel = {panel}
 {more}    for item in range(begin, end):
 {locate}
         a_start, b_start, c_start = a_first, b_first, batch * c_batch
@@ -98,6 +98,7 @@ def {name}(args, begin, end, thread):
             for column in range(first_column, last_column, max(span, {columns})):
                 width = min({columns}, last_column - column)
                 b_place = b_start + column // {columns} * b_panel + first_step * b_step
+                lines_panel = b_panel
 {copy}{of_columns}                for row in range(first_row, last_row, panel_rows):
                     height = min(panel_rows, last_row - row)
                     a_place = a_start + row // panel_rows * a_panel + first_step{grouped} * a_step
@@ -106,13 +107,13 @@ def {name}(args, begin, end, thread):
 
 _MULTIPLY = """\
                         {piece}(height, min({columns}, last_column - at), depth, a, a_place, a_row, a_step,
-                                      lines, lines_place + (at - column) // {columns} * b_panel, lines_step,
+                                      lines, lines_place + (at - column) // {columns} * lines_panel, lines_step,
                                       c, c_start + row * c_row + at, c_row, keep{fetched})
 """
 
 # Of a packed A each tile fetches its share of the next panel; of one that is read in place a row, as far as there are tiles.
 _AHEAD_OF_COLUMNS = """\
-                turn_a, turn_b, share_a, share_b, soon_b, further, left = 0, 0, 0, 0, b_place, 0, 0
+                turn_a, turn_b, share_a, share_b, soon_b, further, left, parts = 0, 0, 0, 0, b_place, 0, 0, 0
                 if span != 0:
                     panels = (last_row - first_row + panel_rows - 1) // panel_rows
                     parts = (min(span, last_column - column) + {columns} - 1) // {columns}
@@ -129,12 +130,27 @@ _AHEAD_OF_COLUMNS = """\
                         share_a = a_row
 """
 
+# Where copies of B are in the second cache already, further rows of A are fetched in its place.
+_BESIDE_COPIES = """\
+                beside = b
+                if b_copies != 0:
+                    beside, turn_b, share_b = a, 0, 0
+                    if a_row != 1:
+                        turn_b, share_b = turn_a, share_a
+"""
+
 _AHEAD_OF_ROW = """\
                     soon_a = a_place
                     if turn_a != 0:
                         soon_a += a_panel
                         if row + panel_rows >= last_row:
                             soon_a = a_start + first_row // panel_rows * a_panel + further * a_step
+"""
+
+_ROWS_BESIDE = """\
+                    if b_copies != 0:
+                        soon_b = soon_a + parts * a_row
+                        left = parts + 1
 """
 
 _NEXT = """\
@@ -147,7 +163,7 @@ _NEXT = """\
 """
 
 
-_COPY_PANEL = """\
+_COPY_PANELS = """\
                 lines = b
                 lines_place = b_place
                 lines_step = b_step
@@ -155,24 +171,27 @@ _COPY_PANEL = """\
                     lines = panel
                     lines_place = 0
                     lines_step = {columns}
-                    plain_steps = 0
-                    if b_step == 1:
-                        plain_steps = depth - depth % {lanes}
+                    lines_panel = depth * {columns}
+                    count = min(max(span, {columns}), last_column - column)
+                    whole = count - count % {columns} if b_column == 1 else 0
+                    for d in range(depth if whole != 0 else 0):
+                        for j in range(0, whole, {lanes}):
+                            prefetch(b, b_place + (d + {ahead}) * b_step + j)
+                        for at in range(0, whole, {columns}):
+                            for j in range(at, at + {columns}):
+                                store(panel, at * (depth - 1) + d * {columns} + j, load(b, b_place + d * b_step + j, 0, 2), 1, 2)
+                    for at in range(whole, count, {columns}):
+                        width = min({columns}, count - at)
+                        place = b_place + at * b_column
+                        plain_steps = depth - depth % {lanes} if b_step == 1 else 0
                         for d in range(0, plain_steps, {lanes}):
                             for j in range(width):
-                                prefetch(b, b_place + d + {soon} + j * b_column)
+                                prefetch(b, place + d + {soon} + j * b_column)
                             for j in range(0, width, {lanes}):
-                                transpose_tile(min(width - j, {lanes}), b, b_place + d + j * b_column, b_column,
-                                               panel, d * {columns} + j, {columns}, {lanes})
-                    elif b_column == 1 and width == {columns}:
-                        plain_steps = depth
-                        for d in range(depth):
-                            for j in range(0, {columns}, {lanes}):
-                                prefetch(b, b_place + (d + {ahead}) * b_step + j)
-                            for j in range({columns}):
-                                store(panel, d * {columns} + j, load(b, b_place + d * b_step + j, 0, 2), 1, 2)
-                    for d in range(plain_steps, depth):
-                        gather_run(width, 0, width, b, b_place + d * b_step, b_column, panel, d * {columns})
+                                transpose_tile(min(width - j, {lanes}), b, place + d + j * b_column, b_column,
+                                               panel, at * depth + d * {columns} + j, {columns}, {lanes})
+                        for d in range(plain_steps, depth):
+                            gather_run(width, 0, width, b, place + d * b_step, b_column, panel, at * depth + d * {columns})
 """
 
 
@@ -214,6 +233,11 @@ class Form:
         return self.piece == "multiply_ahead"
 
     @property
+    def spans(self) -> bool:
+        """Whether an item copies several panels of B at once."""
+        return self.fetches and self.left == self.right
+
+    @property
     def tile(self) -> Tile:
         return tile_for(ITEMSIZES[self.total])
 
@@ -247,15 +271,16 @@ def core_source(form: Form) -> str:
              "start": form.group * tile.columns if form.balances else 0, "turn": UNROLLED,
              "blocks": f" + (first_step // depth_block + 1) * {form.group * tile.columns}" * form.balances,
              "soon": FETCHED_LINES * form.group * tile.lanes, "ahead": FETCHED,
-             "fetched": ", a, soon_a, turn_a, b, soon_b, turn_b" * form.fetches}
+             "fetched": f", a, soon_a, turn_a, {'beside' if form.spans else 'b'}, soon_b, turn_b" * form.fetches}
     copy = (narrow.GROUP_PANEL + narrow.BALANCE * form.balances if form.group > 1 else narrow.COPY_PANEL if not form.piece
-            else narrow.WIDEN_PANEL if form.widens else _COPY_PANEL)
+            else narrow.WIDEN_PANEL if form.widens else _COPY_PANELS)
     multiply = _MULTIPLY + _NEXT * form.fetches if form.piece else indent(narrow.MULTIPLY, "    ")
     return _CORE.format(name=form.name, left=form.left, right=form.right, total=form.total, columns=tile.columns,
-                        panel="b" if form.group > 1 else "c", more="    wide = make_panel(c)\n" * form.widens,
+                        panel=f"make_panel({'b' if form.group > 1 else 'c'})" if not form.spans else "make_panels(c)", more="    wide = make_panel(c)\n" * form.widens,
                         grouped=f" // {form.group}" if form.group > 1 else "", unpack=unpack(),
                         locate="\n".join(f"        {name} = {value}" for name, value in LOCATE_ITEM),
-                        of_columns=(_AHEAD_OF_COLUMNS * form.fetches).format(**sizes), of_row=_AHEAD_OF_ROW * form.fetches,
+                        of_columns=(_AHEAD_OF_COLUMNS * form.fetches + _BESIDE_COPIES * form.spans).format(**sizes),
+                        of_row=_AHEAD_OF_ROW * form.fetches + _ROWS_BESIDE * form.spans,
                         copy=copy.format(**sizes), multiply=multiply.format(**sizes))
 
 
@@ -313,9 +338,12 @@ def usual_blocking(form: Form, batch: tuple[int, ...], m: int, n: int, k: int, a
     pack_a = bool(form.piece) and (must_pack_a or form.must_pack or _pays_to_pack_a(a, m, n, k, tile))
     apart = not pack_a and a.row != 1 and a.row * ITEMSIZES[form.left] % PAGE == 0
     panel_rows = panel_height(m, tile, HIGH if apart else None)
-    high, wide = cut(batch, m, n, k, panel_rows, tile, whole_rows)
     copies = form.group > 1 or (n > 1 and (b.column != 1 or m > COPIED_FROM * tile.rows))
+    copied_rows = COPIED_ROWS if copies and form.spans else ITEM_ROWS
+    high, wide = cut(batch, m, n, k, panel_rows, tile, whole_rows, item_rows=copied_rows)
     packs = copies and may_pack_b(form, n) and -(-m // (high * panel_rows)) >= PACKED_FROM
+    if packs:
+        high, wide = cut(batch, m, n, k, panel_rows, tile, whole_rows)
     deepest = DEPTH_BLOCK - 1 if form.group > 1 else DEEPEST
     return Blocking(pack_a, "packed" if packs else "copied" if copies else "in place", panel_rows, high, wide, deepest)
 
@@ -348,7 +376,9 @@ def arrange(form: Form, batch: tuple[int, ...], m: int, n: int, k: int, a: Matri
     if made.read_b == "packed":
         pack_b, panels_of_b, b_panel = pack(b, batch, n, k, tile.columns, tile.columns, b.column, b.row, form.group,
                                             block=depth_block if form.balances else 0)
-        b, span = Matrices(panels_of_b.batch, tile.columns, 1), min(columns, block_columns(k, tile))
+        b = Matrices(panels_of_b.batch, tile.columns, 1)
+    if made.read_b == "packed" or (made.read_b == "copied" and form.spans):
+        span = min(columns, block_columns(k, tile))
     integers = (m, n, k, panel_rows, a_panel, a.row, a.column, b_panel, b.row, b.column, int(made.read_b == "copied"), span,
                 n, m * n, rows, row_blocks, columns, column_blocks, depth_block, 0, *sizes[1:],
                 a.first, *padded_strides(a.batch), b.first, *padded_strides(b.batch))
@@ -406,8 +436,8 @@ def padded_strides(strides: Strides) -> Strides:
 
 
 def cut(batch: tuple[int, ...], m: int, n: int, k: int, panel_rows: int, tile: Tile, whole_rows: bool = False,
-        items: int = ITEMS) -> tuple[int, int]:
-    """Panels of rows and of columns of an item: halved until there are `items` or they are small. Of tall products the
+        items: int = ITEMS, item_rows: int = ITEM_ROWS) -> tuple[int, int]:
+    """Panels of rows and of columns of an item: at most `item_rows`, and halved until there are `items` or they are small. Of tall products the
     rows are halved first: long rows of C are written, and what follows a product reads more, page by page; the B that is
     packed for this is small beside the work."""
     count = 1
@@ -415,7 +445,7 @@ def cut(batch: tuple[int, ...], m: int, n: int, k: int, panel_rows: int, tile: T
         count *= size
     rows_first = whole_rows or (m >= TALL and m * n * k >= LARGE)
     rows, columns = max(-(-m // panel_rows), 1), max(-(-n // tile.columns), 1)      # in panels
-    high, wide = min(rows, max(ITEM_ROWS // panel_rows, 1)), min(columns, block_columns(k, tile) // tile.columns)
+    high, wide = min(rows, max(item_rows // panel_rows, 1)), min(columns, block_columns(k, tile) // tile.columns)
     if whole_rows:
         wide, high = columns, min(high, max(ITEM_OF_WHOLE_ROWS // (columns * tile.columns * panel_rows), 1))
     while (count * -(-rows // high) * -(-columns // wide) < items and (high if whole_rows else high * wide) > 1

@@ -29,6 +29,8 @@ PANEL_BYTES = 64 * 1024
 """Room for a panel of B of that depth, two vectors wide, at the widest; or for 128 rows of 128 elements."""
 MOST_ARGUMENTS = 96
 """Of a kernel that another one calls on memory of its own."""
+BLOCK_OF_B = 1 << 16
+"""Elements of the panels of B that stay in the second cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +282,11 @@ def make_panel(like: Pointer) -> Pointer:
     return type(like)(np.zeros(elements, like.memory.dtype), "panel")
 
 
+def make_panels(like: Pointer) -> Pointer:
+    """A buffer on the stack, of the element type of `like`, for panels of B with `BLOCK_OF_B` elements."""
+    return type(like)(np.zeros(BLOCK_OF_B, like.memory.dtype), "panels")
+
+
 def multiply_block(args: Any, place: int, rows: int, columns: int, depth: int, depth_block: int, panel_rows: int,
                    a: Pointer, a_offset: int, a_panel: int, a_row: int, a_step: int, b: Pointer, b_offset: int,
                    b_panel: int, b_step: int, c: Pointer, c_offset: int, c_row: int, accumulate: int) -> None:
@@ -317,5 +324,5 @@ def packed_block(rows: Any, depth: Any, x_row: Any, x_step: Any, width: Any) -> 
 
 NAMES: dict[str, Callable[..., Any]] = {**tile_transform.NAMES, **{f.__name__: f for f in (
     multiply_tile, multiply_placed, multiply_ahead, multiply_low, transpose_tile, transpose_block, gather_run, gather_rows,
-    largest_rows, largest_grad_row, spread_rows, weighted_rows, dot_rows, invoke, invoke_on, make_panel, multiply_block,
-    pack_block)}}
+    largest_rows, largest_grad_row, spread_rows, weighted_rows, dot_rows, invoke, invoke_on, make_panel, make_panels,
+    multiply_block, pack_block)}}

@@ -402,9 +402,11 @@ def _emit_invoke_on(context: Any, builder: ir.IRBuilder, signature: Any, values:
     return context.get_dummy_value()
 
 
-def _emit_make_panel(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+def _emit_make_panel(several: bool, context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    """`tile.make_panel`, or with `several` `tile.make_panels`."""
+    nbytes = tile.BLOCK_OF_B * element_bytes(values[0].type.pointee) if several else tile.PANEL_BYTES
     with builder.goto_entry_block():
-        buffer = builder.alloca(ir.ArrayType(I8, tile.PANEL_BYTES))
+        buffer = builder.alloca(ir.ArrayType(I8, nbytes))
     buffer.align = 64
     return builder.bitcast(buffer, values[0].type)
 
@@ -452,7 +454,8 @@ for _name, _function in tile_transform.NAMES.items():
     teach(_function, _transform(_name), (lambda *_: types.int64) if _name in tile_transform.WATCHED else None)
 teach(tile.invoke, _emit_invoke)
 teach(tile.invoke_on, _emit_invoke_on)
-teach(tile.make_panel, _emit_make_panel, lambda like: like)
+teach(tile.make_panel, partial(_emit_make_panel, False), lambda like: like)
+teach(tile.make_panels, partial(_emit_make_panel, True), lambda like: like)
 teach(tile.multiply_block, _emit_multiply_block)
 teach(tile.pack_block, _emit_pack_block)
 teach(tile_dot.multiply_pairs, partial(_emit_piece, "multiply_pairs"))
