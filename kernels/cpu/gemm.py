@@ -377,7 +377,7 @@ def arrange(form: Form, batch: tuple[int, ...], m: int, n: int, k: int, a: Matri
         pack_b, panels_of_b, b_panel = pack(b, batch, n, k, tile.columns, tile.columns, b.column, b.row, form.group,
                                             block=depth_block if form.balances else 0)
         b = Matrices(panels_of_b.batch, tile.columns, 1)
-    if made.read_b == "packed" or (made.read_b == "copied" and form.spans):
+    if made.read_b == "packed" or (made.read_b == "copied" and form.spans and rows > ITEM_ROWS):
         span = min(columns, block_columns(k, tile))
     integers = (m, n, k, panel_rows, a_panel, a.row, a.column, b_panel, b.row, b.column, int(made.read_b == "copied"), span,
                 n, m * n, rows, row_blocks, columns, column_blocks, depth_block, 0, *sizes[1:],
