@@ -178,8 +178,9 @@ _COPY_PANELS = """\
                         for j in range(0, whole, {lanes}):
                             prefetch(b, b_place + (d + {ahead}) * b_step + j)
                         for at in range(0, whole, {columns}):
-                            for j in range(at, at + {columns}):
-                                store(panel, at * (depth - 1) + d * {columns} + j, load(b, b_place + d * b_step + j, 0, 2), 1, 2)
+                            for j in range({columns}):
+                                store(panel, at * depth + d * {columns} + j, load(b, b_place + d * b_step + at + j, 0, 2),
+                                      1, 2)
                     for at in range(whole, count, {columns}):
                         width = min({columns}, count - at)
                         place = b_place + at * b_column
@@ -276,7 +277,8 @@ def core_source(form: Form) -> str:
             else narrow.WIDEN_PANEL if form.widens else _COPY_PANELS)
     multiply = _MULTIPLY + _NEXT * form.fetches if form.piece else indent(narrow.MULTIPLY, "    ")
     return _CORE.format(name=form.name, left=form.left, right=form.right, total=form.total, columns=tile.columns,
-                        panel=f"make_panel({'b' if form.group > 1 else 'c'})" if not form.spans else "make_panels(c)", more="    wide = make_panel(c)\n" * form.widens,
+                        panel="make_panels(c)" if form.spans else f"make_panel({'b' if form.group > 1 else 'c'})",
+                        more="    wide = make_panel(c)\n" * form.widens,
                         grouped=f" // {form.group}" if form.group > 1 else "", unpack=unpack(),
                         locate="\n".join(f"        {name} = {value}" for name, value in LOCATE_ITEM),
                         of_columns=(_AHEAD_OF_COLUMNS * form.fetches + _BESIDE_COPIES * form.spans).format(**sizes),
@@ -335,7 +337,7 @@ def usual_blocking(form: Form, batch: tuple[int, ...], m: int, n: int, k: int, a
     """The blocking that is best for most products on most machines. With `whole_rows` an item is no part of a row, with
     `must_pack_a` A cannot be read where it lies."""
     tile = form.tile
-    pack_a = bool(form.piece) and (must_pack_a or form.must_pack or _pays_to_pack_a(a, m, n, k, tile))
+    pack_a = bool(form.piece) and (must_pack_a or form.must_pack or _pays_to_pack_a(form, a, m, n, k))
     apart = not pack_a and a.row != 1 and a.row * ITEMSIZES[form.left] % PAGE == 0
     panel_rows = panel_height(m, tile, HIGH if apart else None)
     copies = form.group > 1 or (n > 1 and (b.column != 1 or m > COPIED_FROM * tile.rows))
@@ -395,12 +397,14 @@ def panel_height(rows: int, tile: Tile, most: int | None = None) -> int:
     return max(even + even % 2, 1) if rows > 1 else 1
 
 
-def _pays_to_pack_a(a: Matrices, m: int, n: int, k: int, tile: Tile) -> bool:
+def _pays_to_pack_a(form: Form, a: Matrices, m: int, n: int, k: int) -> bool:
     """A stride in both directions spends a cache line on every element. Otherwise packing pays where rows lie side by side,
-    so that each step of a deep product is a page of its own, and the product is wide."""
+    so that at most two steps of a deep product are on one page, and the product is wide."""
     if m == 1 or k <= 4:
         return False
-    return a.column != 1 if a.row != 1 else n >= WIDE and k >= DEEP and m > tile.rows
+    if a.row != 1:
+        return a.column != 1
+    return n >= WIDE and k >= DEEP and m > form.tile.rows and 2 * a.column * ITEMSIZES[form.left] >= PAGE
 
 
 def pack(x: Matrices, batch: tuple[int, ...], rows: int, depth: int, panel_rows: int, width: int, row_stride: int,
@@ -437,9 +441,9 @@ def padded_strides(strides: Strides) -> Strides:
 
 def cut(batch: tuple[int, ...], m: int, n: int, k: int, panel_rows: int, tile: Tile, whole_rows: bool = False,
         items: int = ITEMS, item_rows: int = ITEM_ROWS) -> tuple[int, int]:
-    """Panels of rows and of columns of an item: at most `item_rows`, and halved until there are `items` or they are small. Of tall products the
-    rows are halved first: long rows of C are written, and what follows a product reads more, page by page; the B that is
-    packed for this is small beside the work."""
+    """Panels of rows and of columns of an item of `item_rows` at most: halved until there are `items` or they are small. Of
+    tall products the rows are halved first: long rows of C are written, and what follows a product reads more, page by page;
+    the B that is packed for this is small beside the work."""
     count = 1
     for size in batch:
         count *= size
