@@ -62,6 +62,17 @@ def test_every_transpose_and_awkward_size(m, k, n, left, right, dtype):
     check(lambda x, y: ops.matmul(transposed(x) if left else x, transposed(y) if right else y), a, b)
 
 
+@pytest.mark.parametrize("left, right", list(itertools.product((False, True), repeat=2)))
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+def test_tall_items_copy_several_panels_of_the_right_operand(left, right, dtype):
+    m, k, n = 300, 600, 1001
+    a, b = random(*(k, m) if left else (m, k), dtype=dtype), random(*(n, k) if right else (k, n), dtype=dtype)
+    lowered, _ = check(lambda x, y: ops.matmul(transposed(x) if left else x, transposed(y) if right else y), a, b,
+                       pieces=3)
+    integers = dict(zip(gemm.ARGUMENTS, lowered.launches[-1].arguments[3:]))
+    assert integers["b_copies"] and integers["span"] > gemm.element_tile(from_numpy(a.dtype).short).columns
+
+
 @pytest.mark.parametrize("m, k, n", [(0, 3, 4), (3, 4, 0), (0, 0, 0)])
 def test_an_empty_result_has_no_work(m, k, n):
     assert not lower_matmul(region(ops.matmul, random(m, k), random(k, n))).launches

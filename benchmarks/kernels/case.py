@@ -1,8 +1,9 @@
 """One piece of work that several libraries can do, and how they are timed on it.
 
 In goes a `Case`: its operands, and for each library a function that makes a call without arguments. Out come the median
-seconds per call, of the limit too: multiply-adds in registers or a copy, which takes its turn like the libraries, so that
-all are measured at one clock.
+seconds per call, and the limit. That of memory is a copy, which takes its turn like the libraries. That of arithmetic are
+multiply-adds in registers, as many as the case has and right behind each call of jitgrad: the processor's clock and its
+other users change from one tenth of a second to the next, and so only what lies side by side can be compared to a percent.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import interleave
+from benchmarks.measure import Clock, interleave, seconds as seconds_of
 from jitgrad import limits
 
 PACKAGES = {"jitgrad": "jitgrad", "NumPy": "numpy", "PyTorch": "torch", "JAX": "jax"}
@@ -62,9 +63,28 @@ def measure(case: Case, seconds: float, repeats: int | None, only: Sequence[str]
     adds, half = limits.multiply_adds(), work // 8 * 4
     best, done = ({"multiply-adds": adds}, adds.work) if case.operations else (copies(half), 2 * half)
     calls = {name: call for name, call in calls.items() if name not in failed}
-    times = interleave({**calls, **best}, budget=seconds, repeats=repeats)
+    clock, shares = beside(adds, work, calls.get("jitgrad")) if case.operations else (seconds_of, [])
+    times = interleave({**calls, **best}, budget=seconds, repeats=repeats, clock=clock)
     medians = {name: statistics.median(taken) for name, taken in times.items()}
-    return {"work": work, "limit": done / min(medians.pop(name) for name in best), "seconds": medians, "failed": failed}
+    limit = done / min(medians.pop(name) for name in best)
+    if shares:
+        limit = work / medians["jitgrad"] / statistics.median(shares)
+    return {"work": work, "limit": limit, "seconds": medians, "failed": failed}
+
+
+def beside(adds: limits.Limit, work: int, own: Call | None) -> tuple[Clock, list[float]]:
+    """A clock, and the shares of the limit that calls of `own` have reached on it: each is followed by about as much `work`
+    as it does in `adds`."""
+    count, shares = max(1, round(work / adds.work)), []
+
+    def clock(function: Call) -> float:
+        taken = seconds_of(function)
+        if function is own:
+            at_best = seconds_of(lambda: [adds() for _ in range(count)]) / (count * adds.work) * work
+            shares.append(at_best / taken)
+        return taken
+
+    return clock, shares
 
 
 def copies(nbytes: int) -> dict[str, Callable[[], Any]]:

@@ -5,7 +5,8 @@ how many times as fast as the fastest other library it is.
     python -m benchmarks kernels products bandwidth --only jitgrad PyTorch
 
 Rates of products and convolutions are GFLOP/s, beside multiply-adds in registers; the others GB/s, beside the fastest
-copy of as many bytes, which comes from the same cache. The limit takes its turn with the libraries.
+copy of as many bytes, which comes from the same cache. The limit takes its turn with the libraries; jitgrad's share of the
+multiply-adds is the median over its calls, each compared with those right behind it.
 """
 
 from __future__ import annotations
