@@ -173,24 +173,25 @@ _COPY_PANELS = """\
                     lines_step = {columns}
                     lines_panel = depth * {columns}
                     count = min(max(span, {columns}), last_column - column)
-                    whole = count - count % {columns} if b_column == 1 else 0
-                    for d in range(depth if whole != 0 else 0):
-                        for j in range(0, whole, {lanes}):
-                            prefetch(b, b_place + (d + {ahead}) * b_step + j)
-                        for at in range(0, whole, {columns}):
-                            for j in range({columns}):
-                                store(panel, at * depth + d * {columns} + j, load(b, b_place + d * b_step + at + j, 0, 2),
-                                      1, 2)
-                    for at in range(whole, count, {columns}):
+                    for at in range(0, count, {columns}):
                         width = min({columns}, count - at)
                         place = b_place + at * b_column
-                        plain_steps = depth - depth % {lanes} if b_step == 1 else 0
-                        for d in range(0, plain_steps, {lanes}):
-                            for j in range(width):
-                                prefetch(b, place + d + {soon} + j * b_column)
-                            for j in range(0, width, {lanes}):
-                                transpose_tile(min(width - j, {lanes}), b, place + d + j * b_column, b_column,
-                                               panel, at * depth + d * {columns} + j, {columns}, {lanes})
+                        plain_steps = 0
+                        if b_step == 1:
+                            plain_steps = depth - depth % {lanes}
+                            for d in range(0, plain_steps, {lanes}):
+                                for j in range(width):
+                                    prefetch(b, place + d + {soon} + j * b_column)
+                                for j in range(0, width, {lanes}):
+                                    transpose_tile(min(width - j, {lanes}), b, place + d + j * b_column, b_column,
+                                                   panel, at * depth + d * {columns} + j, {columns}, {lanes})
+                        elif b_column == 1 and width == {columns}:
+                            plain_steps = depth
+                            for d in range(depth):
+                                for j in range(0, {columns}, {lanes}):
+                                    prefetch(b, place + (d + {ahead}) * b_step + j)
+                                for j in range({columns}):
+                                    store(panel, at * depth + d * {columns} + j, load(b, place + d * b_step + j, 0, 2), 1, 2)
                         for d in range(plain_steps, depth):
                             gather_run(width, 0, width, b, place + d * b_step, b_column, panel, at * depth + d * {columns})
 """
