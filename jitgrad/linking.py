@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
-from jitgrad.codegen import library, lower as regions
+from jitgrad.codegen import library, library_recurrence, lower as regions
 from jitgrad.codegen.call import IN_PLACE
 from jitgrad.codegen.choice import answering
 from jitgrad.codegen.kernel import Buffer, Function, Launch, Lowered, Private
@@ -69,14 +69,17 @@ class Linked:
 
 def may_share(node: Node, output: int, operand: int) -> bool:
     """Whether a kernel for `node` may write that output over that operand."""
-    if node.op.name in IN_PLACE:
-        return output == operand == 0
-    return (output, operand) in shareable_by(node)
+    best = best_in_place(node)
+    return (output, operand) == best if best else (output, operand) in shareable_by(node)
 
 
-def begins_with_copy(node: Node) -> bool:
-    """Whether the kernel for `node` copies operand 0 first, unless it lies in the output's memory."""
-    return node.op.name in IN_PLACE and not node.output.dtype.is_complex
+def best_in_place(node: Node) -> tuple[int, int] | None:
+    """The output of which the kernel for `node` saves work if it lies in the memory of an operand, and that operand."""
+    if any([v.dtype.is_complex for v in node.outputs]):
+        return None
+    if node.op is region and node.attrs["template"] == "recurrence":
+        return library_recurrence.best_in_place(node.attrs["body"])
+    return IN_PLACE.get(node.op.name)
 
 
 def link(assignment: Assignment, choose: Choose | None = None) -> Linked:

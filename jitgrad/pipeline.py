@@ -22,7 +22,7 @@ from jitgrad.codegen.pooled import spreads_in_cache
 from jitgrad.ir.graph import Graph
 from jitgrad.ir.printer import print_graph
 from jitgrad.ir.verify import verify
-from jitgrad.linking import Choose, Linked, begins_with_copy, link, may_share, plan_spec
+from jitgrad.linking import Choose, Linked, best_in_place, link, may_share, plan_spec
 from jitgrad.runtime.spec import PlanSpec
 from jitgrad.transforms.attention import recognize_attention
 from jitgrad.transforms.columns import fuse_column_sums
@@ -145,7 +145,7 @@ def _run(graph: Graph, memory_budget: float, choose: Choose | None) -> Build:
     traced, identities = graph, output_identities(graph)
     stages = _stages(graph, passes(memory_budget))
     graph = stages[-1].graph
-    assignment = assign_memory(graph, identities, may_share, begins_with_copy)
+    assignment = assign_memory(graph, identities, may_share, best_in_place)
     linked = link(assignment, choose)
     return Build(stages, assignment, linked, plan_spec(graph, assignment, linked, traced))
 

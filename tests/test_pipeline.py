@@ -15,7 +15,7 @@ import jitgrad as jg
 from jitgrad import config, dtypes, ops, pipeline, plans
 from jitgrad.errors import DivisionByZeroError, OutOfRangeError
 from jitgrad.ir import GraphBuilder, TensorType, evaluate, parse_type
-from jitgrad.linking import begins_with_copy, may_share
+from jitgrad.linking import best_in_place, may_share
 from jitgrad.pipeline import build
 from jitgrad.plans import clear_plans, compile_graph
 from jitgrad.runtime.spec import PlanSpec
@@ -361,7 +361,7 @@ def test_assigned_memory_holds_what_is_read(graph):
     fused = graph
     for _, step in pipeline.PASSES:
         fused = step(fused)
-    plan = assign_memory(fused, output_identities(graph), may_share, begins_with_copy)
+    plan = assign_memory(fused, output_identities(graph), may_share, best_in_place)
     arrays = arrays_for(graph)
     expected = evaluate(graph, [x.copy() for x in arrays])
     memory = {}

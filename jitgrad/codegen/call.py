@@ -47,17 +47,17 @@ Lowering = Callable[[Call], Lowered | None]
 LIBRARY: dict[str, Lowering] = {}
 """What lowers each op that has a kernel of its own."""
 
-IN_PLACE: set[str] = set()
-"""Those whose result may share a slot with operand 0."""
+IN_PLACE: dict[str, tuple[int, int]] = {}
+"""Those of which a result had best lie in the memory of an operand: the numbers of both."""
 
 
-def lowers(name: str, *, in_place: bool = False) -> Callable[[Lowering], Lowering]:
-    """Enter a function into `LIBRARY` under the name of an op."""
+def lowers(name: str, *, in_place: tuple[int, int] | None = None) -> Callable[[Lowering], Lowering]:
+    """Enter a function into `LIBRARY` under the name of an op, and `in_place` into `IN_PLACE`."""
 
     def enter(function: Lowering) -> Lowering:
         LIBRARY[name] = function
-        if in_place:
-            IN_PLACE.add(name)
+        if in_place is not None:
+            IN_PLACE[name] = in_place
         return function
 
     return enter

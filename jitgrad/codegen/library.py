@@ -36,6 +36,6 @@ def lower(op: Op, inputs: tuple[TensorType, ...], attrs: Mapping[str, Any], shar
     function = LIBRARY.get(op.name)
     if function is None or any(t.dtype.is_complex or t.device != "cpu" for t in inputs):
         return None
-    if shared and (op.name not in IN_PLACE or shared != ((0, 0),)):
+    if shared and shared != (IN_PLACE.get(op.name),):
         return None
     return function(Call(inputs, op.result_types(inputs, dict(attrs)), attrs, dict(shared)))

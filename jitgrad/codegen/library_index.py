@@ -31,12 +31,12 @@ def lower_rows(call: Call, kernel: str) -> Lowered:
     return Lowered((*copy_unless_shared(call), group, rows), (8 * max(size, 1), 8 * max(places.size, 1)))
 
 
-@lowers("index_add", in_place=True)
+@lowers("index_add", in_place=(0, 0))
 def lower_index_add(call: Call) -> Lowered:
     return lower_rows(call, "add_rows")
 
 
-@lowers("index_update", in_place=True)
+@lowers("index_update", in_place=(0, 0))
 def lower_index_update(call: Call) -> Lowered:
     return lower_rows(call, "update_rows")
 
@@ -63,11 +63,11 @@ def scatter_lines(call: Call, kernel: str) -> Launch:
                   *table)
 
 
-@lowers("scatter", in_place=True)
+@lowers("scatter", in_place=(0, 0))
 def lower_scatter(call: Call) -> Lowered:
     return Lowered((*copy_unless_shared(call), scatter_lines(call, "scatter")))
 
 
-@lowers("scatter_add", in_place=True)
+@lowers("scatter_add", in_place=(0, 0))
 def lower_scatter_add(call: Call) -> Lowered:
     return Lowered((*copy_unless_shared(call), scatter_lines(call, "scatter_add")))

@@ -195,7 +195,7 @@ def place_pieces(pieces: Sequence[tuple[Buffer, TensorType, tuple[int, Shape]]],
     return Lowered(tuple(launches))
 
 
-@lowers("slice_update", in_place=True)
+@lowers("slice_update", in_place=(0, 0))
 def lower_slice_update(call: Call) -> Lowered:
     x, update = call.inputs
     inside = place(call.input(1), update, call.output(), x.shape, call.attrs["start"], call.attrs["step"])

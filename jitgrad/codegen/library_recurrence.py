@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from jitgrad import dtypes, ops
-from jitgrad.codegen.call import Call, launch, lowers
+from jitgrad.codegen.call import IN_PLACE, Call, launch, lowers
 from jitgrad.codegen.kernel import Buffer, Lowered
 from jitgrad.ir.graph import Graph
 from jitgrad.ir.op import REGISTRY
@@ -22,6 +22,10 @@ from jitgrad.ops.recurrence import GRADIENTS, OPERANDS, RESULTS
 
 WEIGHTS = {op: names.index("w") for op, names in OPERANDS.items()}
 """Which operand of each op is the recurrent weights."""
+
+OVER = {"rnn": ("h", "gates"), "rnn_grad": ("d_gates", "dh"), "lstm": ("kept", "gates"), "lstm_grad": ("d_gates", "kept")}
+"""Which result of an op is made where which operand lies, if nobody needs that any more. What a GRU keeps is wider than its
+gates."""
 
 GATED = {op: sum(name.startswith("d_") for name in names) for op, names in RESULTS.items()}
 """How many results of each op are gradients of gates: the first ones."""
@@ -36,7 +40,7 @@ def rows_per_item(batch: int) -> int:
 class Layer:
     """A node on its way: its op, the types of weights and states, and the memory of its operands and results, and of sums
     of results (by their numbers). Scratch memory begins with buffer number `scratch`. `number`: the gradient of the
-    cells' states is one number."""
+    cells' states is one number. `in_place`: operand and result of `OVER` are one memory."""
 
     op: str
     weights: TensorType
@@ -46,6 +50,7 @@ class Layer:
     scratch: int
     relu: bool = False
     number: bool = False
+    in_place: bool = False
     sums: tuple[tuple[int, Buffer], ...] = ()
 
 
@@ -64,17 +69,16 @@ def lower(layer: Layer) -> Lowered | None:
     items = -(-batch // rows)
     width = recurrence.tile_of(short, rows).columns
     packing, _, _ = gemm.pack(Matrices((), row, step), (), columns, depth, width, width, row, step)
-    products = [batch * wide] if layer.op in ("lstm", "gru") else []
-    sums = [items * wide if layer.sums else 0] * GATED[layer.op]
+    products = [batch * wide] if layer.op == "gru" else []
+    sums = [items * wide] * GATED[layer.op]
     scratch = [packing.elements, *products, *sums]
     packed, *more = [Buffer(layer.scratch + k) for k in range(len(scratch))]
     pack = launch(gemm_pack.pack_source(short, packing.kind), packing.items, layer.inputs[WEIGHTS[layer.op]], packed,
                   *packing.integers)
     operands = [packed if k == WEIGHTS[layer.op] else x for k, x in enumerate(layer.inputs)
                 if k not in REGISTRY[layer.op].unread]
-    source = recurrence.source(layer.op, short, rows, layer.relu, layer.number)
-    run = launch(source, items, *operands, *layer.outputs, *more, steps, batch, hidden, rows,
-                 *([int(bool(layer.sums))] if gradient else []))
+    source = recurrence.source(layer.op, short, rows, layer.relu, layer.number, layer.in_place)
+    run = launch(source, items, *operands, *layer.outputs, *more, steps, batch, hidden, rows)
     totals = [launch(recurrence.sum_source(short), wide, more[k], total, items, wide) for k, total in layer.sums]
     return Lowered((pack, run, *totals), tuple([count * weights.dtype.itemsize for count in scratch]))
 
@@ -85,7 +89,7 @@ def lower_alone(call: Call, op: str) -> Lowered | None:
     outputs = tuple([call.output(k) for k in range(len(call.outputs))])
     states = call.inputs[0] if op.endswith("_grad") else call.outputs[0]
     return lower(Layer(op, call.inputs[WEIGHTS[op]], states, inputs, outputs, len(inputs) + len(outputs),
-                       bool(call.attrs.get("relu"))))
+                       bool(call.attrs.get("relu")), in_place=bool(call.shared)))
 
 
 def lower_with_sums(body: Graph, shared: tuple[tuple[int, int], ...]) -> Lowered | None:
@@ -94,13 +98,26 @@ def lower_with_sums(body: Graph, shared: tuple[tuple[int, int], ...]) -> Lowered
     producers, first = body.producers(), len(body.inputs)
     sources = [follow(producers, v)[1] for v in node.inputs]
     inputs = tuple([Buffer(body.inputs.index(v)) for v in sources])
-    outputs = tuple([Buffer(first + body.outputs.index(v)) for v in node.outputs])
+    places = [body.outputs.index(v) for v in node.outputs]
+    outputs = tuple([Buffer(dict(shared).get(k, first + k)) for k in places])
     sums = tuple([(node.outputs.index(n.inputs[0]), Buffer(first + body.outputs.index(n.output)))
                   for n in body.nodes if n.op is ops.sum])
     number = node.op is ops.lstm_grad and sources[1].type.size == 1 < node.inputs[1].type.size
     return lower(Layer(node.op.name, node.inputs[WEIGHTS[node.op.name]].type, node.inputs[0].type, inputs, outputs,
-                       first + len(body.outputs), bool(node.attrs.get("relu")), number, sums))
+                       first + len(body.outputs), bool(node.attrs.get("relu")), number, bool(shared), sums))
+
+
+def best_in_place(body: Graph) -> tuple[int, int] | None:
+    """The output of such a region that had best lie in the memory of an input, and that input."""
+    (node,) = [n for n in body.nodes if n.op in GRADIENTS]
+    pair = IN_PLACE.get(node.op.name)
+    if pair is None:
+        return None
+    read = node.inputs[pair[1]]
+    return (body.outputs.index(node.outputs[pair[0]]), body.inputs.index(read)) if read in body.inputs else None
 
 
 for _name in WEIGHTS:
-    lowers(_name)(partial(lower_alone, op=_name))
+    _pair = OVER.get(_name)
+    _places = (RESULTS[_name].index(_pair[0]), OPERANDS[_name].index(_pair[1])) if _pair else None
+    lowers(_name, in_place=_places)(partial(lower_alone, op=_name))

@@ -70,11 +70,12 @@ class Assignment:
 
 
 def assign_memory(graph: Graph, identities: Sequence[tuple[str, int] | None], may_share: MayShare,
-                  begins_with_copy: Callable[[Node], bool] = lambda node: False) -> Assignment:
+                  best_in_place: Callable[[Node], tuple[int, int] | None] = lambda node: None) -> Assignment:
     """See the module's text. `identities` are the outputs' in the program as traced, by `output_identities`.
-    `begins_with_copy` tells of nodes that copy operand 0 to their output first, unless both are one memory."""
+    `best_in_place` tells of nodes that had best make an output in the memory of an operand."""
     planner = _Planner(graph, identities, may_share)
-    return planner.run([node for node in reversed(planner.nodes) if begins_with_copy(node)])
+    wanted = [(node, best_in_place(node)) for node in reversed(planner.nodes)]
+    return planner.run([(node, *pair) for node, pair in wanted if pair is not None])
 
 
 def output_identities(graph: Graph) -> tuple[tuple[str, int] | None, ...]:
@@ -108,15 +109,15 @@ class _Planner:
         self.last_failure = last_failure(self.nodes)
         self.end = len(self.nodes)
 
-    def run(self, updates: Sequence[Node]) -> Assignment:
-        """`updates`: nodes whose operand 0 had best lie in the memory of their output, the last one first."""
+    def run(self, updates: Sequence[tuple[Node, int, int]]) -> Assignment:
+        """`updates`: nodes and which of their outputs had best lie in the memory of which operand, the last one first."""
         self._find_roots()
         self._place_constants()
         self._look_at_nodes()
         copies = self._place_outputs()
         writes = self._place_writes()
-        for node in updates:
-            self._spare_copy(node)
+        for node, output, operand in updates:
+            self._join(node.outputs[output], self.root[node.inputs[operand]])
         for position, node in enumerate(self.nodes):
             self.assignment.steps.append(self._step(node, position))
         self.assignment.steps += copies + self._final_writes(writes)
@@ -198,9 +199,8 @@ class _Planner:
             return True
         return len(operands) == 1 and self.may_share(self.nodes[position], self.number[new], operands[0])
 
-    def _spare_copy(self, node: Node) -> None:
-        """Make operand 0 in the memory of the output, when this node is the last that reads it."""
-        operand, output = self.root[node.inputs[0]], node.outputs[0]
+    def _join(self, output: Value, operand: Value) -> None:
+        """Make the operand in the memory of the output, when the node of that is the last that reads it."""
         position = self.made_at[output]
         readers = self.read_at[operand]
         if operand in self.slots or readers[-1] != position or readers.count(position) > 1:
@@ -217,7 +217,7 @@ class _Planner:
             if v not in self.slots:
                 self.slots[v] = self._temporary(v.type.nbytes, position)
             outputs.append(self.slots[v])
-        first = {slot: j for j, slot in reversed([*enumerate(inputs)])}
+        first = {inputs[j]: j for j in reversed(read_operands(node))}
         shared = tuple([(i, first[slot]) for i, slot in enumerate(outputs) if slot in first])
         return Step(node, inputs, tuple(outputs), shared)
 
