@@ -32,6 +32,7 @@ from jitgrad.kernels.cpu.scalar import (
 # (exp(r) - 1 - r) / r**2 on |r| <= log(2) / 2
 EXP_SINGLE = (0.00019891180158282143, 0.001393382048977602, 0.008333310754576892, 0.041666463386339524,
               0.16666666681794626, 0.5000000013620138)
+EXP_MINUS_SINGLE = tuple([c * (-1.0) ** k for k, c in enumerate(EXP_SINGLE, 1)])      # of -r
 EXP_DOUBLE = (2.091483135138041e-09, 2.5105419192016337e-08, 2.7557273295539724e-07, 2.75572549134867e-06,
               2.4801587325822283e-05, 0.00019841269875205077, 0.001388888888888367, 0.008333333333326025,
               0.04166666666666667, 0.1666666666666667, 0.5)
@@ -159,16 +160,15 @@ expm1 = by_type("expm1", expm1_f32, expm1_f64)
 
 @scalar
 def sigmoid_f32(x: Scalar) -> Scalar:
-    """By exp(-abs(x)) times 2**64, which is never denormal: the product with 2**-64 is rounded at the very end."""
-    t = -abs(x)
-    t = select(t < f32(-104.0), f32(-104.0), t)
-    marked = multiply_add(t, f32(LOG2_E), f32(EXPONENT + 64))
-    n = marked - f32(EXPONENT + 64)
-    r = multiply_add(n, f32(-LN2_LOW_SINGLE), multiply_add(n, f32(-LN2_HIGH_SINGLE), t))
+    """By exp(-x) times 2**-64, which neither overflows nor is denormal where it counts: beyond 30 the result is 1."""
+    t = select(x < f32(-104.0), f32(-104.0), x)
+    t = select(t > f32(30.0), f32(30.0), t)
+    marked = multiply_add(t, f32(-LOG2_E), f32(EXPONENT - 64))
+    n = marked - f32(EXPONENT - 64)
+    r = multiply_add(n, f32(LN2_LOW_SINGLE), multiply_add(n, f32(LN2_HIGH_SINGLE), t))
     power = from_bits(i32(bits(marked) << i32(23)))
-    e = multiply_add(multiply_add(r * r, horner(r, EXP_SINGLE), r), power, power)
-    y = f32(1.0) / multiply_add(e, f32(2.0 ** -64), f32(1.0))
-    return select(x < f32(0.0), e * y * f32(2.0 ** -64), y)
+    e = multiply_add(multiply_add(r * r, horner(r, EXP_MINUS_SINGLE), -r), power, power)
+    return f32(2.0 ** -64) / (e + f32(2.0 ** -64))
 
 
 @scalar

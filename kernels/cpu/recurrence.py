@@ -209,7 +209,8 @@ def lstm_grad(args, begin, end, thread):
                 j = (panel if back % 2 == 0 else panels - 1 - panel) * COLUMNS
                 soon = (place - batch) * wide + j * rows * 4
                 multiply_ahead(rows, min(COLUMNS, hidden - j), wide, d_gates, place * wide, wide, 1, w, j * wide, COLUMNS,
-                               dh0, carried + j, hidden, 0, kept, soon, near, d_gates, soon, near)
+                               dh0, carried + j, hidden, 0, kept, soon, near,
+                               dh, (place - batch) * hidden + j * rows, near // 4)
 
 
 def gru(args, begin, end, thread):

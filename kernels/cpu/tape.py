@@ -69,7 +69,7 @@ POOL_BYTES = ELSEWHERE + ELSEWHERE_BYTES
 
 CLOSED = 0x7FFFFFFF                     # a chunk number that no job has
 FUTEX_WAIT, FUTEX_WAKE = 128, 129       # private to the process
-SPIN = 40_000                           # ns of waiting before a thread sleeps, between plans …
+SPIN = 200_000                          # ns of waiting before a thread sleeps, between plans …
 BUSY = 250_000                          # … and within one: waking a thread takes as long as a small product
 WORTH = 15_000                          # ns on one thread above which an entry is shared
 SLICE = 100_000_000                     # ns after which Python gets a chance to see Ctrl-C
