@@ -1,7 +1,7 @@
 """Lowering of recurrent layers: pack the recurrent weights, then all steps of a few sequences per item.
 
 A gradient comes alone or as a region of the template "recurrence": with sums over all steps and sequences of its results,
-and with a gradient of the states of an LSTM's cells that is one number.
+with a gradient of the states of an LSTM's cells that is one number, or without the gradients of the first states.
 """
 
 from __future__ import annotations
@@ -38,15 +38,16 @@ def rows_per_item(batch: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A node on its way: its op, the types of weights and states, and the memory of its operands and results, and of sums
-    of results (by their numbers). Scratch memory begins with buffer number `scratch`. `number`: the gradient of the
-    cells' states is one number. `in_place`: operand and result of `OVER` are one memory."""
+    """A node on its way: its op, the types of weights and states, and the memory of its operands and results (None: a
+    gradient of the first states that nobody needs), and of sums of results (by their numbers). Scratch memory begins with
+    buffer number `scratch`. `number`: the gradient of the cells' states is one number. `in_place`: operand and result of
+    `OVER` are one memory."""
 
     op: str
     weights: TensorType
     states: TensorType
     inputs: tuple[Buffer, ...]
-    outputs: tuple[Buffer, ...]
+    outputs: tuple[Buffer | None, ...]
     scratch: int
     relu: bool = False
     number: bool = False
@@ -71,14 +72,17 @@ def lower(layer: Layer) -> Lowered | None:
     packing, _, _ = gemm.pack(Matrices((), row, step), (), columns, depth, width, width, row, step)
     products = [batch * wide] if layer.op == "gru" else []
     sums = [items * wide] * GATED[layer.op]
-    scratch = [packing.elements, *products, *sums]
+    unneeded = [batch * hidden for output in layer.outputs if output is None]
+    scratch = [packing.elements, *unneeded, *products, *sums]
     packed, *more = [Buffer(layer.scratch + k) for k in range(len(scratch))]
+    outputs = [more.pop(0) if output is None else output for output in layer.outputs]
     pack = launch(gemm_pack.pack_source(short, packing.kind), packing.items, layer.inputs[WEIGHTS[layer.op]], packed,
                   *packing.integers)
     operands = [packed if k == WEIGHTS[layer.op] else x for k, x in enumerate(layer.inputs)
                 if k not in REGISTRY[layer.op].unread]
     source = recurrence.source(layer.op, short, rows, layer.relu, layer.number, layer.in_place)
-    run = launch(source, items, *operands, *layer.outputs, *more, steps, batch, hidden, rows)
+    run = launch(source, items, *operands, *outputs, *more, steps, batch, hidden, rows,
+                 *([steps - (layer.outputs[GATED[layer.op]] is None)] if gradient else []))
     totals = [launch(recurrence.sum_source(short), wide, more[k], total, items, wide) for k, total in layer.sums]
     return Lowered((pack, run, *totals), tuple([count * weights.dtype.itemsize for count in scratch]))
 
@@ -98,8 +102,8 @@ def lower_with_sums(body: Graph, shared: tuple[tuple[int, int], ...]) -> Lowered
     producers, first = body.producers(), len(body.inputs)
     sources = [follow(producers, v)[1] for v in node.inputs]
     inputs = tuple([Buffer(body.inputs.index(v)) for v in sources])
-    places = [body.outputs.index(v) for v in node.outputs]
-    outputs = tuple([Buffer(dict(shared).get(k, first + k)) for k in places])
+    places = [body.outputs.index(v) if v in body.outputs else None for v in node.outputs]
+    outputs = tuple([None if k is None else Buffer(dict(shared).get(k, first + k)) for k in places])
     sums = tuple([(node.outputs.index(n.inputs[0]), Buffer(first + body.outputs.index(n.output)))
                   for n in body.nodes if n.op is ops.sum])
     number = node.op is ops.lstm_grad and sources[1].type.size == 1 < node.inputs[1].type.size

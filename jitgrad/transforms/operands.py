@@ -8,13 +8,14 @@ to be the gradient of that product, are written there. (What is added to them on
 which such a sum of products is only where all of it underflows.)
 
 The gradient of an LSTM, too, reads an operand as it lies: where that of its cells' states is one number, mostly 0 because
-nothing but the last of them is used, it is in memory once, in a region of the template "recurrence". And what joins parts
-of arrays copies them from where they lie, in a region of the template "concat".
+nothing but the last of them is used, it is in memory once, in a region of the template "recurrence". That of any recurrent
+layer has no product for the states before the first step in such a region, where nobody needs their gradient. And what
+joins parts of arrays copies them from where they lie, in a region of the template "concat".
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ from jitgrad.dtypes import DType, bfloat16, float16, float32, float64
 from jitgrad.ir.graph import Graph, GraphBuilder, Node, Value
 from jitgrad.ir.strides import follow, read_heads, steps_through
 from jitgrad.ops.attention import heads_of_moved, moved_back, pieces
+from jitgrad.ops.recurrence import GRADIENTS
 from jitgrad.ops.region import region, region_of
 from jitgrad.transforms.dce import eliminate_dead_code
 
@@ -33,7 +35,7 @@ ENOUGH = 8
 
 def read_where_they_lie(graph: Graph) -> Graph:
     """See the module's text."""
-    found = _Results(_numbers_in_place(_operands_in_place(graph, OUR_KERNELS)), OUR_KERNELS)
+    found = _Results(_recurrences_in_place(_operands_in_place(graph, OUR_KERNELS)), OUR_KERNELS)
     return _pieces_in_place(_Results(found.gradients_in_place(), OUR_KERNELS).results_in_place())
 
 
@@ -81,20 +83,27 @@ def _with_operands(node: Node, producers: Mapping[Value, Node], reader: _Reader)
     return made if reader.takes(made.attrs["body"]) else node
 
 
-def _numbers_in_place(graph: Graph) -> Graph:
-    producers = graph.producers()
-    nodes = tuple([_with_number(node, producers) for node in graph.nodes])
+def _recurrences_in_place(graph: Graph) -> Graph:
+    producers, used = graph.producers(), {*graph.results, *[v for n in graph.nodes for v in n.inputs]}
+    nodes = tuple([_as_needed(node, producers, used) for node in graph.nodes])
     return graph if nodes == graph.nodes else eliminate_dead_code(graph.replace(nodes=nodes))
 
 
-def _with_number(node: Node, producers: Mapping[Value, Node]) -> Node:
-    """`node`, or the region of a gradient of an LSTM with what spreads a number out as the gradient of the cells' states."""
-    if node.op is not ops.lstm_grad:
+def _as_needed(node: Node, producers: Mapping[Value, Node], used: Set[Value]) -> Node:
+    """`node`, or the region of a gradient of a recurrent layer: without gradients of the first states that nobody reads, and
+    with what spreads a number out as the gradient of the states of an LSTM's cells."""
+    if node.op not in GRADIENTS:
         return node
-    moving = _moving(node.inputs[1], producers)
+    outputs = tuple([v for v in node.outputs if v in used or len(v.shape) == 3])
+    moving = _spreading(node.inputs[1], producers) if node.op is ops.lstm_grad else []
+    return region_of((*moving, node), outputs, "recurrence", node) if moving or outputs != node.outputs else node
+
+
+def _spreading(value: Value, producers: Mapping[Value, Node]) -> list[Node]:
+    """The movement ops that make `value` of one number; none where it is made otherwise."""
+    moving = _moving(value, producers)
     spread = moving and all([n.op.name in ("reshape", "broadcast_to") for n in moving])
-    one = spread and moving[0].inputs[0].type.size == 1 < node.inputs[1].type.size
-    return region_of((*moving, node), node.outputs, "recurrence", node) if one else node
+    return moving if spread and moving[0].inputs[0].type.size == 1 < value.type.size else []
 
 
 def _pieces_in_place(graph: Graph) -> Graph:

@@ -6,7 +6,8 @@ memory of the results, and then goes over them: forward in several loops, as a p
 ahead of one that waits, and of a loop of all gates that is hardly the next turn. Every other step takes the panels in
 reverse: where they are more than the cache holds, those that came last are still there. A product of several rows meanwhile
 fetches what the step will go over, as that comes from memory. Forward, w is read transposed, [H, G * H]; backward as it
-lies, [G * H, H]. See `jitgrad.ops.recurrence` for shapes and names.
+lies, [G * H, H]; the first `products` times, as the last product has nothing but the gradient of the states before the
+first step. See `jitgrad.ops.recurrence` for shapes and names.
 """
 
 from __future__ import annotations
@@ -81,11 +82,12 @@ def rnn(args, begin, end, thread):
 
 
 def rnn_grad(args, begin, end, thread):
-    """Arguments: dh, packed w, h, d_gates, dh0, sums[items, hidden]; steps, batch, hidden, rows_per_item."""
+    """Arguments: dh, packed w, h, d_gates, dh0, sums[items, hidden]; steps, batch, hidden, rows_per_item,
+    products."""
     dh, w, h, d_gates, dh0 = (pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T), pointer(args, 4, T),
                               pointer(args, 5, T))
     sums = pointer(args, 6, T)
-    steps, batch, hidden, rows_per_item = args[7], args[8], args[9], args[10]
+    steps, batch, hidden, rows_per_item, products = args[7], args[8], args[9], args[10], args[11]
     panels = (hidden + COLUMNS - 1) // COLUMNS
     for item in range(begin, end):
         first = item * rows_per_item
@@ -107,7 +109,7 @@ def rnn_grad(args, begin, end, thread):
                     store(d_gates, own + j, d_t, 0, 4)
                     store(sums, item * hidden + j, T(load(sums, item * hidden + j, 3, 4) + d_t), 3, 4)
             soon = place - batch * hidden
-            for panel in range(panels):
+            for panel in range(panels * min(products - back, 1)):
                 j = (panel if back % 2 == 0 else panels - 1 - panel) * COLUMNS
                 multiply_ahead(rows, min(COLUMNS, hidden - j), hidden, d_gates, place, hidden, 1, w, j * hidden, COLUMNS,
                                dh0, carried + j, hidden, 0, h, soon + j * rows, near, dh, soon + j * rows, near)
@@ -156,11 +158,11 @@ def lstm(args, begin, end, thread):
 
 def lstm_grad(args, begin, end, thread):
     """Arguments: dh, dc, packed w, c0, c, kept, d_gates, dh0, dc0, sums[items, 4 * hidden]; steps, batch, hidden,
-    rows_per_item."""
+    rows_per_item, products."""
     dh, dc, w, c0 = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T), pointer(args, 4, T)
     c, kept = pointer(args, 5, T), pointer(args, 6, T)
     d_gates, dh0, dc0, sums = pointer(args, 7, T), pointer(args, 8, T), pointer(args, 9, T), pointer(args, 10, T)
-    steps, batch, hidden, rows_per_item = args[11], args[12], args[13], args[14]
+    steps, batch, hidden, rows_per_item, products = args[11], args[12], args[13], args[14], args[15]
     wide = 4 * hidden
     panels = (hidden + COLUMNS - 1) // COLUMNS
     for item in range(begin, end):
@@ -205,7 +207,7 @@ def lstm_grad(args, begin, end, thread):
                     store(sums, total + hidden + j, T(load(sums, total + hidden + j, 9, 10) + d_f), 9, 10)
                     store(sums, total + 2 * hidden + j, T(load(sums, total + 2 * hidden + j, 9, 10) + d_g), 9, 10)
                     store(sums, total + 3 * hidden + j, T(load(sums, total + 3 * hidden + j, 9, 10) + d_o), 9, 10)
-            for panel in range(panels):
+            for panel in range(panels * min(products - back, 1)):
                 j = (panel if back % 2 == 0 else panels - 1 - panel) * COLUMNS
                 soon = (place - batch) * wide + j * rows * 4
                 multiply_ahead(rows, min(COLUMNS, hidden - j), wide, d_gates, place * wide, wide, 1, w, j * wide, COLUMNS,
@@ -254,12 +256,12 @@ def gru(args, begin, end, thread):
 
 def gru_grad(args, begin, end, thread):
     """Arguments: dh, packed w, h0, h, kept, d_gates, d_hidden, dh0, sums[items, 3 * hidden] of d_gates and of d_hidden;
-    steps, batch, hidden, rows_per_item."""
+    steps, batch, hidden, rows_per_item, products."""
     dh, w, h0, h, kept = (pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T), pointer(args, 4, T),
                           pointer(args, 5, T))
     d_gates, d_hidden, dh0 = pointer(args, 6, T), pointer(args, 7, T), pointer(args, 8, T)
     sums, sums_hidden = pointer(args, 9, T), pointer(args, 10, T)
-    steps, batch, hidden, rows_per_item = args[11], args[12], args[13], args[14]
+    steps, batch, hidden, rows_per_item, products = args[11], args[12], args[13], args[14], args[15]
     narrow = 3 * hidden
     wide = 4 * hidden
     panels = (hidden + COLUMNS - 1) // COLUMNS
@@ -302,7 +304,7 @@ def gru_grad(args, begin, end, thread):
                     k = item * narrow + j
                     store(sums, k, T(load(sums, k, 6, 8) + load(d_gates, gate + j, 3, 8)), 6, 8)
                     store(sums_hidden, k, T(load(sums_hidden, k, 7, 8) + load(d_hidden, gate + j, 4, 8)), 7, 8)
-            for panel in range(panels):
+            for panel in range(panels * min(products - back, 1)):
                 j = (panel if back % 2 == 0 else panels - 1 - panel) * COLUMNS
                 multiply_ahead(rows, min(COLUMNS, hidden - j), narrow, d_hidden, place * narrow, narrow, 1,
                                w, j * narrow, COLUMNS, dh0, carried + j, hidden, 1,
