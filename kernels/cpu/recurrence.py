@@ -162,6 +162,9 @@ def lstm_grad(args, begin, end, thread):
     dh, dc, w, c0 = pointer(args, 1, T), pointer(args, 2, T), pointer(args, 3, T), pointer(args, 4, T)
     c, kept = pointer(args, 5, T), pointer(args, 6, T)
     d_gates, dh0, dc0, sums = pointer(args, 7, T), pointer(args, 8, T), pointer(args, 9, T), pointer(args, 10, T)
+    other, times = d_gates, 4                   # what is fetched beside what was kept: if that is one memory, dh
+    if THERE != 0:
+        other, times = dh, 1
     steps, batch, hidden, rows_per_item, products = args[11], args[12], args[13], args[14], args[15]
     wide = 4 * hidden
     panels = (hidden + COLUMNS - 1) // COLUMNS
@@ -212,7 +215,7 @@ def lstm_grad(args, begin, end, thread):
                 soon = (place - batch) * wide + j * rows * 4
                 multiply_ahead(rows, min(COLUMNS, hidden - j), wide, d_gates, place * wide, wide, 1, w, j * wide, COLUMNS,
                                dh0, carried + j, hidden, 0, kept, soon, near,
-                               dh, (place - batch) * hidden + j * rows, near // 4)
+                               other, ((place - batch) * hidden + j * rows) * times, near * times // 4)
 
 
 def gru(args, begin, end, thread):
