@@ -130,7 +130,7 @@ _AHEAD_OF_COLUMNS = """\
                         share_a = a_row
 """
 
-# Where copies of B are in the second cache already, further rows of A are fetched in its place.
+# Where copies of B are in the second cache already, further rows of A are fetched in its place; `left` never comes to 0.
 _BESIDE_COPIES = """\
                 beside = b
                 if b_copies != 0:
@@ -150,7 +150,7 @@ _AHEAD_OF_ROW = """\
 _ROWS_BESIDE = """\
                     if b_copies != 0:
                         soon_b = soon_a + parts * a_row
-                        left = parts + 1
+                        left = parts + 2
 """
 
 _NEXT = """\
