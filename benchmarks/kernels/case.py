@@ -75,7 +75,8 @@ def measure(case: Case, seconds: float, repeats: int | None, only: Sequence[str]
 def beside(adds: limits.Limit, work: int, own: Call | None) -> tuple[Clock, list[float]]:
     """A clock, and the shares of the limit that calls of `own` have reached on it: each is followed by about as much `work`
     as it does in `adds`."""
-    count, shares = max(1, round(work / adds.work)), []
+    count = max(1, round(work / adds.work))
+    shares: list[float] = []
 
     def clock(function: Call) -> float:
         taken = seconds_of(function)
