@@ -121,17 +121,19 @@ def forward(call: Call, image: int, sizes: Sizes, *, turned: bool) -> Lowered:
     own_image, products, result = [memory.own(numbers[f"{name}_size"]) for name in ("image", "products", "result")]
     weights = memory.own(mapped) if own_weights else memory.shared(mapped)
     made = memory.own(of_part) if own_pieces else memory.shared(runs * chunks * of_part)
-    map_weights = (companion("winograd_turned_weights" if turned else "winograd_weights", sizes), call.input(1), weights,
-                   *[numbers[name] for name in winograd.MAPPING])
-    map_images = (companion("winograd_pieces", sizes), call.input(image), own_image, made,
-                  *[numbers[name] for name in winograd.PIECES_ARGUMENTS])
-    before = [launch(what.source, items, *arguments) for (what, *arguments), items, wanted in (
-        (map_weights, panels * (channels // tile.lanes), not own_weights),
-        (map_images, runs * chunks * images, not own_pieces)) if wanted]
+    map_weights = companion("winograd_turned_weights" if turned else "winograd_weights", sizes)
+    map_images = companion("winograd_pieces", sizes)
+    of_weights = (call.input(1), weights, *[numbers[name] for name in winograd.MAPPING])
+    of_images = (call.input(image), own_image, made, *[numbers[name] for name in winograd.PIECES_ARGUMENTS])
+    before = []
+    if not own_weights:
+        before.append(launch(map_weights.source, panels * (channels // tile.lanes), *of_weights))
+    if not own_pieces:
+        before.append(launch(map_images.source, runs * chunks * images, *of_images))
     run = launch(winograd.source("winograd", sizes.short, way.name), runs * blocks, weights, made, products,
                  product_core(sizes.short), companion("winograd_again", sizes), call.input(image), call.input(1),
-                 call.output(), result, *[numbers[name] for name in winograd.ARGUMENTS], *map_weights, *map_images,
-                 blocks=result_blocks(numbers, way.results * piece_rows))
+                 call.output(), result, *[numbers[name] for name in winograd.ARGUMENTS], map_weights, *of_weights,
+                 map_images, *of_images, blocks=result_blocks(numbers, way.results * piece_rows))
     return Lowered((*before, run), tuple(memory.scratch), tuple(memory.private))
 
 
