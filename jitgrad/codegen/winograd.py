@@ -177,7 +177,8 @@ def cut_item(n: int, channels: int, rows: int, sizes: Sizes, tile: Tile) -> tupl
 def shares(tile: Tile) -> bool:
     """Whether items may share mapped images, which are then read from afar: tiles that embed A's elements fetch ahead; for
     others it takes longer than mapping images once more."""
-    return tile.embeds
+    embeds: bool = tile.embeds
+    return embeds
 
 
 def weight_gradient(call: Call, sizes: Sizes) -> Lowered:
