@@ -471,7 +471,7 @@ def test_a_budget_of_one_changes_nothing_and_others_are_refused():
         f(jg.ones(3))
         stages[budget] = [stage.name for stage in f.plan.stages]
     assert stages[1.0] == ["trace", "attention", "volumes", "simplify", "cse", "dce", "fuse", "operands", "columns",
-                           "update"]
+                           "pools", "update"]
     assert stages[0.5][6:8] == ["rematerialize", "fuse"]
     for wrong in (-0.1, 2, "half", True):
         with pytest.raises(CompileError, match="a fraction from 0 to 1"):
