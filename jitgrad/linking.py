@@ -75,11 +75,10 @@ def may_share(node: Node, output: int, operand: int) -> bool:
 
 def best_in_place(node: Node) -> tuple[int, int] | None:
     """The output of which the kernel for `node` saves work if it lies in the memory of an operand, and that operand."""
-    if any([v.dtype.is_complex for v in node.outputs]):
-        return None
     if node.op is region and node.attrs["template"] == "recurrence":
         return library_recurrence.best_in_place(node.attrs["body"])
-    return IN_PLACE.get(node.op.name)
+    pair = IN_PLACE.get(node.op.name)
+    return pair if pair and not any([v.dtype.is_complex for v in node.outputs]) else None
 
 
 def link(assignment: Assignment, choose: Choose | None = None) -> Linked:
