@@ -2,8 +2,9 @@
 
 In goes a `Case`: its operands, and for each library a function that makes a call without arguments. Out come the median
 seconds per call, and the limit. That of memory is a copy, which takes its turn like the libraries. That of arithmetic are
-multiply-adds in registers, as many as the case has and right behind each call of jitgrad: the processor's clock and its
-other users change from one tenth of a second to the next, and so only what lies side by side can be compared to a percent.
+multiply-adds in registers, as many as the case has, in turns of a few milliseconds with calls of jitgrad: the processor's
+clock and its other users change from one tenth of a second to the next, and so only what lies side by side can be compared
+to a percent.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import statistics
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import Clock, interleave, seconds as seconds_of
+from benchmarks.measure import interleave, seconds as seconds_of
 from jitgrad import limits
 
 PACKAGES = {"jitgrad": "jitgrad", "NumPy": "numpy", "PyTorch": "torch", "JAX": "jax"}
@@ -63,29 +65,24 @@ def measure(case: Case, seconds: float, repeats: int | None, only: Sequence[str]
     adds, half = limits.multiply_adds(), work // 8 * 4
     best, done = ({"multiply-adds": adds}, adds.work) if case.operations else (copies(half), 2 * half)
     calls = {name: call for name, call in calls.items() if name not in failed}
-    clock, shares = beside(adds, work, calls.get("jitgrad")) if case.operations else (seconds_of, [])
-    times = interleave({**calls, **best}, budget=seconds, repeats=repeats, clock=clock)
+    times = interleave({**calls, **best}, budget=seconds, repeats=repeats)
     medians = {name: statistics.median(taken) for name, taken in times.items()}
     limit = done / min(medians.pop(name) for name in best)
-    if shares:
-        limit = work / medians["jitgrad"] / statistics.median(shares)
+    if case.operations and "jitgrad" in calls:
+        limit = work / medians["jitgrad"] / share(calls["jitgrad"], work, adds, seconds)
     return {"work": work, "limit": limit, "seconds": medians, "failed": failed}
 
 
-def beside(adds: limits.Limit, work: int, own: Call | None) -> tuple[Clock, list[float]]:
-    """A clock, and the shares of the limit that calls of `own` have reached on it: each is followed by about as much `work`
-    as it does in `adds`."""
-    count = max(1, round(work / adds.work))
-    shares: list[float] = []
-
-    def clock(function: Call) -> float:
-        taken = seconds_of(function)
-        if function is own:
-            at_best = seconds_of(lambda: [adds() for _ in range(count)]) / (count * adds.work) * work
-            shares.append(at_best / taken)
-        return taken
-
-    return clock, shares
+def share(call: Call, work: int, adds: limits.Limit, seconds: float) -> float:
+    """What part of the limit calls that do so much `work` reach: the median over `seconds` of turns in which both do the
+    same work."""
+    calls, count = max(1, round(adds.work / work)), max(1, round(work / adds.work))
+    own, best = [lambda: [call() for _ in range(calls)], lambda: [adds() for _ in range(count)]]
+    shares, end = list[float](), time.perf_counter() + seconds
+    while not shares or time.perf_counter() < end:
+        at_best = seconds_of(best) / (count * adds.work)
+        shares.append(at_best / (seconds_of(own) / (calls * work)))
+    return statistics.median(shares)
 
 
 def copies(nbytes: int) -> dict[str, Callable[[], Any]]:
