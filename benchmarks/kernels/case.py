@@ -1,10 +1,9 @@
 """One piece of work that several libraries can do, and how they are timed on it.
 
 In goes a `Case`: its operands, and for each library a function that makes a call without arguments. Out come the median
-seconds per call, and the limit. That of memory is a copy, which takes its turn like the libraries. That of arithmetic are
-multiply-adds in registers, as many as the case has, in turns of a few milliseconds with calls of jitgrad: the processor's
-clock and its other users change from one tenth of a second to the next, and so only what lies side by side can be compared
-to a percent.
+seconds per call, and the limit, which takes its turn like the libraries: a copy, or multiply-adds in registers. The latter
+are as many as the case has, in turns with single calls of jitgrad, if these are long: the processor's clock and its other
+users change from one tenth of a second to the next, and so only what lies side by side can be compared to a percent.
 """
 
 from __future__ import annotations
@@ -68,20 +67,19 @@ def measure(case: Case, seconds: float, repeats: int | None, only: Sequence[str]
     times = interleave({**calls, **best}, budget=seconds, repeats=repeats)
     medians = {name: statistics.median(taken) for name, taken in times.items()}
     limit = done / min(medians.pop(name) for name in best)
-    if case.operations and "jitgrad" in calls:
+    if case.operations and work >= adds.work and "jitgrad" in calls:
         limit = work / medians["jitgrad"] / share(calls["jitgrad"], work, adds, seconds)
     return {"work": work, "limit": limit, "seconds": medians, "failed": failed}
 
 
 def share(call: Call, work: int, adds: limits.Limit, seconds: float) -> float:
-    """What part of the limit calls that do so much `work` reach: the median over `seconds` of turns in which both do the
-    same work."""
-    calls, count = max(1, round(adds.work / work)), max(1, round(work / adds.work))
-    own, best = [lambda: [call() for _ in range(calls)], lambda: [adds() for _ in range(count)]]
+    """What part of the limit a call that does so much `work` reaches: the median over `seconds` of turns in which both do
+    about the same work."""
+    count = max(1, round(work / adds.work))
     shares, end = list[float](), time.perf_counter() + seconds
     while not shares or time.perf_counter() < end:
-        at_best = seconds_of(best) / (count * adds.work)
-        shares.append(at_best / (seconds_of(own) / (calls * work)))
+        at_best = seconds_of(lambda: [adds() for _ in range(count)]) / (count * adds.work) * work
+        shares.append(at_best / seconds_of(call))
     return statistics.median(shares)
 
 

@@ -6,7 +6,7 @@ how many times as fast as the fastest other library it is.
 
 Rates of products and convolutions are GFLOP/s, beside multiply-adds in registers; the others GB/s, beside the fastest
 copy of as many bytes, which comes from the same cache. The limit takes its turn with the libraries; jitgrad's share of the
-multiply-adds is the median over short turns, in which it and they do the same work.
+multiply-adds is, for long calls, the median over short turns, in which it and they do the same work.
 """
 
 from __future__ import annotations
