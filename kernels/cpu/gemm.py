@@ -1,21 +1,22 @@
 """Matrix multiplication: C = A @ B for batches of matrices with any strides, on the register tile of `tile`.
 
 `source` is the text of the core, compiled once per `Form` (element types, and how a tile is multiplied): its items are
-blocks of C, cut by shape alone, and each sum runs through the depth in one order, so results depend neither on threads nor
-on which call does which items. An earlier phase (`gemm_pack`) copies A into panels where the core cannot read it at full
-speed, or has another type for it. Whether A is packed, and all blocking, is decided by `arrange` from shapes and strides
-and reaches both kernels as integers.
+blocks of C, cut by shape and by how many processors the machine has, and each sum runs through the depth in one order, so
+results depend neither on threads nor on which call does which items. An earlier phase (`gemm_pack`) copies A into panels
+where the core cannot read it at full speed, or has another type for it. Whether A is packed, and all blocking, is decided by
+`arrange` from shapes and strides and reaches both kernels as integers.
 
 To the core, A is a row of panels of `panel_rows` rows, and B of panels as wide as the tile; a panel, a row and a step in
 the depth each have a stride. Panels of B that serve more than a few rows, or whose rows are not contiguous, are copied
 to the stack first: then their elements lie in the order in which they are read, and in the second cache. Those that are
-narrower than their sums become wide, or stand in groups, on that way (`gemm_narrow`). A B that serves very many rows is
-packed by a phase of its own. The core goes through `span` columns for one panel of A before it takes the next one: rows
+narrower than their sums become wide, or stand in groups, on that way (`gemm_narrow`). Where an item cannot have many rows, B
+is packed by a phase of its own. The core goes through `span` columns for one panel of A before it takes the next one: rows
 of C may be a page apart, and this way it stays on a few pages for long.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from textwrap import indent
 
@@ -28,15 +29,13 @@ BATCH_DIMENSIONS = 4
 ITEMSIZES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "u8": 1}
 FLOATS = ("f64", "f32", "bf16", "f16")
 ITEM_COST = 1 << 20                             # multiply-adds below which an item is not cut further
-ITEMS = 16                                      # as many items as there are, at most, are wanted for balance
-TALL, LARGE = 512, 1 << 25                      # rows, and multiply-adds, from which items have few rows, not few columns
+ITEMS = min(max(8, 2 * (os.cpu_count() or 1)), 64)     # as many items as there are, at most, are wanted for balance
 DEEPEST = 512                                   # steps that are summed up at once: a panel has room for them
-ITEM_ROWS, ITEM_COLUMNS = 252, 256              # a block of C, in the second cache …
-COPIED_ROWS = 1024                              # … but for an item that copies B itself, which is to serve many rows
+ITEM_ROWS, ITEM_COLUMNS = 252, 256              # a block of C, in the second cache; an item that copies B has all rows
 ITEM_OF_WHOLE_ROWS = 1 << 16                    # elements of C
 DEEP = 256                                      # steps from which a transposed A is packed
 WIDE = 1024                                     # columns from which a transposed A is packed
-PACKED_FROM = 3                                 # items one below the other from which B is packed once, not copied by each
+PACKED_FROM = 3                                 # low items one below the other from which B is packed once
 PAGE = 4096
 """Bytes: lines that are a multiple of them apart have the same few places in the nearest cache. There are at least `HIGH`,
 and so many rows of A are read where they lie; of more, each would push another one out before all of it was used."""
@@ -342,9 +341,9 @@ def usual_blocking(form: Form, batch: tuple[int, ...], m: int, n: int, k: int, a
     apart = not pack_a and a.row != 1 and a.row * ITEMSIZES[form.left] % PAGE == 0
     panel_rows = panel_height(m, tile, HIGH if apart else None)
     copies = form.group > 1 or (n > 1 and (b.column != 1 or m > COPIED_FROM * tile.rows))
-    copied_rows = COPIED_ROWS if copies and form.spans else ITEM_ROWS
-    high, wide = cut(batch, m, n, k, panel_rows, tile, whole_rows, item_rows=copied_rows)
-    packs = copies and may_pack_b(form, n) and -(-m // (high * panel_rows)) >= PACKED_FROM
+    high, wide = cut(batch, m, n, k, panel_rows, tile, whole_rows, item_rows=m if copies and form.spans else ITEM_ROWS)
+    item_rows = high * panel_rows
+    packs = copies and may_pack_b(form, n) and item_rows <= ITEM_ROWS and -(-m // item_rows) >= PACKED_FROM
     if packs:
         high, wide = cut(batch, m, n, k, panel_rows, tile, whole_rows)
     deepest = DEPTH_BLOCK - 1 if form.group > 1 else DEEPEST
@@ -442,20 +441,18 @@ def padded_strides(strides: Strides) -> Strides:
 
 def cut(batch: tuple[int, ...], m: int, n: int, k: int, panel_rows: int, tile: Tile, whole_rows: bool = False,
         items: int = ITEMS, item_rows: int = ITEM_ROWS) -> tuple[int, int]:
-    """Panels of rows and of columns of an item of `item_rows` at most: halved until there are `items` or they are small. Of
-    tall products the rows are halved first: long rows of C are written, and what follows a product reads more, page by page;
-    the B that is packed for this is small beside the work."""
+    """Panels of rows and of columns of an item of `item_rows` at most: halved until there are `items` or they are small, the
+    columns first: what is copied of B serves as many rows as there are."""
     count = 1
     for size in batch:
         count *= size
-    rows_first = whole_rows or (m >= TALL and m * n * k >= LARGE)
     rows, columns = max(-(-m // panel_rows), 1), max(-(-n // tile.columns), 1)      # in panels
-    high, wide = min(rows, max(item_rows // panel_rows, 1)), min(columns, block_columns(k, tile) // tile.columns)
+    high, wide = min(rows, max(-(-item_rows // panel_rows), 1)), min(columns, block_columns(k, tile) // tile.columns)
     if whole_rows:
         wide, high = columns, min(high, max(ITEM_OF_WHOLE_ROWS // (columns * tile.columns * panel_rows), 1))
     while (count * -(-rows // high) * -(-columns // wide) < items and (high if whole_rows else high * wide) > 1
            and high * panel_rows * wide * tile.columns * k > ITEM_COST):
-        if wide > 1 and not (rows_first and high > 1):
+        if wide > 1 and not (whole_rows and high > 1):
             wide = -(-wide // 2)
         else:
             high = -(-high // 2)

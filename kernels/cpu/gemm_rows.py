@@ -110,7 +110,7 @@ def arrange(lines: Lines, batch: tuple[int, ...], m: int, n: int, k: int, a: Mat
     for length in batch:
         count *= length
     least = max(-(-ITEM_ELEMENTS // k), 1)
-    columns = max(-(-n // -(-gemm.ITEMS // count)), least)
+    columns = max(-(-n // -(-2 * gemm.ITEMS // count)), least)
     columns = min(columns + -columns % lanes, n)
     column_blocks = -(-n // columns)
     deepest = PANEL_BYTES // size // m // lanes * lanes - lanes                     # a vector apart from powers of two
