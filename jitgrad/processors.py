@@ -94,7 +94,7 @@ def find(name: str | None) -> Processor:
 
 @cache
 def _host() -> Processor:
-    import llvmlite.binding as llvm  # loads in milliseconds, and only when something is lowered
+    import llvmlite.binding as llvm  # loads in some 20 ms, and only when something is lowered
     found = llvm.get_host_cpu_features()
     features = {name for name, present in found.items() if present}
     machine = platform.machine()

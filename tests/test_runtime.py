@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -229,15 +230,132 @@ def test_a_damaged_or_foreign_object_is_refused_before_it_is_loaded():
         native.load(compile_source(ADD, "add", named_target("aarch64")), "add")
 
 
-def test_an_object_that_needs_an_unknown_symbol_is_refused():
+def emitted(text, target=None):
+    """The object file of LLVM text for a target, this machine if there is none."""
     from llvmlite import binding as llvm
 
     from jitgrad.codegen import native as compiler
-    module = llvm.parse_assembly("declare void @unheard_of()\n"
-                                 "define void @kernel() {\n call void @unheard_of()\n ret void\n}")
-    data = compiler._emit(module, compiler.host_target())
-    with pytest.raises(objectfile.ObjectError, match="unheard_of"):
-        objectfile.check(data, compiler.host_target().triple.split("-")[0])
+    target = target or compiler.host_target()
+    module = llvm.parse_assembly(text)
+    module.triple = target.triple
+    return compiler._emit(module, target)
+
+
+@pytest.mark.parametrize("text, problem", [
+    ("declare void @unheard_of()\ndefine void @kernel() {\n call void @unheard_of()\n ret void\n}", "unheard_of"),
+    ("@count = global i64 1\ndefine i64 @kernel() {\n %n = load i64, ptr @count\n ret i64 %n\n}", "variables"),
+    ("@zeros = global [9 x i64] zeroinitializer\ndefine ptr @kernel() {\n ret ptr @zeros\n}", "variables|type"),
+    ("define void @other() {\n ret void\n}", "does not define 'kernel'")])
+def test_what_an_object_may_not_have(text, problem):
+    with pytest.raises(CompileError, match=f"odd: its object code cannot be loaded: .*({problem})"):
+        native.load(emitted(text), "odd")
+
+
+REACHING = """
+@table = internal constant [4 x double] [double 8.0, double 27.0, double 64.0, double 125.0]
+@bytes = internal constant [5 x i8] c"\\01\\02\\03\\04\\05"
+declare double @cbrt(double)
+define internal double @inner(double %x, i64 %k) noinline {
+  %p = getelementptr [5 x i8], ptr @bytes, i64 0, i64 %k
+  %b = load i8, ptr %p
+  %n = uitofp i8 %b to double
+  %r = fmul double %x, %n
+  ret double %r
+}
+define void @kernel(ptr %args, i64 %begin, i64 %end, i64 %thread) {
+  %p = getelementptr [4 x double], ptr @table, i64 0, i64 %begin
+  %x = load double, ptr %p
+  %root = call double @cbrt(double %x)
+  %y = call double @inner(double %root, i64 %end)
+  %z = fadd double %y, 0x400921FB54442D18
+  store double %z, ptr %args
+  ret void
+}
+"""
+
+
+def test_code_reaches_its_constants_its_functions_and_those_outside():
+    result = np.zeros(1)
+    call = native.function(native.load(emitted(REACHING), "reaching"))
+    for i, k in ((0, 1), (3, 4)):
+        call(result.ctypes.data, i, k, 0)
+        assert result[0] == (i + 2) * (k + 1) + np.pi
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="needs Linux")
+def test_code_cannot_be_overwritten():
+    address = native.load(emitted(REACHING), "reaching")
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, permissions, *_ = line.split()
+        first, last = [int(x, 16) for x in span.split("-")]
+        if first <= address < last:
+            assert permissions.startswith("r-x")
+            return
+    raise AssertionError("not mapped")
+
+
+BASE, OUTSIDE = 0x7F12_3456_7000, 0x7FFF_1111_2228
+
+
+def test_relocations_of_the_other_processor():
+    """The addresses that patched instructions of ARMv8 name, read back out of them."""
+    from jitgrad.codegen.native import named_target
+    file = objectfile.check(emitted(REACHING, named_target("aarch64")), "aarch64")
+    memory = file.placed_at(BASE, {"cbrt": OUTSIDE}.__getitem__)
+    pages, kinds = {}, set()
+    for r in file.relocations:
+        word, place = int.from_bytes(memory[r.place:r.place + 4], "little"), BASE + r.place
+        opcode = word >> 24
+        if opcode & 0x9F == 0x90:                                               # ADRP
+            number = (word >> 5 & 0x7FFFF) << 2 | word >> 29 & 3
+            number -= (number >> 20) << 21
+            pages[word & 31] = (place & -4096) + number * 4096
+            kinds.add("page")
+        elif opcode in (0x94, 0x14):                                            # BL, B
+            number = word & 0x3FFFFFF
+            reached = place + 4 * (number - ((number >> 25) << 26))
+            if r.target == "cbrt":                                              # by a bridge
+                bridge = memory[reached - BASE:reached - BASE + 16]
+                assert bridge[:8] == bytes.fromhex("5000005800021fd6")          # ldr x16, 8; br x16
+                assert int.from_bytes(bridge[8:], "little") == OUTSIDE
+            else:
+                assert reached == BASE + r.target + r.addend
+            kinds.add("branch" if isinstance(r.target, int) else "outside")
+        elif opcode in (0x91, 0xFD, 0x39, 0x3D):                                # ADD, LDR of a double, of a byte
+            size = 3 if opcode == 0xFD else 0
+            reached = pages[word >> 5 & 31] + ((word >> 10 & 0xFFF) << size)
+            assert reached == BASE + r.target + r.addend
+            kinds.add("in page")
+        else:                                                                   # a distance between two places
+            assert place + int.from_bytes(memory[r.place:r.place + 4], "little", signed=True) == BASE + r.target + r.addend
+    assert {"page", "in page", "outside"} <= kinds
+
+
+def test_what_does_not_reach_is_refused():
+    from jitgrad.codegen.native import named_target
+    file = objectfile.check(emitted(REACHING, named_target("aarch64")), "aarch64")
+    branch = next(r for r in file.relocations if r.target == "cbrt")
+    far = replace(file, relocations=(replace(branch, addend=1 << 28),))
+    with pytest.raises(objectfile.ObjectError, match="does not reach"):
+        far.placed_at(BASE, lambda name: OUTSIDE)
+    with pytest.raises(objectfile.ObjectError, match="there is no 'cbrt'"):
+        file.placed_at(BASE, lambda name: 0)
+
+
+def test_damaged_object_files_are_refused_or_read():
+    """Of bytes that are not what they were, reading says so, or makes what can be placed; it never fails otherwise."""
+    rng, whole, refused = np.random.default_rng(0), emitted(REACHING), 0
+    for _ in range(3000):
+        data = bytearray(whole)
+        for place in rng.integers(0, len(data), rng.integers(1, 4)):
+            data[place] = rng.integers(256)
+        try:
+            file = objectfile.check(bytes(data), native.platform.machine())
+            assert len(file.placed_at(BASE, lambda name: OUTSIDE)) == file.size
+            assert 0 <= file.entry < len(file.contents)
+        except objectfile.ObjectError:
+            refused += 1
+    assert 300 < refused < 3000
 
 
 # Plans

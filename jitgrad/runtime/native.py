@@ -1,18 +1,17 @@
-"""Object code -> addresses of functions that can be called. Needs llvmlite, never Numba.
+"""Object code -> addresses of functions that can be called. Needs neither Numba nor llvmlite.
 
-Every object gets a library of its own inside one ORC JIT, so all of them may define the same symbol `kernel`. What they
-need from outside comes from a short list of C library functions. An object is checked before LLVM's loader sees it,
-because that loader crashes on malformed files. Code that was loaded stays until the process ends: threads may still be
-in it.
+Every object gets pages of its own (`objectfile` says what is in them), so all of them may define the same symbol `kernel`.
+What they need from outside comes from a short list of C library functions. They are written first and run only when nothing
+can be written to them any more. Code that was loaded stays until the process ends: threads may still be in it.
 """
 
 from __future__ import annotations
 
 import ctypes
 import ctypes.util
-import itertools
+import mmap
+import os
 import platform
-import threading
 from functools import cache
 from typing import Any
 
@@ -21,26 +20,29 @@ from jitgrad.errors import CompileError, complain
 
 Kernel = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
-_numbers = itertools.count()
-_lock = threading.Lock()
-
 
 def load(data: bytes, name: str) -> int:
     """The address of `kernel` in an object file; CompileError, naming the kernel, when it is not fit to be loaded."""
     try:
-        objectfile.check(data, platform.machine())
+        file = objectfile.check(data, platform.machine())
+        memory = mmap.mmap(-1, file.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        memory[:] = file.placed_at(address, symbol_address)
     except objectfile.ObjectError as error:
         raise complain(CompileError, name, f"its object code cannot be loaded: {error}") from None
-    with _lock:
-        return _link(data)
+    if _protect()(address, file.size, mmap.PROT_READ | mmap.PROT_EXEC):
+        raise complain(CompileError, name, f"its code may not be run: {os.strerror(ctypes.get_errno())}")
+    _immortal(memory)
+    return address + file.entry
 
 
-def assemble(text: str, symbol: str) -> int:
-    """The address of the function `symbol` in LLVM text, which must need nothing from outside."""
+def assemble(text: str) -> int:
+    """The address of `kernel` in LLVM text. Needs llvmlite."""
     import llvmlite.binding as llvm
-    with _lock:
-        builder = llvm.JITLibraryBuilder().add_ir(text).export_symbol(symbol)
-        return int(_immortal(builder.link(_linker(), f"jitgrad_{next(_numbers)}"))[symbol])
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine(reloc="pic")
+    return load(machine.emit_object(llvm.parse_assembly(text)), "text")
 
 
 def function(address: int) -> Any:
@@ -70,22 +72,11 @@ def _c_libraries() -> tuple[ctypes.CDLL, ...]:
 
 
 @cache
-def _linker() -> Any:
-    import llvmlite.binding as llvm
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
-    return _immortal(llvm.create_lljit_compiler(machine, suppress_errors=True))
-
-
-def _link(data: bytes) -> int:
-    import llvmlite.binding as llvm
-    _, needed = objectfile.symbols(data, platform.machine())
-    builder = llvm.JITLibraryBuilder().add_object_img(data).export_symbol(objectfile.SYMBOL)
-    for symbol in sorted(needed):
-        builder.import_symbol(symbol, symbol_address(symbol))
-    library = _immortal(builder.link(_linker(), f"jitgrad_{next(_numbers)}"))
-    return int(library[objectfile.SYMBOL])
+def _protect() -> Any:
+    """mprotect of the C library."""
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    protect.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    return protect
 
 
 def _immortal(thing: Any) -> Any:

@@ -10,10 +10,10 @@ import ctypes
 from functools import cache
 from typing import Any
 
+from jitgrad import objectfile
 from jitgrad.runtime import native
 
 COLUMNS = 9
-_SYMBOL = "jitgrad_walk_launches"
 _TEXT = """
 define i64 @{symbol}(ptr %table, i64 %count, i64 %stream, ptr %launch) {{
 entry:
@@ -48,7 +48,7 @@ def _text() -> str:
         if 1 <= column <= 7:
             loads.append(f"  %t{column} = trunc i64 %w{column} to i32")
     sizes = ", ".join(f"i32 %t{column}" for column in range(1, 8))
-    return _TEXT.format(symbol=_SYMBOL, columns=COLUMNS, loads="\n".join(loads), sizes=sizes)
+    return _TEXT.format(symbol=objectfile.SYMBOL, columns=COLUMNS, loads="\n".join(loads), sizes=sizes)
 
 
 @cache
@@ -56,4 +56,4 @@ def walker() -> Any:
     """``walk(table, count, stream, launch)`` on addresses: 0, or the number of the launch that failed in the high half and
     the driver's code in the low half. The GIL is released."""
     kind = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
-    return kind(native.assemble(_text(), _SYMBOL))
+    return kind(native.assemble(_text()))
