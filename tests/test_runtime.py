@@ -578,19 +578,34 @@ def test_fork_while_threads_run(tmp_path):
     assert in_child(FORK % str(file)) == "done"
 
 
-def test_a_warm_process_needs_no_numba_and_importing_needs_no_llvmlite(tmp_path):
+def test_a_warm_process_needs_neither_numba_nor_llvmlite(tmp_path):
     file = tmp_path / "plan.json"
     file.write_text(add_plan(8, 8).spec.to_json())
     assert in_child(f"""
         import sys
         import jitgrad.runtime.plan as runtime
-        assert not {{"numba", "llvmlite"}} & set(sys.modules)
         import numpy as np
         plan = runtime.load_plan(runtime.PlanSpec.from_json(open({str(file)!r}).read()))
         x = np.ones((8, 8), np.float32)
         assert (plan.run([x, x])[0] == 2).all()
-        assert "numba" not in sys.modules
+        assert not {{"numba", "llvmlite"}} & set(sys.modules)
         print("warm")""") == "warm"
+
+
+def test_what_llvm_says_of_this_machine_is_kept(tmp_path):
+    """Asked once, found by the next process; what is damaged is asked again."""
+    code = """
+        import sys
+        from jitgrad import config, processors
+        from jitgrad.runtime import cache
+        found = config.processor()
+        print("llvmlite" in sys.modules, found == processors._ask())"""
+    env = {"JITGRAD_CACHE": str(tmp_path / "cache")}
+    assert in_child(code, **env) == "True True"
+    assert in_child(code, **env) == "False True"
+    file, = (tmp_path / "cache" / "processors").glob("??/*")
+    file.write_bytes(file.read_bytes()[:-3])
+    assert in_child(code, **env) == "True True"
 
 
 def test_the_interpreter_ends_while_a_thread_is_in_a_plan(tmp_path):

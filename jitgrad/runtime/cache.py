@@ -1,4 +1,4 @@
-"""The folder of compiled kernels, plans and measured choices, addressed by content.
+"""The folder of compiled kernels, plans, measured choices and what LLVM says of processors, addressed by content.
 
 Keys and bytes go in; the same bytes come out, or None. An entry is written to a temporary file and moved into place, so
 two processes never see half of one; a checksum over key and content turns damage into a miss. Object code is executed,
@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from jitgrad import config
+from jitgrad import config, processors
 from jitgrad.errors import CacheWarning
 
 LIMIT = 1 << 30                                             # bytes
-KINDS = ("kernels", "plans", "choices")
+KINDS = ("kernels", "plans", "choices", "processors")
 _MAGIC = b"jitgrad1"
 _HEADER = len(_MAGIC) + 32
 _KEY = re.compile(r"[0-9a-f]{16,64}\Z")
@@ -35,7 +35,7 @@ _PUTS_PER_TRIM = 64
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """One stored kernel, plan or choice: its size in bytes and when it was last used (seconds since 1970)."""
+    """One stored kernel, plan, choice or processor: its size in bytes and when it was last used (seconds since 1970)."""
 
     kind: str
     key: str
@@ -192,3 +192,6 @@ def _remove(path: Path) -> None:
 
 def _warn(problem: str) -> None:
     warnings.warn(f"cache: {problem}", CacheWarning, stacklevel=4)
+
+
+processors.keep(lambda key: current().get("processors", key), lambda key, answer: current().put("processors", key, answer))
