@@ -229,7 +229,7 @@ def _fitting(distance: int, bits: int) -> int:
 
 
 def _address(old: int, wanted: int, place: int) -> int:
-    return wanted
+    return wanted & ((1 << 64) - 1)
 
 
 def _distance(old: int, wanted: int, place: int) -> int:
@@ -253,11 +253,13 @@ def _in_page(shift: int) -> Change:
 
 
 _MACHINES = {
-    "x86_64": Machine(62, {1: (8, _address), 2: (4, _distance), 4: (4, _distance)},
-                      bytes.fromhex("ff2502000000 6690")),                      # jmp [rip + 2]
-    "aarch64": Machine(183, {257: (8, _address), 261: (4, _distance), 275: (4, _page), 282: (4, _branch), 283: (4, _branch),
-                             **{kind: (4, _in_page(k)) for kind, k in ((277, 0), (278, 0), (284, 1), (285, 2), (286, 3),
-                                                                       (299, 4))}},
-                       bytes.fromhex("50000058 00021fd6")),                     # ldr x16, 8; br x16
+    "x86_64": Machine(62, {1: (8, _address), 2: (4, _distance), 4: (4, _distance)},    # 64, PC32, PLT32
+                      bytes.fromhex("ff2502000000 6690")),                             # jmp [rip + 2]
+    "aarch64": Machine(183, {257: (8, _address), 261: (4, _distance),                  # ABS64, PREL32
+                             275: (4, _page), 282: (4, _branch), 283: (4, _branch),    # ADR_PREL_PG_HI21, JUMP26, CALL26
+                             277: (4, _in_page(0)), 278: (4, _in_page(0)),             # ADD_, LDST8_ABS_LO12_NC
+                             284: (4, _in_page(1)), 285: (4, _in_page(2)),             # LDST16_, LDST32_
+                             286: (4, _in_page(3)), 299: (4, _in_page(4))},            # LDST64_, LDST128_
+                       bytes.fromhex("50000058 00021fd6")),                            # ldr x16, 8; br x16
 }
 MACHINES = tuple(_MACHINES)
