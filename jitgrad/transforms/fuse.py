@@ -30,21 +30,20 @@ LONGEST_CHAIN = 32
 """Nodes that a kernel computes again, at most, rather than read a value."""
 
 
-def fuse(graph: Graph, narrow: bool = False, again: bool = False, packs: bool = True) -> Graph:
+def fuse(graph: Graph, narrow: bool = False, packs: bool = True) -> Graph:
     """`graph` with every group of nodes that can be one kernel as one `region` node. `narrow`: the machine has kernels for
-    convolutions of 16-bit floats. `again`: it computes a function of a number faster than it stores and reads one. `packs`:
-    its products copy large factors into panels, and can compute them on the way."""
+    convolutions of 16-bit floats. `packs`: its products copy large factors into panels, and can compute them on the way."""
     for prepare in (lift_constants, select_in_rows, turn_products):
         graph = prepare(graph)
-    groups = Fusion(graph, narrow, again, packs).run()
+    groups = Fusion(graph, narrow, packs).run()
     return assemble(graph, groups)
 
 
 class Fusion:
     """One walk over one graph. `stored`: values that must be in memory for reasons outside of regions."""
 
-    def __init__(self, graph: Graph, narrow: bool = False, again: bool = False, packs: bool = True):
-        self.graph, self.again, self.packs = graph, again, packs
+    def __init__(self, graph: Graph, narrow: bool = False, packs: bool = True):
+        self.graph, self.packs = graph, packs
         self.producers = graph.producers()
         self.groups = Groups(self.producers)
         self.claims = claim_epilogues(graph, narrow)
@@ -198,12 +197,13 @@ class Fusion:
                 self.groups.demand(group, v, index if v.shape else ())
 
     def is_worth_repeating(self, node: Node, readers: list[Group]) -> bool:
-        """True when computing `node` in each of its readers costs no more than to store it and read it."""
+        """True when computing `node` in each of its readers costs no more than to store it and read it: a function of one
+        number costs some nanoseconds at most, and memory is better spent on something else."""
         if node.op.kind == "source" and not all(is_plain(i) for g in readers for i in g.demands.of[node.output]):
             return False
         if node.output in self.drawn and node.output.dtype.itemsize == 1:
             return False                            # a mask is smaller than the random words that it is made of
-        if self.again and node.op.kind == "elementwise" and node.output.dtype.itemsize <= 4:
+        if node.op.kind == "elementwise" and not node.op.effects and node.output.dtype.itemsize <= 4:
             return self.full_operands(node) <= 1 or len(self.sources(node)) <= 1
         return is_cheap(node) and self.full_operands(node) <= 1
 
@@ -229,7 +229,7 @@ class Fusion:
     def leaves_epilogue(self, node: Node, readers: list[Group], fitting: list[Group]) -> bool:
         """True when `node` belongs to the epilogue of a contraction, no part of which reads its result, and its operand
         takes no more memory: then its readers compute it."""
-        if not self.again or fitting or not readers or node not in self.claims.of or node.op.kind != "elementwise":
+        if fitting or not readers or node not in self.claims.of or node.op.kind != "elementwise":
             return False
         widest = max([v.dtype.itemsize for v in node.inputs])
         return widest <= node.output.dtype.itemsize <= 4 and self.full_operands(node) <= 1

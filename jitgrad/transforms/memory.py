@@ -11,7 +11,7 @@ only where it writes (`shared` says which operand that is). Otherwise the new co
 
 from __future__ import annotations
 
-import bisect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -287,58 +287,22 @@ def has_effects(node: Node) -> bool:
 
 
 def place_temporaries(slots: Sequence[Slot]) -> int:
-    """Give every slot its offset, so that no two in use at one step overlap; the size of the arena in bytes. Each goes
-    where it fits best among what is free; offsets and sizes are multiples of `ALIGNMENT`."""
-    free = _FreeList()
-    ends: list[tuple[int, int, int]] = []                   # (last step, offset, size), sorted
-    for slot in sorted(slots, key=lambda s: (s.first, -s.nbytes)):
-        while ends and ends[0][0] < slot.first:
-            _, offset, size = ends.pop(0)
-            free.give(offset, size)
-        size = _round_up(max(slot.nbytes, 1), ALIGNMENT)
-        slot.index = free.take(size)
-        bisect.insort(ends, (slot.last, slot.index, size))
-    return free.top
-
-
-class _FreeList:
-    """Free blocks below `top`, as sorted lists of offsets and their sizes."""
-
-    def __init__(self) -> None:
-        self.offsets: list[int] = []
-        self.sizes: list[int] = []
-        self.top = 0
-
-    def take(self, size: int) -> int:
-        """The offset of `size` bytes: the start of the smallest free block that holds them, or new ground."""
-        fitting = [(have, k) for k, have in enumerate(self.sizes) if have >= size]
-        if fitting:
-            _, k = min(fitting)
-            offset = self.offsets[k]
-            self.offsets[k] += size
-            self.sizes[k] -= size
-            if not self.sizes[k]:
-                del self.offsets[k], self.sizes[k]
-            return offset
-        if self.offsets and self.offsets[-1] + self.sizes[-1] == self.top:      # grow the last free block
-            self.sizes.pop()
-            offset = self.offsets.pop()
-        else:
-            offset = self.top
-        self.top = offset + size
-        return offset
-
-    def give(self, offset: int, size: int) -> None:
-        """Free a block; free neighbours become one."""
-        k = bisect.bisect(self.offsets, offset)
-        if k < len(self.offsets) and self.offsets[k] == offset + size:
-            size += self.sizes[k]
-            del self.offsets[k], self.sizes[k]
-        if k and self.offsets[k - 1] + self.sizes[k - 1] == offset:
-            self.sizes[k - 1] += size
-        else:
-            self.offsets.insert(k, offset)
-            self.sizes.insert(k, size)
+    """Give every slot its offset, so that no two in use at one step overlap; the size of the arena in bytes. The largest
+    come first, each into the smallest gap that holds it between those that are in use with it; offsets and sizes are
+    multiples of `ALIGNMENT`."""
+    top = 0
+    placed: list[tuple[int, int, int, int]] = []            # (offset, its end, first step, last step)
+    for slot in sorted(slots, key=lambda s: (-s.nbytes, s.first)):
+        size, first, last = _round_up(max(slot.nbytes, 1), ALIGNMENT), slot.first, slot.last
+        tightest, free, place = math.inf, 0, -1
+        for offset, end in sorted([p[:2] for p in placed if p[2] <= last and first <= p[3]]):
+            if size <= offset - free < tightest:
+                tightest, place = offset - free, free
+            free = max(free, end)
+        slot.index = free if place < 0 else place
+        placed.append((slot.index, slot.index + size, first, last))
+        top = max(top, slot.index + size)
+    return top
 
 
 def _round_up(n: int, to: int) -> int:
