@@ -53,12 +53,12 @@ PASSES: tuple[Pass, ...] = (
 )
 
 
-_FUSE_FOR_GPU: Pass = "fuse", functools.partial(fuse, narrow=True, packs=False)
+_FUSE_FOR_GPU: Pass = "fuse", functools.partial(fuse, narrow=True, lean=True, packs=False)
 
 GPU_PASSES: tuple[Pass, ...] = tuple([_FUSE_FOR_GPU if step[0] == "fuse" else step for step in PASSES
                                       if step[0] not in ("volumes", "operands", "columns", "pools", "update")])
 """Those whose results have GPU kernels: on the CPU kernels of products do more than that; on GPUs convolutions of 16-bit
-floats have kernels."""
+floats have kernels, and what is elementwise costs less than memory."""
 
 
 def passes(memory_budget: float = 1.0, gpu: bool = False) -> tuple[Pass, ...]:

@@ -308,7 +308,9 @@ def test_a_compiled_step_seals_and_computes_the_same():
         losses = [step(x).item() for _ in range(5)]
         assert step.statistics.sealed_calls >= 2
         found[run] = [np.array(losses), *[p.detach().numpy().copy() for p in model.parameters()], jg.get_rng_state()]
-    assert_same(found[checkpoint], found[plainly])
+    assert_same(found[checkpoint][-1:], found[plainly][-1:])
+    for a, b in zip(found[checkpoint], found[plainly]):                 # fused otherwise, sums have another order
+        np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7)
 
 
 def test_peak_memory_of_the_plan_falls():
@@ -437,7 +439,7 @@ def step_graph(layers=6):
 
 def test_less_memory_for_a_lower_budget_and_the_same_results():
     x, found, arenas = jg.randn(256, 64), [], []
-    for budget in (1, 0.6, 0.3, 0):
+    for budget in (1, 0.5, 0.3, 0):
         model = mlp(layers=8)
         step = training_step(model, jg.optim.Adam(model.parameters(), lr=0.01), plainly, memory_budget=budget)
         jg.manual_seed(2)

@@ -17,7 +17,8 @@ OPTIMIZERS = {
     "momentum": lambda library, params: library.optim.SGD(params, lr=0.1, momentum=0.9, dampening=0.5),
     "Adam": lambda library, params: library.optim.Adam(params, lr=0.01, amsgrad=True),
     "AdamW": lambda library, params: library.optim.AdamW(params, lr=0.01),
-    "RMSprop": lambda library, params: library.optim.RMSprop(params, lr=0.01, momentum=0.5, centered=True),
+    "RMSprop": lambda library, params: library.optim.RMSprop(params, lr=0.01, eps=0.1, momentum=0.5,
+                                                               centered=True),   # without eps it divides noise by noise
     "Adagrad": lambda library, params: library.optim.Adagrad(params, lr=0.01),
     "Adadelta": lambda library, params: library.optim.Adadelta(params),
     "Adamax": lambda library, params: library.optim.Adamax(params, lr=0.01),

@@ -30,20 +30,21 @@ LONGEST_CHAIN = 32
 """Nodes that a kernel computes again, at most, rather than read a value."""
 
 
-def fuse(graph: Graph, narrow: bool = False, packs: bool = True) -> Graph:
+def fuse(graph: Graph, narrow: bool = False, lean: bool = False, packs: bool = True) -> Graph:
     """`graph` with every group of nodes that can be one kernel as one `region` node. `narrow`: the machine has kernels for
-    convolutions of 16-bit floats. `packs`: its products copy large factors into panels, and can compute them on the way."""
+    convolutions of 16-bit floats. `lean`: its products leave what they do not need themselves to the kernels that read it.
+    `packs`: they copy large factors into panels, and can compute them on the way."""
     for prepare in (lift_constants, select_in_rows, turn_products):
         graph = prepare(graph)
-    groups = Fusion(graph, narrow, packs).run()
+    groups = Fusion(graph, narrow, lean, packs).run()
     return assemble(graph, groups)
 
 
 class Fusion:
     """One walk over one graph. `stored`: values that must be in memory for reasons outside of regions."""
 
-    def __init__(self, graph: Graph, narrow: bool = False, packs: bool = True):
-        self.graph, self.packs = graph, packs
+    def __init__(self, graph: Graph, narrow: bool = False, lean: bool = False, packs: bool = True):
+        self.graph, self.lean, self.packs = graph, lean, packs
         self.producers = graph.producers()
         self.groups = Groups(self.producers)
         self.claims = claim_epilogues(graph, narrow)
@@ -229,7 +230,7 @@ class Fusion:
     def leaves_epilogue(self, node: Node, readers: list[Group], fitting: list[Group]) -> bool:
         """True when `node` belongs to the epilogue of a contraction, no part of which reads its result, and its operand
         takes no more memory: then its readers compute it."""
-        if fitting or not readers or node not in self.claims.of or node.op.kind != "elementwise":
+        if not self.lean or fitting or not readers or node not in self.claims.of or node.op.kind != "elementwise":
             return False
         widest = max([v.dtype.itemsize for v in node.inputs])
         return widest <= node.output.dtype.itemsize <= 4 and self.full_operands(node) <= 1
