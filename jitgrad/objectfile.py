@@ -103,7 +103,7 @@ class ObjectFile:
 
     def placed_at(self, base: int, address_of: Callable[[str], int]) -> bytes:
         """The `size` bytes that are to stand at address `base`, with `address_of` the functions outside."""
-        how, memory = _MACHINES[self.machine], bytearray(self.size)
+        how, memory = MACHINES[self.machine], bytearray(self.size)
         memory[:len(self.contents)] = self.contents
         bridges = {}
         for k, name in enumerate(sorted(self.needed)):
@@ -148,7 +148,7 @@ def _sections(data: bytes, machine: str) -> list[Section]:
     magic, bits, order, kind, processor, table, width, count = (header[k] for k in (0, 1, 2, 6, 7, 11, 16, 17))
     if (magic, bits, order, kind, width) != (b"\x7fELF", 2, 1, _RELOCATABLE, _SECTION.size):
         raise ObjectError("not a 64-bit little-endian relocatable ELF file")
-    if machine not in _MACHINES or processor != _MACHINES[machine].number:
+    if machine not in MACHINES or processor != MACHINES[machine].number:
         raise ObjectError(f"made for another processor (ELF machine {processor}, this one is {machine})")
     found, end = [], 0
     for position in range(count):
@@ -186,7 +186,7 @@ def _symbol(data: bytes, sections: list[Section], table: Section, number: int) -
 
 def _relocations(data: bytes, sections: list[Section], table: Section, machine: str) -> list[Relocation]:
     """What is to be relocated in a section that is loaded."""
-    changes, home, found = _MACHINES[machine].changes, sections[table.info], list[Relocation]()
+    changes, home, found = MACHINES[machine].changes, sections[table.info], list[Relocation]()
     assert home.start is not None
     for at in range(table.offset, table.offset + table.size, _RELOCATION.size):
         place, info, addend = _RELOCATION.unpack_from(data, at)
@@ -252,7 +252,7 @@ def _in_page(shift: int) -> Change:
     return lambda old, wanted, place: old & ~0x3FFC00 | (wanted & (PAGE - 1)) >> shift << 10
 
 
-_MACHINES = {
+MACHINES = {
     "x86_64": Machine(62, {1: (8, _address), 2: (4, _distance), 4: (4, _distance)},    # 64, PC32, PLT32
                       bytes.fromhex("ff2502000000 6690")),                             # jmp [rip + 2]
     "aarch64": Machine(183, {257: (8, _address), 261: (4, _distance),                  # ABS64, PREL32
@@ -262,4 +262,3 @@ _MACHINES = {
                              286: (4, _in_page(3)), 299: (4, _in_page(4))},            # LDST64_, LDST128_
                        bytes.fromhex("50000058 00021fd6")),                            # ldr x16, 8; br x16
 }
-MACHINES = tuple(_MACHINES)
