@@ -11,7 +11,6 @@ only where it writes (`shared` says which operand that is). Otherwise the new co
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -290,17 +289,18 @@ def place_temporaries(slots: Sequence[Slot]) -> int:
     """Give every slot its offset, so that no two in use at one step overlap; the size of the arena in bytes. The largest
     come first, each into the smallest gap that holds it between those that are in use with it; offsets and sizes are
     multiples of `ALIGNMENT`."""
-    top = 0
-    placed: list[tuple[int, int, int, int]] = []            # (offset, its end, first step, last step)
-    for slot in sorted(slots, key=lambda s: (-s.nbytes, s.first)):
-        size, first, last = _round_up(max(slot.nbytes, 1), ALIGNMENT), slot.first, slot.last
-        tightest, free, place = math.inf, 0, -1
-        for offset, end in sorted([p[:2] for p in placed if p[2] <= last and first <= p[3]]):
-            if size <= offset - free < tightest:
-                tightest, place = offset - free, free
-            free = max(free, end)
-        slot.index = free if place < 0 else place
-        placed.append((slot.index, slot.index + size, first, last))
+    top, table = 0, np.zeros((4, len(slots)), np.int64)      # of the placed, from the lowest: offset, end, first, last step
+    for count, slot in enumerate(sorted(slots, key=lambda s: (-s.nbytes, s.first))):
+        size = _round_up(max(slot.nbytes, 1), ALIGNMENT)
+        offsets, ends, first, last = table[:, :count]
+        meanwhile = (first <= slot.last) & (last >= slot.first)
+        free = np.maximum.accumulate(np.append(0, ends[meanwhile]))          # what is below ends here, and so at the top
+        gaps = offsets[meanwhile] - free[:-1]
+        fitting = np.flatnonzero(gaps >= size)
+        slot.index = int(free[fitting[gaps[fitting].argmin()] if len(fitting) else -1])
+        place = int(offsets.searchsorted(slot.index))
+        table[:, place + 1:count + 1] = table[:, place:count]
+        table[:, place] = slot.index, slot.index + size, slot.first, slot.last
         top = max(top, slot.index + size)
     return top
 
