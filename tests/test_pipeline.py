@@ -8,6 +8,7 @@ import sys
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from canonical import along_rows
 from hypothesis import given, settings
 from samples import SAMPLES
 
@@ -316,6 +317,27 @@ def test_memory_is_reused():
 
     spec = compile_graph(traced(chain, "f32[64, 64]", "f32[64, 64]")).spec
     assert spec.arena < 6 * 64 * 64 * 4
+
+
+def test_a_result_takes_over_the_memory_of_an_operand_that_nobody_reads_again():
+    def arena(read_again: bool) -> int:
+        def program(x, w):
+            product = ops.matmul(x, w)
+            weights = ops.exp(ops.sub(product, along_rows(ops.max(product, axes=(1,)), product.shape)))
+            y = ops.matmul(weights, w)
+            return [ops.add(ops.matmul(y, w), product) if read_again else y], {}
+
+        graph = traced(program, "f32[256, 256]", "f32[256, 256]")
+        plan = compile_graph(graph)
+        x, w = arrays_for(graph)
+        product = x.astype(np.float64) @ w
+        y = np.exp(product - product.max(1, keepdims=True)) @ w
+        np.testing.assert_allclose(plan.run([x, w])[0], y @ w + product if read_again else y, rtol=1e-3, atol=1e-2)
+        return plan.spec.arena
+
+    one = 256 * 256 * 4
+    assert one <= arena(False) < 1.5 * one
+    assert arena(True) >= 2 * one
 
 
 @st.composite

@@ -6,7 +6,8 @@ and copies at the end) over `Slot`s. A slot is memory of an input, of an output,
 
 An output has memory of its own, always. An input that the graph writes is updated in place when nobody needs its old
 contents any more, nothing that may still fail comes later, and the node that makes the new contents reads the old ones
-only where it writes (`shared` says which operand that is). Otherwise the new contents are copied in at the very end.
+only where it writes (`shared` says which operand that is). Otherwise the new contents are copied in at the very end. A
+temporary result takes over the memory of an operand in the same way.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from jitgrad.ir.graph import Graph, Node, Value, inner_graphs
 from jitgrad.ir.types import TensorType
 
 ALIGNMENT = 64
+WORTH_TAKING_OVER = 1 << 16         # bytes; for less no kernel is made that reads and writes one memory
 _RANDOM = frozenset({"random"})
+_IN_PASSING = frozenset({"map", "row", "column"})       # templates of regions that need no memory beside their operands'
 
 MayShare = Callable[[Node, int, int], bool]
 """(node, output, operand): may the kernel write that output over that operand?"""
@@ -211,14 +214,27 @@ class _Planner:
 
     def _step(self, node: Node, position: int) -> Step:
         inputs = tuple([self.slots[self.root[v]] for v in node.inputs])
-        outputs = []
-        for v in node.outputs:
+        outputs = list[Slot]()
+        for k, v in enumerate(node.outputs):
             if v not in self.slots:
-                self.slots[v] = self._temporary(v.type.nbytes, position)
+                self.slots[v] = self._taken_over(k, node, position, outputs) or self._temporary(v.type.nbytes, position)
             outputs.append(self.slots[v])
         first = {inputs[j]: j for j in reversed(read_operands(node))}
         shared = tuple([(i, first[slot]) for i, slot in enumerate(outputs) if slot in first])
         return Step(node, inputs, tuple(outputs), shared)
+
+    def _taken_over(self, output: int, node: Node, position: int, taken: Sequence[Slot]) -> Slot | None:
+        """The temporary memory of an operand that nobody reads again, where the node may write this output over it."""
+        nbytes = node.outputs[output].type.nbytes
+        if nbytes < WORTH_TAKING_OVER or node.op.kind != "region" or node.attrs["template"] not in _IN_PASSING:
+            return None
+        for j in read_operands(node):
+            root = self.root[node.inputs[j]]
+            slot, readers = self.slots[root], self.read_at[root]
+            if slot.space == "arena" and slot.nbytes == nbytes and slot not in taken and readers[-1] == position and (
+                    readers.count(position) == 1 and self.may_share(node, output, j)):
+                return slot
+        return None
 
     def _temporary(self, nbytes: int, first: int) -> Slot:
         slot = Slot("arena", 0, nbytes, first, first)
