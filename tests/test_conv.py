@@ -223,6 +223,42 @@ def test_few_channels(name, dtype, part, monkeypatch):
         assert np.array_equal(*results)
 
 
+LAST = {
+    "three results": case(images=2, channels=64, height=9, width=32, out=3, padding=SAME),
+    "one result, large kernel": case(images=3, channels=10, height=12, width=45, out=1, kernel=(9, 9),
+                                     padding=((4, 4), (4, 4))),
+    "seven results, no padding": case(channels=40, height=7, width=34, out=7),
+    "dilation, uneven padding": case(images=2, channels=48, height=9, width=30, out=2, kernel=(2, 3), dilation=(1, 2),
+                                     padding=((1, 0), (2, 2))),
+}
+"""Those of few results of many channels."""
+
+
+@pytest.mark.parametrize("name", LAST)
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+@pytest.mark.parametrize("part", [1 << 16, 1 << 6])
+def test_few_results(name, dtype, part, monkeypatch):
+    """And the gradient in the image of the convolution the other way around, which is one, too."""
+    monkeypatch.setattr(planes, "PART", part)
+    shape_x, shape_w, attrs = LAST[name]
+    x, w, g = operands(shape_x, shape_w, attrs, dtype)
+    calls = [(ops.convolution, (x, w), {})]
+    if attrs["padding"] == SAME:
+        calls.append((ops.convolution_input_grad, (x, np.ascontiguousarray(w.swapaxes(0, 1))), {"input_shape": g.shape}))
+    for op, inputs, more in calls:
+        assert any("planes" in kernel for kernel in kernels(op, inputs, {**more, **attrs}))
+        results = [check(op, inputs, {**more, **attrs}, pieces=n) for n in (1, 3)]
+        assert np.array_equal(*results)
+
+
+def test_many_channels_are_summed_up_as_exactly_as_by_numpy():
+    shape_x, shape_w, attrs = case(images=2, channels=512, height=16, width=32, out=3, padding=SAME)
+    x, w, _ = operands(shape_x, shape_w, attrs, np.float32)
+    exact = ops.convolution.eager(x.astype(np.float64), w.astype(np.float64), **attrs)
+    ours, numpy = [np.abs(y - exact) for y in (check(ops.convolution, (x, w), attrs), ops.convolution.eager(x, w, **attrs))]
+    assert ours.mean() < 1.5 * numpy.mean() and ours.max() < 4 * numpy.max()
+
+
 PRODUCTS = {
     "one tap": case(images=3, channels=130, height=5, width=6, out=260, kernel=(1, 1)),
     "stride of two": case(images=5, channels=128, height=7, width=8, out=256, kernel=(1, 1), stride=(2, 2)),
@@ -253,6 +289,9 @@ def test_weights_gradients_that_are_products(name, dtype):
     (case(images=1, channels=4, height=400, width=400, out=4, groups=2, padding=SAME), True),       # some rows at a time
     (case(images=1, channels=2, height=700, width=4, out=128, groups=2, padding=SAME), False),      # beyond the cache
     (case(channels=3, height=20, width=28, out=8, padding=SAME), True),
+    (case(channels=8, height=20, width=28, out=3, padding=SAME), True),
+    (case(channels=8, height=20, width=28, out=3, kernel=(1, 1)), False),           # nothing is gathered twice
+    (case(images=1, channels=600, height=5, width=600, out=3, padding=SAME), False),
     (case(channels=8, height=20, width=20, out=8, padding=SAME), False)])
 def test_planes_are_for_groups_that_fit_into_the_cache(shapes, on_planes):
     shape_x, shape_w, attrs = shapes

@@ -1,4 +1,5 @@
-"""Lowering of convolutions in groups of few channels to the kernels of `jitgrad.kernels.cpu.planes`: what they are told."""
+"""Lowering of convolutions from few channels, or to few, to the kernels of `jitgrad.kernels.cpu.planes`: what they are
+told."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from jitgrad.codegen.kernel import Blocks
+from jitgrad.codegen.phases import taps_of
 from jitgrad.codegen.taps import Steps, Work
 from jitgrad.ir.types import TensorType
 from jitgrad.kernels.cpu import gemm, planes
@@ -18,7 +20,7 @@ RUN, LITTLE = 1 << 16, 32                       # elements of a gradient that an
                                                 # so many, at least, for each that it makes
 PART = 1 << 16                                  # elements of planes, or of a result, from which they have a part of the rows
 FEW = 64                                        # channels of a group on either side, up to which it is done this way
-FEW_CHANNELS = 8                                # those of images without groups, below which it is
+FEW_CHANNELS = 8                                # those of images without groups, below which it is; and of results
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +34,14 @@ class Spread:
 
 def suits(short: str, image: tuple[int, ...], out: tuple[int, ...], groups: int, steps: Steps,
           spread: Spread | None = None) -> bool:
-    """Whether this is the fastest way for a convolution of `image`, [N, C, 1, H, W], to `out`."""
+    """Whether this is the fastest way for a convolution of `image`, [N, C, 1, H, W], to `out`. A column of the image that is
+    gathered for few rows of a product costs more than they do; of one tap nothing is gathered twice."""
+    numbers = geometry(image, out, groups, steps)
+    few_rows = groups == 1 and out[1] < FEW_CHANNELS and taps_of(steps) > 1
+    if by_rows(short, numbers, spread) and (few_rows or few(image, out, groups)):
+        return in_parts(numbers, 1)["planes_size"] <= MOST
     if not few(image, out, groups):
         return False
-    numbers = geometry(image, out, groups, steps)
-    if by_rows(short, numbers, spread):
-        return in_parts(numbers, 1)["planes_size"] <= MOST
     result = numbers["rows"] * numbers["plane_height"] * numbers["plane_width"]
     return groups > 1 and max(numbers["planes_size"], result) <= MOST
 

@@ -1,4 +1,5 @@
-"""Convolutions of images in groups of few channels, and their gradients in the weights, on planes with zeros around them.
+"""Convolutions of images in groups of few channels, and their gradients in the weights, on planes with zeros around them;
+without groups, those from few channels or to few.
 
 A group's product has few rows, or a shallow depth: too few to pay for gathering the columns that they are multiplied with
 (`kernels.cpu.conv`). So an item copies the channels of a group into planes of its own, wide enough for what any tap meets.
@@ -25,6 +26,7 @@ from jitgrad.kernels.cpu.tile import gather_rows, gather_run, multiply_placed
 from jitgrad.kernels.cpu.tile_lines import HIGHEST as LINES, multiply_lines
 
 COLUMNS, LANES = 32, 16                         # of the register tile; `source` puts the machine's in their place
+STEPS = 144                                     # of one sum, which is then added to the others: else they are less exact
 
 GEOMETRY = ("channels", "height", "width", "rows", "out_height", "out_width", "kernel_height", "kernel_width", "stride_y",
             "stride_x", "tap_y", "tap_x", "groups", "low_y", "low_x", "plane_height", "plane_width", "planes_size")
@@ -48,7 +50,8 @@ gradient in lines, `line_size` elements for each channel, and sums. Planes have 
 def source(kernel: str, element: str) -> str:
     """The text of one of `KERNELS` for ``f32`` or ``f64``."""
     tile = element_tile(element)
-    return text(KERNELS[kernel], T=element, COLUMNS=str(tile.columns), LANES=str(tile.lanes), LINES=str(LINES))
+    return text(KERNELS[kernel], T=element, COLUMNS=str(tile.columns), LANES=str(tile.lanes), LINES=str(LINES),
+                STEPS=str(STEPS))
 
 
 def convolve_planes(args, begin, end, thread):
@@ -86,13 +89,17 @@ def convolve_planes(args, begin, end, thread):
             for y in range(start, stop_row):
                 for column in range(0, out_width, COLUMNS):
                     place = plane_base + (y - start) * plane_width + column
-                    multiply_placed(rows, min(COLUMNS, out_width - column), depth,
-                                    w, item % groups * rows * depth, depth, 1, planes, place, table, table_base,
-                                    o, (item * rows * out_height + y) * out_width + column, out_height * out_width, 0)
+                    for d in range(0, depth, STEPS):
+                        multiply_placed(rows, min(COLUMNS, out_width - column), min(STEPS, depth - d),
+                                        w, item % groups * rows * depth + d, depth, 1, planes, place, table, table_base + d,
+                                        o, (item * rows * out_height + y) * out_width + column, out_height * out_width,
+                                        i64(d > 0))
             continue
         for column in range(0, positions, COLUMNS):
-            multiply_placed(rows, min(COLUMNS, positions - column), depth, w, item % groups * rows * depth, depth, 1,
-                            planes, plane_base + column, table, table_base, result, result_base + column, positions, 0)
+            for d in range(0, depth, STEPS):
+                multiply_placed(rows, min(COLUMNS, positions - column), min(STEPS, depth - d),
+                                w, item % groups * rows * depth + d, depth, 1, planes, plane_base + column,
+                                table, table_base + d, result, result_base + column, positions, i64(d > 0))
         for r in range(rows):
             place = result_base + r * positions
             target = ((item * rows + r) * whole_height + phase_y) * whole_width + phase_x
