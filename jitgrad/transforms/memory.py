@@ -214,20 +214,21 @@ class _Planner:
 
     def _step(self, node: Node, position: int) -> Step:
         inputs = tuple([self.slots[self.root[v]] for v in node.inputs])
-        outputs = list[Slot]()
+        outputs = []
         for k, v in enumerate(node.outputs):
             if v not in self.slots:
-                self.slots[v] = self._taken_over(k, node, position, outputs) or self._temporary(v.type.nbytes, position)
+                self.slots[v] = self._taken_over(k, node, position) or self._temporary(v.type.nbytes, position)
             outputs.append(self.slots[v])
         first = {inputs[j]: j for j in reversed(read_operands(node))}
         shared = tuple([(i, first[slot]) for i, slot in enumerate(outputs) if slot in first])
         return Step(node, inputs, tuple(outputs), shared)
 
-    def _taken_over(self, output: int, node: Node, position: int, taken: Sequence[Slot]) -> Slot | None:
+    def _taken_over(self, output: int, node: Node, position: int) -> Slot | None:
         """The temporary memory of an operand that nobody reads again, where the node may write this output over it."""
         nbytes = node.outputs[output].type.nbytes
         if nbytes < WORTH_TAKING_OVER or node.op.kind != "region" or node.attrs["template"] not in _IN_PASSING:
             return None
+        taken = [self.slots.get(v) for v in node.outputs]
         for j in read_operands(node):
             root = self.root[node.inputs[j]]
             slot, readers = self.slots[root], self.read_at[root]
