@@ -9,7 +9,7 @@ compiled here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -37,23 +37,22 @@ _WORDS = {1: uint8, 2: int16, 4: int32, 8: int64}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LinkedStep:
-    """A node with its memory, its launches (None: NumPy carries it out), the memory of their scratch buffers, and the
-    memory that each thread has of its own."""
+    """A node with its memory, its launches (None: NumPy carries it out), and the memory of their scratch buffers."""
 
     step: Step
     lowered: Lowered | None
     scratch: tuple[Slot, ...]
-    private: tuple[Slot, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What becomes an entry: one launch of a step, or NumPy's call (then `launch` is None), and into how many pieces it is
-    cut beside others."""
+    """What becomes an entry: one launch of a step, or NumPy's call (then `launch` is None), into how many pieces it is cut
+    beside others, and the memory that each thread has of its own for it, by the numbers that it has in the launch."""
 
     step: LinkedStep
     launch: Launch | None
     pieces: int = 1
+    private: Mapping[int, Slot] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,11 +86,9 @@ def link(assignment: Assignment, choose: Choose | None = None) -> Linked:
     for position, part in enumerate(assignment.steps):
         step = copy_step(part) if isinstance(part, Copy) else part
         lowered = lower_once(step, choose(step) if choose else {})
-        scratch, private = (lowered.scratch, lowered.private) if lowered else ((), ())
-        steps.append(LinkedStep(step, lowered, tuple([Slot("arena", 0, n, position, position) for n in scratch]),
-                                tuple(place_private(private))))
+        scratch = lowered.scratch if lowered else ()
+        steps.append(LinkedStep(step, lowered, tuple([Slot("arena", 0, n, position, position) for n in scratch])))
     shared = [slot for linked in steps for slot in linked.scratch]
-    most = max((aligned(slot.index + slot.nbytes) for linked in steps for slot in linked.private), default=0)
     turns, tasks = list[Turn](), list[Task]()
     for linked in steps:
         operations = flops(linked.step.node)
@@ -99,8 +96,10 @@ def link(assignment: Assignment, choose: Choose | None = None) -> Linked:
             turns.append(Turn(linked, launch))
             tasks.append(task(turns[-1], operations))
     arena, groups = place_and_schedule([*assignment.temporaries, *shared], tasks)
-    order = tuple([tuple([replace(turns[number], pieces=pieces) for number, pieces in group]) for group in groups])
-    return Linked(tuple(steps), arena, most, order)
+    order = [place_private([replace(turns[number], pieces=pieces) for number, pieces in group]) for group in groups]
+    most = max([aligned(slot.index + slot.nbytes) for group in order for turn in group for slot in turn.private.values()],
+               default=0)
+    return Linked(tuple(steps), arena, most, tuple(order))
 
 
 def place_and_schedule(slots: Sequence[Slot], tasks: Sequence[Task]) -> tuple[int, tuple[Group, ...]]:
@@ -133,13 +132,18 @@ def task(turn: Turn, operations: int) -> Task:
                 launch.items, work)
 
 
-def place_private(sizes: Sequence[int]) -> list[Slot]:
-    """Slots of one step's private memory, one behind the other: no step needs another's."""
-    slots, place = list[Slot](), 0
-    for nbytes in sizes:
-        slots.append(Slot("private", place, nbytes))
-        place += aligned(nbytes)
-    return slots
+def place_private(group: Sequence[Turn]) -> tuple[Turn, ...]:
+    """The turns of a group with private memory, one behind the other: they run side by side, one thread in this of them and
+    another in that. No other group needs it at that time."""
+    placed, place = list[Turn](), 0
+    for turn in group:
+        private = dict[int, Slot]()
+        if turn.launch and turn.step.lowered:
+            for k in dict.fromkeys([a.index for a in turn.launch.arguments if isinstance(a, Private)]):
+                private[k] = Slot("private", place, turn.step.lowered.private[k])
+                place += aligned(private[k].nbytes)
+        placed.append(replace(turn, private=private))
+    return tuple(placed)
 
 
 def aligned(nbytes: int) -> int:
@@ -205,7 +209,7 @@ def plan_spec(graph: Graph, assignment: Assignment, linked: Linked, traced: Grap
             for text in kernel_texts(launch):
                 sources.setdefault(kernel_key(text), text)
             entries.append(Entry(launch.name, kernel_key(launch.source), None, launch.items,
-                                 launch_arguments(step, launch), nodes.get(step.step.node.where),
+                                 launch_arguments(turn, launch), nodes.get(step.step.node.where),
                                  group=number if len(group) > 1 else 0, pieces=turn.pieces))
     outputs = [Output(v.type, reference(slot)) for v, slot in zip(graph.outputs, assignment.outputs, strict=True)]
     written = tuple(sorted({position for position, _ in graph.writes}))
@@ -224,13 +228,15 @@ def kernel_texts(launch: Launch) -> list[str]:
     return [launch.source, *[a.source for a in launch.arguments if isinstance(a, Function)]]
 
 
-def launch_arguments(step: LinkedStep, launch: Launch) -> tuple[Argument, ...]:
+def launch_arguments(turn: Turn, launch: Launch) -> tuple[Argument, ...]:
     """The arguments of a launch: buffers as places (inputs, then outputs, then scratch), kernels by their keys."""
-    slots: Sequence[Slot] = (*step.step.inputs, *step.step.outputs, *step.scratch)
+    slots: Sequence[Slot] = (*turn.step.step.inputs, *turn.step.step.outputs, *turn.step.scratch)
 
     def argument(given: Buffer | Private | Function | int) -> Argument:
-        if isinstance(given, Buffer | Private):
-            return reference((slots if isinstance(given, Buffer) else step.private)[given.index])
+        if isinstance(given, Buffer):
+            return reference(slots[given.index])
+        if isinstance(given, Private):
+            return reference(turn.private[given.index])
         return kernel_key(given.source) if isinstance(given, Function) else given
 
     return tuple([argument(a) for a in launch.arguments])

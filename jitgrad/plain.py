@@ -9,13 +9,13 @@ times slower, for small sizes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
 
-from jitgrad.codegen.kernel import Argument, Buffer, Function, Launch, Private
+from jitgrad.codegen.kernel import Argument, Buffer, Function, Private
 from jitgrad.codegen.plain import define, run_plain
 from jitgrad.dtypes import uint8
 from jitgrad.errors import CompileError, complain
@@ -43,9 +43,9 @@ class PlainPlan:
         of its memory."""
         memory = _Memory(self.spec, self.linked, inputs)
         for group in self.linked.turns:
-            launched = [(turn.launch, turn.step, _buffers(turn.step, memory)) for turn in group if turn.launch]
-            _require_disjoint(" beside ".join([launch.name for launch, _, _ in launched]),
-                              [taken for parts in launched for taken in _taken(*parts)])
+            launched = [turn for turn in group if turn.launch]
+            _require_disjoint(" beside ".join([turn.launch.name for turn in launched if turn.launch]),
+                              [taken for turn in launched for taken in _taken(turn, memory)])
             for turn in reversed(group) if self.pieces > 1 else group:
                 self._carry_out(turn, memory)
         return [memory.result(k) for k in range(len(self.spec.outputs))]
@@ -57,7 +57,7 @@ class PlainPlan:
             inputs = len(node.inputs)
             _call_numpy(node, buffers[:inputs], buffers[inputs:])
             return
-        private = [memory.at(slot, _bytes(slot)) for slot in step.private]
+        private = _private(turn, memory)
         arguments = [_argument(a, buffers, private) for a in launch.arguments]
         bounds = [launch.items * k // self.pieces for k in range(self.pieces + 1)]
         found = [run_plain(launch.source, launch.name, arguments, begin, end)
@@ -112,11 +112,18 @@ def _bytes(slot: Slot) -> TensorType:
     return TensorType(uint8, (slot.nbytes,))
 
 
-def _taken(launch: Launch, step: LinkedStep, buffers: Sequence[np.ndarray]) -> list[tuple[np.ndarray, bool]]:
+def _private(turn: Turn, memory: _Memory) -> dict[int, np.ndarray]:
+    """The memory that a thread has of its own for a launch, by number."""
+    return {k: memory.at(slot, _bytes(slot)) for k, slot in turn.private.items()}
+
+
+def _taken(turn: Turn, memory: _Memory) -> list[tuple[np.ndarray, bool]]:
     """The memory that a launch uses, and whether it only reads it."""
-    only_read = set(range(len(step.step.node.inputs))) - {operand for _, operand in step.step.shared}
-    taken = sorted({a.index for a in launch.arguments if isinstance(a, Buffer)})
-    return [(buffers[k], k in only_read) for k in taken]
+    assert turn.launch is not None
+    step, buffers = turn.step.step, _buffers(turn.step, memory)
+    only_read = set(range(len(step.node.inputs))) - {operand for _, operand in step.shared}
+    taken = sorted({a.index for a in turn.launch.arguments if isinstance(a, Buffer)})
+    return [*[(buffers[k], k in only_read) for k in taken], *[(array, False) for array in _private(turn, memory).values()]]
 
 
 def _call_numpy(node: Node, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
@@ -126,7 +133,7 @@ def _call_numpy(node: Node, inputs: Sequence[np.ndarray], outputs: Sequence[np.n
         np.copyto(target, result, casting="same_kind")
 
 
-def _argument(given: Argument, buffers: Sequence[np.ndarray], private: Sequence[np.ndarray]) -> Any:
+def _argument(given: Argument, buffers: Sequence[np.ndarray], private: Mapping[int, np.ndarray]) -> Any:
     if isinstance(given, Buffer | Private):
         return (buffers if isinstance(given, Buffer) else private)[given.index]
     return define(given.source, given.name) if isinstance(given, Function) else given

@@ -271,6 +271,8 @@ class Tensor(Placement, TensorMethods):
             renew = value.requires_grad or root._node is not None
         else:
             renew = False
+        if renew and value._requires_grad and value._history_node() is None:
+            value = ops.cast(value, dtype=value.dtype)      # a leaf has no history that these contents could have
         new_root = _write_through(root, self._chain, value) if renew and self._chain else value
         interpreter.state.current.store(self, value)  # type: ignore[union-attr]
         root._version += 1

@@ -500,6 +500,46 @@ def test_a_saved_value_changed_through_a_view_or_an_alias():
             z.backward()
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_leaf_copied_into_a_tensor_gets_its_gradient(compiled):
+    def copied(x, w):
+        y = jg.zeros(2, dtype=jg.float64)
+        y.copy_(x)
+        z = w * 1
+        z[:] = x
+        return y.mul_(3) + z * w
+
+    def gradients(x, w):
+        return jg.autograd.grad(copied(x, w).sum(), [x, w])
+
+    run = jg.compile(gradients) if compiled else gradients
+    assert [g.tolist() for g in run(leaf(1.0, 2.0), leaf(5.0, 7.0))] == [[8.0, 10.0], [1.0, 2.0]]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_factor_changed_in_place_is_kept_for_the_other_ones_gradient(compiled):
+    def multiplied(x, w):
+        y = x * 1
+        y.mul_(w)
+        y *= y.sigmoid()
+        return y[:1] @ w[:1] + y.sum()
+
+    def reference(x, w):
+        y = x * w
+        y = y * y.sigmoid()
+        return y[:1] @ w[:1] + y.sum()
+
+    results = []
+    for function in (multiplied, reference):
+        def gradients(x, w, function=function):
+            return jg.autograd.grad(function(x, w), [x, w])
+
+        run = jg.compile(gradients) if compiled else gradients
+        results.append([g.numpy() for g in run(leaf(1.0, 2.0), leaf(5.0, 7.0))])
+    for mine, wanted in zip(*results, strict=True):
+        np.testing.assert_allclose(mine, wanted, rtol=1e-12)
+
+
 def test_a_change_of_what_nothing_reads_is_fine():
     x = leaf(1.0, 2.0)
     y = x * 3

@@ -7,6 +7,7 @@ import pytest
 from canonical import PROGRAMS, build, inputs_of, softmax
 from hypothesis import given, settings, strategies as st
 
+import jitgrad as jg
 from jitgrad import ops
 from jitgrad.dtypes import float32, int64, uint32
 from jitgrad.ir import GraphBuilder, TensorType, evaluate, verify
@@ -67,6 +68,34 @@ def test_fusion_across_a_kernel_between_makes_no_cycle():
     fused = verify(fuse(graph))
     assert kernels(fused) == ["map", "matmul"]
     assert_same_results(graph, fused)
+
+
+def test_two_merges_make_no_cycle():
+    """Each kernel of the backward pass could be merged with one of the forward pass, but not both."""
+    F, cotangent = jg.nn.functional, jg.randn(2, 2, 3, 4)
+
+    def products(a, b):
+        o = F.silu(a).transpose(1, 2) @ F.silu(b).transpose(1, 2).mT
+        return o.detach(), *jg.autograd.grad((o * cotangent).sum(), [a, b])
+
+    places, other = jg.randint(0, 8, (8, 8)), jg.randn(8, 8)
+
+    def updates(x, b, w):
+        y = 2.0 - w - jg.gather(x * b.tanh(), 1, places)
+        gx, gw, gb = jg.autograd.grad((y * other).sum(), [x, w, b])
+        with jg.no_grad():
+            w.sub_(gw)
+            b.sub_(gb)
+        return y.detach(), gx
+
+    for function, shapes in ((products, [(2, 3, 2, 8), (2, 4, 2, 8)]), (updates, [(8, 8), (8,), (8, 8)])):
+        arrays = [np.random.default_rng(k).standard_normal(shape, np.float32) for k, shape in enumerate(shapes)]
+        results = []
+        for run in (function, jg.compile(function)):
+            leaves = [jg.tensor(x, requires_grad=True) for x in arrays]
+            results.append([x.detach().numpy() for x in (*run(*leaves), *leaves)])
+        for eager, compiled in zip(*results, strict=True):
+            np.testing.assert_allclose(compiled, eager, rtol=1e-5, atol=1e-5)
 
 
 def test_backward_arithmetic_stays_out_of_the_forward_epilogue():

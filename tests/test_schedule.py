@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -292,3 +293,43 @@ def test_a_plan_from_the_cache_needs_no_compiler():
     compiled = build.compiled
     plan = compile_graph(graph)
     assert all(map(np.array_equal, plan.run(arrays), expected)) and build.compiled == compiled and plan.spec.is_grouped
+
+
+CONVOLUTIONS = {"by maps": [(1, 32, 12, 12), (32, 32, 3, 3), (1, 64, 8, 8), (48, 64, 3, 3)],
+                "tap by tap": [(1, 32, 12, 12), (32, 32, 5, 5), (1, 64, 8, 8), (48, 64, 5, 5)],
+                "on planes": [(2, 3, 20, 20), (4, 3, 3, 3), (1, 5, 18, 24), (2, 5, 5, 5)]}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_memory_of_a_threads_own_is_not_that_of_a_kernel_beside_it(name, eager_to_group, monkeypatch):
+    monkeypatch.setattr(schedules, "LARGE", 10 ** 9)
+    leaves = [jg.tensor(np.random.default_rng(k).standard_normal(shape, np.float32), requires_grad=True)
+              for k, shape in enumerate(CONVOLUTIONS[name])]
+
+    def both(x, a, y, b):
+        out = [jg.nn.functional.conv2d(image, w, padding=w.shape[-1] // 2).flatten() for image, w in ((x, a), (y, b))]
+        return jg.cat(out).detach(), *jg.autograd.grad(jg.cat(out).square().sum(), [x, a, y, b])
+
+    step = jg.compile(both)
+    with config.scope(num_threads=1):
+        wanted = [t.numpy().copy() for t in step(*leaves)]
+    groups = [[turn.private for turn in group if turn.private] for group in step.plan.build.linked.turns]
+    assert any(len(group) > 1 for group in groups)
+    for group in groups:
+        spans = sorted((slot.index, slot.index + slot.nbytes) for private in group for slot in private.values())
+        assert all(end <= begin for (_, end), (begin, _) in pairwise(spans))
+    with config.scope(num_threads=2):
+        for _ in range(20):
+            assert all(map(np.array_equal, [t.numpy() for t in step(*leaves)], wanted))
+
+
+def test_phases_of_one_gradient_have_memory_of_their_own(eager_to_group):
+    """Those of a stride run side by side."""
+    x, w = [np.random.default_rng(k).standard_normal(s, np.float32) for k, s in enumerate([(3, 3, 19, 65), (117, 3, 8, 8)])]
+    gradients = []
+    for threads in (1, *[2] * 20):
+        with config.scope(num_threads=threads):
+            image = jg.tensor(x, requires_grad=True)
+            jg.nn.functional.conv2d(image, jg.tensor(w), stride=2, padding=(7, 6)).sum().backward()
+            gradients.append(image.grad.numpy())
+    assert all(np.array_equal(g, gradients[0]) for g in gradients)

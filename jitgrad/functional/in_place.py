@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jitgrad import dtypes, ops
+from jitgrad.autograd import mode
 from jitgrad.errors import DTypeError, ShapeError, complain
 from jitgrad.functional import arithmetic, complex_numbers, elementwise, linalg, logic, scattering
 from jitgrad.functional.core import Tensor, broadcast_shape, describe
@@ -35,14 +36,16 @@ def store(x: Tensor, value: Tensor) -> Tensor:
     return x._assign(value)
 
 
-def in_place(function: Callable[..., Tensor], reads_operand: bool = False) -> Callable[..., Tensor]:
-    """The in-place form of a function: its result becomes the contents of its first operand. Autocast leaves it alone. A
-    function whose gradient reads that operand works on a copy of it where gradients are asked for."""
+def in_place(function: Callable[..., Tensor], read_by: str = "") -> Callable[..., Tensor]:
+    """The in-place form of a function: its result becomes the contents of its first operand. Autocast leaves it alone. Where
+    gradients are asked for that read this operand (`read_by`: those of "all" operands, or of "others"), the function works
+    on a copy of it."""
     function = getattr(function, "uncast", function)
 
     @functools.wraps(function)
     def method(self: Tensor, *args: Any, **options: Any) -> Tensor:
-        copies = reads_operand and any(getattr(x, "requires_grad", False) for x in (self, *args))
+        asking = () if not read_by or not mode.enabled else args if read_by == "others" else (self, *args)
+        copies = any(getattr(x, "requires_grad", False) for x in asking)
         return store(self, function(clone(self) if copies else self, *args, **options))
 
     method.__name__ = method.__qualname__ = function.__name__ + "_"
@@ -51,8 +54,13 @@ def in_place(function: Callable[..., Tensor], reads_operand: bool = False) -> Ca
 
 
 def reading(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`in_place` of a function whose gradient reads its first operand."""
-    return in_place(function, reads_operand=True)
+    """`in_place` of a function whose gradients read its first operand."""
+    return in_place(function, read_by="all")
+
+
+def reading_for_others(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`in_place` of a function like a product, in which the gradient of an operand reads the other one."""
+    return in_place(function, read_by="others")
 
 
 class InPlaceMethods:

@@ -46,7 +46,7 @@ from jitgrad.functional.core import (
     require_shape,
     sizes_of,
 )
-from jitgrad.functional.in_place import InPlaceMethods, in_place, reading, store
+from jitgrad.functional.in_place import InPlaceMethods, in_place, reading, reading_for_others, store
 from jitgrad.ops.builders import broadcast
 
 
@@ -71,14 +71,14 @@ class TensorMethods(InPlaceMethods):
     # operators
     __add__, __radd__, __iadd__ = elementwise.add, elementwise.add, in_place(elementwise.add)
     __sub__, __rsub__, __isub__ = elementwise.sub, elementwise.rsub, in_place(elementwise.sub)
-    __mul__, __rmul__, __imul__ = elementwise.mul, elementwise.mul, in_place(elementwise.mul)
+    __mul__, __rmul__, __imul__ = elementwise.mul, elementwise.mul, reading_for_others(elementwise.mul)
     __truediv__, __rtruediv__, __itruediv__ = elementwise.div, _reflected(elementwise.div), in_place(elementwise.div)
     __floordiv__, __rfloordiv__ = elementwise.floor_divide, _reflected(elementwise.floor_divide)
     __ifloordiv__ = in_place(elementwise.floor_divide)
     __mod__, __rmod__ = elementwise.remainder, _reflected(elementwise.remainder)
     __imod__ = in_place(elementwise.remainder)
     __pow__, __rpow__, __ipow__ = elementwise.pow, _reflected(elementwise.pow), reading(elementwise.pow)
-    __matmul__, __rmatmul__, __imatmul__ = linalg.matmul, _reflected(linalg.matmul), in_place(linalg.matmul)
+    __matmul__, __rmatmul__, __imatmul__ = linalg.matmul, _reflected(linalg.matmul), reading_for_others(linalg.matmul)
     __and__, __rand__, __iand__ = logic.bitwise_and, logic.bitwise_and, in_place(logic.bitwise_and)
     __or__, __ror__, __ior__ = logic.bitwise_or, logic.bitwise_or, in_place(logic.bitwise_or)
     __xor__, __rxor__, __ixor__ = logic.bitwise_xor, logic.bitwise_xor, in_place(logic.bitwise_xor)
@@ -108,7 +108,7 @@ class TensorMethods(InPlaceMethods):
     add, add_ = elementwise.add, in_place(elementwise.add)
     sub, sub_ = elementwise.sub, in_place(elementwise.sub)
     subtract, subtract_, rsub = sub, sub_, elementwise.rsub
-    mul, mul_ = elementwise.mul, in_place(elementwise.mul)
+    mul, mul_ = elementwise.mul, reading_for_others(elementwise.mul)
     multiply, multiply_ = mul, mul_
     div, div_ = elementwise.div, in_place(elementwise.div)
     divide, divide_, true_divide, true_divide_ = div, div_, div, div_

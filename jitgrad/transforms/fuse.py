@@ -411,7 +411,7 @@ def assemble(graph: Graph, groups: Groups) -> Graph:
 def _in_order(groups: Groups, position: dict[Node, int]) -> list[Group]:
     """All groups, each behind those that it reads from."""
     ordered: list[Group] = []
-    done: set[int] = set()
+    done, begun = set[int](), set[int]()
     for group in sorted(groups.living(), key=lambda g: max(position[node] for node in g.nodes)):
         stack = [group]
         while stack:
@@ -420,6 +420,8 @@ def _in_order(groups: Groups, position: dict[Node, int]) -> list[Group]:
             if top.number in done:
                 stack.pop()
             elif waiting:
+                assert top.number not in begun, "groups of nodes wait for each other"
+                begun.add(top.number)
                 stack.extend(waiting)
             else:
                 done.add(stack.pop().number)

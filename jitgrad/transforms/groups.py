@@ -218,6 +218,6 @@ class Groups:
         for group in (a, b):
             group.before -= {a.number, b.number}
             group.after -= {a.number, b.number}
-        descendants = (a.descendants | b.descendants) & ~a.members
-        a.descendants &= ~a.members
-        self._extend(a, descendants)
+        a.descendants = (a.descendants | b.descendants) & ~a.members
+        for group in map(self.find, a.before):          # those of either one are now before what comes after the other
+            self._extend(group, a.descendants | a.members)
