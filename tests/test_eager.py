@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import jitgrad as jg
+import jitgrad.nn.functional as F
 from jitgrad import dtypes, ops
 from jitgrad.errors import DivisionByZeroError
 from jitgrad.functional.foreach import foreach
@@ -83,3 +84,12 @@ def test_foreach(sizes, scales):
             np.testing.assert_array_equal(got.numpy(), expected)
         assert not np.shares_memory(same.numpy(), p[k])
         np.testing.assert_array_equal(p[k], before[k])
+
+
+def test_choosing_between_one_element_and_another_at_size():
+    mask = np.arange(LARGE) % 3 == 0
+    found = jg.where(jg.tensor(mask), jg.tensor(2.0).expand(LARGE), jg.tensor(-1.0).expand(LARGE))
+    np.testing.assert_array_equal(found.numpy(), np.where(mask, 2.0, -1.0))
+    x = jg.tensor(np.where(mask, 30.0, 1.0), requires_grad=True)
+    F.softplus(x).sum().backward()                     # the gradient of a sum is one element for all
+    np.testing.assert_allclose(x.grad.numpy(), 1 / (1 + np.exp(-x.detach().numpy())), 1e-12)

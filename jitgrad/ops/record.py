@@ -131,10 +131,9 @@ def choose(condition: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return np.where(condition, x, y)
     mask = condition.astype(kind)
     np.negative(mask, out=mask)
-    bits = x.view(kind) ^ y.view(kind)
-    bits &= mask
-    bits ^= y.view(kind)
-    chosen: np.ndarray = bits.view(x.dtype)
+    mask &= x.view(kind) ^ y.view(kind)          # in the memory of the mask: x and y may both be one element for all
+    mask ^= y.view(kind)
+    chosen: np.ndarray = mask.view(x.dtype)
     return chosen
 
 
