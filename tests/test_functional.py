@@ -230,6 +230,33 @@ def test_integer_division():
         a // 0
 
 
+# gradients where the formula has a bend: PyTorch's
+
+@pytest.mark.parametrize("code, points, slopes", [
+    ("F.softplus(x)", [0.0, -0.0, 30.0], [0.5, 0.5, 1]), ("F.softplus(x, 3)", [0.0], [0.5]), ("F.mish(x)", [0.0], [0.6]),
+    ("F.elu(x)", [0.0, 2.0], [1, 1]), ("F.elu(x, 0.3)", [0.0, 2.0], [0.3, 1]), ("F.celu(x, 2)", [0.0, 1.0], [1, 1]),
+    ("F.selu(x)", [0.0, 1.0], [1.7580993408473766, 1.0507009873554805]),
+    ("F.relu6(x)", [-1.0, 0.0, 3.0, 6.0, 7.0], [0, 0, 1, 0, 0]), ("F.hardtanh(x)", [-1.0, 0.0, 1.0], [0, 1, 0]),
+    ("F.hardtanh(x, -2, 0.5)", [-2.0, -1.0, 0.5], [0, 1, 0]), ("F.hardsigmoid(x)", [-3.0, 0.0, 3.0], [0, 1 / 6, 0]),
+    ("F.hardswish(x)", [-3.0, 0.0, 3.0, 4.0], [0, 0.5, 1, 1])])
+def test_gradients_at_the_bends(code, points, slopes):
+    def slope(x):
+        return jg.autograd.grad(eval(code, {"F": F, "x": x}).sum(), x)[0]
+
+    x = jg.tensor(points, dtype=jg.float64, requires_grad=True)
+    with jg.config.scope(plain=True):
+        compiled = jg.compile(slope)(x)
+    for found in (slope(x), compiled):
+        np.testing.assert_allclose(found.numpy(), slopes, 1e-12)
+
+
+def test_activations_of_what_is_not_finite():
+    x = jg.tensor([math.nan, math.inf, -math.inf, 1e4, -1e4])
+    for function, known in ((F.softplus, [math.inf, 0, 1e4, 0]), (F.elu, [math.inf, -1, 1e4, -1]),
+                            (F.celu, [math.inf, -1, 1e4, -1]), (F.relu6, [6, 0, 6, 0])):
+        np.testing.assert_allclose(function(x).numpy(), [math.nan, *known])
+
+
 # losses and masks
 
 def test_ignored_targets_touch_nothing():

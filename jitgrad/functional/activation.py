@@ -32,7 +32,7 @@ from jitgrad.functional.core import (
     unknown_choice,
     widened,
 )
-from jitgrad.functional.elementwise import add, clamp, mul, where
+from jitgrad.functional.elementwise import add, mul, where
 from jitgrad.functional.logic import gt
 from jitgrad.functional.reduce import detached
 from jitgrad.functional.shape import chunk
@@ -71,15 +71,16 @@ def relu(input: Tensor) -> Tensor:
 
 @_with_inplace
 def relu6(input: Tensor) -> Tensor:
-    """``min(max(x, 0), 6)``."""
-    return clamp(input, 0, 6)
+    """``min(max(x, 0), 6)``; the gradient at 0 and 6 is 0."""
+    return hardtanh(input, 0, 6)
 
 
 @_with_inplace
 def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
-    """`clamp` to [min_val, max_val]."""
-    low, high = (cast(as_operand(v, input.dtype), input.dtype) for v in (min_val, max_val))
-    return clamp(input, low, high)
+    """`clamp` to [min_val, max_val], whose gradient at both of them is 0."""
+    low, high = (broadcast(cast(as_operand(v, input.dtype), input.dtype), shape=input.shape) for v in (min_val, max_val))
+    raised = ops.where(ops.le(input, low), low, input)
+    return ops.where(ops.ge(raised, high), high, raised)
 
 
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:
@@ -136,9 +137,11 @@ def softplus(input: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
     return where(gt(scaled, threshold), input, bent)
 
 
+@pointwise
 def _log1p_exp(x: Tensor) -> Tensor:
-    """``log(1 + exp(x))`` without overflow."""
-    return ops.add(ops.relu(x), ops.log1p(ops.exp(ops.neg(ops.abs(x)))))
+    """``log(1 + exp(x))`` without overflow. -|x| is a choice, not an `abs`: the derivative at 0 is 1/2."""
+    folded = ops.where(ops.gt(x, zeros_like(x)), ops.neg(x), x)
+    return ops.add(ops.relu(x), ops.log1p(ops.exp(folded)))
 
 
 def softsign(input: Tensor) -> Tensor:
@@ -173,9 +176,16 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
 @widened
 def elu(input: Tensor, alpha: Operand = 1.0) -> Tensor:
     """x where it is positive, ``alpha * (exp(x) - 1)`` elsewhere."""
-    zero = zeros_like(input)
-    below = ops.expm1(ops.minimum(input, zero))
-    return where(ops.gt(input, zero), input, mul(below, alpha))
+    positive, low = _parted(input)
+    return where(positive, input, mul(ops.expm1(low), alpha))
+
+
+def _parted(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Where x is positive, and ``min(x, 0)``, whose gradient at 0 is 1: that of `elu` is the one from below, as in
+    PyTorch."""
+    zero = zeros_like(x)
+    positive = ops.gt(x, zero)
+    return positive, ops.where(positive, zero, x)
 
 
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
@@ -190,9 +200,8 @@ def selu(input: Tensor) -> Tensor:
 @_with_inplace
 def celu(input: Tensor, alpha: float = 1.0) -> Tensor:
     """x where it is positive, ``alpha * (exp(x / alpha) - 1)`` elsewhere."""
-    zero = zeros_like(input)
-    below = ops.expm1(ops.div(ops.minimum(input, zero), full_like(input, float(alpha))))
-    return where(ops.gt(input, zero), input, mul(below, alpha))
+    positive, low = _parted(input)
+    return where(positive, input, mul(ops.expm1(ops.div(low, full_like(input, float(alpha)))), alpha))
 
 
 @_with_inplace
