@@ -257,6 +257,50 @@ def test_activations_of_what_is_not_finite():
         np.testing.assert_allclose(function(x).numpy(), [math.nan, *known])
 
 
+# medians and quantiles: PyTorch's
+
+NAN, INF = math.nan, math.inf
+
+
+def eagerly_and_compiled(function, x):
+    with jg.config.scope(plain=True):
+        compiled = jg.compile(function)(x)
+    return function(x), compiled
+
+
+@pytest.mark.parametrize("line, median, place, nanmedian, nanplace", [
+    ([1, NAN, 2, NAN], NAN, 1, 1, 0), ([NAN, 3, 1, 2], NAN, 0, 2, 3), ([NAN, NAN], NAN, 0, NAN, 0), ([4, 3, 1, 2], 2, 3, 2, 3),
+    ([1, INF, INF], INF, 1, INF, 1), ([NAN], NAN, 0, NAN, 0)])
+def test_medians_of_lines_with_nan(line, median, place, nanmedian, nanplace):
+    x = jg.tensor([line, line], dtype=jg.float32)
+    for name, value, index in (("median", median, place), ("nanmedian", nanmedian, nanplace)):
+        for found in eagerly_and_compiled(lambda x, name=name: (getattr(x[0], name)(), *getattr(x, name)(1)), x):
+            np.testing.assert_array_equal(found[0].numpy(), np.float32(value))
+            np.testing.assert_array_equal(found[1].numpy(), np.float32([value, value]))
+            assert found[2].tolist() == [index, index]
+
+
+def test_gradient_of_a_median_is_shared_by_its_equals():
+    x = jg.tensor([2.0, 2.0, 1.0, 2.0], requires_grad=True)
+    for found in eagerly_and_compiled(lambda x: jg.autograd.grad(x.median(), x)[0], x):
+        np.testing.assert_allclose(found.numpy(), [1 / 3, 1 / 3, 0, 1 / 3], 1e-6)
+    x = jg.tensor([NAN, 1.0, 3.0, 1.0], requires_grad=True)
+    for found in eagerly_and_compiled(lambda x: jg.autograd.grad(x.nanmedian(), x)[0], x):
+        assert found.tolist() == [0, 0.5, 0, 0.5]
+
+
+@pytest.mark.parametrize("line, share, value, midpoint", [
+    ([-INF, 1, 2, 3], 0.3, -INF, -INF), ([-INF, 1, 2, 3], 0.1, NAN, -INF), ([-INF, 1, 2, 3], 0.7, 2.1, 2.5),
+    ([-INF, -INF, 1, 2], 0.5, -INF, -INF), ([1, 2, INF, INF], 0.5, NAN, NAN), ([1, 2, 3, INF], 0.7, INF, NAN),
+    ([1, 2, 3, INF], 0.9, NAN, NAN), ([1, 2, 3, INF], 0.3, 1.9, 1.5), ([1, 2, 4, 8], 1.0, 8, 8)])
+def test_quantiles_of_lines_with_infinities(line, share, value, midpoint):
+    x = jg.tensor([line, line], dtype=jg.float32)
+    for found in eagerly_and_compiled(lambda x: x.quantile(share, 1), x):
+        np.testing.assert_allclose(found.numpy(), [value, value], 1e-6)
+    np.testing.assert_allclose(x.quantile(share, 1, interpolation="midpoint").numpy(), [midpoint, midpoint])
+    np.testing.assert_allclose(x.nanquantile(share, 1).numpy(), [value, value], 1e-6)
+
+
 # losses and masks
 
 def test_ignored_targets_touch_nothing():

@@ -32,7 +32,7 @@ from jitgrad.functional.core import (
 from jitgrad.functional.elementwise import maximum, minimum
 from jitgrad.functional.logic import isclose
 from jitgrad.ir.op import Op
-from jitgrad.ops.builders import expand_dims, full, ones_like, zeros_like
+from jitgrad.ops.builders import broadcast, expand_dims, full, full_like, ones_like, zeros_like
 
 __all__ = [
     "all", "allclose", "amax", "amin", "aminmax", "any", "argmax", "argmin", "count_nonzero", "cumprod",
@@ -230,17 +230,46 @@ def _argument(name: str, op: Op, x: Tensor, dim: int | None, keepdim: bool) -> T
 
 
 def median(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
-    """The middle element (of an even number the lower one): of all elements, or ``(values, indices)`` along `dim`."""
+    """The middle element (of an even number the lower one): of all elements, or ``(values, indices)`` along `dim`. NaN, and
+    where the first one stands, if there is one. The gradient of the median of all goes evenly to all that equal it."""
+    return middle("median", input, dim, keepdim)
+
+
+def middle(name: str, input: Tensor, dim: int | None, keepdim: bool) -> Any:
+    """`median`, or by name `nanmedian`."""
     if dim is None:
-        flat = ops.reshape(input, shape=(size(input.shape),))
-        return _middle(_nonempty("median", flat, (0,)), 0, False).values
-    return _middle(input, one_dim("median", dim, len(input.shape)), keepdim)
+        x = ops.reshape(input, shape=(size(input.shape),))
+        return _shared(x, _middle(name, _nonempty(name, x, (0,)), 0, False).values)
+    return _middle(name, input, one_dim(name, dim, len(input.shape)), keepdim)
 
 
-def _middle(x: Tensor, axis: int, keepdim: bool) -> Extremes:
+def _middle(name: str, x: Tensor, axis: int, keepdim: bool) -> Extremes:
     if not x.shape:
         return Extremes(x, full((), 0, dtypes.int64))
-    return kthvalue(x, (x.shape[axis] + 1) // 2, axis, keepdim)
+    _nonempty(name, x, (axis,))
+    if x.dtype.category != "f":
+        return kthvalue(x, (x.shape[axis] + 1) // 2, axis, keepdim)
+    order = ops.sort(detached(x), axis=axis, descending=False, stable=True)[1]               # NaNs stand last
+    count = expand_dims(ops.sum(ops.cast(ops.logical_not(ops.isnan(x)), dtype=dtypes.int64), axes=(axis,)), (axis,))
+    if name == "nanmedian":
+        below = ops.maximum(ops.sub(count, ones_like(count)), zeros_like(count))
+        rank = ops.floor_divide(below, full_like(count, 2))
+    else:
+        extent = x.shape[axis]
+        rank = ops.where(ops.lt(count, full_like(count, extent)), count, full_like(count, (extent - 1) // 2))
+    place = ops.gather(order, rank, axis=axis)
+    shape = tuple([n for d, n in enumerate(x.shape) if d != axis])
+    return _picked(x, ops.reshape(place, shape=shape), axis, keepdim)
+
+
+def _shared(x: Tensor, value: Tensor) -> Tensor:
+    """`value`, an element of the vector `x`, with a gradient that goes evenly to all elements that equal it. (NaN: to one
+    of them; -inf: less than all of it.)"""
+    if x.dtype.category != "f":
+        return value
+    equals = ops.eq(x, broadcast(value, x.shape))
+    largest = ops.max(ops.where(equals, x, full_like(x, -math.inf)), axes=(0,))
+    return ops.where(ops.isnan(value), value, largest)
 
 
 def kthvalue(input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Extremes:

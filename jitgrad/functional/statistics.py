@@ -29,10 +29,10 @@ from jitgrad.functional.core import (
     unknown_choice,
     widened,
 )
-from jitgrad.functional.elementwise import clamp, div, lerp, logaddexp, mul, sub, where
+from jitgrad.functional.elementwise import clamp, div, logaddexp, mul, sub, where
 from jitgrad.functional.linalg import matmul
 from jitgrad.functional.logic import lt
-from jitgrad.functional.reduce import Extremes, detached, mean, sum
+from jitgrad.functional.reduce import Extremes, detached, mean, middle, sum
 from jitgrad.functional.shape import diagonal, ravel, section
 from jitgrad.functional.sorting import searchsorted, sort
 from jitgrad.ops.builders import broadcast, expand_dims, full, full_like, ones_like, zeros_like
@@ -164,7 +164,11 @@ def _between(ordered: Tensor, rank: Tensor, interpolation: str) -> Tensor:
     if interpolation in ("lower", "higher"):
         return _at(ordered, low if interpolation == "lower" else high)
     weight = ops.sub(rank, low) if interpolation == "linear" else full_like(rank, 0.5)
-    return lerp(_at(ordered, low), _at(ordered, high), weight)
+    first, last = _at(ordered, low), _at(ordered, high)
+    way, rest = ops.sub(last, first), ops.sub(ones_like(weight), weight)
+    # from the nearer one: where only the other is infinite, that is the result, as in PyTorch
+    return ops.where(ops.lt(weight, full_like(weight, 0.5)), ops.add(first, ops.mul(weight, way)),
+                     ops.sub(last, ops.mul(way, rest)))
 
 
 def _at(ordered: Tensor, rank: Tensor) -> Tensor:
@@ -180,18 +184,7 @@ def _kept_shape(shape: tuple[int, ...], axis: int | None, keepdim: bool) -> tupl
 def nanmedian(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
     """The middle one (of an even number the lower one) of what is not NaN: of all elements, or ``(values, indices)`` along
     `dim`. NaN where there is nothing else."""
-    flat = dim is None
-    x, axis = (ravel(input), 0) if dim is None else (input, one_dim("nanmedian", dim, len(input.shape)))
-    if not x.shape:
-        return Extremes(x, full((), 0, dtypes.int64))
-    require_shape("nanmedian", x.shape[axis] > 0, f"there is no median of nothing: {describe(input)}")
-    order = ops.sort(detached(x), axis=axis, descending=False, stable=True)[1]
-    numbers = cast(ops.logical_not(ops.isnan(x)), dtypes.int64) if x.dtype.category == "f" else \
-        full(tuple(x.shape), 1, dtypes.int64)
-    count = expand_dims(ops.sum(numbers, axes=(axis,)), (axis,))
-    middle = clamp(ops.floor_divide(ops.sub(count, ones_like(count)), full_like(count, 2)), 0, None)
-    found = _picked_at(x, ops.gather(order, middle, axis=axis), axis, keepdim and not flat)
-    return found.values if flat else found
+    return middle("nanmedian", input, dim, keepdim)
 
 
 def _picked_at(x: Tensor, kept: Tensor, axis: int, keepdim: bool) -> Extremes:
