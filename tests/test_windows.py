@@ -92,6 +92,20 @@ def test_a_convolution_of_volumes_is_a_sum_of_those_of_images():
     np.testing.assert_allclose(back.numpy(), x.grad.numpy(), rtol=1e-4, atol=1e-4)
 
 
+def test_output_padding_beyond_the_stride():
+    def run(x, w, b):
+        y = F.conv_transpose1d(x, w, b, dilation=2, output_padding=1)
+        padded = F.conv_transpose1d(x, w, b, padding=1, dilation=3, output_padding=2)
+        return y, padded, *jg.autograd.grad(y.sum() + padded.sum(), (x, w, b))
+
+    given = [x.requires_grad_() for x in (jg.ones(1, 1, 5), jg.ones(1, 1, 3), jg.full((1,), 10.0))]
+    for found in (run(*given), jg.compile(run)(*given)):
+        y, padded, *slopes = [x.tolist() for x in found]
+        assert y == [[[11, 11, 12, 12, 13, 12, 12, 11, 11, 10]]]
+        assert padded == [[[11, 11, 12, 12, 11, 12, 12, 11, 11, 11, 10]]]
+        assert slopes == [[[[5, 6, 6, 6, 6]]], [[[9, 10, 10]]], [21]]
+
+
 def test_fold_counts_how_often_unfold_takes_an_element():
     x = numbers(2, 3, 5, 6)
     count = F.fold(F.unfold(jg.ones(2, 3, 5, 6), (2, 3)), (5, 6), (2, 3))

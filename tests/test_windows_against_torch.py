@@ -24,6 +24,8 @@ F.conv3d(v[:, :, :1], k3, groups=2) | F.conv2d(w, k3, groups=2) | F.conv3d(v, k3
 F.conv3d(v, k3, groups=2, stride=0) | F.conv_transpose3d(v, t3) | F.conv_transpose3d(v, t3, None, 2, 1, 1)
 F.conv_transpose3d(v[1], t3, dilation=(1, 2, 2)) | F.conv_transpose3d(v, t3, b, (2, 1, 3), (1, 0, 1), (1, 0, 2), 2)
 F.conv_transpose1d(l, t1, b, 2, 1, 1, 2) | F.conv_transpose2d(w, t2, b, 2, 1, 1, 2)
+F.conv_transpose1d(l, t1, b, dilation=3, output_padding=2) | F.conv_transpose2d(w, t2, b, 1, 1, 2, 2, 3)
+F.conv_transpose2d(w, t2, b, (2, 1), (0, 1), (3, 2), 2, (4, 3)) | F.conv_transpose2d(w[0], t2, None, 2, 4, 4, 2, 5)
 F.conv_transpose1d(l, t1, output_padding=1) | F.conv_transpose1d(l, t1, padding=20) | F.conv_transpose3d(v, k3)
 F.unfold(w, (2, 3), 2, (1, 0), (2, 1)) | F.unfold(w[0], 3) | F.unfold(w, 9) | F.fold(col, (4, 5), (2, 3))
 F.fold(col[..., :6], (3, 5), (2, 3)) | F.fold(col, (6, 7), (2, 3), (2, 1), 1, (2, 2)) | F.fold(col, (5, 4), 2)

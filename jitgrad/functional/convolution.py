@@ -129,13 +129,20 @@ def _transposed(op: str, dims: int, x: Tensor, weight: Tensor, bias: Tensor | No
              zip(images.shape[2:], steps, border, spread, weight.shape[2:], extra)]
     require_shape(op, min(sizes) > 0, f"the padding {border} leaves nothing of the result of {describe(x)} with "
                                       f"{describe(weight)}: its sizes would be {sizes}")
+    # Beyond a stride less one, output_padding is taken from the padding behind, and then is zeros that nothing reaches.
+    beyond = [max(e - s + 1, 0) for e, s in zip(extra, steps)]
+    sides = tuple([(p, p - min(p, b)) for p, b in zip(border, beyond)])
+    unreached = [b - min(p, b) for p, b in zip(border, beyond)]
+    sizes = [n - u for n, u in zip(sizes, unreached)]
     if dims == 1:
         images, weight, sizes = expand_dims(images, (2,)), expand_dims(weight, (2,)), [1, *sizes]
-        steps, spread, border = (1, *steps), (1, *spread), (0, *border)
+        steps, spread, sides = (1, *steps), (1, *spread), ((0, 0), *sides)
     shape = images.shape[0], weight.shape[1] * groups, *sizes
     result = wide_on_cpu(
         ops.convolution_input_grad, images, weight, input_shape=shape, stride=steps,
-        padding=both_sides(border), dilation=spread, groups=groups)
+        padding=sides, dilation=spread, groups=groups)
+    if any(unreached):
+        result = pad(result, [n for u in reversed(unreached) for n in (0, u)])
     return restore(_without_height(_with_bias(result, bias), dims))
 
 
