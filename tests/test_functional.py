@@ -269,8 +269,8 @@ def eagerly_and_compiled(function, x):
 
 
 @pytest.mark.parametrize("line, median, place, nanmedian, nanplace", [
-    ([1, NAN, 2, NAN], NAN, 1, 1, 0), ([NAN, 3, 1, 2], NAN, 0, 2, 3), ([NAN, NAN], NAN, 0, NAN, 0), ([4, 3, 1, 2], 2, 3, 2, 3),
-    ([1, INF, INF], INF, 1, INF, 1), ([NAN], NAN, 0, NAN, 0)])
+    ([1, NAN, 2, NAN], NAN, 1, 1, 0), ([NAN, 3, 1, 2], NAN, 0, 2, 3), ([NAN, NAN], NAN, 0, NAN, 0),
+    ([4, 3, 1, 2], 2, 3, 2, 3), ([1, INF, INF], INF, 1, INF, 1), ([NAN], NAN, 0, NAN, 0)])
 def test_medians_of_lines_with_nan(line, median, place, nanmedian, nanplace):
     x = jg.tensor([line, line], dtype=jg.float32)
     for name, value, index in (("median", median, place), ("nanmedian", nanmedian, nanplace)):
@@ -334,6 +334,24 @@ def test_batch_norm_moves_running_statistics():
     a = x.numpy()
     np.testing.assert_allclose(mean.numpy(), 0.1 * a.mean((0, 2)), 1e-5)
     np.testing.assert_allclose(var.numpy(), 0.9 + 0.1 * a.var((0, 2), ddof=1), 1e-5)
+
+
+# sums with a product
+
+@pytest.mark.parametrize("code, shape", [
+    ("jg.addmm(z, a, a, beta=0)", (3,)), ("jg.addmv(z, a, a[0], beta=0)", (3,)),
+    ("jg.addr(z, a[0], a[1], beta=0.0)", (3, 3)), ("jg.baddbmm(z, a[None], a[None], beta=0)", (1, 3, 3)),
+    ("jg.addbmm(z, a[None], a[None], beta=0)", (3, 3))])
+def test_what_counts_zero_times_has_a_gradient_of_zeros(code, shape):
+    a, z = jg.tensor(ARRAYS["m"][:3, :3]), jg.full(shape, math.nan, dtype=jg.float64, requires_grad=True)
+
+    def step(z):
+        y = eval(code, {"jg": jg, "a": a, "z": z})
+        return y, jg.autograd.grad(y.sum(), z)[0]
+
+    for y, slope in eagerly_and_compiled(step, z):
+        np.testing.assert_allclose(y.detach().numpy(), eval(code, {"jg": jg, "a": a, "z": z.detach().nan_to_num()}).numpy())
+        np.testing.assert_array_equal(slope.numpy(), np.zeros(shape))
 
 
 # random numbers

@@ -17,6 +17,7 @@ from jitgrad.functional.core import (
     Operand,
     Tensor,
     broadcast_shape,
+    cast,
     describe,
     from_array,
     matched,
@@ -24,10 +25,10 @@ from jitgrad.functional.core import (
     require_shape,
     size,
 )
-from jitgrad.functional.elementwise import add, mul
+from jitgrad.functional.elementwise import add, mul, where
 from jitgrad.functional.reduce import norm, sum
 from jitgrad.functional.shape import diagonal, diagonal_distance, movedim, permute
-from jitgrad.ops.builders import broadcast, expand_dims, full_like, ones_like
+from jitgrad.ops.builders import broadcast, expand_dims, full, full_like, ones_like
 from jitgrad.ops.derived import derived
 
 __all__ = [
@@ -190,9 +191,16 @@ def _scaled_sum(x: Operand, product: Tensor, beta: Operand, alpha: Operand) -> T
         product = mul(product, alpha)
     if type(beta) is not int or beta != 1:
         if type(beta) in (int, float) and beta == 0:
-            return product
+            return _with_zero_gradient(product, x)
         x = mul(x, beta)
     return add(x, product)
+
+
+def _with_zero_gradient(product: Tensor, x: Operand) -> Tensor:
+    """`product`; the gradient of `x` is zeros rather than None. No value of `x` matters, not even NaN."""
+    if not getattr(x, "requires_grad", False):
+        return product
+    return where(full((), False, dtypes.bool_), cast(x, product.dtype), product)
 
 
 @casts(cpu="lower", cuda="lower")
