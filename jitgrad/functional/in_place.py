@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 from jitgrad import dtypes, ops
-from jitgrad.autograd import mode
 from jitgrad.errors import DTypeError, ShapeError, complain
 from jitgrad.functional import arithmetic, complex_numbers, elementwise, linalg, logic, scattering
 from jitgrad.functional.core import Tensor, broadcast_shape, describe
@@ -44,7 +43,7 @@ def in_place(function: Callable[..., Tensor], read_by: str = "") -> Callable[...
 
     @functools.wraps(function)
     def method(self: Tensor, *args: Any, **options: Any) -> Tensor:
-        asking = () if not read_by or not mode.enabled else args if read_by == "others" else (self, *args)
+        asking = {"": (), "others": args, "all": (self, *args)}[read_by]
         copies = any(getattr(x, "requires_grad", False) for x in asking)
         return store(self, function(clone(self) if copies else self, *args, **options))
 
