@@ -303,11 +303,11 @@ def has_effects(node: Node) -> bool:
 
 
 def place_temporaries(slots: Sequence[Slot]) -> int:
-    """Give every slot its offset, so that no two in use at one step overlap; the size of the arena in bytes. The largest
-    come first, each into the smallest gap that holds it between those that are in use with it; offsets and sizes are
-    multiples of `ALIGNMENT`."""
+    """Give every slot its offset, so that no two in use at one step overlap; the size of the arena in bytes. Those that
+    take the most bytes for the most steps come first, each into the smallest gap that holds it between those that are in
+    use with it; offsets and sizes are multiples of `ALIGNMENT`."""
     top, table = 0, np.zeros((4, len(slots)), np.int64)      # of the placed, from the lowest: offset, end, first, last step
-    for count, slot in enumerate(sorted(slots, key=lambda s: (-s.nbytes, s.first))):
+    for count, slot in enumerate(sorted(slots, key=lambda s: -s.nbytes * (s.last - s.first + 1))):
         size = _round_up(max(slot.nbytes, 1), ALIGNMENT)
         offsets, ends, first, last = table[:, :count]
         meanwhile = (first <= slot.last) & (last >= slot.first)
