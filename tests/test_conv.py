@@ -208,6 +208,12 @@ FIRST = {
 """Those of images of few channels."""
 
 
+def check_on_planes(op, inputs, attrs):
+    assert any("planes" in kernel for kernel in kernels(op, inputs, attrs))
+    results = [check(op, inputs, attrs, pieces=n) for n in (1, 3)]
+    assert np.array_equal(*results)
+
+
 @pytest.mark.parametrize("name", FIRST)
 @pytest.mark.parametrize("dtype", (np.float32, np.float64))
 @pytest.mark.parametrize("part", [1 << 16, 1 << 10])
@@ -218,9 +224,7 @@ def test_few_channels(name, dtype, part, monkeypatch):
     x, w, g = operands(shape_x, shape_w, attrs, dtype)
     weights = {"weight_shape": shape_w}
     for op, inputs, more in ((ops.convolution, (x, w), {}), (ops.convolution_weight_grad, (x, g), weights)):
-        assert any("planes" in kernel for kernel in kernels(op, inputs, {**more, **attrs}))
-        results = [check(op, inputs, {**more, **attrs}, pieces=n) for n in (1, 3)]
-        assert np.array_equal(*results)
+        check_on_planes(op, inputs, {**more, **attrs})
 
 
 LAST = {
@@ -246,9 +250,7 @@ def test_few_results(name, dtype, part, monkeypatch):
     if attrs["padding"] == SAME:
         calls.append((ops.convolution_input_grad, (x, np.ascontiguousarray(w.swapaxes(0, 1))), {"input_shape": g.shape}))
     for op, inputs, more in calls:
-        assert any("planes" in kernel for kernel in kernels(op, inputs, {**more, **attrs}))
-        results = [check(op, inputs, {**more, **attrs}, pieces=n) for n in (1, 3)]
-        assert np.array_equal(*results)
+        check_on_planes(op, inputs, {**more, **attrs})
 
 
 def test_many_channels_are_summed_up_as_exactly_as_by_numpy():
