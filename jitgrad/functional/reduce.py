@@ -257,9 +257,16 @@ def _middle(name: str, x: Tensor, axis: int, keepdim: bool) -> Extremes:
     else:
         extent = x.shape[axis]
         rank = ops.where(ops.lt(count, full_like(count, extent)), count, full_like(count, (extent - 1) // 2))
-    place = ops.gather(order, rank, axis=axis)
-    shape = tuple([n for d, n in enumerate(x.shape) if d != axis])
-    return _picked(x, ops.reshape(place, shape=shape), axis, keepdim)
+    return picked_at(x, ops.gather(order, rank, axis=axis), axis, keepdim)
+
+
+def picked_at(x: Tensor, kept: Tensor, axis: int, keepdim: bool) -> Extremes:
+    """The elements of `x` at `kept`, which has size 1 along `axis`."""
+    values = ops.gather(x, kept, axis=axis)
+    if keepdim:
+        return Extremes(values, kept)
+    shape = tuple(x.shape[:axis]) + tuple(x.shape[axis + 1:])
+    return Extremes(ops.reshape(values, shape=shape), ops.reshape(kept, shape=shape))
 
 
 def _shared(x: Tensor, value: Tensor) -> Tensor:

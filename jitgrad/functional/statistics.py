@@ -32,7 +32,7 @@ from jitgrad.functional.core import (
 from jitgrad.functional.elementwise import clamp, div, logaddexp, mul, sub, where
 from jitgrad.functional.linalg import matmul
 from jitgrad.functional.logic import lt
-from jitgrad.functional.reduce import Extremes, detached, mean, middle, sum
+from jitgrad.functional.reduce import Extremes, detached, mean, middle, picked_at, sum
 from jitgrad.functional.shape import diagonal, ravel, section
 from jitgrad.functional.sorting import searchsorted, sort
 from jitgrad.ops.builders import broadcast, expand_dims, full, full_like, ones_like, zeros_like
@@ -187,15 +187,6 @@ def nanmedian(input: Tensor, dim: int | None = None, keepdim: bool = False) -> A
     return middle("nanmedian", input, dim, keepdim)
 
 
-def _picked_at(x: Tensor, kept: Tensor, axis: int, keepdim: bool) -> Extremes:
-    """The elements of `x` at `kept`, which has size 1 along `axis`."""
-    values = ops.gather(x, kept, axis=axis)
-    if keepdim:
-        return Extremes(values, kept)
-    shape = tuple(x.shape[:axis]) + tuple(x.shape[axis + 1:])
-    return Extremes(ops.reshape(values, shape=shape), ops.reshape(kept, shape=shape))
-
-
 def mode(input: Tensor, dim: int = -1, keepdim: bool = False) -> Extremes:
     """``(values, indices)`` of the commonest element along `dim`: of equally common ones the smallest, where it stands
     last."""
@@ -210,7 +201,7 @@ def mode(input: Tensor, dim: int = -1, keepdim: bool = False) -> Extremes:
                         ops.ne(section(ordered, axis, 1, extent), section(ordered, axis, 0, extent - 1)), axis=axis)
     first = running(ops.where(begins, place, zeros_like(place)), axis, ops.maximum)
     longest = expand_dims(ops.argmax(ops.sub(place, first), axis=axis), (axis,))
-    return _picked_at(input, ops.gather(order, longest, axis=axis), axis, keepdim)
+    return picked_at(input, ops.gather(order, longest, axis=axis), axis, keepdim)
 
 
 # of two variables
